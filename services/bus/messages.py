@@ -1,0 +1,251 @@
+"""Every message on the bus, and the topic that it travels on (design sections 2 and 9).
+
+One message is one msgpack map with a ``type``; ``decode`` validates it. Planes: ``down/*`` and ``up/*`` cross the link,
+``edge/*`` stays on the device, ``server/*`` on the server, ``state/*`` is retained, ``event/*`` is for watching.
+
+One iteration, in the order of its messages::
+
+    trainer   down/forward       Forward      run these samples
+    agent     edge/inputs        Inputs       the images (uint8) and labels
+    codec     up/inputs          EncodedInputs
+    codec     server/inputs      Inputs
+    agent     edge/replicas      Replicas     layer outputs as they are computed, some layers a message
+    voter     edge/voted         Voted        the actual outputs and the vote
+    codec     up/layers          EncodedLayers
+    codec     server/activations Activations  the rebuilt actual outputs
+    trainer   server/model       Deploy       the updated int8 network
+    codec     down/model         EncodedModel delta against what the device acknowledged
+    codec     edge/model         Deploy
+    agent     up/ack             Ack          it runs that version now
+
+In inference mode the agent answers a Forward with ``up/outputs`` Outputs and the rest stays silent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+VERSION = 1
+ROOT = f"r2f/v{VERSION}"
+
+Mode = Literal["training", "inference"]
+Codec = Literal["direct", "golden", "chained"]
+Vote = Literal["bitwise", "median"]
+Stage = Literal[
+    "forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink"
+]
+
+
+class Tensor(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An array in a message: its bytes inline (``data``), or where they lie in shared memory (``ref``)."""
+
+    dtype: Literal["int8", "uint8", "int32", "int64", "float32"]
+    shape: tuple[int, ...]
+    data: bytes | None = None
+    ref: Ref | None = None
+
+
+class Ref(msgspec.Struct, array_like=True):
+    """A slot of a sender's arena (see ``services.bus.arena``)."""
+
+    arena: str
+    slot: int
+    generation: int
+    offset: int
+    nbytes: int
+
+
+class Message(msgspec.Struct, kw_only=True, tag_field="type", tag=str.lower, omit_defaults=True):
+    """What every message carries. ``session`` is one run; services drop what is of another."""
+
+    session: str
+    v: int = VERSION
+
+
+class FaultRates(msgspec.Struct, kw_only=True, frozen=True):
+    """Bit error rates at the four sites (design section 5)."""
+
+    input: float = 0.0
+    weight: float = 0.0
+    accumulator: float = 0.0
+    output: float = 0.0
+
+
+class SetMode(Message):
+    """``down/mode``, retained: how the device is to run from now on."""
+
+    seq: int
+    mode: Mode
+    codec: Codec = "chained"
+    vote: Vote = "median"
+    replicas: int = 3
+    rates: FaultRates = FaultRates()
+    seed: int = 0
+    protected: tuple[int, ...] = ()
+    """Layers that run three times and whose vote goes on (section V.B of the paper)."""
+
+
+class Forward(Message):
+    """``down/forward``: run these samples. A repeat (``attempt`` > 0) must give the same bytes."""
+
+    iteration: int
+    attempt: int
+    mode: Mode
+    version: int
+    """Of the network that must be loaded; the agent answers with a failed Ack otherwise."""
+    split: Literal["train", "test"]
+    samples: tuple[int, ...]
+    seed: int | None = None
+    """Fault seed of this run in place of the mode's, for evaluation over many seeds."""
+
+
+class Inputs(Message):
+    """``edge/inputs`` and ``server/inputs``: uint8 images (N, H, W, C) and their labels (N,)."""
+
+    iteration: int
+    attempt: int
+    images: Tensor
+    labels: Tensor | None
+
+
+class EncodedInputs(Message):
+    """``up/inputs``: content hashes of the samples, and those that the server has not seen."""
+
+    iteration: int
+    attempt: int
+    hashes: tuple[bytes, ...]
+    labels: Tensor | None
+    shape: tuple[int, int, int]
+    fresh: bytes
+    fresh_of: tuple[int, ...]
+    """Positions in ``hashes`` of the images in ``fresh``."""
+
+
+class LayerReplicas(msgspec.Struct, kw_only=True):
+    """Outputs of one layer's executions on one input; the first is the actual one, which fed the next layer."""
+
+    index: int
+    replicas: tuple[Tensor, ...]
+
+
+class Replicas(Message):
+    """``edge/replicas``"""
+
+    iteration: int
+    attempt: int
+    segment: int
+    layers: tuple[LayerReplicas, ...]
+
+
+class LayerVoted(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """``vote`` is None where the layer goes direct."""
+
+    index: int
+    actual: Tensor
+    vote: Tensor | None = None
+
+
+class Voted(Message):
+    """``edge/voted``"""
+
+    iteration: int
+    attempt: int
+    segment: int
+    layers: tuple[LayerVoted, ...]
+
+
+class EncodedLayer(msgspec.Struct, array_like=True):
+    """One layer on the link; array-like because there are many and the link is thin."""
+
+    index: int
+    digest: int
+    """xxh3-64 of the actual outputs, NHWC bytes."""
+    body: bytes
+    """Self-describing: its first byte names the coding (see ``services.codec.layers``)."""
+
+
+class EncodedLayers(Message):
+    """``up/layers``"""
+
+    iteration: int
+    attempt: int
+    segment: int
+    batch: int
+    layers: tuple[EncodedLayer, ...]
+
+
+class LayerActivation(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """``faithful``: the rebuilt tensor has the digest that the device computed."""
+
+    index: int
+    actual: Tensor
+    faithful: bool = True
+
+
+class Activations(Message):
+    """``server/activations``"""
+
+    iteration: int
+    attempt: int
+    segment: int
+    layers: tuple[LayerActivation, ...]
+
+
+class Deploy(Message):
+    """``server/model`` and ``edge/model``: a whole network, as ``accelsim.storage`` writes it."""
+
+    version: int
+    network: Tensor
+
+
+class EncodedModel(Message):
+    """``down/model``: ``body`` rebuilds ``version`` from ``base``; base 0 is a whole network."""
+
+    version: int
+    base: int
+    digest: int
+    body: bytes
+
+
+class Ack(Message):
+    """``up/ack``: what a command came to. ``version`` is the network now loaded, 0 for none."""
+
+    of: Literal["mode", "model", "forward"]
+    seq: int
+    ok: bool
+    version: int = 0
+    error: str = ""
+
+
+class Outputs(Message):
+    """``up/outputs``: int8 outputs (N, 1, 1, C) of an inference run, straight from the agent."""
+
+    iteration: int
+    attempt: int
+    outputs: Tensor
+    labels: Tensor | None
+
+
+class State(Message):
+    """``state/{service}``, retained: birth, and by the last will, death."""
+
+    service: str
+    online: bool
+    boot: str = ""
+    """Changes at every start, so that a restart is seen even if the death was not."""
+    version: int = 0
+    samples: dict[str, int] = {}
+    """Of the agent: how many samples each split has."""
+
+
+class Timing(Message):
+    """``event/{stage}``: one stage of one iteration. ``device_s`` is modelled accelerator time, ``host_s`` measured."""
+
+    stage: Stage
+    iteration: int
+    host_s: float
+    device_s: float = 0.0
+    bytes: int = 0
+    segment: int = -1
