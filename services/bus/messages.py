@@ -123,19 +123,27 @@ class EncodedInputs(Message):
     """Positions in ``hashes`` of the images in ``fresh``."""
 
 
-class LayerReplicas(msgspec.Struct, kw_only=True):
-    """Outputs of one layer's executions on one input; the first is the actual one, which fed the next layer."""
+class LayerReplicas(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Outputs of one layer's executions on one input.
+
+    The first replica is the actual output, which fed the next layer, unless ``actual`` names another one (the golden
+    codec: the replicas are of the TMR run beside it) or the layer is ``protected``: then the vote itself goes on.
+    """
 
     index: int
     replicas: tuple[Tensor, ...]
+    actual: Tensor | None = None
+    protected: bool = False
 
 
 class Replicas(Message):
-    """``edge/replicas``"""
+    """``edge/replicas``. The voter answers each with one Voted; one in inference mode is a protected layer's."""
 
     iteration: int
     attempt: int
     segment: int
+    mode: Mode
+    vote: Vote
     layers: tuple[LayerReplicas, ...]
 
 
@@ -148,11 +156,12 @@ class LayerVoted(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Voted(Message):
-    """``edge/voted``"""
+    """``edge/voted``: to the codec, and to the agent where a vote feeds the next layer."""
 
     iteration: int
     attempt: int
     segment: int
+    mode: Mode
     layers: tuple[LayerVoted, ...]
 
 
@@ -249,3 +258,13 @@ class Timing(Message):
     device_s: float = 0.0
     bytes: int = 0
     segment: int = -1
+
+
+class Progress(Message):
+    """``event/progress``: how far the trainer is. In ``train`` ``value`` is the loss, in an evaluation top-1 in per cent."""
+
+    phase: Literal["before", "train", "after", "done"]
+    step: int
+    steps: int
+    value: float
+    grad_norm: float = 0.0
