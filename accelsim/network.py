@@ -128,7 +128,34 @@ class Flatten(_Node):
     """(N, H, W, C) to (N, 1, 1, C*H*W) in torch's order, C slowest."""
 
 
-Layer = Conv | Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Mul(_Node):
+    """``clamp(rint(f32(a * b) * multiplier), low, high)``, the product in int32: the gate of a squeeze-and-excite block.
+
+    Two operands; ``b`` has ``a``'s shape or is ``(N, 1, 1, C)`` and then counts for every pixel.
+    """
+
+    multiplier: float
+    """``f32(f64(scale of a) * f64(scale of b) / f64(scale))``"""
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Slice(_Node):
+    """A strided window, zero where it reaches past its operand; the scale is the operand's.
+
+    ``y[:, h, w, c] = x[:, offset[0] + h * step[0], offset[1] + w * step[1], offset[2] + c]``. This is the option-A
+    shortcut of the CIFAR ResNets (every second pixel, zeros for the new channels), a crop, and padding that the layer
+    behind cannot do itself.
+    """
+
+    offset: tuple[int, int, int]
+    """(H, W, C) of the first output in the operand; negative where zeros come first."""
+    step: tuple[int, int] = (1, 1)
+
+
+Layer = Conv | Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
