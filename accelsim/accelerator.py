@@ -1,0 +1,96 @@
+"""What the pipeline asks of a device's accelerator, and the simulated one (design sections 5 and 10)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from accelsim.engine import Engine
+from accelsim.faults import FaultModel, Flips, Key, Rates, SoftErrors, draw
+from accelsim.network import INPUT, Conv, Int8, Network
+
+
+class Accelerator(Protocol):
+    """Runs MAC layers, with errors of its own. Swap in real hardware by giving it these methods.
+
+    Activations are C-contiguous int8 (N, H, W, C). A repeat of a call gives the same values if the device can.
+    """
+
+    def load(self, network: Network) -> None:
+        """Make ``network`` the one that runs."""
+        ...
+
+    def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
+        """Output of one execution of MAC layer ``index`` on x."""
+        ...
+
+    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3) -> list[Int8]:
+        """Outputs of ``count`` executions of MAC layer ``index`` on x; the first is ``run_layer``'s with replica 0."""
+        ...
+
+    def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
+        """Outputs of all layers for the quantised input x, replica 0; layers that are not MAC layers are exact."""
+        ...
+
+
+class Simulated:
+    """An accelerator with soft errors (design section 5), keyed by (seed, device, iteration, layer, replica, site).
+
+    ``rates`` and ``seed`` may be set between runs. ``path`` is the engine's.
+    """
+
+    def __init__(
+        self,
+        rates: Rates | None = None,
+        seed: int = 0,
+        device: str = "device",
+        path: str = "auto",
+        fault_model: FaultModel | None = None,
+    ) -> None:
+        self.rates = Rates() if rates is None else rates
+        self.seed = seed
+        self.device = device
+        self.path = path
+        self.fault_model: FaultModel = SoftErrors() if fault_model is None else fault_model
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the loaded network; raises RuntimeError if none is loaded."""
+        if self._engine is None:
+            raise RuntimeError("accelerator: no network is loaded; call load(network) first")
+        return self._engine
+
+    def load(self, network: Network) -> None:
+        """See Accelerator."""
+        self._engine = Engine(network, self.path)
+
+    def flips(self, index: int, shape: tuple[int, ...], *, iteration: int, replica: int) -> Flips:
+        """The soft errors of one execution of MAC layer ``index`` on an input of ``shape`` (N, H, W, C)."""
+        layer = self.engine.conv(index)
+        n, (h, w, c) = shape[0], layer.shape
+        key = Key(self.seed, self.device, iteration, index, replica)
+        inputs = n * shape[1] * shape[2] * shape[3]
+        return draw(
+            self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=n * h * w * c, model=self.fault_model
+        )
+
+    def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
+        """See Accelerator."""
+        flips = self.flips(index, x.shape, iteration=iteration, replica=replica)
+        return self.engine.replicas(index, x, [flips])[0]
+
+    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3) -> list[Int8]:
+        """See Accelerator."""
+        flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in range(count)]
+        return self.engine.replicas(index, x, flips)
+
+    def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
+        """See Accelerator."""
+        outputs: list[Int8] = []
+        for index, layer in enumerate(self.engine.network.layers):
+            operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
+            if isinstance(layer, Conv):
+                outputs.append(self.run_layer(index, operands[0], iteration=iteration))
+            else:
+                outputs.append(self.engine.golden(index, operands))
+        return outputs
