@@ -1,0 +1,134 @@
+"""A model update on the link: what changed against the version that the device acknowledged (design section 7).
+
+Between two steps of training most int8 weights stay and the others move by one, so their increments compress well.
+Biases and scales go as increments of their 32-bit patterns. Everything else of the graph must be equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from accelsim import storage
+from accelsim.network import Conv, Layer, Network
+from services.codec.layers import CodecError
+
+WHOLE: Final = 0
+DELTA: Final = 1
+
+_TRAINED: Final = ("weight", "bias", "weight_scale", "multiplier")
+_LEVEL: Final = 9
+_WHOLE_LIMIT: Final = 1 << 30
+"""Bytes of a whole network, far above any that fits a device."""
+
+
+def encode(base: Network | None, new: Network) -> bytes:
+    """The bytes that turn ``base`` into ``new``, or the whole of ``new`` where base is None.
+
+    Raises ValueError naming the layer where the two differ in more than weights, biases and scales; send that whole.
+    """
+    if base is None:
+        return bytes((WHOLE,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(storage.to_bytes(new))
+    _require_same_graph(base, new)
+    weights = [b.weight.ravel() - a.weight.ravel() for (_, a), (_, b) in zip(base.convs(), new.convs(), strict=True)]
+    words = [
+        getattr(b, name).view(np.uint32) - getattr(a, name).view(np.uint32)
+        for (_, a), (_, b) in zip(base.convs(), new.convs(), strict=True)
+        for name in _TRAINED[1:]
+    ]
+    # The four bytes of each word apart: the high ones are nearly always zero.
+    planes = np.ascontiguousarray(np.concatenate(words).astype("<u4").view(np.uint8).reshape(-1, 4).T)
+    data = np.concatenate(weights).tobytes() + planes.tobytes()
+    return bytes((DELTA,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+
+
+def decode(base: Network | None, body: bytes) -> Network:
+    """The network that ``encode`` was given as ``new``. Memory is bounded by ``base``, or by 1 GiB for a whole network.
+
+    Raises CodecError on anything that no encoder writes, or on a delta where there is no base.
+    """
+    if not body:
+        raise CodecError("model body: empty")
+    payload = memoryview(body)[1:]
+    if body[0] == WHOLE:
+        declared = _declared(payload)
+        if declared > _WHOLE_LIMIT:
+            raise CodecError(f"model body: declares {declared} bytes, at most {_WHOLE_LIMIT} are taken")
+        try:
+            return storage.from_bytes(_unzstd(payload, declared))
+        except ValueError as error:
+            raise CodecError(f"model body: {error}") from error
+    if body[0] != DELTA:
+        raise CodecError(f"model body: unknown coding {body[0]}")
+    if base is None:
+        raise CodecError("model body: is a delta, and no version is acknowledged; ask for the whole model")
+    convs = list(base.convs())
+    n_weights = sum(layer.weight.size for _, layer in convs)
+    n_words = sum(getattr(layer, name).size for _, layer in convs for name in _TRAINED[1:])
+    data = np.frombuffer(_unzstd(payload, n_weights + 4 * n_words), np.uint8)
+    words = np.ascontiguousarray(data[n_weights:].reshape(4, n_words).T).view("<u4")[:, 0]
+    layers: list[Layer] = list(base.layers)
+    weight_at = word_at = 0
+
+    def advance(old: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        nonlocal word_at
+        word_at += old.size
+        moved: npt.NDArray[Any] = (old.view(np.uint32) + words[word_at - old.size : word_at]).view(old.dtype)
+        return moved
+
+    for index, layer in convs:
+        weight_at += layer.weight.size
+        step = data[weight_at - layer.weight.size : weight_at].view(np.int8).reshape(layer.weight.shape)
+        new = dataclasses.replace(
+            layer,
+            weight=layer.weight + step,
+            bias=advance(layer.bias),
+            weight_scale=advance(layer.weight_scale),
+            multiplier=advance(layer.multiplier),
+        )
+        for scale in (new.weight_scale, new.multiplier):
+            if not (np.isfinite(scale).all() and (scale >= 0).all()):
+                raise CodecError(f"model body: layer {layer.name!r}: a scale is negative or not a finite number")
+        layers[index] = new
+    return dataclasses.replace(base, layers=tuple(layers))
+
+
+def _require_same_graph(base: Network, new: Network) -> None:
+    if (base.input_shape, base.input_scale, len(base.layers)) != (new.input_shape, new.input_scale, len(new.layers)):
+        raise ValueError(f"model {new.name!r} is no later version of {base.name!r}: inputs or number of layers differ")
+    if not np.array_equal(base.input_table, new.input_table):
+        raise ValueError(f"model {new.name!r}: the input table changed; send the model whole")
+    for a, b in zip(base.layers, new.layers, strict=True):
+        if type(a) is not type(b) or not all(_same(a, b, field.name) for field in dataclasses.fields(a)):
+            raise ValueError(f"model {new.name!r}: layer {b.name!r} changed in more than weights; send the model whole")
+
+
+def _same(a: Layer, b: Layer, name: str) -> bool:
+    x, y = getattr(a, name), getattr(b, name)
+    if isinstance(a, Conv) and name in _TRAINED:
+        return bool(x.shape == y.shape and x.dtype == y.dtype)
+    return np.array_equal(x, y) if isinstance(x, np.ndarray) else bool(x == y)
+
+
+def _declared(payload: memoryview) -> int:
+    try:
+        return math.ceil(zstandard.get_frame_parameters(payload).content_size)
+    except zstandard.ZstdError as error:
+        raise CodecError(f"model body: {error}") from error
+
+
+def _unzstd(payload: memoryview, size: int) -> bytes:
+    if _declared(payload) != size:
+        raise CodecError(f"model body: declares {_declared(payload)} bytes, expected {size}")
+    try:
+        data = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CodecError(f"model body: {error}") from error
+    if len(data) != size:
+        raise CodecError(f"model body: {len(data)} bytes, expected {size}")
+    return data

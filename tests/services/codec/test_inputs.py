@@ -1,0 +1,99 @@
+"""Images there and back, and what hostile bytes come to."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from services.codec import inputs
+from services.codec.layers import CodecError
+
+
+def photo(count: int, height: int, width: int, channels: int) -> np.ndarray:
+    """Smooth with a little noise, as photos are."""
+    y, x, c = np.mgrid[0:height, 0:width, 0:channels]
+    smooth = 128 + 90 * np.sin(x / 9 + c) * np.cos(y / 7)
+    noise = np.random.default_rng(0).normal(0, 3, (count, height, width, channels))
+    return np.clip(smooth + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 64, 48, 3), (2, 32, 32, 3), (5, 8, 8, 1), (2, 40, 40, 1), (2, 9, 5, 4), (0, 8, 8, 3)]
+)
+def test_lossless_round_trip(shape: tuple[int, int, int, int]) -> None:
+    images = photo(*shape)
+    body = inputs.encode(images)
+    assert np.array_equal(inputs.decode(body, len(images), shape[1:]), images)
+
+
+def test_lossless_is_smaller_than_raw() -> None:
+    images = photo(4, 96, 96, 3)
+    assert len(inputs.encode(images)) < 0.7 * images.nbytes
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossy_gives_the_pixels_that_the_other_side_will_see(channels: int, kind: str) -> None:
+    images = photo(3, 64, 64, channels)
+    body, seen = inputs.lossy(images, 90, kind)  # type: ignore[arg-type]
+    assert np.array_equal(inputs.decode(body, 3, images.shape[1:]), seen)
+    assert len(body) < len(inputs.encode(images))
+    assert np.abs(seen.astype(int) - images).mean() < 6
+
+
+def test_sample_hash_names_content() -> None:
+    images = photo(2, 8, 8, 3)
+    assert inputs.sample_hash(images[0]) == inputs.sample_hash(np.asfortranarray(images[0]))
+    assert inputs.sample_hash(images[0]) != inputs.sample_hash(images[1])
+    assert len(inputs.sample_hash(images[0])) == 16
+
+
+def test_bomb_is_refused_by_its_header() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8000, 8000)).save(buffer, "WEBP", lossless=True, method=0)
+    body = bytes([1]) + len(buffer.getvalue()).to_bytes(4, "little") + buffer.getvalue()
+    with pytest.raises(CodecError, match="8000x8000"):
+        inputs.decode(body, 1, (64, 64, 3))
+
+
+def test_wrong_count_or_shape_is_refused() -> None:
+    images = photo(3, 40, 40, 3)
+    body = inputs.encode(images)
+    for count, shape in [(2, (40, 40, 3)), (4, (40, 40, 3)), (3, (40, 41, 3)), (0, (40, 40, 3))]:
+        with pytest.raises(CodecError):
+            inputs.decode(body, count, shape)
+    with pytest.raises(CodecError):
+        inputs.decode(b"", 1, (40, 40, 3))
+
+
+BODIES = [
+    (inputs.encode(photo(2, 40, 40, 3)), (40, 40, 3)),
+    (inputs.encode(photo(2, 8, 8, 1)), (8, 8, 1)),
+    (inputs.lossy(photo(2, 24, 24, 3), 80)[0], (24, 24, 3)),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_hostile_bytes_decode_or_are_refused(data: st.DataObject) -> None:
+    whole, shape = data.draw(st.sampled_from(BODIES))
+    body = bytearray(whole)
+    for _ in range(data.draw(st.integers(0, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        images = inputs.decode(bytes(body[: data.draw(st.integers(0, len(body)))]), 2, shape)
+    except CodecError:
+        return
+    assert images.shape == (2, *shape)
+
+
+def test_refuses_what_is_not_images() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        inputs.encode(np.zeros((1, 4, 4, 3), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="quality"):
+        inputs.lossy(photo(1, 8, 8, 3), 0)
