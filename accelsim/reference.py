@@ -24,7 +24,9 @@ from accelsim.network import (
     Layer,
     MaxPool,
     MeanPool,
+    Mul,
     Network,
+    Slice,
     Table,
 )
 
@@ -53,6 +55,11 @@ def layer(layer: Layer, operands: Sequence[Int8]) -> Int8:
         return layer.table[x.astype(np.int64) + 128]
     if isinstance(layer, Channels):
         return np.ascontiguousarray(x[..., layer.order])
+    if isinstance(layer, Mul):
+        product = x.astype(np.int64) * operands[1].astype(np.int64)
+        return _int8(_scaled(product, layer.multiplier), layer.low, layer.high)
+    if isinstance(layer, Slice):
+        return _slice(layer, x)
     assert isinstance(layer, Flatten)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2).reshape(len(x), 1, 1, -1))
 
@@ -110,7 +117,18 @@ def replica(layer: Conv, x: Int8, flips: Flips) -> Int8:
     return flip(requantise(layer, acc), flips.output)
 
 
-def _scaled(x: Int8, multiplier: float) -> Int64:
+def _slice(layer: Slice, x: Int8) -> Int8:
+    h, w, c = layer.shape
+    y = np.zeros((len(x), h, w, c), np.int8)
+    at = [layer.offset[0] + layer.step[0] * np.arange(h), layer.offset[1] + layer.step[1] * np.arange(w)]
+    at.append(layer.offset[2] + np.arange(c))
+    # Places outside the operand stay zero.
+    to = [np.flatnonzero((a >= 0) & (a < size)) for a, size in zip(at, x.shape[1:], strict=True)]
+    y[np.ix_(np.arange(len(x)), *to)] = x[np.ix_(np.arange(len(x)), *(a[t] for a, t in zip(at, to, strict=True)))]
+    return y
+
+
+def _scaled(x: npt.NDArray[np.int8] | Int64, multiplier: float) -> Int64:
     scaled: Int64 = np.rint(x.astype(np.float32) * np.float32(multiplier)).astype(np.int64)
     return scaled
 
