@@ -175,7 +175,7 @@ def _digest(header: Header, tensors: dict[str, npt.NDArray[Any]]) -> str:
     digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(header, sha256="")))
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        digest.update(memoryview(np.ascontiguousarray(tensors[name])))
+        digest.update(tensors[name].tobytes())
     return digest.hexdigest()
 
 
