@@ -7,6 +7,7 @@ from typing import Protocol
 from accelsim.engine import Engine
 from accelsim.faults import FaultModel, Flips, Key, Rates, SoftErrors, draw
 from accelsim.network import INPUT, Conv, Int8, Network
+from accelsim.permanent import FaultMap, faulty_network, replicas
 
 
 class Accelerator(Protocol):
@@ -35,7 +36,8 @@ class Accelerator(Protocol):
 class Simulated:
     """An accelerator with soft errors (design section 5), keyed by (seed, device, iteration, layer, replica, site).
 
-    ``rates`` and ``seed`` may be set between runs. ``path`` is the engine's.
+    ``rates`` and ``seed`` may be set between runs. ``path`` is the engine's. ``permanent`` are worn-out elements of its
+    array (``accelsim.permanent``): every execution has these faults, the soft errors come on top.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Simulated:
         device: str = "device",
         path: str = "auto",
         fault_model: FaultModel | None = None,
+        permanent: FaultMap | None = None,
     ) -> None:
         self.rates = Rates() if rates is None else rates
         self.seed = seed
         self.device = device
         self.path = path
         self.fault_model: FaultModel = SoftErrors() if fault_model is None else fault_model
+        self.permanent = permanent
         self._engine: Engine | None = None
 
     @property
@@ -62,6 +66,8 @@ class Simulated:
 
     def load(self, network: Network) -> None:
         """See Accelerator."""
+        if self.permanent is not None:
+            network = faulty_network(network, self.permanent)
         self._engine = Engine(network, self.path)
 
     def flips(self, index: int, shape: tuple[int, ...], *, iteration: int, replica: int) -> Flips:
@@ -77,12 +83,17 @@ class Simulated:
     def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
         """See Accelerator."""
         flips = self.flips(index, x.shape, iteration=iteration, replica=replica)
-        return self.engine.replicas(index, x, [flips])[0]
+        return self._execute(index, x, [flips])[0]
 
     def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3) -> list[Int8]:
         """See Accelerator."""
         flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in range(count)]
-        return self.engine.replicas(index, x, flips)
+        return self._execute(index, x, flips)
+
+    def _execute(self, index: int, x: Int8, flips: list[Flips]) -> list[Int8]:
+        if self.permanent is None:
+            return self.engine.replicas(index, x, flips)
+        return replicas(self.engine, self.permanent, index, x, flips)
 
     def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
         """See Accelerator."""

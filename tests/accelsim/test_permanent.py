@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelsim import permanent, reference
+from accelsim.accelerator import Simulated
 from accelsim.engine import Engine
-from accelsim.faults import Flips
+from accelsim.faults import Flips, Rates
 from accelsim.network import INPUT, Conv, Int8, Int32, Network
 from accelsim.permanent import Fault, fault_map
 from accelsim.timing import Array
@@ -83,7 +84,7 @@ def arrays_and_faults(draw: st.DrawFn) -> tuple[Array, list[Fault]]:
         kind = draw(st.sampled_from(["weight", "accumulator", "accumulator", "bypass"]))
         row, column = draw(st.integers(0, array.rows - 1)), draw(st.integers(0, array.columns - 1))
         width = {"weight": 8, "accumulator": 32, "bypass": 1}[kind]
-        bit = draw(st.integers(0, width - 1))
+        bit = draw(st.one_of(st.just(width - 1), st.integers(0, width - 1)))
         faults[row, column, kind, bit] = Fault(row, column, kind, bit, draw(st.integers(0, 1)))
     return array, list(faults.values())
 
@@ -172,6 +173,22 @@ def test_soft_errors_on_top_are_those_of_the_array(
         np.testing.assert_array_equal(one, naive_replica(conv, x, f, array, faults))
 
 
+def test_simulated_accelerator_has_the_faults_in_every_execution() -> None:
+    rng = np.random.default_rng(3)
+    conv = make_conv(rng, 1, 2, 4, 2, 1, 1)
+    array, faults = Array(rows=3, columns=2), [Fault(0, 0, "weight", 7, 1), Fault(2, 1, "accumulator", 12, 1)]
+    device = Simulated(Rates.uniform(1e-2), seed=5, permanent=fault_map(array, faults))
+    device.load(make_network(conv, 2))
+    x = rng.integers(-128, 128, (2, 5, 4, 2), np.int8)
+    got = device.run_replicas(0, x, iteration=7)
+    for replica, one in enumerate(got):
+        flips = device.flips(0, x.shape, iteration=7, replica=replica)
+        assert flips.count() > 0
+        np.testing.assert_array_equal(one, naive_replica(conv, x, flips, array, faults))
+    np.testing.assert_array_equal(device.run_layer(0, x, iteration=7), got[0])
+    np.testing.assert_array_equal(device.run(x, iteration=7)[0], got[0])
+
+
 def test_bypass_drops_exactly_the_weights_of_its_element() -> None:
     rng = np.random.default_rng(0)
     conv = make_conv(rng, 1, 3, 5, 2, 1, 1)  # K = 12 on 5 rows, N = 5 on 2 columns
@@ -206,7 +223,7 @@ def test_tall_arrays_stay_exact() -> None:
     """One tile of 1152 products of -128 * -128, beyond what float32 counts."""
     conv = replace(
         make_conv(np.random.default_rng(2), 1, 1152, 1, 1, 1, 1),
-        weight=np.full((1, 1152, 1, 1), -128, np.int8),
+        weight=np.array([-127] + [-128] * 1151, np.int8).reshape(1, 1152, 1, 1),
         bias=np.ones(1, np.int32),
         padding=(0, 0),
         shape=(5, 4, 1),
@@ -214,7 +231,7 @@ def test_tall_arrays_stay_exact() -> None:
     masks = fault_map(Array(rows=2048, columns=1), [Fault(2047, 0, "accumulator", 1, 1)])
     x = np.full((1, 5, 4, 1152), -128, np.int8)
     x[..., 0] = -127
-    expected = (1151 * 16384 + 127 * 128 | 2) + 1
+    expected = (1151 * 16384 + 127 * 127 | 2) + 1
     assert np.all(permanent.accumulators(conv, x, conv.weight, masks) == expected)
 
 
