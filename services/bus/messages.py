@@ -23,7 +23,8 @@ In inference mode the agent answers a Forward with ``up/outputs`` Outputs and th
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,35 +34,61 @@ ROOT = f"r2f/v{VERSION}"
 Mode = Literal["training", "inference"]
 Codec = Literal["direct", "golden", "chained"]
 Vote = Literal["bitwise", "median"]
+Command = Literal["mode", "model", "base", "forward"]
+"""What an Ack answers; ``base`` is the device's codec asking for a model whole, for it lacks what the delta builds on."""
 Stage = Literal[
     "forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink"
 ]
 
 
+ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class Ref(msgspec.Struct, array_like=True, frozen=True):
+    """A slot of a sender's arena (see ``services.bus.arena``)."""
+
+    arena: Name
+    slot: Count
+    generation: Count
+    offset: Count
+    nbytes: Count
+
+
+Phase = Literal["before", "train", "after", "done"]
+
+
 class Tensor(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """An array in a message: its bytes inline (``data``), or where they lie in shared memory (``ref``)."""
+    """An array in a message: its bytes inline (``data``), or where they lie in shared memory (``ref``).
+
+    C order, little-endian. One that does not hold exactly ``prod(shape)`` items is refused, when built as when decoded.
+    """
 
     dtype: Literal["int8", "uint8", "int32", "int64", "float32"]
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=8)]
     data: bytes | None = None
     ref: Ref | None = None
 
-
-class Ref(msgspec.Struct, array_like=True):
-    """A slot of a sender's arena (see ``services.bus.arena``)."""
-
-    arena: str
-    slot: int
-    generation: int
-    offset: int
-    nbytes: int
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.ref is None):
+            raise ValueError("a tensor has either data or ref")
+        held = self.ref.nbytes if self.ref is not None else len(self.data or b"")
+        if math.prod(self.shape) * ITEMSIZE[self.dtype] != held:
+            raise ValueError(f"a tensor of shape {self.shape} and {self.dtype} cannot have {held} bytes")
 
 
 class Message(msgspec.Struct, kw_only=True, tag_field="type", tag=str.lower, omit_defaults=True):
-    """What every message carries. ``session`` is one run; services drop what is of another."""
+    """What every message carries. ``session`` is one run; services drop what is of another.
 
-    session: str
+    ``origin`` and ``n`` are stamped by ``Bus.publish``: ``n`` counts a sender's messages on one topic from 1, so that a
+    receiver drops what it has had and asks again for what it missed. Without them a message is taken as it comes.
+    """
+
+    session: Name
     v: int = VERSION
+    origin: Name = ""
+    n: Count = 0
 
 
 class FaultRates(msgspec.Struct, kw_only=True, frozen=True):
@@ -221,7 +248,7 @@ class EncodedModel(Message):
 class Ack(Message):
     """``up/ack``: what a command came to. ``version`` is the network now loaded, 0 for none."""
 
-    of: Literal["mode", "model", "forward"]
+    of: Command
     seq: int
     ok: bool
     version: int = 0
@@ -263,8 +290,40 @@ class Timing(Message):
 class Progress(Message):
     """``event/progress``: how far the trainer is. In ``train`` ``value`` is the loss, in an evaluation top-1 in per cent."""
 
-    phase: Literal["before", "train", "after", "done"]
+    phase: Phase
     step: int
     steps: int
     value: float
     grad_norm: float = 0.0
+
+
+class Manifest(Message):
+    """Before the chunks of a message too large for one packet: what they come to. On the topic of that message."""
+
+    length: Count
+    """Bytes of the encoded message."""
+    chunk: Count
+    """Bytes of every chunk but the last."""
+    digest: Annotated[bytes, msgspec.Meta(max_length=16)]
+    """xxh3-128 of the encoded message, big-endian; it names the transfer too."""
+
+
+class Chunk(Message):
+    """Part ``index`` of the transfer ``digest``."""
+
+    digest: Annotated[bytes, msgspec.Meta(max_length=16)]
+    index: Count
+    data: bytes
+
+
+class Flow(Message):
+    """``{plane}/flow``: a receiver to a sender (``to`` is its ``origin``) about one topic.
+
+    The first ``taken`` messages have arrived, without a hole; those in ``missing`` (first and last of each range; a last
+    of 0 is "and all later") are wanted again.
+    """
+
+    to: Name
+    topic: Annotated[str, msgspec.Meta(max_length=300)]
+    taken: Count
+    missing: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=64)] = ()

@@ -1,0 +1,152 @@
+"""Messages too large for one packet: a Manifest, then Chunks, on the topic of the message itself (design section 9).
+
+A packet of at most 127 KiB, or of two seconds of the link, lets others between and keeps the keepalive alive. A Chunk
+names its transfer by digest, so that chunks may come twice, in any order and from several senders at once. Nothing is
+allocated on a manifest's word: what is held are the chunks that came, and those count against one budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import xxhash
+
+from services.bus.messages import Chunk, Manifest, Message
+from services.bus.wire import MessageError
+
+CHUNK = 127 * 1024
+SMALLEST = 256
+LINK_SECONDS = 2.0
+
+
+def chunk_size(bits_per_s: float | None = None) -> int:
+    """Bytes of a chunk: 127 KiB, or what a link of this rate carries in two seconds if that is less, at least 256."""
+    if bits_per_s is None:
+        return CHUNK
+    return max(SMALLEST, min(CHUNK, int(bits_per_s * LINK_SECONDS / 8)))
+
+
+def count_of(length: int, chunk: int) -> int:
+    """Chunks of a message of ``length`` bytes."""
+    return -(-length // chunk)
+
+
+def split(session: str, payload: bytes, chunk: int) -> Iterator[Message]:
+    """The Manifest and Chunks of one encoded message."""
+    digest = xxhash.xxh3_128_digest(payload)
+    yield Manifest(session=session, length=len(payload), chunk=chunk, digest=digest)
+    for index in range(count_of(len(payload), chunk)):
+        yield Chunk(session=session, digest=digest, index=index, data=payload[index * chunk : (index + 1) * chunk])
+
+
+@dataclass
+class _Transfer:
+    manifest: Manifest | None = None
+    parts: dict[int, bytes] = field(default_factory=dict)
+    held: int = 0
+    touched: float = 0.0
+
+
+class Reassembler:
+    """Transfers under way. One of them holds at most ``message_limit`` bytes, all of them ``budget``."""
+
+    def __init__(self, message_limit: int = 256 << 20, budget: int = 512 << 20, age_limit_s: float = 600.0) -> None:
+        self.message_limit = message_limit
+        self.budget = budget
+        self.age_limit_s = age_limit_s
+        self._transfers: dict[tuple[str, bytes], _Transfer] = {}
+        self._held = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of the chunks held now."""
+        return self._held
+
+    def missing(self, topic: str, digest: bytes) -> list[int]:
+        """Indices of the chunks that a transfer still lacks; empty where it is unknown or its manifest has not come."""
+        transfer = self._transfers.get((topic, digest))
+        if transfer is None or transfer.manifest is None:
+            return []
+        total = count_of(transfer.manifest.length, transfer.manifest.chunk)
+        return [index for index in range(total) if index not in transfer.parts]
+
+    def add(self, topic: str, message: Manifest | Chunk) -> bytes | None:
+        """Take one in; returns the encoded message that it completes, else None.
+
+        Raises MessageError, and forgets the transfer, for a manifest that contradicts itself or its chunks, or is over
+        the limit, for chunks over the budget, and for bytes that do not have the digest.
+        """
+        key = (topic, message.digest)
+        now = time.monotonic()
+        if len(message.digest) != 16:
+            raise MessageError(f"{topic}: a transfer is named by 16 bytes, not {len(message.digest)}")
+        transfer = self._transfers.get(key)
+        if transfer is None:
+            self._expire(now)
+            if len(self._transfers) >= 1024:
+                raise MessageError(f"{topic}: more than 1024 transfers at once")
+            transfer = self._transfers[key] = _Transfer()
+        transfer.touched = now
+        if isinstance(message, Manifest):
+            self._manifest(topic, key, transfer, message)
+        else:
+            self._chunk(topic, key, transfer, message)
+        manifest = transfer.manifest
+        if manifest is None or transfer.held < manifest.length:
+            return None
+        self._drop(key)
+        payload = b"".join(transfer.parts[index] for index in range(len(transfer.parts)))
+        if xxhash.xxh3_128_digest(payload) != message.digest:
+            raise MessageError(f"{topic}: {len(payload)} bytes in chunks do not have the digest of their manifest")
+        return payload
+
+    def _manifest(self, topic: str, key: tuple[str, bytes], transfer: _Transfer, manifest: Manifest) -> None:
+        if not SMALLEST <= manifest.chunk <= CHUNK or not 0 < manifest.length <= self.message_limit:
+            self._drop(key)
+            raise MessageError(
+                f"{topic}: a manifest of {manifest.length} bytes in chunks of {manifest.chunk} is out of bounds "
+                f"(limit {self.message_limit}, chunks {SMALLEST} to {CHUNK})"
+            )
+        before = transfer.manifest
+        if before is not None and (before.length, before.chunk) != (manifest.length, manifest.chunk):
+            self._drop(key)
+            raise MessageError(f"{topic}: two manifests of one transfer differ")
+        transfer.manifest = manifest
+        for index, part in transfer.parts.items():
+            self._check(topic, key, manifest, index, part)
+
+    def _chunk(self, topic: str, key: tuple[str, bytes], transfer: _Transfer, chunk: Chunk) -> None:
+        if transfer.manifest is not None:
+            self._check(topic, key, transfer.manifest, chunk.index, chunk.data)
+        elif not 0 < len(chunk.data) <= CHUNK or (chunk.index + 1) * SMALLEST > self.message_limit + CHUNK:
+            self._drop(key)
+            raise MessageError(f"{topic}: chunk {chunk.index} of {len(chunk.data)} bytes is out of bounds")
+        if chunk.index in transfer.parts:
+            if transfer.parts[chunk.index] != chunk.data:
+                self._drop(key)
+                raise MessageError(f"{topic}: chunk {chunk.index} came twice, with other bytes")
+            return
+        if self._held + len(chunk.data) > self.budget or transfer.held + len(chunk.data) > self.message_limit:
+            self._drop(key)
+            raise MessageError(f"{topic}: chunks of unfinished messages are over the budget of {self.budget} bytes")
+        transfer.parts[chunk.index] = chunk.data
+        transfer.held += len(chunk.data)
+        self._held += len(chunk.data)
+
+    def _check(self, topic: str, key: tuple[str, bytes], manifest: Manifest, index: int, part: bytes) -> None:
+        expected = min(manifest.chunk, manifest.length - index * manifest.chunk)
+        if expected <= 0 or len(part) != expected:
+            self._drop(key)
+            raise MessageError(
+                f"{topic}: chunk {index} has {len(part)} bytes, not the {max(0, expected)} of its manifest"
+            )
+
+    def _drop(self, key: tuple[str, bytes]) -> None:
+        self._held -= self._transfers.pop(key).held
+
+    def _expire(self, now: float) -> None:
+        for key, transfer in list(self._transfers.items()):
+            if now - transfer.touched > self.age_limit_s:
+                self._drop(key)

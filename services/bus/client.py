@@ -1,0 +1,793 @@
+"""The one way onto the bus: a client that keeps its promises over a broker that comes and goes (design section 9).
+
+At least once, in order a topic, from any one sender:
+
+- QoS 1, with many packets under way at once: a publish does not wait for its acknowledgement, it waits only where the
+  window is full. What was not acknowledged when a connection broke is sent again, in order, on the next.
+- A broker that dies takes with it what it had acknowledged and not delivered. So every message of the planes down, up,
+  edge and server is numbered (``origin``, ``n``); a receiver drops what it had, holds back what came too early, and
+  asks the sender for what it missed on ``{plane}/flow``. A sender keeps its latest messages for that. After a
+  reconnection the sender repeats its last message of each topic and the receiver says where it is: whoever comes last
+  closes the gap.
+- The same Flow message carries credit: a sender is at most a window ahead of the receiver, so that neither the broker's
+  queue (which drops silently when it is full) nor the device's memory fills up over a slow link.
+
+``state/*`` is retained and repeated after a reconnection; ``event/*`` is QoS 0 and lost while there is no broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import secrets
+import socket
+import ssl
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+import aiomqtt
+import aiomqtt.exceptions
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from services.bus import arena as arenas
+from services.bus import topics, wire
+from services.bus.chunks import Reassembler, chunk_size, split
+from services.bus.messages import Chunk, Flow, Manifest, Message, Stage, State, Tensor, Timing
+from services.bus.topics import Topic
+from services.bus.wire import MessageError
+
+WINDOW = 64
+"""Messages that a sender may be ahead of a receiver that gives credit, on one topic."""
+CREDIT_EVERY = 16
+UNACKNOWLEDGED = 256
+UNACKNOWLEDGED_BYTES = 16 << 20
+KEPT_BYTES = 32 << 20
+HELD = 1024
+INBOX_BYTES = 256 << 20
+FARTHEST = 1 << 20
+"""A number that is further ahead than this is not a gap but nonsense."""
+SMALL_TENSOR = 2048
+"""Bytes under which a tensor travels inline: a slot of the arena would cost more."""
+
+log = structlog.get_logger(__name__)
+
+
+class BusError(Exception):
+    """The bus cannot be used: broker unreachable, credentials refused, subscription not allowed."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    topic: str
+    payload: bytes
+    retain: bool = False
+    n: int = 0
+    acknowledged: bool = False
+    sending: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Out:
+    """What this Bus sends on one topic."""
+
+    n: int = 0
+    taken: int = 0
+    credited: bool = False
+    kept: deque[_Entry] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _In:
+    """What arrives from one sender on one topic."""
+
+    next: int
+    held: dict[int, tuple[Message, int]] = field(default_factory=dict)
+    credited: int = 0
+    gap_since: float = 0.0
+    asked: float = 0.0
+    refused: bool = False
+
+
+def broker_address(url: str) -> tuple[str, int, str | None, str | None, bool]:
+    """Host, port, user, password and whether TLS of ``mqtt[s]://[user:password@]host[:port]``. Raises BusError."""
+    parts = urlsplit(url if "://" in url else f"mqtt://{url}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0:
+        raise BusError(f"{_hidden(url)} is no broker; write mqtt://host:port or mqtts://user:password@host:port")
+    secure = parts.scheme == "mqtts"
+    user = unquote(parts.username) if parts.username else os.environ.get("R2F_USERNAME")
+    password = unquote(parts.password) if parts.password else os.environ.get("R2F_PASSWORD")
+    return parts.hostname, port or (8883 if secure else 1883), user, password, secure
+
+
+def _hidden(url: str) -> str:
+    """The URL without its password, for messages."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{tail}" if at else url
+
+
+class Bus:
+    """One service's connection to the bus, as an async context manager and an async iterator of (topic, message).
+
+    ``url``: ``mqtt[s]://[user:password@]host[:port]``; user and password else from $R2F_USERNAME, $R2F_PASSWORD.
+    ``service`` names it in ``state/{service}``; ``device`` is the one whose topics short names stand for.
+    ``session``: messages of another are dropped and counted, where set. ``link_bits_per_s`` makes chunks of at most two
+    seconds of that rate. ``passive``: only watch; no birth, no credit, no requests. With ``arena_bytes`` 0 tensors go
+    inline. ``give_up_s``: how long to look for a broker, at first and whenever it goes away, before BusError.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        service: str,
+        device: str,
+        *,
+        session: str = "",
+        ca_file: str | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        passive: bool = False,
+        link_bits_per_s: float | None = None,
+        arena_bytes: int = 256 << 20,
+        give_up_s: float = 30.0,
+        keepalive_s: int = 30,
+        message_limit: int = 256 << 20,
+    ) -> None:
+        self.host, self.port, self._user, self._password, self._secure = broker_address(url)
+        self.url = _hidden(url)
+        self.service = service
+        self.device = device
+        self.session = session
+        self.origin = secrets.token_hex(6)
+        self.counts: Counter[str] = Counter()
+        """sent, received, bad, foreign, duplicate, lost, refused, resent, reconnected, arena_full, events_lost."""
+        self._state_topic = topics.build(device, "state", service)
+        self._state = State(session=session, service=service, online=True, boot=self.origin)
+        self._tls = (
+            aiomqtt.TLSParameters(ca_certs=ca_file, certfile=cert_file, keyfile=key_file, cert_reqs=ssl.CERT_REQUIRED)
+            if self._secure
+            else None
+        )
+        self._passive = passive
+        self._chunk = chunk_size(link_bits_per_s)
+        self._credit_wait_s = 10.0 if link_bits_per_s is None else 10.0 + WINDOW * self._chunk * 8 / link_bits_per_s
+        self._arena_bytes = arena_bytes
+        self._give_up_s = give_up_s
+        self._keepalive_s = keepalive_s
+        self._client: aiomqtt.Client | None = None
+        self._ready = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._failure: Exception | None = None
+        self._patterns: dict[str, int] = {}
+        self._outs: dict[str, _Out] = {}
+        self._kept: deque[tuple[_Out, _Entry]] = deque()
+        self._kept_bytes = 0
+        self._pending: OrderedDict[int, _Entry] = OrderedDict()
+        self._pending_bytes = 0
+        self._serial = 0
+        self._retained: dict[str, _Entry] = {}
+        self._ins: OrderedDict[tuple[str, str], _In] = OrderedDict()
+        self._inbox: deque[tuple[str, Message, int]] = deque()
+        self._inbox_bytes = 0
+        self._waiting: asyncio.Future[None] | None = None
+        self._reassembler = Reassembler(message_limit)
+        self._message_limit = message_limit
+        self._tasks: list[asyncio.Task[None]] = []
+        self._connections = 0
+        self._arena: arenas.Arena | None = None
+        self._reader: arenas.Reader | None = None
+        self._where = arenas.folder() if arena_bytes else None
+        self._log = log.bind(service=service, device=device)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises BusError where no broker answers within ``give_up_s`` or it refuses the credentials."""
+        if not self._passive:
+            await self._announce(self._state)
+            await self._subscribe_now([(self._state_topic, 1)])
+        self._tasks = [asyncio.create_task(self._connect_for_ever()), asyncio.create_task(self._mend_for_ever())]
+        try:
+            await self._until(self._ready)
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Deliver what is under way (five seconds at most), say goodbye and disconnect."""
+        if self._failure is None and self._ready.is_set():
+            with contextlib.suppress(BusError, TimeoutError):
+                if not self._passive:
+                    self._state = msgspec.structs.replace(self._state, online=False)
+                    await self._announce(self._state)
+                await asyncio.wait_for(self.flush(), 5.0)
+        await self._stop()
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def topic(self, name: str, device: str | None = None) -> str:
+        """The whole topic of a short name such as ``up/layers``, of this Bus's device or another."""
+        return topics.absolute(name, device or self.device)
+
+    async def publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        """Send a message, in order after what was published before on that topic; waits only for room in the window.
+
+        It returns before the message has arrived: ``flush`` waits for the broker. Messages above the chunk size go in
+        chunks. Raises MessageError for a message that does not belong on that topic, and BusError once the broker has
+        been away for ``give_up_s``.
+        """
+        topic = topics.absolute(topic, self.device)
+        parsed = _checked(topic, message)
+        if parsed.plane in topics.LINK_PLANES:
+            wire.check_inline(topic, message)
+        if parsed.plane == "event":
+            self._event(topic, message)
+            return
+        if parsed.plane == "state":
+            await self._announce(message, topic)
+            return
+        out = self._outs.get(topic)
+        if out is None:
+            out = self._outs[topic] = _Out()
+            if not self._passive:
+                await self._subscribe_now([(_flow_topic(parsed), 1)])
+        payload = wire.encode(message)
+        if len(payload) <= self._chunk:
+            await self._number_and_send(topic, out, message, retain)
+            return
+        if retain:
+            raise MessageError(f"{topic}: {len(payload)} bytes go in chunks, and chunks cannot be retained")
+        if len(payload) > self._message_limit:
+            raise MessageError(f"{topic}: {len(payload)} bytes are over the limit of {self._message_limit}")
+        for frame in split(message.session, payload, self._chunk):
+            await self._number_and_send(topic, out, frame, False)
+
+    async def _number_and_send(self, topic: str, out: _Out, message: Message, retain: bool) -> None:
+        await self._room(out)
+        out.n += 1
+        message.origin, message.n = self.origin, out.n
+        entry = _Entry(topic, wire.encode(message), retain, out.n)
+        out.kept.append(entry)
+        self._kept.append((out, entry))
+        self._kept_bytes += len(entry.payload)
+        # The last message of a topic is always kept: it is repeated after a reconnection.
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            owner, oldest = self._kept.popleft()
+            if owner.kept[-1] is oldest:
+                self._kept.append((owner, oldest))
+                if all(owner.kept[-1] is e for owner, e in self._kept):
+                    break
+                continue
+            owner.kept.popleft()
+            self._kept_bytes -= len(oldest.payload)
+        if retain:
+            self._retained[topic] = entry
+        self._send(entry)
+
+    async def _room(self, out: _Out) -> None:
+        while len(self._pending) >= UNACKNOWLEDGED or self._pending_bytes >= UNACKNOWLEDGED_BYTES:
+            await self._change()
+        deadline = time.monotonic() + self._credit_wait_s
+        while out.credited and out.n - out.taken >= WINDOW:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                out.credited = False
+                self._log.warning("no credit from the receiver, going on without", waited_s=self._credit_wait_s)
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._change(), left)
+        if self._failure is not None:
+            raise self._failure
+
+    def _send(self, entry: _Entry) -> None:
+        self._serial += 1
+        entry.acknowledged = False
+        self._pending[self._serial] = entry
+        self._pending_bytes += len(entry.payload)
+        self.counts["sent"] += 1
+        if self._client is not None:
+            self._transmit(self._client, self._serial, entry)
+
+    def _transmit(self, client: aiomqtt.Client, serial: int, entry: _Entry) -> None:
+        async def deliver() -> None:
+            # aiomqtt gives up after 10 s by default, and never returns if the connection dies: hence no timeout here,
+            # and a cancellation where the connection ends.
+            await client.publish(entry.topic, entry.payload, 1, entry.retain, timeout=math.inf)
+
+        def done(task: asyncio.Task[None]) -> None:
+            entry.sending = None
+            if task.cancelled() or task.exception() is not None:
+                return  # still pending: the next connection sends it again
+            if self._pending.pop(serial, None) is not None:
+                entry.acknowledged = True
+                self._pending_bytes -= len(entry.payload)
+                self._wake()
+
+        entry.sending = asyncio.create_task(deliver())
+        entry.sending.add_done_callback(done)
+
+    async def flush(self) -> None:
+        """Wait until the broker has acknowledged everything published so far. Raises BusError where it stays away."""
+        last = self._serial
+        while self._pending and next(iter(self._pending)) <= last:
+            await self._change()
+
+    def _event(self, topic: str, message: Message) -> None:
+        client = self._client
+        if client is None:
+            self.counts["events_lost"] += 1
+            return
+        self.counts["sent"] += 1
+        task = asyncio.create_task(client.publish(topic, wire.encode(message), 0))
+        task.add_done_callback(self._event_done)
+
+    def _event_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.counts["events_lost"] += 1
+
+    async def announce(self, **fields: Any) -> None:
+        """Publish this service's retained State with these fields changed, such as ``version=3``."""
+        self._state = msgspec.structs.replace(self._state, **fields)
+        await self._announce(self._state)
+
+    async def _announce(self, state: Message, topic: str | None = None) -> None:
+        entry = _Entry(topic or self._state_topic, wire.encode(state), True)
+        self._retained[entry.topic] = entry
+        self._send(entry)
+
+    @contextlib.asynccontextmanager
+    async def timing(self, session: str, stage: Stage, iteration: int, segment: int = -1) -> AsyncIterator[Timing]:
+        """Measure the host time of a block and publish it on ``event/{stage}``; the block may fill in other fields."""
+        timing = Timing(session=session, stage=stage, iteration=iteration, host_s=0.0, segment=segment)
+        start = time.perf_counter()
+        yield timing
+        timing.host_s = time.perf_counter() - start
+        await self.publish(f"event/{stage}", timing)
+
+    # -- receiving ----------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, *patterns: str) -> None:
+        """Listen to topics: short (``up/layers``, ``event/#``) or whole (``r2f/v1/+/up/#``). Survives reconnections.
+
+        Raises BusError where the broker does not allow it, ValueError for what is no pattern.
+        """
+        wanted = []
+        for pattern in patterns:
+            whole = topics.absolute(pattern, self.device)
+            levels = whole.split("/")
+            if any(("#" in level and (level != "#" or i < len(levels) - 1)) or ("+" in level and level != "+")
+                   for i, level in enumerate(levels)) or "" in levels:  # fmt: skip
+                raise ValueError(f"{pattern!r} is no topic pattern: '+' is one whole level, '#' the last")
+            wanted.append((whole, 1))
+        await self._subscribe_now(wanted)
+
+    async def _subscribe_now(self, wanted: list[tuple[str, int]]) -> None:
+        fresh = [(pattern, qos) for pattern, qos in wanted if pattern not in self._patterns]
+        self._patterns.update(fresh)
+        client = self._client
+        if client is not None and fresh:
+            try:
+                await self._subscribe_on(client, fresh)
+            except aiomqtt.MqttError:  # the connection just broke; the next one subscribes
+                self._log.debug("subscription waits for the next connection", patterns=[p for p, _ in fresh])
+
+    async def _subscribe_on(self, client: aiomqtt.Client, wanted: list[tuple[str, int]]) -> None:
+        granted = await client.subscribe(wanted)
+        for (pattern, _), code in zip(wanted, granted, strict=True):
+            value = getattr(code, "value", code)
+            if value >= 0x80:
+                del self._patterns[pattern]
+                user = self._user or "no user"
+                raise BusError(f"broker {self.url} does not allow {user} to subscribe to {pattern}")
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[str, Message]:
+        """The next message. Raises BusError once the broker has been away for ``give_up_s``."""
+        while not self._inbox:
+            if self._failure is not None:
+                raise self._failure
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        topic, message, size = self._inbox.popleft()
+        before, self._inbox_bytes = self._inbox_bytes, self._inbox_bytes - size
+        if before > INBOX_BYTES // 2 >= self._inbox_bytes:
+            self._ask_refused()
+        return topic, message
+
+    async def receive(self, timeout_s: float | None = None) -> tuple[str, Message]:
+        """The next message, as iteration gives it. Raises TimeoutError after ``timeout_s`` seconds."""
+        if self._inbox:
+            return await self.__anext__()
+        return await asyncio.wait_for(self.__anext__(), timeout_s)
+
+    def _arrived(self, packet: aiomqtt.Message) -> None:
+        topic = packet.topic.value
+        payload = packet.payload
+        try:
+            if not isinstance(payload, bytes):
+                raise MessageError(f"{topic}: no payload")
+            if not payload and packet.retain:
+                return  # a retained message was cleared
+            self._take(topic, wire.decode(topic, payload), len(payload), bool(packet.retain))
+        except MessageError as error:
+            self._bad(error)
+        except Exception as error:
+            # Not the sender's fault but ours; raising here would only look like a lost connection.
+            self._fail(error)
+
+    def _bad(self, error: MessageError) -> None:
+        self.counts["bad"] += 1
+        self._log.warning("message dropped", error=str(error), dropped=self.counts["bad"])
+
+    def _take(self, topic: str, message: Message, size: int, retained: bool) -> None:
+        if isinstance(message, Flow):
+            self._flow(message)
+            return
+        if isinstance(message, State) and topic == self._state_topic and not self._passive:
+            self._own_state(message)
+            return
+        if self.session and message.session not in ("", self.session) and not isinstance(message, State):
+            self.counts["foreign"] += 1
+            return
+        if not message.n or not message.origin:
+            self._deliver(topic, message, size)
+            return
+        key = (topic, message.origin)
+        flow = self._ins.get(key)
+        if flow is None:
+            # After a reconnection an unknown sender is one that began while there was no broker: we want it all.
+            first = 1 if self._connections > 1 and not retained and not self._passive else message.n
+            flow = self._ins[key] = _In(first)
+            if len(self._ins) > 4096:
+                self._ins.popitem(last=False)
+        if message.n < flow.next or message.n in flow.held:
+            self.counts["duplicate"] += 1
+        elif message.n > flow.next + FARTHEST:
+            raise MessageError(f"{topic}: number {message.n} where {flow.next} is due")
+        elif self._inbox_bytes > INBOX_BYTES:
+            self.counts["refused"] += 1
+            flow.refused = True
+        elif message.n > flow.next:
+            self._early(topic, flow, message, size)
+        else:
+            flow.next += 1
+            self._deliver(topic, message, size)
+            if flow.held:
+                self._release_held(topic, flow)
+            if flow.next - flow.credited > CREDIT_EVERY:
+                self._answer(topic, message.origin, flow)
+
+    def _early(self, topic: str, flow: _In, message: Message, size: int) -> None:
+        now = time.monotonic()
+        if not flow.held:
+            flow.gap_since = now
+            flow.asked = 0.0
+        if len(flow.held) < HELD:
+            flow.held[message.n] = (message, size)
+        if self._passive:  # it asks nobody, so it does not wait either
+            self._skip(topic, message.origin, flow)
+        elif now - flow.asked > 0.5:
+            flow.asked = now
+            self._answer(topic, message.origin, flow)
+
+    def _release_held(self, topic: str, flow: _In) -> None:
+        while (entry := flow.held.pop(flow.next, None)) is not None:
+            flow.next += 1
+            self._deliver(topic, *entry)
+        if flow.held:
+            flow.gap_since = time.monotonic()
+
+    def _skip(self, topic: str, origin: str, flow: _In) -> None:
+        first = min(flow.held)
+        self.counts["lost"] += first - flow.next
+        if not self._passive:
+            self._log.error("messages lost", topic=topic, origin=origin, first=flow.next, last=first - 1)
+        flow.next = first
+        self._release_held(topic, flow)
+
+    def _deliver(self, topic: str, message: Message, size: int) -> None:
+        try:
+            if isinstance(message, Manifest | Chunk):
+                payload = self._reassembler.add(topic, message)
+                if payload is None:
+                    return
+                size = len(payload)
+                message = wire.decode(topic, payload, whole=True)
+        except MessageError as error:
+            self._bad(error)
+            return
+        self.counts["received"] += 1
+        self._inbox.append((topic, message, size))
+        self._inbox_bytes += size
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _own_state(self, state: State) -> None:
+        if state.boot == self.origin:
+            return
+        if state.online:
+            self._log.warning("another service has this name", boot=state.boot)
+        elif self._state.online:
+            # The last will of our predecessor came after our birth.
+            self._send(self._retained[self._state_topic])
+
+    # -- numbers: credit, and what went missing -----------------------------------------------------------------------
+
+    def _answer(self, topic: str, origin: str, flow: _In, everything: bool = False) -> None:
+        if self._passive:
+            return
+        missing: list[tuple[int, int]] = []
+        if everything:
+            missing = [(flow.next, 0)]
+        elif flow.held:
+            first = flow.next
+            for n in [*sorted(flow.held), 0]:
+                if n == 0 or n > first:
+                    missing.append((first, n - 1 if n else 0))
+                first = n + 1
+                if len(missing) == 64:
+                    break
+            missing = [(a, b) for a, b in missing if b]
+        flow.credited = flow.next - 1
+        parsed = topics.parse(topic)
+        answer = Flow(session="", to=origin, topic=topic, taken=flow.next - 1, missing=tuple(missing))
+        self._send(_Entry(_flow_topic(parsed), wire.encode(answer)))
+
+    def _ask_refused(self) -> None:
+        for (topic, origin), flow in self._ins.items():
+            if flow.refused:
+                flow.refused = False
+                self._answer(topic, origin, flow, everything=True)
+
+    def _flow(self, message: Flow) -> None:
+        if message.to != self.origin:
+            return
+        out = self._outs.get(message.topic)
+        if out is None or message.taken > out.n:
+            return
+        out.credited = True
+        out.taken = max(out.taken, message.taken)
+        for first, last in message.missing:
+            for entry in list(out.kept):
+                if first <= entry.n <= (last or out.n) and entry.acknowledged:
+                    self.counts["resent"] += 1
+                    self._send(entry)
+        self._wake()
+
+    async def _mend_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(0.25)
+            now = time.monotonic()
+            for (topic, origin), flow in list(self._ins.items()):
+                if not flow.held or self._client is None:
+                    continue
+                if now - flow.gap_since > self._give_up_s:
+                    self._skip(topic, origin, flow)
+                elif now - flow.asked > 1.0:
+                    flow.asked = now
+                    self._answer(topic, origin, flow)
+
+    # -- tensors ------------------------------------------------------------------------------------------------------
+
+    def share(self, array: NDArray[Any], readers: int = 1) -> Tensor:
+        """A tensor for a message that stays on this host: by reference, for ``readers`` services to open and release.
+
+        Inline instead where it is small, arenas are off, or the arena is full (counted as ``arena_full``).
+        """
+        array = np.asarray(array)
+        if self._where is None or array.nbytes < SMALL_TENSOR:
+            return wire.inline(array)
+        if array.dtype.name not in ("int8", "uint8", "int32", "int64", "float32"):
+            raise TypeError(f"a tensor cannot be {array.dtype}; use int8, uint8, int32, int64 or float32")
+        try:
+            if self._arena is None:
+                arenas.sweep(self._where)
+                self._arena = arenas.Arena(self._where, f"r2f-{self.service[:40]}-{self.origin}", self._arena_bytes)
+            return self._arena.put(array, readers)
+        except arenas.ArenaFull as error:
+            self.counts["arena_full"] += 1
+            if self.counts["arena_full"] in (1, 10, 100) or self.counts["arena_full"] % 1000 == 0:
+                self._log.warning("tensor sent inline", reason=str(error), times=self.counts["arena_full"])
+            return wire.inline(array)
+
+    def open(self, tensor: Tensor) -> NDArray[Any]:
+        """The read-only array of a tensor, without a copy. By reference it is good until ``release``.
+
+        Raises MessageError where the slot was given away meanwhile, or is not of this host: drop the message.
+        """
+        if tensor.ref is None:
+            return wire.view(tensor)
+        return self._arena_reader().open(tensor)
+
+    def release(self, tensor: Tensor) -> bool:
+        """Give a tensor's slot back to its sender, once the array is no longer looked at.
+
+        False where the sender had given up waiting and taken it: then what was read may have changed under the reader.
+        """
+        return True if tensor.ref is None else self._arena_reader().release(tensor)
+
+    def _arena_reader(self) -> arenas.Reader:
+        if self._reader is None:
+            where = arenas.folder()
+            if where is None:
+                raise MessageError("a tensor came by reference, and R2F_SHM_DIR is empty here; set it as the sender's")
+            self._reader = arenas.Reader(where, f"{self.device}/{self.service}")
+        return self._reader
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    def _new_client(self) -> aiomqtt.Client:
+        arrived = self._arrived
+
+        class Direct(asyncio.Queue[aiomqtt.Message]):
+            """Hands each packet on at once, in the event loop: no task and no queue a message."""
+
+            def put_nowait(self, item: aiomqtt.Message) -> None:
+                arrived(item)
+
+        will = None
+        if not self._passive:
+            gone = State(session=self.session, service=self.service, online=False, boot=self.origin)
+            will = aiomqtt.Will(self._state_topic, wire.encode(gone), 1, True)
+        client = aiomqtt.Client(
+            self.host,
+            self.port,
+            username=self._user,
+            password=self._password,
+            identifier=f"{self.service}-{self.device}-{self.origin}",
+            queue_type=Direct,
+            will=will,
+            clean_session=True,
+            timeout=10.0,
+            keepalive=self._keepalive_s,
+            max_inflight_messages=UNACKNOWLEDGED,
+            tls_params=self._tls,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        )
+        client.pending_calls_threshold = 2 * UNACKNOWLEDGED
+        return client
+
+    async def _connect_for_ever(self) -> None:
+        since = time.monotonic()
+        delay = 0.05
+        while True:
+            reason = ""
+            try:
+                async with self._new_client() as client:
+                    await self._connected(client)
+                    since, delay = math.inf, 0.05
+                    async for _ in client.messages:  # they go to _arrived; this only ends, with the connection
+                        pass
+            except aiomqtt.exceptions.MqttConnectError as error:
+                value = getattr(error.rc, "value", error.rc)
+                if value in (4, 5, 134, 135):
+                    user = self._user or "no user"
+                    self._fail(BusError(f"broker {self.url} refuses the credentials of {user} ({error})"))
+                    return
+                reason = str(error)
+            except (aiomqtt.MqttError, OSError) as error:
+                reason = str(error)
+            except BusError as error:
+                self._fail(error)
+                return
+            finally:
+                self._disconnected()
+            now = time.monotonic()
+            if since == math.inf:
+                since = now
+                self._log.warning("broker lost", broker=self.url, reason=reason)
+            if now - since > self._give_up_s:
+                self._fail(BusError(f"broker {self.url} is unreachable for {self._give_up_s:g} s: {reason}"))
+                return
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 1.0)
+
+    async def _connected(self, client: aiomqtt.Client) -> None:
+        self._connections += 1
+        if self._patterns:
+            await self._subscribe_on(client, list(self._patterns.items()))
+        again = list(self._pending.values())
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._client = client
+        if self._connections > 1:
+            self.counts["reconnected"] += 1
+            self._log.info("broker is back", broker=self.url, again=len(again))
+            waiting = {id(entry) for entry in again}
+            # A new broker knows nothing: what is retained, and of each topic the last, so that receivers see a gap.
+            last = [entry for entry in self._retained.values() if id(entry) not in waiting]
+            known = waiting | {id(entry) for entry in last}
+            last += [out.kept[-1] for out in self._outs.values() if out.kept and id(out.kept[-1]) not in known]
+            self.counts["resent"] += len(again) + len(last)
+            again = again + last
+        for entry in again:
+            self._send(entry)
+        if self._connections > 1:
+            for (topic, origin), flow in self._ins.items():
+                self._answer(topic, origin, flow, everything=True)
+        self._ready.set()
+
+    def _disconnected(self) -> None:
+        self._client = None
+        for entry in self._pending.values():
+            if entry.sending is not None:
+                entry.sending.cancel()
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._wake()
+        self._ready.set()
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _change(self) -> None:
+        if self._failure is None:
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _until(self, event: asyncio.Event) -> None:
+        await event.wait()
+        if self._failure is not None:
+            raise self._failure
+
+
+def _flow_topic(topic: Topic) -> str:
+    """Where the receivers of a topic talk back to its sender."""
+    return topics.build(topic.device, topics.ANSWERS[topic.plane], topics.FLOW)
+
+
+_CHECKED: dict[str, tuple[Topic, type[Message]]] = {}
+
+
+def _checked(topic: str, message: Message) -> Topic:
+    """The parsed topic, if that message may travel on it. Raises MessageError."""
+    known = _CHECKED.get(topic)
+    if known is None:
+        try:
+            parsed = topics.parse(topic)
+            known = _CHECKED[topic] = (parsed, topics.message_type(parsed))
+        except ValueError as error:
+            raise MessageError(str(error)) from None
+    if not isinstance(message, known[1]):
+        raise MessageError(f"{topic} carries {known[1].__name__}, not {type(message).__name__}")
+    return known[0]

@@ -1,0 +1,110 @@
+"""The topics of the bus, ``r2f/v1/{device}/{plane}/{name}``, and which message travels on which (design section 9).
+
+``TABLE`` is the whole contract: a message of another type on a topic is rejected by ``wire.decode``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from services.bus import messages
+from services.bus.messages import ROOT, Message
+
+PLANES = ("down", "up", "edge", "server", "state", "event")
+LINK_PLANES = frozenset({"down", "up", "state", "event"})
+"""What a bridge forwards between the two hosts; tensors by reference cannot go there."""
+
+ANSWERS = {"down": "up", "up": "down", "edge": "edge", "server": "server"}
+"""The plane on which a receiver talks back to a sender (``flow``: credits and requests to send again)."""
+
+FLOW = "flow"
+
+TABLE: dict[str, type[Message]] = {
+    "down/mode": messages.SetMode,
+    "down/forward": messages.Forward,
+    "down/model": messages.EncodedModel,
+    "edge/inputs": messages.Inputs,
+    "edge/replicas": messages.Replicas,
+    "edge/voted": messages.Voted,
+    "edge/model": messages.Deploy,
+    "up/inputs": messages.EncodedInputs,
+    "up/layers": messages.EncodedLayers,
+    "up/ack": messages.Ack,
+    "up/outputs": messages.Outputs,
+    "server/inputs": messages.Inputs,
+    "server/activations": messages.Activations,
+    "server/model": messages.Deploy,
+    "event/progress": messages.Progress,
+    "down/flow": messages.Flow,
+    "up/flow": messages.Flow,
+    "edge/flow": messages.Flow,
+    "server/flow": messages.Flow,
+}
+"""``plane/name`` to message type; ``state/{service}`` is State, and any other ``event/{stage}`` Timing."""
+
+_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class Topic(NamedTuple):
+    """A parsed topic."""
+
+    device: str
+    plane: str
+    name: str
+
+    @property
+    def key(self) -> str:
+        """``plane/name``, as in ``TABLE``."""
+        return f"{self.plane}/{self.name}"
+
+
+def build(device: str, plane: str, name: str) -> str:
+    """``r2f/v1/{device}/{plane}/{name}``. Raises ValueError for a level that is not a plain name or a plane unknown."""
+    for level in (device, name):
+        if not _LEVEL.fullmatch(level):
+            raise ValueError(f"{level!r} cannot be a topic level: use letters, digits, '_', '.', '-', at most 64")
+    if plane not in PLANES:
+        raise ValueError(f"no plane {plane!r}; planes are {', '.join(PLANES)}")
+    return f"{ROOT}/{device}/{plane}/{name}"
+
+
+def parse(topic: str) -> Topic:
+    """The levels of a topic. Raises ValueError where it is not one of ours."""
+    levels = topic.split("/")
+    if (
+        len(levels) != 5
+        or f"{levels[0]}/{levels[1]}" != ROOT
+        or levels[3] not in PLANES
+        or not _LEVEL.fullmatch(levels[2])
+        or not _LEVEL.fullmatch(levels[4])
+    ):
+        raise ValueError(f"topic {topic[:120]!r} is not {ROOT}/<device>/<plane>/<name>")
+    return Topic(levels[2], levels[3], levels[4])
+
+
+def message_type(topic: Topic) -> type[Message]:
+    """The message that travels on a topic. Raises ValueError for a topic that the table does not name."""
+    if topic.plane == "state":
+        return messages.State
+    if topic.key in TABLE:
+        return TABLE[topic.key]
+    if topic.plane == "event":
+        return messages.Timing
+    raise ValueError(f"no message is defined for topic {topic.key!r}; known: {', '.join(TABLE)}")
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether an MQTT filter (``+`` one level, a last ``#`` the rest, its parent included) matches a topic."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    for i, level in enumerate(wanted):
+        if level == "#":
+            return i == len(wanted) - 1
+        if i >= len(levels) or level not in ("+", levels[i]):
+            return False
+    return len(wanted) == len(levels)
+
+
+def absolute(pattern: str, device: str) -> str:
+    """A pattern under one device's topics: ``up/layers`` becomes ``r2f/v1/{device}/up/layers``; a full one stays."""
+    return pattern if pattern.startswith(f"{ROOT}/") else f"{ROOT}/{device}/{pattern}"
