@@ -24,8 +24,10 @@ class Accelerator(Protocol):
         """Output of one execution of MAC layer ``index`` on x."""
         ...
 
-    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3) -> list[Int8]:
-        """Outputs of ``count`` executions of MAC layer ``index`` on x; the first is ``run_layer``'s with replica 0."""
+    def run_replicas(
+        self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0
+    ) -> list[Int8]:
+        """Outputs of ``count`` executions of MAC layer ``index`` on x: ``run_layer``'s with replica ``first`` and on."""
         ...
 
     def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
@@ -85,9 +87,12 @@ class Simulated:
         flips = self.flips(index, x.shape, iteration=iteration, replica=replica)
         return self._execute(index, x, [flips])[0]
 
-    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3) -> list[Int8]:
+    def run_replicas(
+        self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0
+    ) -> list[Int8]:
         """See Accelerator."""
-        flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in range(count)]
+        replicas = range(first, first + count)
+        flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in replicas]
         return self._execute(index, x, flips)
 
     def _execute(self, index: int, x: Int8, flips: list[Flips]) -> list[Int8]:

@@ -142,6 +142,8 @@ class EncodedInputs(Message):
 
     iteration: int
     attempt: int
+    sent_at: float
+    """Unix seconds by the sender's clock; what the link took is only as true as the two clocks."""
     hashes: tuple[bytes, ...]
     labels: Tensor | None
     shape: tuple[int, int, int]
@@ -207,6 +209,8 @@ class EncodedLayers(Message):
 
     iteration: int
     attempt: int
+    sent_at: float
+    """Unix seconds by the sender's clock; what the link took is only as true as the two clocks."""
     segment: int
     batch: int
     layers: tuple[EncodedLayer, ...]
@@ -232,6 +236,8 @@ class Activations(Message):
 class Deploy(Message):
     """``server/model`` and ``edge/model``: a whole network, as ``accelsim.storage`` writes it."""
 
+    iteration: int
+    """That the version came from; -1 for one that no iteration made."""
     version: int
     network: Tensor
 
@@ -239,6 +245,9 @@ class Deploy(Message):
 class EncodedModel(Message):
     """``down/model``: ``body`` rebuilds ``version`` from ``base``; base 0 is a whole network."""
 
+    iteration: int
+    """That the version came from; -1 for one that no iteration made."""
+    sent_at: float
     version: int
     base: int
     digest: int
@@ -277,7 +286,10 @@ class State(Message):
 
 
 class Timing(Message):
-    """``event/{stage}``: one stage of one iteration. ``device_s`` is modelled accelerator time, ``host_s`` measured."""
+    """``event/{stage}``: one stage of one iteration. ``device_s`` is modelled accelerator time, ``host_s`` measured.
+
+    ``segment`` is -1 for the inputs, -2 for the model. ``bytes``, with ``compress``, is what went onto the link.
+    """
 
     stage: Stage
     iteration: int

@@ -16,11 +16,13 @@ import zstandard
 
 from accelsim.network import Int8
 from services.bus.messages import Codec
+from services.codec import entropy
 
 RAW: Final = 0
 ZSTD: Final = 1
 INCREMENT_LZ4: Final = 2
 INCREMENT_ZSTD: Final = 3
+INCREMENT_ENTROPY: Final = 4
 
 _LEVEL: Final = 3
 
@@ -49,16 +51,23 @@ def encode(actual: Int8, vote: Int8 | None, codec: Codec) -> bytes:
         return bytes((RAW,)) + actual.tobytes()
     if vote is None:
         return _smallest_direct(actual)
-    increments = np.subtract(actual, vote)
     if codec == "golden":
-        return _lz4(increments)
-    bodies = [
-        bytes((INCREMENT_ZSTD,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(increments.data),
-        _lz4(increments),
-    ]
+        return _lz4(np.subtract(actual, vote))
+    payload = entropy.encode(actual, vote, actual.size // 4)
+    # Below 1:256 the entropy coder always wins: LZ4 ends at 1:255 and a zstd frame has a header.
+    if payload is not None and len(payload) <= actual.size >> 8:
+        return bytes((INCREMENT_ENTROPY,)) + payload
+    increments = np.subtract(actual, vote)
+    bodies = [_zstd(INCREMENT_ZSTD, increments), _lz4(increments)]
+    if payload is not None:
+        bodies.append(bytes((INCREMENT_ENTROPY,)) + payload)
     body = min(bodies, key=len)
     # Increments that compress worse than 4:1 are hardly sparse: only then can the outputs themselves be smaller.
     return body if 4 * len(body) < actual.size else min(body, _smallest_direct(actual), key=len)
+
+
+def _zstd(tag: int, data: Int8) -> bytes:
+    return bytes((tag,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(data.data)
 
 
 def _lz4(increments: Int8) -> bytes:
@@ -67,7 +76,7 @@ def _lz4(increments: Int8) -> bytes:
 
 
 def _smallest_direct(actual: Int8) -> bytes:
-    body = bytes((ZSTD,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(actual.data)
+    body = _zstd(ZSTD, actual)
     return body if len(body) <= actual.size else bytes((RAW,)) + actual.tobytes()
 
 
@@ -89,6 +98,11 @@ def decode(body: bytes, prediction: Int8 | None, shape: tuple[int, ...]) -> Int8
         raise CodecError(f"layer body: coding {tag} needs a prediction to add to, and there is none")
     if prediction.dtype != np.int8 or prediction.shape != shape:
         raise ValueError(f"decode: prediction is {prediction.dtype} of {prediction.shape}, expected int8 of {shape}")
+    if tag == INCREMENT_ENTROPY:
+        rebuilt = entropy.decode(payload, prediction)
+        if rebuilt is None:
+            raise CodecError(f"entropy-coded body: {len(payload)} bytes are not increments for shape {shape}")
+        return rebuilt
     if tag == INCREMENT_LZ4:
         increments = _unlz4(payload, size)
     elif tag == INCREMENT_ZSTD:
@@ -96,6 +110,13 @@ def decode(body: bytes, prediction: Int8 | None, shape: tuple[int, ...]) -> Int8
     else:
         raise CodecError(f"layer body: unknown coding {tag}")
     return np.add(prediction, increments.reshape(shape))
+
+
+def needs_prediction(body: bytes) -> bool:
+    """Whether ``decode`` of this body adds to a prediction. Raises CodecError for an empty body."""
+    if not body:
+        raise CodecError("layer body: empty")
+    return body[0] not in (RAW, ZSTD)
 
 
 def _unzstd(payload: memoryview, size: int) -> Int8:

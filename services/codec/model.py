@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 import zstandard
 
 from accelsim import storage
@@ -96,6 +97,11 @@ def decode(base: Network | None, body: bytes) -> Network:
                 raise CodecError(f"model body: layer {layer.name!r}: a scale is negative or not a finite number")
         layers[index] = new
     return dataclasses.replace(base, layers=tuple(layers))
+
+
+def digest(network: Network) -> int:
+    """xxh3-64 of the network as stored, by which the receiver of a delta knows that it rebuilt the same."""
+    return xxhash.xxh3_64_intdigest(storage.to_bytes(network))
 
 
 def _require_same_graph(base: Network, new: Network) -> None:

@@ -1,0 +1,103 @@
+"""What every service's ``__main__`` does: options, logs, signals, one clear line and a non-zero exit when it cannot go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+
+from services.bus.client import Bus, BusError
+
+Broker = Annotated[
+    str,
+    typer.Option(
+        envvar="R2F_BROKER", help="mqtt://[user:password@]host:port, or mqtts:// for TLS. The password may be in R2F_PASSWORD."
+    ),
+]
+Device = Annotated[str, typer.Option(envvar="R2F_DEVICE", help="Name of the device, as in its topics r2f/v1/DEVICE/...")]
+JsonLogs = Annotated[
+    bool | None,
+    typer.Option("--json-logs/--console-logs", help="Logs as JSON lines or for people [default: people on a terminal]"),
+]
+
+DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
+DEFAULT_DEVICE = "edge-0"
+
+
+def run(
+    service: str, broker: str, device: str, json_logs: bool | None, serve: Callable[[Bus], Awaitable[None]]
+) -> None:
+    """Open the bus as ``service`` and serve until SIGINT or SIGTERM.
+
+    Exits with 1 and one line on stderr for an error that the user can mend (BusError, ValueError, OSError).
+    """
+    configure_logs(json_logs)
+    structlog.contextvars.bind_contextvars(service=service, device=device)
+    try:
+        asyncio.run(_serve(service, broker, device, serve))
+    except* (BusError, ValueError, OSError, RuntimeError) as errors:
+        fail(service, _first(errors))
+
+
+async def _serve(service: str, broker: str, device: str, serve: Callable[[Bus], Awaitable[None]]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        async with Bus(broker, service=service, device=device) as bus:
+            await serve(bus)
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):
+                asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def fail(service: str, error: BaseException) -> NoReturn:
+    """One line on stderr, exit 1."""
+    structlog.get_logger().debug("stopped", exc_info=error)
+    print(f"{service}: {error}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def configure_logs(as_json: bool | None) -> None:
+    """structlog to stderr: for people on a terminal, JSON lines elsewhere, unless told."""
+    lines = not sys.stderr.isatty() if as_json is None else as_json
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer() if lines else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([structlog.processors.format_exc_info] if lines else []),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,45 @@
+"""``python -m services.codec --side device|server``: one end of the link."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from services.bus import Bus, service
+
+
+class Side(StrEnum):
+    device = "device"
+    server = "server"
+
+
+def main(
+    side: Annotated[Side, typer.Option(help="Which end of the link this is.")],
+    broker: service.Broker = service.DEFAULT_BROKER,
+    device: service.Device = service.DEFAULT_DEVICE,
+    path: Annotated[str, typer.Option(help="Engine path of the server's end: auto, portable, vnni, cuda.")] = "auto",
+    json_logs: service.JsonLogs = None,
+) -> None:
+    """Codec: compresses layer outputs and images on the device, rebuilds them on the server; and the model the other way.
+
+    The device's end: edge/voted, edge/inputs -> up/layers, up/inputs; down/model -> edge/model.
+    The server's end: up/layers, up/inputs -> server/activations, server/inputs; server/model -> down/model.
+    """
+
+    async def serve(bus: Bus) -> None:
+        if side is Side.device:
+            from services.codec.device import DeviceCodec
+
+            await DeviceCodec(bus).serve()
+        else:
+            from services.codec.server import ServerCodec
+
+            await ServerCodec(bus, path).serve()
+
+    service.run(f"codec-{side.value}", broker, device, json_logs, serve)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,168 @@
+"""The device's end of the link: compresses what goes up, rebuilds the network that comes down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+import structlog
+
+from accelsim import storage
+from accelsim.network import Network
+from services.bus import Bus
+from services.bus.messages import (
+    Ack,
+    Codec,
+    Command,
+    Deploy,
+    EncodedInputs,
+    EncodedLayer,
+    EncodedLayers,
+    EncodedModel,
+    Inputs,
+    LayerVoted,
+    SetMode,
+    Stage,
+    State,
+    Timing,
+    Voted,
+)
+from services.codec import inputs, layers, model
+
+log = structlog.get_logger()
+
+INPUTS, MODEL = -1, -2
+"""Segments of timing events that are no layers'."""
+
+
+class DeviceCodec:
+    """``up/*`` from ``edge/*``, and ``edge/model`` from ``down/model``. ``serve`` is its whole life."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.codec: Codec = "chained"
+        self.version = 0
+        self.network: Network | None = None
+        self.session = ""
+        self.known: set[bytes] = set()
+        """Hashes of the samples that the server's end, since it last started, has been sent."""
+        self.boots: dict[str, str] = {}
+
+    async def serve(self) -> None:
+        """Answer messages until cancelled."""
+        await self.bus.subscribe("down/mode", "down/model", "edge/inputs", "edge/voted", "state/codec-server", "state/agent")
+        async for _, message in self.bus:
+            match message:
+                case SetMode():
+                    self.codec = message.codec
+                case EncodedModel():
+                    await self._model(message)
+                case Inputs():
+                    await self._inputs(message)
+                case Voted(mode="training"):
+                    await self._layers(message)
+                case State():
+                    await self._state(message)
+
+    async def _state(self, state: State) -> None:
+        """A server that started anew knows no samples; an agent that did has no network."""
+        if not state.online or self.boots.get(state.service) == state.boot:
+            return
+        self.boots[state.service] = state.boot
+        if state.service == "codec-server":
+            self.known.clear()
+        elif self.network is not None and state.version != self.version:
+            await self._deploy(self.network)
+
+    async def _model(self, message: EncodedModel) -> None:
+        if message.base not in (0, self.version):
+            error = f"model {message.version} builds on {message.base}, here is {self.version}"
+            log.warning("model refused", error=error)
+            await self._refuse(message, "base", error)
+            return
+        try:
+            base = self.network if message.base else None
+            network = await asyncio.to_thread(model.decode, base, message.body)
+            if model.digest(network) != message.digest:
+                raise ValueError(f"model {message.version} does not have the digest sent with it")
+        except ValueError as error:
+            log.error("model refused", version=message.version, error=str(error))
+            await self._refuse(message, "model", str(error))
+            return
+        self.network, self.version, self.session = network, message.version, message.session
+        await self._deploy(network)
+        if message.iteration >= 0:
+            await self._time(message, MODEL, "downlink", max(0.0, time.time() - message.sent_at))
+
+    async def _refuse(self, message: EncodedModel, of: Command, error: str) -> None:
+        ack = Ack(session=message.session, of=of, seq=message.version, ok=False, version=self.version, error=error)
+        await self.bus.publish("up/ack", ack)
+
+    async def _deploy(self, network: Network) -> None:
+        data = self.bus.share(np.frombuffer(storage.to_bytes(network), np.uint8))
+        await self.bus.publish(
+            "edge/model", Deploy(session=self.session, iteration=-1, version=self.version, network=data)
+        )
+
+    async def _inputs(self, message: Inputs) -> None:
+        start = time.perf_counter()
+        images = self.bus.open(message.images)
+        hashes = tuple(inputs.sample_hash(image) for image in images)
+        # A repeat is sent whole: what the first attempt sent may be what got lost.
+        known = self.known if message.attempt == 0 else set()
+        fresh = [i for i, name in enumerate(hashes) if name not in known]
+        body = inputs.encode(images[fresh]) if fresh else b""
+        shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        self.bus.release(message.images)
+        encoded = EncodedInputs(
+            session=message.session,
+            iteration=message.iteration,
+            attempt=message.attempt,
+            sent_at=time.time(),
+            hashes=hashes,
+            labels=message.labels,
+            shape=shape,
+            fresh=body,
+            fresh_of=tuple(fresh),
+        )
+        sent = await self.bus.publish("up/inputs", encoded)
+        self.known.update(hashes)
+        await self._time(message, INPUTS, "compress", time.perf_counter() - start, sent)
+
+    async def _layers(self, message: Voted) -> None:
+        start = time.perf_counter()
+        encoded = await asyncio.to_thread(self._encode, message)
+        batch = message.layers[0].actual.shape[0]
+        host = time.perf_counter() - start
+        body = EncodedLayers(
+            session=message.session,
+            iteration=message.iteration,
+            attempt=message.attempt,
+            sent_at=time.time(),
+            segment=message.segment,
+            batch=batch,
+            layers=encoded,
+        )
+        sent = await self.bus.publish("up/layers", body)
+        await self._time(message, message.segment, "compress", host, sent)
+
+    def _encode(self, message: Voted) -> tuple[EncodedLayer, ...]:
+        return tuple(self._encode_layer(layer) for layer in message.layers)
+
+    def _encode_layer(self, layer: LayerVoted) -> EncodedLayer:
+        actual = self.bus.open(layer.actual)
+        vote = None if layer.vote is None else self.bus.open(layer.vote)
+        encoded = EncodedLayer(layer.index, layers.digest(actual), layers.encode(actual, vote, self.codec))
+        self.bus.release(layer.actual)
+        if layer.vote is not None:
+            self.bus.release(layer.vote)
+        return encoded
+
+    async def _time(
+        self, of: Inputs | Voted | EncodedModel, segment: int, stage: Stage, host: float, sent: int = 0
+    ) -> None:
+        timing = Timing(
+            session=of.session, stage=stage, iteration=of.iteration, segment=segment, host_s=host, bytes=sent
+        )
+        await self.bus.publish(f"event/{stage}", timing)

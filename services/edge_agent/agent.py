@@ -1,0 +1,253 @@
+"""The device: takes commands from the server, runs the accelerator, hands every layer's outputs to the voter."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from accelsim import storage
+from accelsim.accelerator import Accelerator
+from accelsim.engine import Engine
+from accelsim.faults import Rates
+from accelsim.network import Conv, Int8, Network
+from accelsim.timing import Array, LayerTiming, layer_timing
+from r2f.data import Dataset
+from services.bus import Bus
+from services.bus.messages import Deploy, FaultRates, Forward, SetMode, Timing, Voted
+from services.edge_agent.client import Client
+from services.edge_agent.execution import Plan, Segment, Votes, execute
+
+log = structlog.get_logger()
+
+NewAccelerator = Callable[[Rates, int], Accelerator]
+"""(fault rates, seed) to an accelerator without a network."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """The network that the device runs now, and what runs it."""
+
+    version: int
+    network: Network
+    engine: Engine
+    accelerators: dict[tuple[FaultRates, int], Accelerator]
+
+
+class Agent:
+    """State of the device between messages. ``serve`` is its whole life."""
+
+    def __init__(self, bus: Bus, data: Dataset, new_accelerator: NewAccelerator, array: Array, path: str) -> None:
+        self.bus = bus
+        self.data = data
+        self.new_accelerator = new_accelerator
+        self.array = array
+        self.path = path
+        self.mode: SetMode | None = None
+        self.loaded: Loaded | None = None
+        self.pending: Forward | None = None
+        self.run: asyncio.Task[None] | None = None
+        self.votes: asyncio.Queue[Voted] = asyncio.Queue()
+
+    async def serve(self) -> None:
+        """Answer messages until cancelled."""
+        await self.bus.subscribe("down/mode", "down/forward", "edge/model", "edge/voted")
+        samples = {"train": len(self.data.train_images), "test": len(self.data.test_images)}
+        await self.bus.announce(samples=samples)
+        try:
+            async for _, message in self.bus:
+                match message:
+                    case SetMode():
+                        await self._set_mode(message)
+                    case Deploy():
+                        await self._load(message)
+                    case Forward():
+                        self.pending = message
+                        await self._start_pending()
+                    case Voted():
+                        self.votes.put_nowait(message)
+        finally:
+            await self._stop_run()
+
+    async def _set_mode(self, message: SetMode) -> None:
+        if self.mode is None or self.mode.session != message.session:
+            log.info("session", session=message.session, mode=message.mode)
+        self.mode = message
+        await Client(self.bus, message.session).send_ack("mode", message.seq, version=self._version())
+
+    def _version(self) -> int:
+        return self.loaded.version if self.loaded else 0
+
+    async def _load(self, message: Deploy) -> None:
+        """Load a network; every accelerator is made anew for it at its next run."""
+        client = Client(self.bus, message.session)
+        data = self.bus.open(message.network)
+        try:
+            network = storage.from_bytes(data.tobytes())
+            engine = await asyncio.to_thread(self._engine, network)
+        except ValueError as error:
+            log.error("model refused", version=message.version, error=str(error))
+            await client.send_ack("model", message.version, version=self._version(), error=str(error))
+            return
+        finally:
+            self.bus.release(message.network)
+        await self._stop_run()
+        self.loaded = Loaded(message.version, network, engine, {})
+        await self.bus.announce(version=message.version)
+        await client.send_ack("model", message.version, version=message.version)
+        await self._start_pending()
+
+    def _engine(self, network: Network) -> Engine:
+        return Engine(network, path=self.path)
+
+    async def _start_pending(self) -> None:
+        """Run the forward that waits, if its network and mode are here. A newer forward replaces a running one."""
+        forward = self.pending
+        if forward is None or self.loaded is None or self.mode is None or self.mode.session != forward.session:
+            return
+        if forward.version != self.loaded.version:
+            return  # its model is on its way, or the server repeats both
+        self.pending = None
+        await self._stop_run()
+        self.run = asyncio.create_task(self._run(forward, self.mode, self.loaded))
+
+    async def _stop_run(self) -> None:
+        if self.run is not None and not self.run.done():
+            self.run.cancel()
+            await asyncio.wait([self.run])
+        self.run = None
+        self.votes = asyncio.Queue()
+
+    async def _run(self, forward: Forward, mode: SetMode, loaded: Loaded) -> None:
+        """A pass that fails is the server's to know of: it names the reason and the device stays up."""
+        client = Client(self.bus, forward.session)
+        try:
+            await self._forward(client, forward, mode, loaded)
+        except Exception as error:
+            log.exception("forward failed", iteration=forward.iteration)
+            reason = f"{type(error).__name__}: {error}"
+            await client.send_ack("forward", forward.iteration, version=loaded.version, error=reason)
+
+    async def _forward(self, client: Client, forward: Forward, mode: SetMode, loaded: Loaded) -> None:
+        images, labels = (
+            (self.data.train_images, self.data.train_labels)
+            if forward.split == "train"
+            else (self.data.test_images, self.data.test_labels)
+        )
+        if not forward.samples or max(forward.samples) >= len(images) or min(forward.samples) < 0:
+            error = f"samples: {forward.split} has {len(images)} images, asked for {list(forward.samples)[:8]}"
+            await client.send_ack("forward", forward.iteration, version=loaded.version, error=error)
+            return
+        chosen = list(forward.samples)
+        batch, truth = images[chosen], labels[chosen]
+        training = forward.mode == "training"
+        if training:
+            await client.send_inputs(forward, batch, truth)
+        plan = _plan(mode, training)
+        x = loaded.network.quantize_images(batch)
+        accelerator = self._accelerator(loaded, mode, forward)
+        outputs = await self._segments(client, forward, mode, loaded, accelerator, x, plan)
+        if not training:
+            await client.send_outputs(forward, outputs, truth)
+
+    def _accelerator(self, loaded: Loaded, mode: SetMode, forward: Forward) -> Accelerator:
+        key = (mode.rates, mode.seed if forward.seed is None else forward.seed)
+        if key not in loaded.accelerators:
+            rates = Rates(mode.rates.input, mode.rates.weight, mode.rates.accumulator, mode.rates.output)
+            accelerator = self.new_accelerator(rates, key[1])
+            accelerator.load(loaded.network)
+            loaded.accelerators.clear()
+            loaded.accelerators[key] = accelerator
+        return loaded.accelerators[key]
+
+    async def _segments(
+        self,
+        client: Client,
+        forward: Forward,
+        mode: SetMode,
+        loaded: Loaded,
+        accelerator: Accelerator,
+        x: Int8,
+        plan: Plan,
+    ) -> Int8:
+        """Run the pass in a thread, a segment at a time, and send each one while the next is computed."""
+        steps = execute(loaded.network, loaded.engine, accelerator, x, forward.iteration, plan)
+        number, votes = 0, None
+        while True:
+            start = time.perf_counter()
+            segment = await asyncio.to_thread(_advance, steps, votes)
+            if isinstance(segment, _Done):
+                return segment.outputs
+            host = time.perf_counter() - start
+            if forward.mode == "training" or segment.awaits_vote:
+                await client.send_segment(forward, number, segment, mode.vote)
+            votes = await self._await_votes(forward, number) if segment.awaits_vote else None
+            await self._publish_times(forward, loaded.network, number, segment, host, len(x))
+            number += 1
+
+    async def _await_votes(self, forward: Forward, number: int) -> Votes:
+        while True:
+            voted = await self.votes.get()
+            if (voted.iteration, voted.attempt, voted.segment) == (forward.iteration, forward.attempt, number):
+                votes: Votes = {}
+                for layer in voted.layers:
+                    if layer.vote is None:
+                        raise ValueError(f"edge/voted: layer {layer.index} of segment {number} came without its vote")
+                    votes[layer.index] = self.bus.open(layer.vote).copy()
+                    self.bus.release(layer.vote)
+                return votes
+
+    async def _publish_times(
+        self, forward: Forward, network: Network, number: int, segment: Segment, host: float, batch: int
+    ) -> None:
+        """Modelled accelerator time of the actual run (FP) and of all further executions (TMR), beside the host's."""
+        executions = [len(e.replicas) + (e.actual is not None) for e in segment.layers]
+        modelled = [
+            self._timing(network, e.index, batch, n) for e, n in zip(segment.layers, executions, strict=True)
+        ]
+        # The host computes all executions at once; the actual one is charged its share.
+        share = len(executions) / sum(executions)
+        once = sum(t.forward_s + t.write_back_s for t in modelled)
+        further = sum(t.tmr_s for t in modelled)
+        for stage, device_s, part in (("forward", once, share), ("tmr", further, 1 - share)):
+            if device_s == 0:
+                continue
+            timing = Timing(
+                session=forward.session,
+                stage=stage,  # type: ignore[arg-type]
+                iteration=forward.iteration,
+                segment=number,
+                host_s=host * part,
+                device_s=device_s,
+            )
+            await self.bus.publish(f"event/{stage}", timing)
+
+    def _timing(self, network: Network, index: int, batch: int, executions: int) -> LayerTiming:
+        conv = network.layers[index]
+        assert isinstance(conv, Conv)
+        shape = network.shape_of(conv.inputs[0])
+        return layer_timing(index, conv, shape, self.array, batch=batch, executions=executions)
+
+
+@dataclass(slots=True)
+class _Done:
+    outputs: Int8
+
+
+def _advance(steps: object, votes: Votes | None) -> Segment | _Done:
+    """One ``send``; a generator's return value cannot cross a thread as StopIteration."""
+    try:
+        return steps.send(votes)  # type: ignore[attr-defined, no-any-return]
+    except StopIteration as stop:
+        return _Done(stop.value)
+
+
+def _plan(mode: SetMode, training: bool) -> Plan:
+    protected = frozenset(mode.protected)
+    if not training or mode.codec == "direct":
+        return Plan(replicas=1, protected=protected)
+    return Plan(replicas=mode.replicas, protected=protected, golden=mode.codec == "golden")
+

@@ -1,0 +1,133 @@
+"""One forward pass of the device, as a generator of segments: what the accelerator computed, ready for the voter."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from accelsim.accelerator import Accelerator
+from accelsim.engine import Engine
+from accelsim.network import INPUT, Conv, Int8, Layer, Network
+
+SEGMENT_BYTES = 512 * 1024
+"""Outputs gathered before a segment goes out. Small layers share a message, large ones stream one by one: the bus
+costs a fixed time a message, the link and the server gain by starting early."""
+
+
+@dataclass(slots=True)
+class Executed:
+    """The executions of one MAC layer on one input, each int8 (N, H, W, C).
+
+    ``actual`` is the output that fed the next layer where it is not ``replicas[0]``.
+    """
+
+    index: int
+    replicas: list[Int8]
+    actual: Int8 | None = None
+    protected: bool = False
+
+
+@dataclass(slots=True)
+class Segment:
+    """Some consecutive layers. ``awaits_vote``: the pass goes on only with the votes, by ``generator.send``."""
+
+    layers: list[Executed] = field(default_factory=list)
+    awaits_vote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How often each MAC layer runs.
+
+    ``replicas``: executions of each layer on its actual input (1 for the direct codec, 3 or more for chained).
+    ``protected``: layers whose vote over three runs goes on (section V.B). ``golden``: beside the actual pass run a
+    layer-wise TMR pass of ``replicas`` executions (section V.C), whose votes are the reference of the increments.
+    """
+
+    replicas: int
+    protected: frozenset[int] = frozenset()
+    golden: bool = False
+
+
+Votes = dict[int, Int8]
+"""Vote of each layer of the segment last yielded, by layer index."""
+
+PROTECTED_REPLICAS = 3
+
+
+def execute(
+    network: Network, engine: Engine, accelerator: Accelerator, x: Int8, iteration: int, plan: Plan
+) -> Generator[Segment, Votes | None, Int8]:
+    """Run ``network`` on ``x`` (N, H, W, C) and yield every MAC layer's executions, in order.
+
+    MAC layers run on the accelerator and may be wrong; the others run exactly, on the general-purpose processor
+    (design section 4). Returns the actual output of the last layer, (N, 1, 1, C).
+
+    The caller sends back the votes of a segment that awaits them, and None otherwise.
+    """
+    last_use = _last_uses(network)
+    actual: dict[int, Int8] = {INPUT: x}
+    reference: dict[int, Int8] = {INPUT: x}
+    segment, gathered = Segment(), 0
+    for index, layer in enumerate(network.layers):
+        if isinstance(layer, Conv):
+            executed = _run(accelerator, index, layer, actual, reference, iteration, plan)
+            waits = plan.golden or executed.protected
+            segment.layers.append(executed)
+            gathered += executed.replicas[0].nbytes
+            votes: Votes | None = None
+            if waits or gathered >= SEGMENT_BYTES:
+                segment.awaits_vote = waits
+                votes = yield segment
+                segment, gathered = Segment(), 0
+            if waits and votes is None:
+                raise RuntimeError(f"layer {index} ({layer.name}) awaits its vote, but none was sent")
+            actual[index] = executed.replicas[0] if executed.actual is None else executed.actual
+            if executed.protected and votes is not None:
+                actual[index] = votes[index]
+            if plan.golden and votes is not None:
+                reference[index] = votes[index]
+        else:
+            actual[index] = engine.golden(index, [actual[i] for i in layer.inputs])
+            if plan.golden:
+                reference[index] = engine.golden(index, [reference[i] for i in layer.inputs])
+        for operand in layer.inputs:
+            if last_use[operand] == index:
+                actual.pop(operand, None)
+                reference.pop(operand, None)
+    if segment.layers:
+        yield segment
+    return actual[len(network.layers) - 1]
+
+
+def _run(
+    accelerator: Accelerator,
+    index: int,
+    layer: Conv,
+    actual: dict[int, Int8],
+    reference: dict[int, Int8],
+    iteration: int,
+    plan: Plan,
+) -> Executed:
+    operand = layer.inputs[0]
+    if plan.golden:
+        # Replica 0 is the actual execution; the TMR run beside it draws its own faults.
+        runs = accelerator.run_replicas(
+            index, reference[operand], iteration=iteration, count=plan.replicas, first=1
+        )
+        one = accelerator.run_layer(index, actual[operand], iteration=iteration)
+        return Executed(index, runs, actual=one)
+    protected = index in plan.protected
+    count = max(plan.replicas, PROTECTED_REPLICAS) if protected else plan.replicas
+    return Executed(
+        index, accelerator.run_replicas(index, actual[operand], iteration=iteration, count=count), protected=protected
+    )
+
+
+def _last_uses(network: Network) -> dict[int, int]:
+    """Index of the last layer that reads each activation, so that it can be dropped there: a device has 1 GB."""
+    uses: dict[int, int] = {}
+    layer: Layer
+    for index, layer in enumerate(network.layers):
+        uses.update(dict.fromkeys(layer.inputs, index))
+    return uses

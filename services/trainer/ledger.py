@@ -1,0 +1,95 @@
+"""What each iteration cost, gathered from the timing events of every service: ``progress.jsonl`` in the run's folder."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import msgspec
+
+from services.bus.messages import Timing
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One finished iteration. Bytes are those of the link's messages, MQTT payload and topic; seconds are sums."""
+
+    iteration: int
+    loss: float
+    accuracy: float
+    """Share of the batch that the device itself got right, in per cent."""
+    grad_norm: float
+    wall_s: float
+    """From the forward's sending until the next model was handed over, as the trainer saw it."""
+    attempts: int
+    elements: int
+    """Of all intermediate outputs."""
+    mismatched: int
+    """Elements of the server's tensors that differ from the device's, as far as is known: see ``mismatched_layers``."""
+    mismatched_layers: int
+    """Layers whose digest was not the device's."""
+    input_bytes: int
+    """The batch as uint8."""
+    host_s: dict[str, float] = {}
+    device_s: dict[str, float] = {}
+    uplink_inputs: int = 0
+    uplink_layers: int = 0
+    downlink: int = 0
+    downlink_full: int = 0
+
+
+class Ledger:
+    """Collects the events of running iterations; an event that comes twice counts once."""
+
+    def __init__(self) -> None:
+        self._events: dict[int, dict[tuple[str, int, bool], Timing]] = defaultdict(dict)
+
+    def add(self, timing: Timing) -> None:
+        """Takes in one event. ``tmr`` comes from both the agent and the voter, told apart by their device time."""
+        key = (timing.stage, timing.segment, timing.device_s > 0)
+        self._events[timing.iteration][key] = timing
+
+    def fill(self, row: Row) -> Row:
+        """The row with what the events of its iteration add up to; they are forgotten here."""
+        host: dict[str, float] = defaultdict(float)
+        device: dict[str, float] = defaultdict(float)
+        events = self._events.pop(row.iteration, {})
+        for (stage, segment, _), timing in events.items():
+            host[stage] += timing.host_s
+            device[stage] += timing.device_s
+            if stage == "compress" and segment == -1:
+                row.uplink_inputs += timing.bytes
+            elif stage == "compress" and segment == -2:
+                row.downlink += timing.bytes
+            elif stage == "compress":
+                row.uplink_layers += timing.bytes
+        row.host_s, row.device_s = dict(host), dict(device)
+        return row
+
+    def forget(self, before: int) -> None:
+        """Drops events of iterations that no row will ever claim."""
+        for iteration in [i for i in self._events if i < before]:
+            del self._events[iteration]
+
+
+def append(path: Path, rows: list[Row]) -> None:
+    """Adds finished rows to a run's progress file."""
+    with path.open("ab") as file:
+        for row in rows:
+            file.write(msgspec.json.encode(row) + b"\n")
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a progress file, none if there is no file. A last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    whole = lines[:-1]
+    return [msgspec.json.decode(line, type=Row) for line in whole]
+
+
+def truncate(path: Path, iteration: int) -> None:
+    """Drops the rows from ``iteration`` on: a resumed run does those again."""
+    rows = [row for row in read(path) if row.iteration < iteration]
+    fresh = path.with_suffix(".tmp")
+    fresh.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    fresh.replace(path)

@@ -1,0 +1,21 @@
+"""``python -m services.voter``: votes over the replicas of each layer."""
+
+from __future__ import annotations
+
+import typer
+
+from services.bus import service
+from services.voter import voter
+
+
+def main(
+    broker: service.Broker = service.DEFAULT_BROKER,
+    device: service.Device = service.DEFAULT_DEVICE,
+    json_logs: service.JsonLogs = None,
+) -> None:
+    """TMR voter: takes edge/replicas, answers with edge/voted. Runs on the device."""
+    service.run("voter", broker, device, json_logs, voter.serve)
+
+
+if __name__ == "__main__":
+    typer.run(main)
