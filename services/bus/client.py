@@ -236,12 +236,14 @@ class Bus:
         """The whole topic of a short name such as ``up/layers``, of this Bus's device or another."""
         return topics.absolute(name, device or self.device)
 
-    async def publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
+    async def publish(self, topic: str, message: Message, *, retain: bool = False) -> int:
         """Send a message, in order after what was published before on that topic; waits only for room in the window.
 
         It returns before the message has arrived: ``flush`` waits for the broker. Messages above the chunk size go in
         chunks. Raises MessageError for a message that does not belong on that topic, and BusError once the broker has
         been away for ``give_up_s``.
+
+        Returns the bytes of the MQTT payloads that it made, 0 for an event or a state.
         """
         topic = topics.absolute(topic, self.device)
         parsed = _checked(topic, message)
@@ -249,10 +251,10 @@ class Bus:
             wire.check_inline(topic, message)
         if parsed.plane == "event":
             self._event(topic, message)
-            return
+            return 0
         if parsed.plane == "state":
             await self._announce(message, topic)
-            return
+            return 0
         out = self._outs.get(topic)
         if out is None:
             out = self._outs[topic] = _Out()
@@ -260,16 +262,17 @@ class Bus:
                 await self._subscribe_now([(_flow_topic(parsed), 1)])
         payload = wire.encode(message)
         if len(payload) <= self._chunk:
-            await self._number_and_send(topic, out, message, retain)
-            return
+            return await self._number_and_send(topic, out, message, retain)
         if retain:
             raise MessageError(f"{topic}: {len(payload)} bytes go in chunks, and chunks cannot be retained")
         if len(payload) > self._message_limit:
             raise MessageError(f"{topic}: {len(payload)} bytes are over the limit of {self._message_limit}")
+        size = 0
         for frame in split(message.session, payload, self._chunk):
-            await self._number_and_send(topic, out, frame, False)
+            size += await self._number_and_send(topic, out, frame, False)
+        return size
 
-    async def _number_and_send(self, topic: str, out: _Out, message: Message, retain: bool) -> None:
+    async def _number_and_send(self, topic: str, out: _Out, message: Message, retain: bool) -> int:
         await self._room(out)
         out.n += 1
         message.origin, message.n = self.origin, out.n
@@ -290,6 +293,7 @@ class Bus:
         if retain:
             self._retained[topic] = entry
         self._send(entry)
+        return len(entry.payload)
 
     async def _room(self, out: _Out) -> None:
         while len(self._pending) >= UNACKNOWLEDGED or self._pending_bytes >= UNACKNOWLEDGED_BYTES:
@@ -399,10 +403,9 @@ class Bus:
                 self._log.debug("subscription waits for the next connection", patterns=[p for p, _ in fresh])
 
     async def _subscribe_on(self, client: aiomqtt.Client, wanted: list[tuple[str, int]]) -> None:
-        granted = await client.subscribe(wanted)
+        granted: list[Any] = list(await client.subscribe(wanted))
         for (pattern, _), code in zip(wanted, granted, strict=True):
-            value = getattr(code, "value", code)
-            if value >= 0x80:
+            if getattr(code, "value", code) >= 0x80:
                 del self._patterns[pattern]
                 user = self._user or "no user"
                 raise BusError(f"broker {self.url} does not allow {user} to subscribe to {pattern}")
@@ -446,6 +449,10 @@ class Bus:
         except Exception as error:
             # Not the sender's fault but ours; raising here would only look like a lost connection.
             self._fail(error)
+
+    def reject(self, topic: str, reason: str) -> None:
+        """Count and log a message that was taken in and turned out to be wrong; its receiver drops it."""
+        self._bad(MessageError(f"{topic}: {reason}"))
 
     def _bad(self, error: MessageError) -> None:
         self.counts["bad"] += 1
