@@ -76,6 +76,9 @@ class DeviceCodec:
             await self._deploy(self.network)
 
     async def _model(self, message: EncodedModel) -> None:
+        if self.network is not None and message.version == self.version and model.digest(self.network) == message.digest:
+            await self._deploy(self.network)  # a repeat: the agent may be the one that lacks it
+            return
         if message.base not in (0, self.version):
             error = f"model {message.version} builds on {message.base}, here is {self.version}"
             log.warning("model refused", error=error)

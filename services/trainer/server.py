@@ -214,7 +214,8 @@ class Server:
 
         def present() -> State | None:
             online = {name for name, state in self._states.items() if state.online}
-            return self._states["agent"] if online.issuperset(PATH) else None
+            # The agent counts its samples only after its birth.
+            return self._states["agent"] if online.issuperset(PATH) and self._states["agent"].samples else None
 
         async with self._changed:
             try:

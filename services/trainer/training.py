@@ -124,16 +124,16 @@ async def _train(
         state = state._replace(
             iteration=iteration + 1, version=version, generator=order.bit_generator.state, network=network
         )
-        if (iteration + 1) % todo.checkpoint_every == 0 or iteration + 1 == todo.iterations:
-            saved = str(await asyncio.to_thread(checkpoint.write, folder, state))
         await server.publish_timing("backward", iteration, stepped - received)
         await server.publish_timing("quantise", iteration, quantised - stepped)
         rows.append(_row(iteration, found.loss, found.correct, found.norm, data, time.perf_counter() - start))
         await server.publish_progress("train", iteration + 1, todo.iterations, found.loss, found.norm)
-        # Events of an iteration may still be under way when it ends; by the one after next they are here.
-        _settle(folder, book, rows, keep=2)
-    await asyncio.sleep(0.5)
-    _settle(folder, book, rows, keep=0)
+        # Events of an iteration may still be under way when it ends; by the one after next they are here. A checkpoint
+        # does not wait for them: every row that it will not do again must be on the disk first.
+        due = (iteration + 1) % todo.checkpoint_every == 0 or iteration + 1 == todo.iterations
+        _settle(folder, book, rows, keep=0 if due else 2)
+        if due:
+            saved = str(await asyncio.to_thread(checkpoint.write, folder, state))
     return state
 
 

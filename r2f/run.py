@@ -1,0 +1,232 @@
+"""One retraining run from data and weights to a report: prepare its folder, run the pipeline on it, report.
+
+A run is its folder. ``run.json`` holds what the user asked for, ``job.json`` what the trainer is to do; everything else
+in it is made from those two, so that a run can be resumed, or handed to another machine, as a folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from rich.console import Group
+
+from accelsim import storage, zoo
+from accelsim.lowering import lower
+from accelsim.network import Network
+from r2f import float_training, pipeline, plots, report
+from r2f.data import DIGITS, Dataset, load
+from r2f.live import Live
+from r2f.pipeline import Program
+from services.bus import Bus, BusError
+from services.bus.messages import Codec, FaultRates, Progress, Timing, Vote
+from services.trainer import job as jobs
+from services.trainer.job import Job
+from services.trainer.labels import Source
+from services.trainer.optimiser import Sgd
+
+FILE = "run.json"
+DEMO_NETWORK = "digits_cnn"
+
+
+class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the user asked for: the options of ``r2f retrain``."""
+
+    network: str
+    weights: str | None = None
+    data: str = DIGITS
+    rates: FaultRates
+    codec: Codec = "chained"
+    vote: Vote = "median"
+    replicas: int = 3
+    protected: tuple[int, ...] = ()
+    iterations: int = 100
+    batch: int = 16
+    sgd: Sgd = Sgd()
+    labels: Source = "device"
+    seed: int = 0
+    evaluation_seeds: int = 5
+    evaluation_samples: int = 1000
+    checkpoint_every: int = 10
+    link: str | None = None
+    live: bool = False
+    accelerator: Literal["simulated", "onnxruntime"] = "simulated"
+    array: str | None = None
+    device: str = "edge-0"
+    broker: str | None = None
+    """A broker that is there already; None starts one."""
+    launch: bool = True
+    """Start the device's and the codec's services; False where they run elsewhere."""
+    embedded: bool = False
+    """Start the embedded broker even where Mosquitto is installed."""
+    image_size: tuple[int, int, int] | None = None
+
+
+class Prepared(msgspec.Struct, kw_only=True):
+    """``prepared.json``: what preparing found out."""
+
+    float_top1: float
+    """Of the float network on the held-out images, in per cent."""
+    classes: int
+
+
+def prepare(settings: Settings, folder: Path, say: Live) -> None:
+    """Make the run's folder: data checked, float network trained or loaded, lowered to int8, job written.
+
+    Raises ValueError (DataError, LoweringError) that names what does not fit.
+    """
+    data = load(settings.data, shape=settings.image_size)
+    network, float_top1 = _network(settings, data, say)
+    data.check(network)
+    folder.mkdir(parents=True, exist_ok=False)
+    storage.save(network, folder / jobs.NETWORK)
+    prepared = Prepared(float_top1=float_top1, classes=data.classes)
+    (folder / "prepared.json").write_bytes(msgspec.json.encode(prepared))
+    if settings.labels == "server":
+        np.save(folder / "train_labels.npy", data.train_labels)
+    jobs.write(folder, _job(settings, folder.name))
+    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a run's folder. Raises ValueError that names the file where it is none."""
+    path = folder / FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Settings)
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no run to resume: {FILE} is missing") from None
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+async def execute(settings: Settings, folder: Path, say: Live) -> None:
+    """Run the pipeline on a prepared folder until the trainer is done. Everything started here is stopped again.
+
+    Raises PipelineError with the last word of whatever failed, BusError where the broker is out of reach.
+    """
+    async with AsyncExitStack() as stack:
+        broker = settings.broker
+        programs: list[Program] = []
+        if broker is None:
+            port = _free_port()
+            broker = f"mqtt://127.0.0.1:{port}"
+            arguments = ("--port", str(port), *(("--embedded",) if settings.embedded else ()))
+            programs.append(Program("broker", "broker", arguments))
+        if settings.launch:
+            programs += _services(settings, broker)
+        trainer = Program("trainer", "services.trainer", ("--run", str(folder), "--broker", broker))
+        running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
+        watcher = asyncio.create_task(_watch(broker, settings.device, say))
+        try:
+            await running.watch(trainer)
+        finally:
+            watcher.cancel()
+
+
+def finish(settings: Settings, folder: Path) -> Group:
+    """``report.json`` and the plots of a run that is done; returns the table for people."""
+    prepared = msgspec.json.decode((folder / "prepared.json").read_bytes(), type=Prepared)
+    link = report.Link(name="none", uplink=math.inf, downlink=math.inf)
+    found = report.collect(folder, network=settings.network, link=link, float_accuracy=prepared.float_top1)
+    report.write(folder, found)
+    plots.draw(folder, found)
+    return report.table(found)
+
+
+def _services(settings: Settings, broker: str) -> list[Program]:
+    common = ("--broker", broker, "--device", settings.device)
+    agent = ["--data", settings.data, "--accelerator", settings.accelerator]
+    if settings.array is not None:
+        agent += ["--array", settings.array]
+    if settings.image_size is not None:
+        agent += ["--image-size", "x".join(map(str, settings.image_size))]
+    return [
+        Program("agent", "services.edge_agent", (*common, *agent)),
+        Program("voter", "services.voter", common),
+        Program("codec-device", "services.codec", ("--side", "device", *common)),
+        Program("codec-server", "services.codec", ("--side", "server", *common)),
+    ]
+
+
+async def _watch(broker: str, device: str, say: Live) -> None:
+    """Feed the live display from the events. A display that lost its broker is no reason to stop."""
+    while True:
+        try:
+            async with Bus(broker, service="watch", device=device, passive=True, give_up_s=3600.0) as bus:
+                await bus.subscribe("event/#")
+                async for _, message in bus:
+                    if isinstance(message, Progress):
+                        say.progress(message)
+                    elif isinstance(message, Timing):
+                        say.timing(message)
+        except BusError as error:
+            say.note(str(error))
+            await asyncio.sleep(1.0)
+
+
+def _network(settings: Settings, data: Dataset, say: Live) -> tuple[Network, float]:
+    """The int8 network and the float one's top-1 on the held-out images, in per cent."""
+    if settings.network == DEMO_NETWORK and settings.weights is None:
+        with say.step("training the float network"):
+            module = float_training.train(lambda: zoo.build(DEMO_NETWORK, data.classes), data, seed=settings.seed)
+    else:
+        module = zoo.build(settings.network, data.classes if settings.weights is None else None)
+        if settings.weights is None:
+            raise ValueError(f"network {settings.network}: give its trained weights with --weights FILE")
+        zoo.load_weights(module, Path(settings.weights))
+    with say.step("quantising to int8"):
+        # Every image counts the same whatever the order of the file: take them evenly.
+        chosen = np.linspace(0, len(data.train_images) - 1, min(256, len(data.train_images))).astype(int)
+        network = lower(module, data.train_images[chosen], data.mean, data.std, name=settings.network)
+    with say.step("accuracy of the float network"):
+        top1 = float_training.accuracy(
+            module,
+            data.test_images[: settings.evaluation_samples],
+            data.test_labels[: settings.evaluation_samples],
+            data,
+        )
+    return network, top1
+
+
+def _job(settings: Settings, session: str) -> Job:
+    return Job(
+        session=session,
+        device=settings.device,
+        rates=settings.rates,
+        codec=settings.codec,
+        vote=settings.vote,
+        replicas=settings.replicas,
+        protected=settings.protected,
+        iterations=settings.iterations,
+        batch=settings.batch,
+        sgd=settings.sgd,
+        labels=settings.labels,
+        seed=settings.seed,
+        evaluation_seeds=tuple(settings.seed + 1001 + i for i in range(settings.evaluation_seeds)),
+        evaluation_samples=settings.evaluation_samples,
+        checkpoint_every=settings.checkpoint_every,
+    )
+
+
+def new_folder(parent: Path, network: str) -> Path:
+    """``runs/{date}-{time}-{network}``, a name that is not taken."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{network.replace(':', '-').replace('/', '-')[:40]}"
+    folder, number = parent / stem, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{stem}-{number}"
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,60 @@
+"""``r2f tap``: decoded messages of any topics, a line each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from services.bus import Bus
+from services.bus.messages import Message
+
+_COLOURS = {"down": "blue", "up": "green", "edge": "cyan", "server": "magenta", "state": "yellow", "event": "white"}
+_LONGEST = 32
+
+
+async def tap(pattern: str, broker: str, device: str, *, as_json: bool, count: int) -> None:
+    """Print messages of ``pattern`` until ``count`` have come (0: for ever). Raises BusError."""
+    console = Console(soft_wrap=True)
+    seen = 0
+    async with Bus(broker, service="tap", device=device, passive=True) as bus:
+        await bus.subscribe(pattern)
+        async for topic, message in bus:
+            if as_json:
+                print(json.dumps({"topic": topic, **_shown(message)}), flush=True)
+            else:
+                console.print(_line(topic, message))
+            seen += 1
+            if seen == count:
+                return
+
+
+def _line(topic: str, message: Message) -> Text:
+    *_, device, plane, name = topic.split("/")
+    line = Text()
+    line.append(f"{device} ", style="dim")
+    line.append(f"{plane}/{name} ", style=f"bold {_COLOURS.get(plane, 'white')}")
+    for key, value in _shown(message).items():
+        if key not in ("type", "v", "session", "origin", "n"):
+            line.append(f"{key}=", style="dim")
+            line.append(f"{value:.6g} " if isinstance(value, float) else f"{value} ")
+    return line
+
+
+def _shown(value: Any) -> Any:
+    """A message as plain data, with bytes as their number and long lists cut: for people and for JSON alike."""
+    return _brief(msgspec.to_builtins(value, builtin_types=(bytes,)))
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, dict):
+        return {key: _brief(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        shown = [_brief(item) for item in value[:_LONGEST]]
+        return [*shown, f"... {len(value)} in all"] if len(value) > _LONGEST else shown
+    return value
