@@ -1,0 +1,50 @@
+# make demo   set up .venv and run the whole pipeline on real digits (about a minute and a half once installed)
+# make test   set up everything and run the whole suite
+# make lint   ruff and mypy
+#
+# On x86-64 Linux PyPI's torch brings CUDA along. For the small CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's
+# index of CPU wheels before the first make; pip prefers it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# Debian puts mosquitto where an ordinary user's PATH does not look.
+export PATH := $(PATH):/usr/sbin
+
+.PHONY: demo test lint mosquitto clean
+
+demo: $(VENV)/installed
+	$(BIN)/r2f demo
+
+test: $(VENV)/installed-dev mosquitto
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "no virtual environment: on Debian, install python3-venv; elsewhere, a Python that has ensurepip" >&2; exit 1; }
+
+# The stamps are newer than pyproject.toml once its packages are in.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+mosquitto:
+	@if command -v mosquitto >/dev/null; then mosquitto -h | head -n 1; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends mosquitto >/dev/null; then \
+	    mosquitto -h | head -n 1; \
+	else echo "Mosquitto is not here and cannot be installed (root and apt are needed): its half of the tests is skipped"; fi
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
