@@ -24,9 +24,7 @@ class Accelerator(Protocol):
         """Output of one execution of MAC layer ``index`` on x."""
         ...
 
-    def run_replicas(
-        self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0
-    ) -> list[Int8]:
+    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
         """Outputs of ``count`` executions of MAC layer ``index`` on x: ``run_layer``'s with replica ``first`` and on."""
         ...
 
@@ -78,18 +76,14 @@ class Simulated:
         n, (h, w, c) = shape[0], layer.shape
         key = Key(self.seed, self.device, iteration, index, replica)
         inputs = n * shape[1] * shape[2] * shape[3]
-        return draw(
-            self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=n * h * w * c, model=self.fault_model
-        )
+        return draw(self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=n * h * w * c, model=self.fault_model)
 
     def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
         """See Accelerator."""
         flips = self.flips(index, x.shape, iteration=iteration, replica=replica)
         return self._execute(index, x, [flips])[0]
 
-    def run_replicas(
-        self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0
-    ) -> list[Int8]:
+    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
         """See Accelerator."""
         replicas = range(first, first + count)
         flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in replicas]

@@ -1,49 +1,136 @@
-"""Runs the int8 network exactly, with and without faults (design sections 4 and 5)."""
+"""Runs the int8 network exactly, with and without faults (design sections 4 and 5).
+
+Two paths give the same integers. ``vnni`` is for processors with AVX-512 VNNI: compiled tile kernels that keep int32
+accumulators in cache (``accelsim.kernels``). ``portable`` is torch's float convolution, which is exact while every
+partial sum is an integer below 2^24 in float32 or 2^53 in float64; on a GPU it is the path ``cuda``. A path is used
+only after it has equalled the reference on this machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from accelsim import reference
-from accelsim.faults import Flips
-from accelsim.network import INPUT, Conv, Int8, Int32, Network
+from accelsim import kernels, portable, reference, vnni
+from accelsim.faults import Flips, Key, Rates, draw
+from accelsim.network import (
+    INPUT,
+    Add,
+    Channels,
+    Concat,
+    Conv,
+    Flatten,
+    Float32,
+    Int8,
+    Int32,
+    MaxPool,
+    MeanPool,
+    Mul,
+    Network,
+    Slice,
+    Table,
+)
+
+Int64 = npt.NDArray[np.int64]
+_Number = TypeVar("_Number", np.int32, np.float32)
+Work = Callable[[int, int], None]
+"""Does a range first..last-1 of equal pieces of a layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mac:
+    """A MAC layer packed for the kernels."""
+
+    geometry: Int64
+    packed: Int8 | Int32
+    start: Int32
+    multiplier: Float32
+    depthwise: bool
 
 
 class Engine:
-    """One network, ready to run."""
+    """One network, ready to run, on as many threads as torch has (``torch.set_num_threads``).
+
+    ``path`` is ``auto`` (the first of ``cuda``, ``vnni``, ``portable`` that works here) or one of these; ``Engine.path``
+    and ``Engine.reason`` tell which one runs and why. Safe to use from several threads at once. Raises ValueError if
+    the path cannot run here, or if a layer's accumulators could leave int32.
+    """
 
     def __init__(self, network: Network, path: str = "auto") -> None:
         self.network = network
-        self.path = "portable"
-        self.reason = "exact float convolution"
+        self.path, self.reason = choose(path)
+        self._macs: dict[int, _Mac] = {}
+        self.threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="engine")
+        for index, layer in network.convs():
+            # Weights count as -128 because flips can make them that.
+            bound = 128 * 128 * layer.weight[0].size + int(np.abs(layer.bias.astype(np.int64)).max(initial=0))
+            if bound >= 2**31:
+                raise ValueError(f"layer {index} ({layer.name}): accumulators can reach {bound}, beyond int32")
+            self._macs[index] = _pack(layer, network.shape_of(layer.inputs[0]))
 
     def golden(self, index: int, operands: Sequence[Int8]) -> Int8:
         """Fault-free output (N, H, W, C) int8 of layer ``index`` on its operands."""
-        layer = self.network.layers[index]
-        if isinstance(layer, Conv):
-            return reference.requantise(layer, _accumulators(layer, operands[0], layer.weight))
-        return reference.layer(layer, operands)
+        xs = self._check(index, operands)
+        if index in self._macs and self.path == "vnni":
+            return self._run_mac(index, xs[0], [_CLEAN])[0]
+        y = np.empty((len(xs[0]), *self.network.layers[index].shape), np.int8)
+        if index in self._macs:
+            self._layer(index, xs, y)
+            return y
+        self._parallel(len(y), lambda first, last: self._layer(index, [x[first:last] for x in xs], y[first:last]))
+        return y
 
     def run(self, x: Int8) -> list[Int8]:
         """Fault-free outputs of all layers, in order, for the quantised input x (N, H, W, C)."""
-        outputs: list[Int8] = []
-        for index, layer in enumerate(self.network.layers):
-            outputs.append(self.golden(index, [x if i == INPUT else outputs[i] for i in layer.inputs]))
+        (x,) = self._check_input(x)
+        outputs = [np.empty((len(x), *layer.shape), np.int8) for layer in self.network.layers]
+
+        def images(first: int, last: int) -> None:
+            parts = [y[first:last] for y in outputs]
+            for index, layer in enumerate(self.network.layers):
+                self._layer(index, [x[first:last] if i == INPUT else parts[i] for i in layer.inputs], parts[index])
+
+        if len(x) < self.threads or self.path != "vnni":
+            for index, layer in enumerate(self.network.layers):
+                outputs[index] = self.golden(index, [x if i == INPUT else outputs[i] for i in layer.inputs])
+        else:
+            # A thread takes its images through the whole network: nothing to wait for in between.
+            self._parallel(len(x), images)
         return outputs
 
     def replicas(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
         """Outputs of faulty executions of MAC layer ``index`` on one input, one for each ``flips``."""
         layer = self.conv(index)
-        results = []
-        for f in flips:
-            acc = _accumulators(layer, reference.flip(x, f.input), reference.flip(layer.weight, f.weight))
-            bits = (np.int64(1) << (f.accumulator & 31)).astype(np.uint32)
-            np.bitwise_xor.at(acc.reshape(-1).view(np.uint32), f.accumulator >> 5, bits)
-            results.append(reference.flip(reference.requantise(layer, acc), f.output))
-        return results
+        (x,) = self._check(index, [x])
+        if self.path != "vnni":
+            return [portable.replica(layer, x, f, _DEVICE[self.path]) for f in flips]
+        results: list[Int8 | None] = [None] * len(flips)
+        sparse = [r for r in range(len(flips)) if len(flips) > 1 and _sparse_is_cheaper(layer, x.shape, flips[r])]
+        if sparse:
+            for r, y in zip(sparse, self._run_mac(index, x, [flips[r] for r in sparse]), strict=True):
+                results[r] = y
+        return [self._run_mac(index, x, [flips[r]])[0] if y is None else y for r, y in enumerate(results)]
+
+    def elements(self, index: int, x: Int8, positions: Int64) -> Int8:
+        """Golden outputs of MAC layer ``index`` at flat NHWC output positions (int64), by direct dot products, int8."""
+        layer = self.conv(index)
+        (x,) = self._check(index, [x])
+        size = len(x) * int(np.prod(layer.shape))
+        if positions.size and (positions.min() < 0 or positions.max() >= size):
+            raise ValueError(f"layer {index} ({layer.name}): positions must lie in 0..{size - 1}")
+        y = np.empty(len(positions), np.int8)
+        geometry = _sized(self._macs[index].geometry, len(x))
+        at = np.ascontiguousarray(positions, np.int64)
+        kernels.elements(_address(x), geometry, layer.weight, layer.bias, layer.multiplier, at, y)
+        return y
 
     def conv(self, index: int) -> Conv:
         """The MAC layer at ``index``; raises ValueError if that layer is of another type."""
@@ -52,17 +139,268 @@ class Engine:
             raise ValueError(f"layer {index} ({layer.name}) is a {type(layer).__name__}; only MAC layers have replicas")
         return layer
 
+    def _check_input(self, x: Int8) -> list[Int8]:
+        return [_checked(x, self.network.input_shape, "network input")]
 
-def _accumulators(layer: Conv, x: Int8, weight: Int8) -> Int32:
-    bound = 128 * np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(layer.bias.astype(np.int64))
-    dtype = torch.float32 if int(bound.max(initial=0)) < 2**24 else torch.float64
-    acc = torch.nn.functional.conv2d(
-        torch.tensor(x).permute(0, 3, 1, 2).to(dtype),
-        torch.tensor(weight).to(dtype),
-        torch.tensor(layer.bias).to(dtype),
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-    )
-    return acc.permute(0, 2, 3, 1).contiguous().to(torch.int32).numpy()
+    def _check(self, index: int, operands: Sequence[Int8]) -> list[Int8]:
+        layer = self.network.layers[index]
+        if len(operands) != len(layer.inputs):
+            raise ValueError(f"layer {index} ({layer.name}): takes {len(layer.inputs)} operands, got {len(operands)}")
+        what = f"layer {index} ({layer.name})"
+        return [_checked(x, self.network.shape_of(i), what) for x, i in zip(operands, layer.inputs, strict=True)]
+
+    def _parallel(self, count: int, work: Work) -> None:
+        """Give each thread a range of 0..count-1."""
+        parts = max(1, min(self.threads, count))
+        edges = [count * p // parts for p in range(parts + 1)]
+        others = [self._pool.submit(work, edges[p], edges[p + 1]) for p in range(1, parts)]
+        work(0, edges[1])
+        for other in others:
+            other.result()
+
+    def _run_mac(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
+        return _replicas(self._macs[index], self.conv(index), x, flips, self._parallel)
+
+    def _layer(self, index: int, xs: Sequence[Int8], y: Int8) -> None:
+        """Fault-free layer into y on the calling thread."""
+        layer = self.network.layers[index]
+        n = len(y)
+        a = _address(xs[0])
+        if isinstance(layer, Conv) and self.path != "vnni":
+            y[...] = portable.replica(layer, xs[0], _CLEAN, _DEVICE[self.path])
+        elif isinstance(layer, Conv):
+            mac = self._macs[index]
+            _call(mac, layer, xs[0], [_CLEAN], [y])(0, _units(mac, layer, n))
+        elif isinstance(layer, Add) and len(xs) == 2:
+            ma, mb = (np.float32(m) for m in layer.multipliers)
+            kernels.add(a, _address(xs[1]), ma, mb, layer.low, layer.high, _address(y), y.size)
+        elif isinstance(layer, Concat):
+            c, offset = layer.shape[2], 0
+            for x, m in zip(xs, layer.multipliers, strict=True):
+                pixels, width = x.size // x.shape[3], x.shape[3]
+                out = _address(y)
+                kernels.scale(_address(x), np.float32(m), layer.low, layer.high, out, pixels, width, c, offset)
+                offset += width
+        elif isinstance(layer, Mul):
+            h, w, c = layer.shape
+            broadcast = xs[1].shape[1:3] != (h, w)
+            factor = np.float32(layer.multiplier)
+            b = _address(xs[1])
+            kernels.multiply(a, b, factor, layer.low, layer.high, _address(y), n, h * w, c, broadcast)
+        elif isinstance(layer, MaxPool):
+            kernels.max_pool(a, _pool_geometry(layer, xs[0].shape), _address(y))
+        elif isinstance(layer, MeanPool):
+            kernels.mean_pool(a, _pool_geometry(layer, xs[0].shape), np.float32(layer.multiplier), _address(y))
+        elif isinstance(layer, Table):
+            kernels.look_up(a, layer.table, _address(y), y.size)
+        elif isinstance(layer, Channels):
+            c = xs[0].shape[3]
+            kernels.move_channels(a, layer.order, _address(y), xs[0].size // c, c)
+        else:
+            assert isinstance(layer, Flatten | Slice | Add)
+            y[...] = reference.layer(layer, xs)
+
+
+PATHS = ("cuda", "vnni", "portable")
+_CLEAN = Flips()
+_DEVICE = {"portable": "cpu", "cuda": "cuda"}
+
+
+def choose(path: str) -> tuple[str, str]:
+    """The path that ``Engine(network, path)`` takes, and why. Raises ValueError if it cannot run here."""
+    if path != "auto" and path not in PATHS:
+        raise ValueError(f"engine path {path!r}: expected auto, {', '.join(PATHS)}")
+    skipped: list[str] = []
+    for name in PATHS if path == "auto" else (path,):
+        problem = check(name)
+        if not problem:
+            why = "equals the reference on this machine"
+            return name, f"{why}; not {', '.join(skipped)}" if skipped else why
+        skipped.append(f"{name} ({problem})")
+    raise ValueError(f"engine path {path!r} cannot run here: {'; '.join(skipped)}")
+
+
+def probe() -> list[tuple[str, bool, str]]:
+    """(path, whether it can run here, why) for each path, the preferred one first; for ``r2f doctor``."""
+    return [(name, not check(name), check(name) or "equals the reference on this machine") for name in PATHS]
+
+
+@functools.cache
+def check(path: str) -> str:
+    """Hold a path against the reference on this machine's processor, once a process: why it cannot run, or nothing."""
+    if path == "vnni" and vnni.missing():
+        return vnni.missing()
+    if path == "cuda" and not torch.cuda.is_available():
+        return "torch sees no GPU"
+    random = np.random.default_rng(0)
+    for case, (h, c, o, size, stride, padding, groups) in enumerate(_CASES):
+        for low in (-128, 127):
+            # Random operands, and the largest products there are.
+            shape = (o, c // groups, size, size)
+            side = (h + 2 * padding - size) // stride + 1
+            layer = Conv(
+                name=f"check {case}",
+                inputs=(INPUT,),
+                shape=(side, side, o),
+                scale=1.0,
+                weight=random.integers(-128, low, shape, np.int8, endpoint=True),
+                bias=random.integers(-(2**16), 2**16, o, np.int32),
+                weight_scale=np.ones(o, np.float32),
+                multiplier=(random.random(o) / (16 * c // groups * size * size)).astype(np.float32),
+                stride=(stride, stride),
+                padding=(padding, padding),
+                groups=groups,
+            )
+            x = random.integers(-128, low, (2, h, h, c), np.int8, endpoint=True)
+            flips = [
+                draw(_CHECK_RATES, Key(case, "check", 0, 0, r), inputs=x.size, weights=layer.weight.size,
+                     outputs=2 * side * side * o)
+                for r in range(3)
+            ]  # fmt: skip
+            expected = [reference.replica(layer, x, f) for f in flips]
+            if path == "vnni":
+                mac = _pack(layer, x.shape[1:])
+                actual = _replicas(mac, layer, x, flips, _serial) + _replicas(mac, layer, x, flips[:1], _serial)
+            else:
+                actual = [portable.replica(layer, x, f, _DEVICE[path]) for f in flips]
+            if not all(np.array_equal(y, e) for y, e in zip(actual, expected + expected[:1])):  # noqa: B905
+                return f"differs from the reference on a {size}x{size} convolution, {c} to {o} channels"
+    return ""
+
+
+# (side, channels in, out, kernel, stride, padding, groups); the third reaches accumulators beyond 2^24.
+_CASES = (
+    (9, 3, 24, 3, 2, 1, 1),
+    (7, 20, 72, 1, 1, 0, 1),
+    (4, 1040, 33, 1, 1, 0, 1),
+    (8, 40, 40, 3, 1, 1, 40),
+    (6, 8, 6, 3, 1, 1, 2),
+)
+_CHECK_RATES = Rates(1e-2, 1e-2, 1e-3, 1e-2)
+
+
+def _address(x: Int8) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def _checked(x: Int8, shape: tuple[int, int, int], what: str) -> Int8:
+    if x.dtype != np.int8 or x.ndim != 4 or x.shape[1:] != shape:
+        raise ValueError(f"{what}: expected int8 of shape (N, {', '.join(map(str, shape))}), got {x.dtype} {x.shape}")
+    return np.ascontiguousarray(x)
+
+
+def _sized(geometry: Int64, n: int) -> Int64:
+    geometry = geometry.copy()
+    geometry[kernels.N] = n
+    return geometry
+
+
+def _pool_geometry(layer: MaxPool | MeanPool, shape: tuple[int, ...]) -> Int64:
+    dilation = layer.dilation if isinstance(layer, MaxPool) else (1, 1)
+    low, high = (layer.low, layer.high) if isinstance(layer, MeanPool) else (-128, 127)
+    numbers = [*shape, *layer.shape, *layer.kernel, *layer.stride, *layer.padding, *dilation, 1, low, high, 0]
+    return np.array(numbers, np.int64)
+
+
+def _pack(layer: Conv, shape: tuple[int, int, int]) -> _Mac:
+    o, i, r, s = layer.weight.shape
+    g = layer.groups
+    blocks = -(-o // g // vnni.LANES)
+    depthwise = i == 1 and g == o and blocks * g > 0 and g == shape[2] and g > 1
+    if depthwise:
+        blocks = -(-o // vnni.LANES)
+    groups = 1 if depthwise else g
+    quads = -(-(i * r * s) // 4)
+    tile = _tile(4 * quads, 16 * blocks)
+    numbers = [0, *shape, *layer.shape, r, s, *layer.stride, *layer.padding, *layer.dilation]
+    geometry = np.array([*numbers, groups, layer.low, layer.high, tile], np.int64)
+
+    def padded(values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        rows = np.zeros((groups, blocks * vnni.LANES), values.dtype)
+        rows[:, : o // groups] = values.reshape(groups, -1)
+        return rows
+
+    multiplier = padded(layer.multiplier)
+    if depthwise:
+        taps = np.zeros((r * s, blocks * vnni.LANES), np.int32)
+        # The kernel multiplies pairs of int16; the upper one of the weights is zero.
+        taps[:, :o] = layer.weight.reshape(o, r * s).T.astype(np.int32) & 0xFFFF
+        return _Mac(geometry, taps, padded(layer.bias)[0], multiplier[0], True)
+    # (g, o, i, r, s) -> (g, block, quad, 16, 4) with k = (r, s, i)
+    k = np.zeros((g, blocks * vnni.LANES, 4 * quads), np.int8)
+    k[:, : o // g, : r * s * i] = layer.weight.reshape(g, o // g, i, r, s).transpose(0, 1, 3, 4, 2).reshape(g, o // g, -1)
+    packed = np.ascontiguousarray(k.reshape(g, blocks, vnni.LANES, quads, 4).transpose(0, 1, 3, 2, 4))
+    start = padded(layer.bias) - 128 * k.sum(axis=2, dtype=np.int32)
+    return _Mac(geometry, packed, start, multiplier, False)
+
+
+def _tile(width: int, stride: int) -> int:
+    """Output pixels whose operands and accumulators fit the second-level cache beside the weights."""
+    return max(1, min(8, 192 * 1024 // (24 * (width + 8 * stride)))) * 24
+
+
+def _units(mac: _Mac, layer: Conv, n: int) -> int:
+    """Rows or tiles that the kernel splits a batch of n into."""
+    h, w, _ = layer.shape
+    return n * h if mac.depthwise else -(-n * h * w // int(mac.geometry[kernels.TILE]))
+
+
+def _replicas(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], parallel: Callable[[int, Work], None]) -> list[Int8]:
+    """Executions of a MAC layer: one on its own has its flips in the operands, several are sparse corrections."""
+    ys = [np.empty((len(x), *layer.shape), np.int8) for _ in flips]
+    parallel(_units(mac, layer, len(x)), _call(mac, layer, x, flips, ys))
+    return ys
+
+
+def _serial(count: int, work: Work) -> None:
+    work(0, count)
+
+
+_NO_WEIGHTS = (np.zeros(0, np.int32),) * 3
+
+
+def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
+    """The kernel with everything but the range of tiles."""
+    geometry = _sized(mac.geometry, len(x))
+    groups = 1 if mac.depthwise else layer.groups
+    weight_at = np.zeros((len(flips), groups + 1), np.int64)
+    lists: list[tuple[Int32, Int32, Int32]] = []
+    for r, f in enumerate(flips):
+        if len(f.weight):
+            outs, columns, deltas = (np.empty(len(f.weight), np.int32) for _ in range(3))
+            kernels.weight_deltas(layer.weight, f.weight, outs, columns, deltas, weight_at[r], groups)
+            lists.append((outs, columns, deltas))
+    packed, start = mac.packed, mac.start
+    dense = len(flips) == 1 and not mac.depthwise
+    if dense and lists:
+        packed, start = packed.copy(), start.copy()
+        kernels.patch_weights(packed, start, *lists[0], weight_at[0])
+    elif lists:
+        shift = 0
+        for r, f in enumerate(flips):
+            weight_at[r] += shift
+            shift += len(f.weight)
+    outs, columns, deltas = (np.concatenate(parts) for parts in zip(*lists, strict=True)) if lists else _NO_WEIGHTS
+    sites = []
+    for positions in ([f.input for f in flips], [f.accumulator for f in flips], [f.output for f in flips]):
+        at = np.zeros(len(flips) + 1, np.int64)
+        np.cumsum([len(p) for p in positions], out=at[1:])
+        sites += [np.concatenate(positions) if len(positions) > 1 else positions[0], at]
+    inputs, input_at, accumulators, accumulator_at, outputs, output_at = sites
+    to = np.array([_address(y) for y in ys], np.int64)
+    rest = (
+        inputs, input_at, outs, columns, deltas, weight_at, accumulators, accumulator_at, outputs, output_at, to,
+    )  # fmt: skip
+    source = _address(x)
+    if mac.depthwise:
+        return lambda first, last: kernels.depthwise(source, geometry, packed, start, mac.multiplier, *rest, first, last)
+    return lambda first, last: kernels.conv(source, geometry, packed, start, mac.multiplier, dense, *rest, first, last)
+
+
+def _sparse_is_cheaper(layer: Conv, shape: tuple[int, ...], flips: Flips) -> bool:
+    o, _, r, s = layer.weight.shape
+    pixels = shape[0] * layer.shape[0] * layer.shape[1]
+    dense = pixels * layer.weight.size / 64
+    touched = len(flips.input) * r * s / (layer.stride[0] * layer.stride[1])
+    sparse = touched * (20 + o / layer.groups / 8) + len(flips.weight) * pixels * 1.5
+    return bool(sparse < dense)

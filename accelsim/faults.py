@@ -148,9 +148,7 @@ def draw(rates: Rates, key: Key, *, inputs: int, weights: int, outputs: int, mod
         positions = model.positions(key.generator(site), bits, rate)
         if positions.dtype != np.int64 or positions.ndim != 1:
             raise ValueError(f"{model}: positions must be a flat int64 array, got {positions.dtype} {positions.shape}")
-        if len(positions) and not (
-            positions[0] >= 0 and positions[-1] < bits and bool((positions[1:] > positions[:-1]).all())
-        ):
+        if len(positions) and not (positions[0] >= 0 and positions[-1] < bits and bool((positions[1:] > positions[:-1]).all())):
             raise ValueError(f"{model}: positions at site {site} are not sorted, distinct and in 0..{bits - 1}")
         return positions
 

@@ -1,0 +1,691 @@
+"""Compiled loops: MAC layers with their faults, a tile of output pixels at a time, and the other layers (section 4).
+
+The MAC kernels need AVX-512 VNNI (``accelsim.vnni``); the rest runs anywhere. Everything is exact integer arithmetic
+except the one float32 multiply of each requantisation, so no fast-math. All kernels release the GIL; ``accelsim.engine``
+gives each thread a range of tiles or rows.
+
+A tile's accumulators stay in cache: golden ones once, then for each replica the sparse corrections
+``acc(x + dx, w + dw) = acc + dx * w + (x + dx) * dw``, requantisation, and the original again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from accelsim import vnni
+
+# Fields of a layer's geometry, an int64 array.
+N, H, W, C, OH, OW, O, R, S, SY, SX, PY, PX, DY, DX, G, LOW, HIGH, TILE = range(19)  # noqa: E741
+
+
+@intrinsic
+def _at(typingctx, address, index):  # type: ignore[no-untyped-def]
+    """int8 at an address: inputs may be read-only arrays, which Numba would compile everything again for."""
+
+    def generate(context, builder, _, values):  # type: ignore[no-untyped-def]
+        return builder.load(builder.inttoptr(builder.add(*values), ir.IntType(8).as_pointer()))
+
+    return types.int8(types.int64, types.int64), generate
+
+
+@intrinsic
+def _put(typingctx, address, index, value):  # type: ignore[no-untyped-def]
+    """Write an int8 to an address."""
+
+    def generate(context, builder, _, values):  # type: ignore[no-untyped-def]
+        address, index, value = values
+        builder.store(value, builder.inttoptr(builder.add(address, index), ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int8), generate
+
+
+@intrinsic
+def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
+    def generate(context, builder, _, values):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(values[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _rint(typingctx, value):  # type: ignore[no-untyped-def]
+    """float32 to the nearest integer, half to even, as a vector instruction."""
+
+    def generate(context, builder, _, values):  # type: ignore[no-untyped-def]
+        kind = ir.FloatType()
+        module = builder.module
+        name = "llvm.nearbyint.f32"
+        function = module.globals.get(name) or ir.Function(module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(function, values)
+
+    return types.float32(types.float32), generate
+
+
+@njit(nogil=True, cache=True)
+def _lower_bound(positions, first, last, value):  # type: ignore[no-untyped-def]
+    """First index in first..last-1 whose position is >= value, else last."""
+    while first < last:
+        middle = (first + last) >> 1
+        if positions[middle] < value:
+            first = middle + 1
+        else:
+            last = middle
+    return first
+
+
+@njit(nogil=True, cache=True)
+def weight_deltas(weight, positions, outs, columns, deltas, starts, groups):  # type: ignore[no-untyped-def]
+    """What each weight flip adds: (output channel in its group, column k = (r*S + s)*I + i, delta), in order.
+
+    weight (O, I, R, S) int8; positions sorted. ``starts`` (groups + 1) receives where each group's flips begin.
+    Flips of one byte follow one another, so each delta is taken from the byte as the earlier ones left it.
+    """
+    o, i, r, s = weight.shape
+    flat = weight.reshape(-1)
+    byte, at = np.uint8(0), np.int64(-1)
+    per_group = o // groups
+    group = 0
+    starts[0] = 0
+    for f in range(len(positions)):
+        element = positions[f] >> 3
+        if element != at:
+            at = element
+            byte = np.uint8(flat[element])
+        flipped = np.uint8(byte ^ np.uint8(1 << (positions[f] & 7)))
+        deltas[f] = np.int32(np.int8(flipped)) - np.int32(np.int8(byte))
+        byte = flipped
+        out = element // (i * r * s)
+        rest = element - out * (i * r * s)
+        channel = rest // (r * s)
+        columns[f] = (rest - channel * (r * s)) * i + channel
+        while group < out // per_group:
+            group += 1
+            starts[group] = f
+        outs[f] = out - (out // per_group) * per_group
+    while group < groups:
+        group += 1
+        starts[group] = len(positions)
+
+
+@njit(nogil=True, cache=True)
+def patch_weights(packed, start, outs, columns, deltas, starts):  # type: ignore[no-untyped-def]
+    """Add weight flips to packed weights (G, blocks, quads, 16, 4) int8 and start values (G, 16*blocks) int32."""
+    for g in range(packed.shape[0]):
+        for f in range(starts[g], starts[g + 1]):
+            o, k = outs[f], columns[f]
+            packed[g, o >> 4, k >> 2, o & 15, k & 3] += np.int8(deltas[f])
+            start[g, o] -= 128 * deltas[f]
+
+
+@njit(nogil=True, cache=True)
+def _gather(x, geometry, group, first, last, a, quads):  # type: ignore[no-untyped-def]
+    """Rows of ``a``: the uint8 (int8 + 128) operands of output pixels first..last-1, column k = (r*S + s)*I + i."""
+    h, w, c = geometry[H], geometry[W], geometry[C]
+    oh, ow, r, s = geometry[OH], geometry[OW], geometry[R], geometry[S]
+    sy, sx, py, px, dy, dx = geometry[SY], geometry[SX], geometry[PY], geometry[PX], geometry[DY], geometry[DX]
+    i = c // geometry[G]
+    width = 4 * quads
+    to = a.ctypes.data
+    if r == 1 and s == 1 and i == c and width == c and sy == 1 and sx == 1 and py == 0 and px == 0:
+        vnni.copy_unsigned(to, x + first * c, (last - first) * c)
+        return
+    for p in range(first, last):
+        row = (p - first) * width
+        oy = (p // ow) % oh
+        ox = p % ow
+        image = p // (ow * oh)
+        ix0 = ox * sx - px
+        for ry in range(r):
+            iy = oy * sy - py + ry * dy
+            at = row + ry * s * i
+            if iy < 0 or iy >= h:
+                for k in range(at, at + s * i):
+                    a[k] = 128
+            elif i == c and dx == 1:
+                # One stretch of the row, with padding before and behind it.
+                before = max(0, -ix0)
+                behind = max(0, ix0 + s - w)
+                for k in range(at, at + min(before, s) * i):
+                    a[k] = 128
+                if before + behind < s:
+                    source = x + ((image * h + iy) * w + ix0 + before) * c
+                    vnni.copy_unsigned(to + at + before * i, source, (s - before - behind) * i)
+                for k in range(at + (s - min(behind, s)) * i, at + s * i):
+                    a[k] = 128
+            else:
+                for rx in range(s):
+                    ix = ix0 + rx * dx
+                    if ix < 0 or ix >= w:
+                        for k in range(at + rx * i, at + (rx + 1) * i):
+                            a[k] = 128
+                    else:
+                        source = x + ((image * h + iy) * w + ix) * c + group * i
+                        vnni.copy_unsigned(to + at + rx * i, source, i)
+
+
+@njit(nogil=True, cache=True)
+def _flip_inputs(  # type: ignore[no-untyped-def]
+    geometry, group, first, last, positions, f0, f1, a, quads, correct, acc, blocks, packed, restore
+):
+    """Flip the input bits that tile ``a`` holds. With ``correct``, add each one's ``dx * w`` to ``acc`` as well.
+
+    A second call with ``restore`` puts the bits back.
+    """
+    h, w, c = geometry[H], geometry[W], geometry[C]
+    oh, ow, r, s = geometry[OH], geometry[OW], geometry[R], geometry[S]
+    sy, sx, py, px, dy, dx = geometry[SY], geometry[SX], geometry[PY], geometry[PX], geometry[DY], geometry[DX]
+    i = c // geometry[G]
+    width = 4 * quads
+    p = first
+    while p < last:
+        # The tile's pixels in one output row.
+        row = p // ow
+        ox0 = p - row * ow
+        ox1 = min(ow, ox0 + last - p)
+        image = row // oh
+        for ry in range(r):
+            iy = (row - image * oh) * sy - py + ry * dy
+            if iy < 0 or iy >= h:
+                continue
+            base = (image * h + iy) * w * c * 8
+            # Columns of the input row that this stretch can reach.
+            x0 = max(0, ox0 * sx - px)
+            x1 = min(w, (ox1 - 1) * sx - px + (s - 1) * dx + 1)
+            f = _lower_bound(positions, f0, f1, base + x0 * c * 8)
+            end = base + x1 * c * 8
+            while f < f1 and positions[f] < end:
+                element = (positions[f] - base) >> 3
+                bit = np.uint8(1 << (positions[f] & 7))
+                f += 1
+                ix = element // c
+                channel = element - ix * c - group * i
+                if channel < 0 or channel >= i:
+                    continue
+                for rx in range(s):
+                    t = ix + px - rx * dx
+                    ox = t // sx
+                    if t < 0 or ox * sx != t or ox < ox0 or ox >= ox1:
+                        continue
+                    q = p - first + ox - ox0
+                    k = (ry * s + rx) * i + channel
+                    old = a[q * width + k]
+                    new = old ^ bit
+                    a[q * width + k] = new
+                    if correct and not restore:
+                        vnni.add_scaled(
+                            acc.ctypes.data + q * blocks * 64,
+                            packed.ctypes.data + (group * blocks * quads + (k >> 2)) * 64,
+                            quads * 64,
+                            24 - 8 * (k & 3),
+                            np.int64(new) - np.int64(old),
+                            blocks,
+                        )
+        p += ox1 - ox0
+
+
+@njit(nogil=True, cache=True)
+def _flip_accumulators(geometry, group, first, last, positions, f0, f1, acc, stride):  # type: ignore[no-untyped-def]
+    """Flip accumulator bits of output pixels first..last-1; ``acc`` holds one group's channels, ``stride`` a pixel."""
+    o = geometry[O]
+    per_group = o // geometry[G]
+    f = _lower_bound(positions, f0, f1, first * o * 32)
+    while f < f1 and positions[f] < last * o * 32:
+        element = positions[f] >> 5
+        pixel = element // o
+        channel = element - pixel * o - group * per_group
+        if channel >= 0 and channel < per_group:
+            acc[(pixel - first) * stride + channel] ^= np.int32(np.uint32(1) << np.uint32(positions[f] & 31))
+        f += 1
+
+
+@njit(nogil=True, cache=True)
+def _flip_outputs(first, last, positions, f0, f1, y):  # type: ignore[no-untyped-def]
+    """Flip bits of output elements first..last-1 in place."""
+    f = _lower_bound(positions, f0, f1, first * 8)
+    while f < f1 and positions[f] < last * 8:
+        element = positions[f] >> 3
+        _put(y, element, np.int8(np.uint8(_at(y, element)) ^ np.uint8(1 << (positions[f] & 7))))
+        f += 1
+
+
+@njit(nogil=True, cache=True)
+def conv(  # type: ignore[no-untyped-def]
+    x,
+    geometry,
+    packed,
+    start,
+    multiplier,
+    dense,
+    inputs,
+    input_at,
+    outs,
+    columns,
+    deltas,
+    weight_at,
+    accumulators,
+    accumulator_at,
+    outputs,
+    output_at,
+    ys,
+    first_tile,
+    last_tile,
+):
+    """Output pixels of tiles first_tile..last_tile-1 of a convolution, for each replica.
+
+    x: address of the int8 input (N, H, W, C). packed: int8 (G, blocks, quads, 16, 4). start: int32 (G, 16*blocks), the
+    bias less 128 * sum(w). multiplier: float32 (G, 16*blocks). ys: int64 addresses of the replicas' outputs.
+    ``inputs[input_at[r]:input_at[r + 1]]`` are replica r's input flips, and so on for the other sites;
+    ``weight_at[r]`` has G + 1 entries. ``dense``: one replica; its weight flips are in ``packed`` and ``start`` already.
+    """
+    groups, blocks, quads = packed.shape[0], packed.shape[1], packed.shape[2]
+    total = geometry[N] * geometry[OH] * geometry[OW]
+    o, tile = geometry[O], geometry[TILE]
+    per_group = o // groups
+    width, stride = 4 * quads, 16 * blocks
+    # copy_unsigned writes whole 64-byte blocks.
+    a = np.empty(tile * width + 64, np.uint8)
+    golden = np.empty(tile * stride, np.int32)
+    spare = np.empty(tile * stride if len(ys) > 1 else 0, np.int32)
+    for t in range(first_tile, last_tile):
+        first = t * tile
+        last = min(total, first + tile)
+        pixels = last - first
+        for g in range(groups):
+            _gather(x, geometry, g, first, last, a, quads)
+            if dense and input_at[1] > input_at[0]:
+                _flip_inputs(
+                    geometry,
+                    g,
+                    first,
+                    last,
+                    inputs,
+                    input_at[0],
+                    input_at[1],
+                    a,
+                    quads,
+                    False,
+                    golden,
+                    blocks,
+                    packed,
+                    False,
+                )
+            _multiply(a, width, packed, g, start, golden, pixels)
+            for r in range(len(ys)):
+                acc = golden
+                if r + 1 < len(ys):
+                    acc = spare
+                    acc[: pixels * stride] = golden[: pixels * stride]
+                if not dense:
+                    if input_at[r + 1] > input_at[r]:
+                        _flip_inputs(
+                            geometry,
+                            g,
+                            first,
+                            last,
+                            inputs,
+                            input_at[r],
+                            input_at[r + 1],
+                            a,
+                            quads,
+                            True,
+                            acc,
+                            blocks,
+                            packed,
+                            False,
+                        )
+                    f0, f1 = weight_at[r, g], weight_at[r, g + 1]
+                    if f1 > f0:
+                        for p in range(pixels):
+                            for f in range(f0, f1):
+                                value = np.int32(a[p * width + columns[f]]) - np.int32(128)
+                                acc[p * stride + outs[f]] += value * deltas[f]
+                    if input_at[r + 1] > input_at[r]:
+                        _flip_inputs(
+                            geometry,
+                            g,
+                            first,
+                            last,
+                            inputs,
+                            input_at[r],
+                            input_at[r + 1],
+                            a,
+                            quads,
+                            True,
+                            acc,
+                            blocks,
+                            packed,
+                            True,
+                        )
+                if accumulator_at[r + 1] > accumulator_at[r]:
+                    _flip_accumulators(
+                        geometry, g, first, last, accumulators, accumulator_at[r], accumulator_at[r + 1], acc, stride
+                    )
+                for p in range(pixels):
+                    vnni.requantise(
+                        acc.ctypes.data + p * stride * 4,
+                        multiplier.ctypes.data + g * stride * 4,
+                        geometry[LOW],
+                        geometry[HIGH],
+                        ys[r] + (first + p) * o + g * per_group,
+                        per_group,
+                    )
+        for r in range(len(ys)):
+            if output_at[r + 1] > output_at[r]:
+                _flip_outputs(first * o, last * o, outputs, output_at[r], output_at[r + 1], ys[r])
+
+
+@njit(nogil=True, cache=True)
+def _multiply(a, width, packed, group, start, acc, pixels):  # type: ignore[no-untyped-def]
+    """acc = start + a @ w for one group; rows past ``pixels`` up to the next block are scratch."""
+    blocks, quads = packed.shape[1], packed.shape[2]
+    step = quads * 64
+    stride = 64 * blocks
+    w0 = packed.ctypes.data + group * blocks * step
+    s0 = start.ctypes.data + group * stride
+    to = acc.ctypes.data
+    at = a.ctypes.data
+    j = 0
+    while j < blocks:
+        left = blocks - j
+        w, s, c = w0 + j * step, s0 + j * 64, to + j * 64
+        if left >= 4:
+            for p in range(0, pixels, 6):
+                vnni.multiply_6x4(at + p * width, width, w, step, s, c + p * stride, stride, quads)
+            j += 4
+        elif left == 3:
+            for p in range(0, pixels, 8):
+                vnni.multiply_8x3(at + p * width, width, w, step, s, c + p * stride, stride, quads)
+            j += 3
+        elif left == 2:
+            for p in range(0, pixels, 12):
+                vnni.multiply_12x2(at + p * width, width, w, step, s, c + p * stride, stride, quads)
+            j += 2
+        else:
+            for p in range(0, pixels, 24):
+                vnni.multiply_24x1(at + p * width, width, w, step, s, c + p * stride, stride, quads)
+            j += 1
+
+
+@njit(nogil=True, cache=True)
+def depthwise(  # type: ignore[no-untyped-def]
+    x,
+    geometry,
+    weight,
+    start,
+    multiplier,
+    inputs,
+    input_at,
+    outs,
+    columns,
+    deltas,
+    weight_at,
+    accumulators,
+    accumulator_at,
+    outputs,
+    output_at,
+    ys,
+    first_row,
+    last_row,
+):
+    """Output rows first_row..last_row-1 (of N*OH) of a depthwise convolution with as many outputs as inputs.
+
+    weight: int32 (R*S, 16*blocks), each int8 weight modulo 2^16. start: int32 (16*blocks), the bias. Otherwise as ``conv``;
+    ``outs`` are channels, ``columns`` r*S + s, ``weight_at`` (replicas, 2).
+    """
+    h, w, c = geometry[H], geometry[W], geometry[C]
+    oh, ow, r, s = geometry[OH], geometry[OW], geometry[R], geometry[S]
+    sy, sx, py, px, dy, dx = geometry[SY], geometry[SX], geometry[PY], geometry[PX], geometry[DY], geometry[DX]
+    stride = weight.shape[1]
+    block = vnni.DEPTHWISE_PIXELS
+    pixels = (ow + block - 1) // block * block
+    # The R input rows with their padding, as wide as the last block of pixels reads.
+    wide = max(w + 2 * px, (pixels - 1) * sx + (s - 1) * dx + 1) * c + 64
+    rows = np.zeros(r * wide, np.int8)
+    at = np.empty(r * s, np.int64)
+    for ry in range(r):
+        for rx in range(s):
+            at[ry * s + rx] = ry * wide + rx * dx * c
+    golden = np.empty(pixels * stride, np.int32)
+    spare = np.empty(pixels * stride if len(ys) > 1 else 0, np.int32)
+    for row in range(first_row, last_row):
+        image = row // oh
+        top = (row - image * oh) * sy - py
+        for ry in range(r):
+            iy = top + ry * dy
+            to = ry * wide + px * c
+            if iy < 0 or iy >= h:
+                rows[to : to + w * c] = 0
+            else:
+                vnni.copy(rows.ctypes.data + to, x + (image * h + iy) * w * c, w * c)
+        for j in range(0, stride, 16):
+            vnni.depthwise(
+                rows.ctypes.data + j,
+                sx * c,
+                at.ctypes.data,
+                r * s,
+                weight.ctypes.data + j * 4,
+                stride * 4,
+                start.ctypes.data + j * 4,
+                golden.ctypes.data + j * 4,
+                stride * 4,
+                pixels,
+            )
+        for replica in range(len(ys)):
+            acc = golden
+            if replica + 1 < len(ys):
+                acc = spare
+                acc[: ow * stride] = golden[: ow * stride]
+            f0, f1 = input_at[replica], input_at[replica + 1]
+            if f1 > f0:
+                _flip_depthwise_inputs(geometry, image, top, wide, rows, weight, inputs, f0, f1, acc, stride, False)
+            for f in range(weight_at[replica, 0], weight_at[replica, 1]):
+                source = at[columns[f]] + outs[f]
+                for p in range(ow):
+                    acc[p * stride + outs[f]] += np.int32(rows[source + p * sx * c]) * deltas[f]
+            if f1 > f0:
+                _flip_depthwise_inputs(geometry, image, top, wide, rows, weight, inputs, f0, f1, acc, stride, True)
+            first = row * ow
+            if accumulator_at[replica + 1] > accumulator_at[replica]:
+                # Channels are the group's own index here, so one group holds them all.
+                _flip_all_accumulators(
+                    c, first, first + ow, accumulators, accumulator_at[replica], accumulator_at[replica + 1], acc, stride
+                )
+            for p in range(ow):
+                vnni.requantise(
+                    acc.ctypes.data + p * stride * 4,
+                    multiplier.ctypes.data,
+                    geometry[LOW],
+                    geometry[HIGH],
+                    ys[replica] + (first + p) * c,
+                    c,
+                )
+            if output_at[replica + 1] > output_at[replica]:
+                _flip_outputs(first * c, (first + ow) * c, outputs, output_at[replica], output_at[replica + 1], ys[replica])
+
+
+@njit(nogil=True, cache=True)
+def _flip_all_accumulators(o, first, last, positions, f0, f1, acc, stride):  # type: ignore[no-untyped-def]
+    f = _lower_bound(positions, f0, f1, first * o * 32)
+    while f < f1 and positions[f] < last * o * 32:
+        element = positions[f] >> 5
+        pixel = element // o
+        acc[(pixel - first) * stride + element - pixel * o] ^= np.int32(np.uint32(1) << np.uint32(positions[f] & 31))
+        f += 1
+
+
+@njit(nogil=True, cache=True)
+def _flip_depthwise_inputs(  # type: ignore[no-untyped-def]
+    geometry, image, top, wide, rows, weight, positions, f0, f1, acc, stride, restore
+):
+    h, w, c, ow = geometry[H], geometry[W], geometry[C], geometry[OW]
+    r, s, sx, px, dy, dx = geometry[R], geometry[S], geometry[SX], geometry[PX], geometry[DY], geometry[DX]
+    for ry in range(r):
+        iy = top + ry * dy
+        if iy < 0 or iy >= h:
+            continue
+        base = (image * h + iy) * w * c * 8
+        f = _lower_bound(positions, f0, f1, base)
+        while f < f1 and positions[f] < base + w * c * 8:
+            element = (positions[f] - base) >> 3
+            bit = np.uint8(1 << (positions[f] & 7))
+            f += 1
+            at = ry * wide + px * c + element
+            old = rows[at]
+            new = np.int8(np.uint8(old) ^ bit)
+            rows[at] = new
+            if restore:
+                continue
+            ix = element // c
+            channel = element - ix * c
+            for rx in range(s):
+                t = ix + px - rx * dx
+                ox = t // sx
+                if t < 0 or ox * sx != t or ox >= ow:
+                    continue
+                value = np.int32(np.int16(weight[ry * s + rx, channel]))
+                acc[ox * stride + channel] += (np.int32(new) - np.int32(old)) * value
+
+
+# ---- layers that are not MAC layers. x and y are addresses of int8 arrays, NHWC; y is written from its start.
+
+
+@njit(nogil=True, cache=True)
+def add(a, b, ma, mb, low, high, y, count):  # type: ignore[no-untyped-def]
+    """y = clamp(int(rint(a * ma)) + int(rint(b * mb)), low, high) over ``count`` elements."""
+    xa, xb, out = carray(_pointer(a), count, np.int8), carray(_pointer(b), count, np.int8), carray(_pointer(y), count, np.int8)
+    for i in range(count):
+        value = np.int32(_rint(np.float32(xa[i]) * ma)) + np.int32(_rint(np.float32(xb[i]) * mb))
+        out[i] = np.int8(min(max(value, np.int32(low)), np.int32(high)))
+
+
+@njit(nogil=True, cache=True)
+def scale(x, multiplier, low, high, y, pixels, c, stride, offset):  # type: ignore[no-untyped-def]
+    """One operand of a concat: y[p * stride + offset + j] = clamp(rint(x[p * c + j] * multiplier), low, high)."""
+    source, out = carray(_pointer(x), pixels * c, np.int8), carray(_pointer(y), pixels * stride, np.int8)
+    same = multiplier == np.float32(1) and low == -128 and high == 127
+    for p in range(pixels):
+        to = p * stride + offset
+        if same:
+            out[to : to + c] = source[p * c : (p + 1) * c]
+            continue
+        for j in range(c):
+            value = _rint(np.float32(source[p * c + j]) * multiplier)
+            out[to + j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
+
+
+@njit(nogil=True, cache=True)
+def multiply(a, b, multiplier, low, high, y, images, pixels, c, broadcast):  # type: ignore[no-untyped-def]
+    """y = clamp(rint(a * b * multiplier), low, high); ``broadcast``: b has one pixel an image."""
+    count = images * pixels * c
+    xa, out = carray(_pointer(a), count, np.int8), carray(_pointer(y), count, np.int8)
+    xb = carray(_pointer(b), images * c if broadcast else count, np.int8)
+    for p in range(images * pixels):
+        at = p // pixels * c if broadcast else p * c
+        for j in range(c):
+            value = _rint(np.float32(np.int32(xa[p * c + j]) * np.int32(xb[at + j])) * multiplier)
+            out[p * c + j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
+
+
+@njit(nogil=True, cache=True)
+def max_pool(x, geometry, y):  # type: ignore[no-untyped-def]
+    """Largest value of each window; ``geometry`` as for ``conv``."""
+    n, h, w, c, oh, ow = geometry[N], geometry[H], geometry[W], geometry[C], geometry[OH], geometry[OW]
+    r, s, sy, sx, py, px = geometry[R], geometry[S], geometry[SY], geometry[SX], geometry[PY], geometry[PX]
+    dy, dx = geometry[DY], geometry[DX]
+    source, out = carray(_pointer(x), n * h * w * c, np.int8), carray(_pointer(y), n * oh * ow * c, np.int8)
+    # Down the columns first: long runs for the vector unit, and r + s comparisons instead of r * s.
+    column = np.empty(w * c, np.int8)
+    for row in range(n * oh):
+        image = row // oh
+        top = (row - image * oh) * sy - py
+        column[:] = np.int8(-128)
+        for ry in range(r):
+            iy = top + ry * dy
+            if iy >= 0 and iy < h:
+                line = source[(image * h + iy) * w * c : (image * h + iy + 1) * w * c]
+                for i in range(w * c):
+                    column[i] = max(column[i], line[i])
+        for ox in range(ow):
+            to = out[(row * ow + ox) * c : (row * ow + ox + 1) * c]
+            to[:] = np.int8(-128)
+            for rx in range(s):
+                ix = ox * sx - px + rx * dx
+                if ix >= 0 and ix < w:
+                    place = column[ix * c : (ix + 1) * c]
+                    for i in range(c):
+                        to[i] = max(to[i], place[i])
+
+
+@njit(nogil=True, cache=True)
+def mean_pool(x, geometry, multiplier, y):  # type: ignore[no-untyped-def]
+    """clamp(rint(sum of the window * multiplier), low, high); padding counts as zeros."""
+    n, h, w, c, oh, ow = geometry[N], geometry[H], geometry[W], geometry[C], geometry[OH], geometry[OW]
+    r, s, sy, sx, py, px = geometry[R], geometry[S], geometry[SY], geometry[SX], geometry[PY], geometry[PX]
+    low, high = np.float32(geometry[LOW]), np.float32(geometry[HIGH])
+    source, out = carray(_pointer(x), n * h * w * c, np.int8), carray(_pointer(y), n * oh * ow * c, np.int8)
+    total = np.empty(c, np.int32)
+    for p in range(n * oh * ow):
+        oy, ox, image = (p // ow) % oh, p % ow, p // (ow * oh)
+        total[:] = np.int32(0)
+        for iy in range(max(0, oy * sy - py), min(h, oy * sy - py + r)):
+            for ix in range(max(0, ox * sx - px), min(w, ox * sx - px + s)):
+                place = source[((image * h + iy) * w + ix) * c : ((image * h + iy) * w + ix + 1) * c]
+                for i in range(c):
+                    total[i] += np.int32(place[i])
+        for i in range(c):
+            value = _rint(np.float32(total[i]) * multiplier)
+            out[p * c + i] = np.int8(np.int32(min(max(value, low), high)))
+
+
+@njit(nogil=True, cache=True)
+def look_up(x, table, y, count):  # type: ignore[no-untyped-def]
+    """y = table[x + 128]."""
+    source, out = carray(_pointer(x), count, np.int8), carray(_pointer(y), count, np.int8)
+    for i in range(count):
+        out[i] = table[np.int64(source[i]) + 128]
+
+
+@njit(nogil=True, cache=True)
+def move_channels(x, order, y, pixels, c):  # type: ignore[no-untyped-def]
+    """y[p, i] = x[p, order[i]]; x has ``c`` channels."""
+    o = len(order)
+    source, out = carray(_pointer(x), pixels * c, np.int8), carray(_pointer(y), pixels * o, np.int8)
+    for p in range(pixels):
+        for i in range(o):
+            out[p * o + i] = source[p * c + order[i]]
+
+
+@njit(nogil=True, cache=True)
+def elements(x, geometry, weight, bias, multiplier, positions, y):  # type: ignore[no-untyped-def]
+    """Golden outputs of a MAC layer at flat NHWC output positions, by direct dot products.
+
+    weight (O, I, R, S) int8, bias (O,) int32, multiplier (O,) float32, y int8.
+    """
+    h, w, c, oh, ow = geometry[H], geometry[W], geometry[C], geometry[OH], geometry[OW]
+    r, s, sy, sx, py, px = geometry[R], geometry[S], geometry[SY], geometry[SX], geometry[PY], geometry[PX]
+    dy, dx, o = geometry[DY], geometry[DX], geometry[O]
+    i = weight.shape[1]
+    source = carray(_pointer(x), geometry[N] * h * w * c, np.int8)
+    for f in range(len(positions)):
+        pixel = positions[f] // o
+        channel = positions[f] - pixel * o
+        group = channel // (o // (c // i))
+        oy, ox, image = (pixel // ow) % oh, pixel % ow, pixel // (ow * oh)
+        total = np.int64(bias[channel])
+        for ry in range(r):
+            iy = oy * sy - py + ry * dy
+            if iy < 0 or iy >= h:
+                continue
+            for rx in range(s):
+                ix = ox * sx - px + rx * dx
+                if ix < 0 or ix >= w:
+                    continue
+                at = ((image * h + iy) * w + ix) * c + group * i
+                for k in range(i):
+                    total += np.int64(source[at + k]) * np.int64(weight[channel, k, ry, rx])
+        value = _rint(np.float32(np.int32(total)) * multiplier[channel])
+        y[f] = np.int8(np.int32(min(max(value, np.float32(geometry[LOW])), np.float32(geometry[HIGH]))))
