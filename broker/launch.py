@@ -92,24 +92,22 @@ async def launch(
                 command = [program, "-c", str(config.mosquitto(where, host, chosen, accounts, tls, bridge))]
             else:
                 command = _embedded_command(where, host, chosen, accounts, tls)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "broker.child",
-                str(os.getpid()),
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=(where / "log").open("wb"),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in [_ROOT, os.environ.get("PYTHONPATH")] if p)},
-            )
+            path = os.pathsep.join(p for p in [_ROOT, os.environ.get("PYTHONPATH")] if p)
+            with (where / "log").open("wb") as said:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "broker.child", str(os.getpid()), *command),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=said,
+                    env={**os.environ, "PYTHONPATH": path},
+                )
             try:
                 failure = await _until_up(process, host, chosen, tls, deadline_s)
                 if failure and port == 0 and attempt < 4 and "in use" in (where / "log").read_text(errors="replace"):
                     continue  # somebody took that port between our look and its bind
                 if failure:
-                    said = (where / "log").read_text(errors="replace").strip().splitlines()
-                    raise BrokerError(f"broker on {host}:{chosen} {failure}: {said[-1] if said else 'it said nothing'}")
+                    lines = (where / "log").read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+                    raise BrokerError(f"broker on {host}:{chosen} {failure}: {lines[-1]}")
                 kind = "embedded" if program is None else "mosquitto"
                 yield Running(kind, host, chosen, accounts, tls, process)
                 return

@@ -53,7 +53,6 @@ UNACKNOWLEDGED = 256
 UNACKNOWLEDGED_BYTES = 16 << 20
 KEPT_BYTES = 32 << 20
 HELD = 1024
-INBOX_BYTES = 256 << 20
 FARTHEST = 1 << 20
 """A number that is further ahead than this is not a gap but nonsense."""
 SMALL_TENSOR = 2048
@@ -127,6 +126,7 @@ class Bus:
     ``session``: messages of another are dropped and counted, where set. ``link_bits_per_s`` makes chunks of at most two
     seconds of that rate. ``passive``: only watch; no birth, no credit, no requests. With ``arena_bytes`` 0 tensors go
     inline. ``give_up_s``: how long to look for a broker, at first and whenever it goes away, before BusError.
+    ``message_limit``: bytes of the largest message; ``inbox_bytes``: received and not yet iterated, where it stops taking.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class Bus:
         give_up_s: float = 30.0,
         keepalive_s: int = 30,
         message_limit: int = 256 << 20,
+        inbox_bytes: int = 256 << 20,
     ) -> None:
         self.host, self.port, self._user, self._password, self._secure = broker_address(url)
         self.url = _hidden(url)
@@ -163,14 +164,17 @@ class Bus:
         )
         self._passive = passive
         self._chunk = chunk_size(link_bits_per_s)
+        # On a thin link a ping waits behind what is under way: eight seconds' worth at most.
+        self._unacknowledged_limit = UNACKNOWLEDGED_BYTES if link_bits_per_s is None else 4 * self._chunk
         self._credit_wait_s = 10.0 if link_bits_per_s is None else 10.0 + WINDOW * self._chunk * 8 / link_bits_per_s
         self._arena_bytes = arena_bytes
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
         self._client: aiomqtt.Client | None = None
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._patterns: dict[str, int] = {}
         self._outs: dict[str, _Out] = {}
         self._kept: deque[tuple[_Out, _Entry]] = deque()
@@ -185,6 +189,7 @@ class Bus:
         self._waiting: asyncio.Future[None] | None = None
         self._reassembler = Reassembler(message_limit)
         self._message_limit = message_limit
+        self._inbox_limit = inbox_bytes
         self._tasks: list[asyncio.Task[None]] = []
         self._connections = 0
         self._arena: arenas.Arena | None = None
@@ -220,9 +225,10 @@ class Bus:
         await self._stop()
 
     async def _stop(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._arena is not None:
             self._arena.close()
             self._arena = None
@@ -259,7 +265,10 @@ class Bus:
         if out is None:
             out = self._outs[topic] = _Out()
             if not self._passive:
-                await self._subscribe_now([(_flow_topic(parsed), 1)])
+                # Not waited for: it goes out before the message does, and answers come after.
+                task = asyncio.create_task(self._subscribe_now([(_flow_topic(parsed), 1)]))
+                task.add_done_callback(self._subscribed)
+                self._tasks.append(task)
         payload = wire.encode(message)
         if len(payload) <= self._chunk:
             return await self._number_and_send(topic, out, message, retain)
@@ -270,6 +279,7 @@ class Bus:
         size = 0
         for frame in split(message.session, payload, self._chunk):
             size += await self._number_and_send(topic, out, frame, False)
+            await asyncio.sleep(0)  # others may come between
         return size
 
     async def _number_and_send(self, topic: str, out: _Out, message: Message, retain: bool) -> int:
@@ -277,6 +287,7 @@ class Bus:
         out.n += 1
         message.origin, message.n = self.origin, out.n
         entry = _Entry(topic, wire.encode(message), retain, out.n)
+        message.origin, message.n = "", 0
         out.kept.append(entry)
         self._kept.append((out, entry))
         self._kept_bytes += len(entry.payload)
@@ -296,7 +307,7 @@ class Bus:
         return len(entry.payload)
 
     async def _room(self, out: _Out) -> None:
-        while len(self._pending) >= UNACKNOWLEDGED or self._pending_bytes >= UNACKNOWLEDGED_BYTES:
+        while len(self._pending) >= UNACKNOWLEDGED or self._pending_bytes >= self._unacknowledged_limit:
             await self._change()
         deadline = time.monotonic() + self._credit_wait_s
         while out.credited and out.n - out.taken >= WINDOW:
@@ -397,13 +408,25 @@ class Bus:
         self._patterns.update(fresh)
         client = self._client
         if client is not None and fresh:
-            try:
-                await self._subscribe_on(client, fresh)
-            except aiomqtt.MqttError:  # the connection just broke; the next one subscribes
-                self._log.debug("subscription waits for the next connection", patterns=[p for p, _ in fresh])
+            subscribing = asyncio.create_task(self._subscribe_on(client, fresh, math.inf))
+            # Where the connection breaks this would never return; the next connection subscribes.
+            await asyncio.wait({subscribing, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            if subscribing.done():
+                with contextlib.suppress(aiomqtt.MqttError):
+                    subscribing.result()
+            else:
+                subscribing.cancel()
 
-    async def _subscribe_on(self, client: aiomqtt.Client, wanted: list[tuple[str, int]]) -> None:
-        granted: list[Any] = list(await client.subscribe(wanted))
+    def _subscribed(self, task: asyncio.Task[None]) -> None:
+        if task in self._tasks:
+            self._tasks.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    async def _subscribe_on(
+        self, client: aiomqtt.Client, wanted: list[tuple[str, int]], timeout_s: float | None = None
+    ) -> None:
+        granted: list[Any] = list(await client.subscribe(wanted, timeout=timeout_s))
         for (pattern, _), code in zip(wanted, granted, strict=True):
             if getattr(code, "value", code) >= 0x80:
                 del self._patterns[pattern]
@@ -425,7 +448,7 @@ class Bus:
                 self._waiting = None
         topic, message, size = self._inbox.popleft()
         before, self._inbox_bytes = self._inbox_bytes, self._inbox_bytes - size
-        if before > INBOX_BYTES // 2 >= self._inbox_bytes:
+        if before > self._inbox_limit // 2 >= self._inbox_bytes:
             self._ask_refused()
         return topic, message
 
@@ -468,46 +491,48 @@ class Bus:
         if self.session and message.session not in ("", self.session) and not isinstance(message, State):
             self.counts["foreign"] += 1
             return
-        if not message.n or not message.origin:
+        origin, n = message.origin, message.n
+        message.origin, message.n = "", 0  # they are the bus's, not the service's
+        if not n or not origin:
             self._deliver(topic, message, size)
             return
-        key = (topic, message.origin)
+        key = (topic, origin)
         flow = self._ins.get(key)
         if flow is None:
             # After a reconnection an unknown sender is one that began while there was no broker: we want it all.
-            first = 1 if self._connections > 1 and not retained and not self._passive else message.n
+            first = 1 if self._connections > 1 and not retained and not self._passive else n
             flow = self._ins[key] = _In(first)
             if len(self._ins) > 4096:
                 self._ins.popitem(last=False)
-        if message.n < flow.next or message.n in flow.held:
+        if n < flow.next or n in flow.held:
             self.counts["duplicate"] += 1
-        elif message.n > flow.next + FARTHEST:
-            raise MessageError(f"{topic}: number {message.n} where {flow.next} is due")
-        elif self._inbox_bytes > INBOX_BYTES:
+        elif n > flow.next + FARTHEST:
+            raise MessageError(f"{topic}: number {n} where {flow.next} is due")
+        elif self._inbox_bytes > self._inbox_limit:
             self.counts["refused"] += 1
             flow.refused = True
-        elif message.n > flow.next:
-            self._early(topic, flow, message, size)
+        elif n > flow.next:
+            self._early(topic, origin, flow, n, message, size)
         else:
             flow.next += 1
             self._deliver(topic, message, size)
             if flow.held:
                 self._release_held(topic, flow)
             if flow.next - flow.credited > CREDIT_EVERY:
-                self._answer(topic, message.origin, flow)
+                self._answer(topic, origin, flow)
 
-    def _early(self, topic: str, flow: _In, message: Message, size: int) -> None:
+    def _early(self, topic: str, origin: str, flow: _In, n: int, message: Message, size: int) -> None:
         now = time.monotonic()
         if not flow.held:
             flow.gap_since = now
             flow.asked = 0.0
         if len(flow.held) < HELD:
-            flow.held[message.n] = (message, size)
+            flow.held[n] = (message, size)
         if self._passive:  # it asks nobody, so it does not wait either
-            self._skip(topic, message.origin, flow)
+            self._skip(topic, origin, flow)
         elif now - flow.asked > 0.5:
             flow.asked = now
-            self._answer(topic, message.origin, flow)
+            self._answer(topic, origin, flow)
 
     def _release_held(self, topic: str, flow: _In) -> None:
         while (entry := flow.held.pop(flow.next, None)) is not None:
@@ -706,6 +731,9 @@ class Bus:
                 reason = str(error)
             except (aiomqtt.MqttError, OSError) as error:
                 reason = str(error)
+                if "CERTIFICATE_VERIFY_FAILED" in reason:
+                    self._fail(BusError(f"broker {self.url} has no certificate that we trust: {reason}"))
+                    return
             except BusError as error:
                 self._fail(error)
                 return
@@ -729,6 +757,7 @@ class Bus:
         self._pending.clear()
         self._pending_bytes = 0
         self._client = client
+        self._gone = asyncio.get_running_loop().create_future()
         if self._connections > 1:
             self.counts["reconnected"] += 1
             self._log.info("broker is back", broker=self.url, again=len(again))
@@ -748,13 +777,15 @@ class Bus:
 
     def _disconnected(self) -> None:
         self._client = None
+        if not self._gone.done():
+            self._gone.set_result(None)
         for entry in self._pending.values():
             if entry.sending is not None:
                 entry.sending.cancel()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
         self._wake()
