@@ -1,0 +1,159 @@
+"""A run as pictures: accuracy, loss, bytes, stage times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from r2f.report import Report, size
+
+INK, QUIET, GRID = "#1b1f24", "#6b7480", "#e3e6ea"
+FLOAT, CLEAN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#d1495b", "#2a7f62"
+HOST, DEVICE, LINK = "#34659d", "#edae49", "#8d6a9f"
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": QUIET,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "text.color": INK,
+    "legend.frameon": False,
+    "svg.hashsalt": "r2f",
+}
+
+
+def draw(folder: Path, report: Report) -> list[Path]:
+    """Writes the run's plots as PNG into the folder; returns their paths. ``summary.png`` holds all four."""
+    with matplotlib.rc_context(_STYLE):
+        paths = []
+        for name, panel in _PANELS.items():
+            figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+            panel(figure.subplots(), report)
+            paths.append(_save(figure, folder / f"{name}.png"))
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        figure.suptitle(
+            f"{report.network}, BER {report.ber:g}, {report.codec} over {report.link}",
+            x=0.01, ha="left", fontsize=14, fontweight="bold",
+        )  # fmt: skip
+        for axes, panel in zip(figure.subplots(2, 2).flat, _PANELS.values(), strict=True):
+            panel(axes, report)
+        paths.append(_save(figure, folder / "summary.png"))
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=150, facecolor="white")
+    return path
+
+
+def accuracy(axes: Axes, report: Report) -> None:
+    """Bars of top-1, with each fault seed as a dot and the standard deviation as a whisker."""
+    found = report.accuracy
+    bars = [
+        ("float", found.float_, FLOAT),
+        ("int8", found.int8, CLEAN),
+        ("faulty,\nbefore", found.faulty_before, BEFORE),
+        ("faulty,\nretrained", found.faulty_after, AFTER),
+    ]
+    shown = [(name, value, colour) for name, value, colour in bars if value is not None]
+    for x, (_, value, colour) in enumerate(shown):
+        axes.bar(x, value.mean, color=colour, width=0.62)
+        several = len(value.values) > 1
+        if several:
+            axes.errorbar(x, value.mean, value.std, color=INK, capsize=4, linewidth=1.2)
+            jitter = np.linspace(-0.16, 0.16, len(value.values))
+            axes.plot(x + jitter, value.values, ".", color="white", markeredgecolor=INK, markersize=6, zorder=3)
+        label = f"{value.mean:.1f}" + (f" ± {value.std:.1f}" if several else "")
+        top = max(value.mean + value.std, *value.values)
+        axes.annotate(label, (x, top), xytext=(0, 5), textcoords="offset points", ha="center", fontweight="bold")
+    axes.set_xticks(range(len(shown)), [name for name, _, _ in shown])
+    axes.tick_params(axis="x", length=0, labelcolor=INK)
+    axes.set_ylim(0, 112)
+    axes.set_yticks(range(0, 101, 20))
+    axes.yaxis.grid(True, color=GRID)
+    axes.spines["left"].set_visible(False)
+    axes.set_title("Top-1 on held-out images, %")
+
+
+def loss(axes: Axes, report: Report) -> None:
+    """Loss of each iteration on the device's own outputs, and its running mean."""
+    values = np.array(report.loss)
+    steps = np.arange(1, len(values) + 1)
+    axes.plot(steps, values, color=BEFORE, alpha=0.35, linewidth=1)
+    window = max(1, len(values) // 10)
+    if window > 1:
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], mean, color=BEFORE, linewidth=2, label=f"mean of {window}")
+        axes.legend(loc="upper right")
+    axes.set_xlabel("iteration")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.grid(True, color=GRID)
+    axes.set_title("Training loss on the faulty device")
+
+
+def traffic(axes: Axes, report: Report) -> None:
+    """Bytes an iteration, plain beside sent, on a logarithmic scale."""
+    up, down, n = report.uplink_bytes, report.downlink_bytes, report.iterations
+    rows = [
+        ("intermediate\noutputs, up", up.direct_layers, up.sent_layers),
+        ("images, up", up.direct - up.direct_layers, up.sent - up.sent_layers),
+        ("model, down", down.full, down.sent),
+    ]
+    for y, (_, plain, sent) in enumerate(reversed(rows)):
+        for offset, count, colour in ((0.2, plain, FLOAT), (-0.2, sent, AFTER)):
+            mean = count / n
+            axes.barh(y + offset, max(mean, 1), height=0.36, color=colour)
+            share = f"  ({100 * sent / plain:.1f} %)" if offset < 0 and plain else ""
+            axes.annotate(
+                size(round(mean)) + share, (max(mean, 1), y + offset), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=9,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    largest = max(plain for _, plain, _ in rows) / n
+    axes.set_xlim(10, largest * 60)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.grid(True, color=GRID)
+    axes.set_xlabel("bytes an iteration")
+    axes.set_title("On the link: plain (grey) and sent (green)")
+
+
+def stages(axes: Axes, report: Report) -> None:
+    """Seconds of each stage: measured on the host, modelled on the device, modelled on the link."""
+    names = list(report.stages_s)
+    left = np.zeros(len(names))
+    y = np.arange(len(names))[::-1]
+    for label, colour in (("host", HOST), ("device", DEVICE), ("link", LINK)):
+        values = 1e3 * np.array([getattr(report.stages_s[name], label) for name in names])
+        if values.any():
+            title = f"{label}, measured" if label == "host" else f"{label}, modelled"
+            axes.barh(y, values, left=left, height=0.62, color=colour, label=title)
+            left += values
+    for position, total in zip(y, left, strict=True):
+        axes.annotate(f"{total:.3g}", (total, position), xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize=9)  # fmt: skip
+    axes.set_yticks(y, names)
+    axes.set_xlim(0, 1.18 * max(left.max(), 1e-6))
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.grid(True, color=GRID)
+    axes.set_xlabel("milliseconds an iteration")
+    axes.legend(loc="lower right")
+    axes.set_title(f"Stages (they overlap: {1e3 * report.iteration_s:.0f} ms wall clock)")
+
+
+_PANELS = {"accuracy": accuracy, "loss": loss, "bytes": traffic, "stages": stages}

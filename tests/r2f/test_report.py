@@ -1,0 +1,109 @@
+"""The report against numbers counted by hand, and the pictures against being empty."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from r2f import plots, report
+from services.bus.messages import FaultRates
+from services.trainer import job, ledger, training
+
+LINK = report.Link(name="hspa", uplink=5.76e6, downlink=21.1e6, latency=0.05)
+
+
+def finished(folder: Path, iterations: int = 4) -> Path:
+    """A run's folder as the trainer leaves it."""
+    rates = FaultRates(input=1e-3, weight=2e-3, output=1e-3)
+    job.write(folder, job.Job(session="s", device="d", rates=rates, iterations=iterations, batch=2))
+    (folder / job.NETWORK).write_bytes(b"n" * 500)
+    rows = [
+        ledger.Row(
+            iteration=i, loss=2.0 / (i + 1), accuracy=50, grad_norm=1.0, wall_s=0.2, attempts=1, elements=1000,
+            mismatched=3, mismatched_layers=1, input_bytes=128, host_s={"forward": 0.01, "uplink": 0.001},
+            device_s={"forward": 0.004}, uplink_inputs=60, uplink_layers=100, downlink=40,
+        )
+        for i in range(iterations)
+    ]  # fmt: skip
+    ledger.append(folder / training.PROGRESS, rows)
+    result = training.Result(int8=[97.0], before=[80.0, 84.0], after=[88.0, 92.0], model_sha256="ab" * 32)
+    (folder / training.RESULT).write_bytes(msgspec.json.encode(result))
+    return folder
+
+
+def test_adds_up(tmp_path: Path) -> None:
+    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, float_accuracy=98.5)
+    report.write(tmp_path, found)
+    assert report.read(tmp_path) == found
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["accuracy"] == {
+        "float": {"mean": 98.5, "std": 0.0, "values": [98.5]},
+        "int8": {"mean": 97.0, "std": 0.0, "values": [97.0]},
+        "faulty_before": {"mean": 82.0, "std": 2.0, "values": [80.0, 84.0]},
+        "faulty_after": {"mean": 90.0, "std": 2.0, "values": [88.0, 92.0]},
+    }
+    assert written["uplink_bytes"] == {"direct": 4512, "sent": 640, "direct_layers": 4000, "sent_layers": 400}
+    assert written["downlink_bytes"] == {"full": 2000, "sent": 160}
+    assert written["fidelity"] == {"elements": 4000, "mismatched": 12, "mismatched_layers": 4}
+    assert written["stages_s"]["forward"] == {"host": 0.01, "device": 0.004, "link": 0.0}
+    assert written["stages_s"]["uplink"]["link"] == pytest.approx(8 * 160 / 5.76e6 + 0.05)
+    assert written["stages_s"]["downlink"]["link"] == pytest.approx(8 * 40 / 21.1e6 + 0.05)
+    assert (written["network"], written["ber"], written["codec"], written["link"]) == (
+        "digits_cnn", 2e-3, "chained", "hspa",
+    )  # fmt: skip
+    assert (written["iterations"], written["model_sha256"]) == (4, "ab" * 32)
+
+
+def test_no_link_costs_no_time(tmp_path: Path) -> None:
+    none = report.Link(name="none", uplink=math.inf, downlink=math.inf)
+    found = report.collect(finished(tmp_path), network="n", link=none)
+    assert found.accuracy.float_ is None
+    assert all(time.link == 0 for time in found.stages_s.values())
+    json.loads(report.write(tmp_path, found).read_text())
+
+
+def test_the_table_names_what_the_user_asked_for(tmp_path: Path) -> None:
+    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, float_accuracy=98.5)
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    console.print(report.table(found))
+    text = console.export_text()
+    console.file.close()
+    for part in ("98.5 %", "97.0 %", "82.0 %", "90.0 %", "+8.0", "4.51 kB", "640 B", "forward", "sum of the stages"):
+        assert part in text
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / training.RESULT).write_bytes(msgspec.json.encode(training.Result(int8=[1.0], before=[1.0])))
+    with pytest.raises(report.ReportError, match="evaluation after them is missing; resume with --resume"):
+        report.collect(tmp_path, network="n", link=LINK)
+    (tmp_path / training.RESULT).unlink()
+    with pytest.raises(report.ReportError, match=r"result\.json: missing; .* --resume"):
+        report.collect(tmp_path, network="n", link=LINK)
+    with pytest.raises(report.ReportError, match=r"report\.json"):
+        report.read(tmp_path)
+
+
+def test_draws_every_plot(tmp_path: Path) -> None:
+    found = report.collect(finished(tmp_path, iterations=40), network="digits_cnn", link=LINK, float_accuracy=98.5)
+    paths = plots.draw(tmp_path, found)
+    assert sorted(path.name for path in paths) == ["accuracy.png", "bytes.png", "loss.png", "stages.png", "summary.png"]
+    for path in paths:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert min(pixels.shape[:2]) >= 400
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (41_400_000, "41.4 MB"), (2 * 10**15, "2e+03 TB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    assert report.size(count) == text
