@@ -390,31 +390,34 @@ class Broker:
 @pytest.mark.parametrize("after", [1, 40, 300])
 async def test_a_broker_killed_in_the_middle_loses_nothing(kind: str, device: str, after: int) -> None:
     total = 600
-    async with Broker(kind) as broker:
-        async with Bus(broker.url, "server", device) as receiver, Bus(broker.url, "agent", device) as sender:
-            await receiver.subscribe("up/ack")
-            reached = asyncio.Event()
+    async with (
+        Broker(kind) as broker,
+        Bus(broker.url, "server", device) as receiver,
+        Bus(broker.url, "agent", device) as sender,
+    ):
+        await receiver.subscribe("up/ack")
+        reached = asyncio.Event()
 
-            async def publish() -> None:
-                for i in range(total):
-                    await sender.publish("up/ack", ack(i))
-                    if i == after:
-                        reached.set()
-                    if i % 20 == 0:
-                        await asyncio.sleep(0.001)
+        async def publish() -> None:
+            for i in range(total):
+                await sender.publish("up/ack", ack(i))
+                if i == after:
+                    reached.set()
+                if i % 20 == 0:
+                    await asyncio.sleep(0.001)
 
-            publishing = asyncio.create_task(publish())
-            await reached.wait()
-            await broker.kill()
-            await asyncio.sleep(0.2)
-            await broker.start()
-            received = await take(receiver, total)
-            await publishing
-            assert [m.seq for m in received if isinstance(m, Ack)] == list(range(total))
-            with pytest.raises(TimeoutError):
-                await receiver.receive(0.3)
-            assert receiver.counts["reconnected"] == sender.counts["reconnected"] == 1
-            assert receiver.counts["lost"] == 0
+        publishing = asyncio.create_task(publish())
+        await reached.wait()
+        await broker.kill()
+        await asyncio.sleep(0.2)
+        await broker.start()
+        received = await take(receiver, total)
+        await publishing
+        assert [m.seq for m in received if isinstance(m, Ack)] == list(range(total))
+        with pytest.raises(TimeoutError):
+            await receiver.receive(0.3)
+        assert receiver.counts["reconnected"] == sender.counts["reconnected"] == 1
+        assert receiver.counts["lost"] == 0
 
 
 async def test_a_broker_killed_under_large_messages_loses_nothing(kind: str, device: str) -> None:
@@ -441,30 +444,36 @@ async def test_a_broker_killed_under_large_messages_loses_nothing(kind: str, dev
 
 async def test_what_the_broker_acknowledged_and_took_with_it_is_asked_for_again(kind: str, device: str) -> None:
     """The receiver's connection is cut first: the broker acknowledges for nobody, then dies."""
-    async with Broker(kind) as broker:
-        async with Bus(broker.url, "server", device) as receiver, Bus(broker.url, "agent", device) as sender:
-            await receiver.subscribe("up/ack")
-            await sender.publish("up/ack", ack(0))
-            assert await take(receiver, 1) == [ack(0)]
-            receiver._client._client._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
-            for i in range(1, 6):
-                await sender.publish("up/ack", ack(i))
-            await sender.flush()
-            received = await take(receiver, 5)
-            assert [m.seq for m in received if isinstance(m, Ack)] == [1, 2, 3, 4, 5]
+    async with (
+        Broker(kind) as broker,
+        Bus(broker.url, "server", device) as receiver,
+        Bus(broker.url, "agent", device) as sender,
+    ):
+        await receiver.subscribe("up/ack")
+        await sender.publish("up/ack", ack(0))
+        assert await take(receiver, 1) == [ack(0)]
+        receiver._client._client._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        for i in range(1, 6):
+            await sender.publish("up/ack", ack(i))
+        await sender.flush()
+        received = await take(receiver, 5)
+        assert [m.seq for m in received if isinstance(m, Ack)] == [1, 2, 3, 4, 5]
 
 
 async def test_publishing_goes_on_while_there_is_no_broker(kind: str, device: str) -> None:
-    async with Broker(kind) as broker:
-        async with Bus(broker.url, "server", device) as receiver, Bus(broker.url, "agent", device) as sender:
-            await receiver.subscribe("up/ack")
-            await broker.kill()
-            for i in range(50):  # each of these would hang for ever in aiomqtt
-                await asyncio.wait_for(sender.publish("up/ack", ack(i)), 1)
-            await sender.publish("event/progress", Progress(session="s", phase="train", step=1, steps=2, value=0.5))
-            await broker.start()
-            await asyncio.wait_for(sender.flush(), 10)
-            assert len(await take(receiver, 50)) == 50
+    async with (
+        Broker(kind) as broker,
+        Bus(broker.url, "server", device) as receiver,
+        Bus(broker.url, "agent", device) as sender,
+    ):
+        await receiver.subscribe("up/ack")
+        await broker.kill()
+        for i in range(50):  # each of these would hang for ever in aiomqtt
+            await asyncio.wait_for(sender.publish("up/ack", ack(i)), 1)
+        await sender.publish("event/progress", Progress(session="s", phase="train", step=1, steps=2, value=0.5))
+        await broker.start()
+        await asyncio.wait_for(sender.flush(), 10)
+        assert len(await take(receiver, 50)) == 50
 
 
 async def test_states_and_retained_modes_survive_the_broker(kind: str, device: str) -> None:
@@ -500,19 +509,22 @@ async def test_a_broker_that_stays_away_is_an_error_everywhere(kind: str, device
 
 async def test_a_broker_that_hangs_is_waited_for(kind: str, device: str) -> None:
     """aiomqtt would give up a publish after its timeout (10 s by default, less here)."""
-    async with Broker(kind) as broker:
-        async with Bus(broker.url, "server", device) as receiver, Bus(broker.url, "agent", device) as sender:
-            await receiver.subscribe("up/ack")
-            assert sender._client is not None
-            sender._client.timeout = 0.2
-            assert broker.running is not None
-            broker.running.process.send_signal(signal.SIGSTOP)
-            await sender.publish("up/ack", ack(1))
-            await asyncio.sleep(0.6)
-            broker.running.process.send_signal(signal.SIGCONT)
-            assert await take(receiver, 1) == [ack(1)]
-            await sender.flush()
-            assert sender.counts["reconnected"] == 0
+    async with (
+        Broker(kind) as broker,
+        Bus(broker.url, "server", device) as receiver,
+        Bus(broker.url, "agent", device) as sender,
+    ):
+        await receiver.subscribe("up/ack")
+        assert sender._client is not None
+        sender._client.timeout = 0.2
+        assert broker.running is not None
+        broker.running.process.send_signal(signal.SIGSTOP)
+        await sender.publish("up/ack", ack(1))
+        await asyncio.sleep(0.6)
+        broker.running.process.send_signal(signal.SIGCONT)
+        assert await take(receiver, 1) == [ack(1)]
+        await sender.flush()
+        assert sender.counts["reconnected"] == 0
 
 
 # -- slow receivers ---------------------------------------------------------------------------------------------------
