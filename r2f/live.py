@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from r2f.pipeline import Pipeline
 from services.bus.messages import Phase, Progress, Timing
 
 _TITLES: dict[Phase, str] = {
@@ -84,6 +85,9 @@ class Live:
         self._times[message.iteration][message.stage] += message.host_s
         if message.segment != -2:
             self._sent[message.iteration] += message.bytes
+
+    def started(self, pipeline: Pipeline) -> None:
+        """The processes run."""
 
     def restarted(self, name: str) -> None:
         """A process was killed and is started again."""

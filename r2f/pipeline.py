@@ -77,7 +77,12 @@ class Pipeline:
 
     async def _run(self, child: _Child) -> int:
         with child.log.open("ab") as log:
-            child.process = await _start(child.program, log)
+            starting = asyncio.ensure_future(_start(child.program, log))
+            try:
+                child.process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                await _stop(await starting)  # a process half started would be nobody's
+                raise
         try:
             return await child.process.wait()
         finally:

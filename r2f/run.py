@@ -123,11 +123,13 @@ async def execute(settings: Settings, folder: Path, say: Live) -> None:
             programs += _services(settings, broker)
         trainer = Program("trainer", "services.trainer", ("--run", str(folder), "--broker", broker))
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
+        say.started(running)
         watcher = asyncio.create_task(_watch(broker, settings.device, say))
         try:
             await running.watch(trainer)
         finally:
             watcher.cancel()
+            await asyncio.wait([watcher])
 
 
 def finish(settings: Settings, folder: Path) -> Group:
