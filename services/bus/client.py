@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from services.bus import arena as arenas
 from services.bus import topics, wire
 from services.bus.chunks import Reassembler, chunk_size, split
+from services.bus.connection import Connection
 from services.bus.messages import Chunk, Flow, Manifest, Message, Stage, State, Tensor, Timing
 from services.bus.topics import Topic
 from services.bus.wire import MessageError
@@ -72,7 +73,6 @@ class _Entry:
     retain: bool = False
     n: int = 0
     acknowledged: bool = False
-    sending: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True)
@@ -170,7 +170,7 @@ class Bus:
         self._arena_bytes = arena_bytes
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
-        self._client: aiomqtt.Client | None = None
+        self._client: Connection | None = None
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
@@ -182,6 +182,7 @@ class Bus:
         self._pending: OrderedDict[int, _Entry] = OrderedDict()
         self._pending_bytes = 0
         self._serial = 0
+        self._by_packet: dict[int, int] = {}
         self._retained: dict[str, _Entry] = {}
         self._ins: OrderedDict[tuple[str, str], _In] = OrderedDict()
         self._inbox: deque[tuple[str, Message, int]] = deque()
@@ -330,23 +331,16 @@ class Bus:
         if self._client is not None:
             self._transmit(self._client, self._serial, entry)
 
-    def _transmit(self, client: aiomqtt.Client, serial: int, entry: _Entry) -> None:
-        async def deliver() -> None:
-            # aiomqtt gives up after 10 s by default, and never returns if the connection dies: hence no timeout here,
-            # and a cancellation where the connection ends.
-            await client.publish(entry.topic, entry.payload, 1, entry.retain, timeout=math.inf)
+    def _transmit(self, client: Connection, serial: int, entry: _Entry) -> None:
+        self._by_packet[client.send(entry.topic, entry.payload, 1, entry.retain)] = serial
 
-        def done(task: asyncio.Task[None]) -> None:
-            entry.sending = None
-            if task.cancelled() or task.exception() is not None:
-                return  # still pending: the next connection sends it again
-            if self._pending.pop(serial, None) is not None:
-                entry.acknowledged = True
-                self._pending_bytes -= len(entry.payload)
-                self._wake()
-
-        entry.sending = asyncio.create_task(deliver())
-        entry.sending.add_done_callback(done)
+    def _acknowledged(self, packet: int) -> None:
+        serial = self._by_packet.pop(packet, None)
+        entry = self._pending.pop(serial, None) if serial is not None else None
+        if entry is not None:
+            entry.acknowledged = True
+            self._pending_bytes -= len(entry.payload)
+            self._wake()
 
     async def flush(self) -> None:
         """Wait until the broker has acknowledged everything published so far. Raises BusError where it stays away."""
@@ -360,12 +354,7 @@ class Bus:
             self.counts["events_lost"] += 1
             return
         self.counts["sent"] += 1
-        task = asyncio.create_task(client.publish(topic, wire.encode(message), 0))
-        task.add_done_callback(self._event_done)
-
-    def _event_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self.counts["events_lost"] += 1
+        client.send(topic, wire.encode(message), 0)
 
     async def announce(self, **fields: Any) -> None:
         """Publish this service's retained State with these fields changed, such as ``version=3``."""
@@ -423,9 +412,7 @@ class Bus:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
-    async def _subscribe_on(
-        self, client: aiomqtt.Client, wanted: list[tuple[str, int]], timeout_s: float | None = None
-    ) -> None:
+    async def _subscribe_on(self, client: Connection, wanted: list[tuple[str, int]], timeout_s: float | None = None) -> None:
         granted: list[Any] = list(await client.subscribe(wanted, timeout=timeout_s))
         for (pattern, _), code in zip(wanted, granted, strict=True):
             if getattr(code, "value", code) >= 0x80:
@@ -458,24 +445,16 @@ class Bus:
             return await self.__anext__()
         return await asyncio.wait_for(self.__anext__(), timeout_s)
 
-    def _arrived(self, packet: aiomqtt.Message) -> None:
-        topic = packet.topic.value
-        payload = packet.payload
+    def _arrived(self, topic: str, payload: bytes, retained: bool) -> None:
+        if not payload and retained:
+            return  # a retained message was cleared
         try:
-            if not isinstance(payload, bytes):
-                raise MessageError(f"{topic}: no payload")
-            if not payload and packet.retain:
-                return  # a retained message was cleared
-            self._take(topic, wire.decode(topic, payload), len(payload), bool(packet.retain))
+            self._take(topic, wire.decode(topic, payload), len(payload), retained)
         except MessageError as error:
             self._bad(error)
         except Exception as error:
             # Not the sender's fault but ours; raising here would only look like a lost connection.
             self._fail(error)
-
-    def reject(self, topic: str, reason: str) -> None:
-        """Count and log a message that was taken in and turned out to be wrong; its receiver drops it."""
-        self._bad(MessageError(f"{topic}: {reason}"))
 
     def _bad(self, error: MessageError) -> None:
         self.counts["bad"] += 1
@@ -680,26 +659,19 @@ class Bus:
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
-    def _new_client(self) -> aiomqtt.Client:
-        arrived = self._arrived
-
-        class Direct(asyncio.Queue[aiomqtt.Message]):
-            """Hands each packet on at once, in the event loop: no task and no queue a message."""
-
-            def put_nowait(self, item: aiomqtt.Message) -> None:
-                arrived(item)
-
+    def _new_client(self) -> Connection:
         will = None
         if not self._passive:
             gone = State(session=self.session, service=self.service, online=False, boot=self.origin)
             will = aiomqtt.Will(self._state_topic, wire.encode(gone), 1, True)
-        client = aiomqtt.Client(
+        return Connection(
             self.host,
             self.port,
+            arrived=self._arrived,
+            acknowledged=self._acknowledged,
             username=self._user,
             password=self._password,
             identifier=f"{self.service}-{self.device}-{self.origin}",
-            queue_type=Direct,
             will=will,
             clean_session=True,
             timeout=10.0,
@@ -708,8 +680,6 @@ class Bus:
             tls_params=self._tls,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
-        client.pending_calls_threshold = 2 * UNACKNOWLEDGED
-        return client
 
     async def _connect_for_ever(self) -> None:
         since = time.monotonic()
@@ -749,7 +719,7 @@ class Bus:
             await asyncio.sleep(delay)
             delay = min(2 * delay, 1.0)
 
-    async def _connected(self, client: aiomqtt.Client) -> None:
+    async def _connected(self, client: Connection) -> None:
         self._connections += 1
         if self._patterns:
             await self._subscribe_on(client, list(self._patterns.items()))
@@ -779,9 +749,7 @@ class Bus:
         self._client = None
         if not self._gone.done():
             self._gone.set_result(None)
-        for entry in self._pending.values():
-            if entry.sending is not None:
-                entry.sending.cancel()
+        self._by_packet.clear()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
