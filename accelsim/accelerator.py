@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from accelsim.engine import Engine
-from accelsim.faults import FaultModel, Flips, Key, Rates, SoftErrors, draw
+from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
 from accelsim.network import INPUT, Conv, Int8, Network
 from accelsim.permanent import FaultMap, faulty_network, replicas
 
@@ -53,7 +53,7 @@ class Simulated:
         self.seed = seed
         self.device = device
         self.path = path
-        self.fault_model: FaultModel = SoftErrors() if fault_model is None else fault_model
+        self.fault_model: FaultModel = SOFT_ERRORS if fault_model is None else fault_model
         self.permanent = permanent
         self._engine: Engine | None = None
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from accelsim import kernels, portable, reference, vnni
+from accelsim.buffers import Buffers
 from accelsim.faults import Flips, Key, Rates, draw
 from accelsim.network import (
     INPUT,
@@ -81,7 +82,7 @@ class Engine:
         xs = self._check(index, operands)
         if index in self._macs and self.path == "vnni":
             return self._run_mac(index, xs[0], [_CLEAN])[0]
-        y = np.empty((len(xs[0]), *self.network.layers[index].shape), np.int8)
+        y = _BUFFERS.take((len(xs[0]), *self.network.layers[index].shape))
         if index in self._macs:
             self._layer(index, xs, y)
             return y
@@ -91,7 +92,7 @@ class Engine:
     def run(self, x: Int8) -> list[Int8]:
         """Fault-free outputs of all layers, in order, for the quantised input x (N, H, W, C)."""
         (x,) = self._check_input(x)
-        outputs = [np.empty((len(x), *layer.shape), np.int8) for layer in self.network.layers]
+        outputs = [_BUFFERS.take((len(x), *layer.shape)) for layer in self.network.layers]
 
         def images(first: int, last: int) -> None:
             parts = [y[first:last] for y in outputs]
@@ -203,6 +204,7 @@ class Engine:
 
 PATHS = ("cuda", "vnni", "portable")
 _CLEAN = Flips()
+_BUFFERS = Buffers(idle_bytes=256 * 2**20)
 _DEVICE = {"portable": "cpu", "cuda": "cuda"}
 
 
@@ -347,7 +349,7 @@ def _units(mac: _Mac, layer: Conv, n: int) -> int:
 
 def _replicas(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], parallel: Callable[[int, Work], None]) -> list[Int8]:
     """Executions of a MAC layer: one on its own has its flips in the operands, several are sparse corrections."""
-    ys = [np.empty((len(x), *layer.shape), np.int8) for _ in flips]
+    ys = [_BUFFERS.take((len(x), *layer.shape)) for _ in flips]
     parallel(_units(mac, layer, len(x)), _call(mac, layer, x, flips, ys))
     return ys
 
@@ -356,45 +358,57 @@ def _serial(count: int, work: Work) -> None:
     work(0, count)
 
 
-_NO_WEIGHTS = (np.zeros(0, np.int32),) * 3
-
-
 def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
     """The kernel with everything but the range of tiles."""
-    geometry = _sized(mac.geometry, len(x))
-    groups = 1 if mac.depthwise else layer.groups
-    weight_at = np.zeros((len(flips), groups + 1), np.int64)
-    lists: list[tuple[Int32, Int32, Int32]] = []
-    for r, f in enumerate(flips):
-        if len(f.weight):
-            outs, columns, deltas = (np.empty(len(f.weight), np.int32) for _ in range(3))
-            kernels.weight_deltas(layer.weight, f.weight, outs, columns, deltas, weight_at[r], groups)
-            lists.append((outs, columns, deltas))
-    packed, start = mac.packed, mac.start
-    dense = len(flips) == 1 and not mac.depthwise
-    if dense and lists:
-        packed, start = packed.copy(), start.copy()
-        kernels.patch_weights(packed, start, *lists[0], weight_at[0])
-    elif lists:
-        shift = 0
-        for r, f in enumerate(flips):
-            weight_at[r] += shift
-            shift += len(f.weight)
-    outs, columns, deltas = (np.concatenate(parts) for parts in zip(*lists, strict=True)) if lists else _NO_WEIGHTS
-    sites = []
+    sites: list[Int64] = []
     for positions in ([f.input for f in flips], [f.accumulator for f in flips], [f.output for f in flips]):
         at = np.zeros(len(flips) + 1, np.int64)
         np.cumsum([len(p) for p in positions], out=at[1:])
         sites += [np.concatenate(positions) if len(positions) > 1 else positions[0], at]
-    inputs, input_at, accumulators, accumulator_at, outputs, output_at = sites
+    inputs, input_at, *rest = sites
     to = np.array([_address(y) for y in ys], np.int64)
-    rest = (
-        inputs, input_at, outs, columns, deltas, weight_at, accumulators, accumulator_at, outputs, output_at, to,
-    )  # fmt: skip
-    source = _address(x)
+    source, geometry = _address(x), _sized(mac.geometry, len(x))
+    groups = 1 if mac.depthwise else layer.groups
+    weights = [_weight_flips(layer, f, groups) for f in flips]
     if mac.depthwise:
-        return lambda first, last: kernels.depthwise(source, geometry, packed, start, mac.multiplier, *rest, first, last)
-    return lambda first, last: kernels.conv(source, geometry, packed, start, mac.multiplier, dense, *rest, first, last)
+        weight_at = np.zeros(len(flips) + 1, np.int64)
+        np.cumsum([len(outs) for outs, _, _, _ in weights], out=weight_at[1:])
+        outs, columns, deltas = (np.concatenate([w[part] for w in weights]) for part in range(3))
+        return lambda first, last: kernels.depthwise(
+            source, geometry, mac.packed, mac.start, mac.multiplier, inputs, input_at, outs, columns, deltas,
+            weight_at, *rest, to, first, last,
+        )  # fmt: skip
+    packed, start = mac.packed, mac.start
+    # A single execution has its flips in the operands themselves, so it costs what a fault-free one does.
+    dense = len(flips) == 1
+    if dense and len(flips[0].weight):
+        packed, start = packed.copy(), start.copy()
+        kernels.patch_weights(packed, start, *weights[0])
+    blocks = packed.shape[1]
+    flipped = 0 if dense else sum(len(outs) for outs, _, _, _ in weights)
+    changes = np.zeros((2 * flipped, vnni.LANES, 4), np.int8)
+    quad_at = np.empty(2 * flipped, np.int64)
+    block_at = np.zeros((len(flips), groups, blocks + 1), np.int64)
+    shifts = np.zeros((len(flips), groups, blocks * vnni.LANES), np.int32)
+    if flipped:
+        n = 0
+        for r, replica in enumerate(weights):
+            count = kernels.weight_quads(*replica, changes[n:], quad_at[n:], block_at[r], shifts[r])
+            block_at[r] += n
+            n += count
+    return lambda first, last: kernels.conv(
+        source, geometry, packed, start, mac.multiplier, dense, inputs, input_at, changes, quad_at, block_at, shifts,
+        *rest, to, first, last,
+    )  # fmt: skip
+
+
+def _weight_flips(layer: Conv, flips: Flips, groups: int) -> tuple[Int32, Int32, Int32, Int64]:
+    """(channel in its group, column, what is added) of each weight flip, and where each group's begin."""
+    outs, columns, deltas = (np.empty(len(flips.weight), np.int32) for _ in range(3))
+    starts = np.zeros(groups + 1, np.int64)
+    if len(flips.weight):
+        kernels.weight_deltas(layer.weight, flips.weight, outs, columns, deltas, starts, groups)
+    return outs, columns, deltas, starts
 
 
 def _sparse_is_cheaper(layer: Conv, shape: tuple[int, ...], flips: Flips) -> bool:
@@ -402,5 +416,5 @@ def _sparse_is_cheaper(layer: Conv, shape: tuple[int, ...], flips: Flips) -> boo
     pixels = shape[0] * layer.shape[0] * layer.shape[1]
     dense = pixels * layer.weight.size / 64
     touched = len(flips.input) * r * s / (layer.stride[0] * layer.stride[1])
-    sparse = touched * (20 + o / layer.groups / 8) + len(flips.weight) * pixels * 1.5
+    sparse = touched * (20 + o / layer.groups / 8) + len(flips.weight) * pixels
     return bool(sparse < dense)

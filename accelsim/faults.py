@@ -11,6 +11,8 @@ so a re-run, another process or another order of calls gives the same faults.
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol
 
@@ -56,12 +58,24 @@ class Key:
     replica: int
 
     def generator(self, site: Site) -> np.random.Generator:
-        """The generator of one site's faults, the same in every process."""
+        """A generator of one site's faults, the same in every process.
+
+        Of the calling thread, and good until that thread's next call: only its state is set, because making a new one
+        takes longer than most draws.
+        """
         what = (int(self.seed), self.device, int(self.iteration), int(self.layer), int(self.replica), site)
         digest = hashlib.blake2b(repr(what).encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        if not hasattr(_thread, "philox"):
+            _thread.philox = np.random.Philox(key=0)
+            _thread.state = _thread.philox.state
+            _thread.generator = np.random.Generator(_thread.philox)
+        _thread.state["state"]["key"] = np.frombuffer(digest, "<u8")
+        _thread.philox.state = _thread.state
+        generator: np.random.Generator = _thread.generator
+        return generator
 
 
+_thread = threading.local()
 _NONE = np.zeros(0, np.int64)
 _NONE.flags.writeable = False
 
@@ -89,11 +103,29 @@ class FaultModel(Protocol):
 
 
 class SoftErrors:
-    """Independent flips: a binomial count, then that many distinct positions, uniformly. Cost grows with the flips."""
+    """Every bit flips independently with probability ``rate``: a binomial count, then uniform distinct positions.
+
+    Drawn as the gaps between flips, which are geometric, so the cost grows with the flips and they come sorted.
+    """
 
     def positions(self, generator: np.random.Generator, bits: int, rate: float) -> Int64:
         """See FaultModel."""
-        return distinct(generator, bits, int(generator.binomial(bits, rate)))
+        # floor(Exp(1) / -log(1 - rate)) is geometric. A gap past the end ends the tensor, however long it is.
+        step = -1.0 / math.log1p(-rate) if rate < 1.0 else 0.0
+        parts, last = [], -1
+        while last < bits:
+            expected = (bits - last) * rate
+            gaps = generator.standard_exponential(int(expected + 5 * math.sqrt(expected)) + 8)
+            gaps *= step
+            np.minimum(gaps, bits, out=gaps)
+            positions = gaps.astype(np.int64)
+            positions += 1
+            positions[0] += last
+            positions.cumsum(out=positions)
+            last = int(positions[-1])
+            parts.append(positions)
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return found[: found.searchsorted(bits)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +163,10 @@ def distinct(generator: np.random.Generator, bits: int, count: int) -> Int64:
     return chosen
 
 
-_SOFT_ERRORS = SoftErrors()
+SOFT_ERRORS = SoftErrors()
 
 
-def draw(rates: Rates, key: Key, *, inputs: int, weights: int, outputs: int, model: FaultModel = _SOFT_ERRORS) -> Flips:
+def draw(rates: Rates, key: Key, *, inputs: int, weights: int, outputs: int, model: FaultModel = SOFT_ERRORS) -> Flips:
     """The flips of one execution of one layer.
 
     ``inputs``, ``weights`` and ``outputs`` are element counts of the batch's input, the weights and the batch's output
@@ -146,6 +178,8 @@ def draw(rates: Rates, key: Key, *, inputs: int, weights: int, outputs: int, mod
         if rate == 0.0 or bits == 0:
             return _NONE
         positions = model.positions(key.generator(site), bits, rate)
+        if model is SOFT_ERRORS:
+            return positions
         if positions.dtype != np.int64 or positions.ndim != 1:
             raise ValueError(f"{model}: positions must be a flat int64 array, got {positions.dtype} {positions.shape}")
         if len(positions) and not (positions[0] >= 0 and positions[-1] < bits and bool((positions[1:] > positions[:-1]).all())):

@@ -122,6 +122,34 @@ def patch_weights(packed, start, outs, columns, deltas, starts):  # type: ignore
 
 
 @njit(nogil=True, cache=True)
+def weight_quads(outs, columns, deltas, starts, quads, at, block_at, start):  # type: ignore[no-untyped-def]
+    """Weight flips as ``vnni.add_quads`` takes them; returns how many quads.
+
+    quads: int8 (2 * flips, 16, 4), zeros; at: int64 (2 * flips,), byte offset of each quad's columns; block_at: int64
+    (G, blocks + 1), where each block's quads begin; start: int32 (G, 16*blocks), zeros, -128 * each channel's sum.
+    """
+    groups, blocks = block_at.shape[0], block_at.shape[1] - 1
+    n = 0
+    for g in range(groups):
+        f = starts[g]
+        for block in range(blocks):
+            block_at[g, block] = n
+            while f < starts[g + 1] and outs[f] >> 4 == block:
+                delta = deltas[f]
+                start[g, outs[f]] -= 128 * delta
+                # Bit 7 of a negative weight adds 128, which is one too many for an int8.
+                while delta != 0:
+                    part = min(delta, 127)
+                    quads[n, outs[f] & 15, columns[f] & 3] = np.int8(part)
+                    at[n] = columns[f] & ~3
+                    delta -= part
+                    n += 1
+                f += 1
+        block_at[g, blocks] = n
+    return n
+
+
+@njit(nogil=True, cache=True)
 def _gather(x, geometry, group, first, last, a, quads):  # type: ignore[no-untyped-def]
     """Rows of ``a``: the uint8 (int8 + 128) operands of output pixels first..last-1, column k = (r*S + s)*I + i."""
     h, w, c = geometry[H], geometry[W], geometry[C]
@@ -262,10 +290,10 @@ def conv(  # type: ignore[no-untyped-def]
     dense,
     inputs,
     input_at,
-    outs,
-    columns,
-    deltas,
-    weight_at,
+    changes,
+    quad_at,
+    block_at,
+    shifts,
     accumulators,
     accumulator_at,
     outputs,
@@ -278,8 +306,9 @@ def conv(  # type: ignore[no-untyped-def]
 
     x: address of the int8 input (N, H, W, C). packed: int8 (G, blocks, quads, 16, 4). start: int32 (G, 16*blocks), the
     bias less 128 * sum(w). multiplier: float32 (G, 16*blocks). ys: int64 addresses of the replicas' outputs.
-    ``inputs[input_at[r]:input_at[r + 1]]`` are replica r's input flips, and so on for the other sites;
-    ``weight_at[r]`` has G + 1 entries. ``dense``: one replica; its weight flips are in ``packed`` and ``start`` already.
+    ``inputs[input_at[r]:input_at[r + 1]]`` are replica r's input flips, and so on for the other sites. changes, quad_at,
+    block_at (replicas, G, blocks + 1), shifts (replicas, G, 16*blocks): weight flips from ``weight_quads``. ``dense``:
+    one replica; its weight flips are in ``packed`` and ``start`` already.
     """
     groups, blocks, quads = packed.shape[0], packed.shape[1], packed.shape[2]
     total = geometry[N] * geometry[OH] * geometry[OW]
@@ -318,7 +347,7 @@ def conv(  # type: ignore[no-untyped-def]
                 acc = golden
                 if r + 1 < len(ys):
                     acc = spare
-                    acc[: pixels * stride] = golden[: pixels * stride]
+                    vnni.copy(acc.ctypes.data, golden.ctypes.data, pixels * stride * 4)
                 if not dense:
                     if input_at[r + 1] > input_at[r]:
                         _flip_inputs(
@@ -337,12 +366,20 @@ def conv(  # type: ignore[no-untyped-def]
                             packed,
                             False,
                         )
-                    f0, f1 = weight_at[r, g], weight_at[r, g + 1]
-                    if f1 > f0:
-                        for p in range(pixels):
-                            for f in range(f0, f1):
-                                value = np.int32(a[p * width + columns[f]]) - np.int32(128)
-                                acc[p * stride + outs[f]] += value * deltas[f]
+                    for block in range(blocks):
+                        f0, f1 = block_at[r, g, block], block_at[r, g, block + 1]
+                        if f1 > f0:
+                            for p in range(0, pixels, vnni.CORRECTED_ROWS):
+                                vnni.add_quads(
+                                    a.ctypes.data + p * width,
+                                    width,
+                                    quad_at.ctypes.data + f0 * 8,
+                                    changes.ctypes.data + f0 * 64,
+                                    f1 - f0,
+                                    shifts.ctypes.data + ((r * groups + g) * blocks + block) * 64,
+                                    acc.ctypes.data + p * stride * 4 + block * 64,
+                                    stride * 4,
+                                )
                     if input_at[r + 1] > input_at[r]:
                         _flip_inputs(
                             geometry,
@@ -434,7 +471,7 @@ def depthwise(  # type: ignore[no-untyped-def]
     """Output rows first_row..last_row-1 (of N*OH) of a depthwise convolution with as many outputs as inputs.
 
     weight: int32 (R*S, 16*blocks), each int8 weight modulo 2^16. start: int32 (16*blocks), the bias. Otherwise as ``conv``;
-    ``outs`` are channels, ``columns`` r*S + s, ``weight_at`` (replicas, 2).
+    ``outs`` are channels, ``columns`` r*S + s, ``weight_at`` (replicas + 1).
     """
     h, w, c = geometry[H], geometry[W], geometry[C]
     oh, ow, r, s = geometry[OH], geometry[OW], geometry[R], geometry[S]
@@ -478,11 +515,11 @@ def depthwise(  # type: ignore[no-untyped-def]
             acc = golden
             if replica + 1 < len(ys):
                 acc = spare
-                acc[: ow * stride] = golden[: ow * stride]
+                vnni.copy(acc.ctypes.data, golden.ctypes.data, ow * stride * 4)
             f0, f1 = input_at[replica], input_at[replica + 1]
             if f1 > f0:
                 _flip_depthwise_inputs(geometry, image, top, wide, rows, weight, inputs, f0, f1, acc, stride, False)
-            for f in range(weight_at[replica, 0], weight_at[replica, 1]):
+            for f in range(weight_at[replica], weight_at[replica + 1]):
                 source = at[columns[f]] + outs[f]
                 for p in range(ow):
                     acc[p * stride + outs[f]] += np.int32(rows[source + p * sx * c]) * deltas[f]

@@ -233,6 +233,35 @@ def add_scaled(typingctx: Any, acc: Any, w: Any, stride: Any, shift: Any, delta:
     return _void(6, emit)
 
 
+CORRECTED_ROWS = 12
+
+
+@intrinsic
+def add_quads(typingctx: Any, a: Any, sa: Any, at: Any, quads: Any, count: Any, start: Any, c: Any, sc: Any) -> Any:
+    """``(a, a_stride, at, quads, count, start, c, c_stride)``: what some weights add to one block of 16 channels.
+
+    c[i] += start + sum over f < count of the four products of uint8 a[i, at[f]:at[f]+4] and int8 quads[f], for
+    CORRECTED_ROWS rows; ``at`` int64, ``quads`` [count][16][4], ``start`` int32 [16], strides in bytes, count > 0.
+    """
+
+    def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
+        a, sa, at, quads, count, start, c, sc = values
+        first = _load(b, start, _V16I32)
+        rows = [b.add(a, b.mul(sa, _const(i))) for i in range(CORRECTED_ROWS)]
+        places = [b.add(c, b.mul(sc, _const(i))) for i in range(CORRECTED_ROWS)]
+        sums = [b.add(_load(b, place, _V16I32), first) for place in places]
+        with _loop(b, count, sums) as (f, acc, following):
+            quad = _load(b, b.add(quads, b.mul(f, _const(64))), _V16I32)
+            offset = _load(b, b.add(at, b.mul(f, _const(8))), _I64)
+            for i in range(CORRECTED_ROWS):
+                x = _splat(b, _load(b, b.add(rows[i], offset), _I32), _V16I32)
+                following.append(_dot4(b, acc[i], x, quad))
+        for i in range(CORRECTED_ROWS):
+            _store(b, following[i], places[i])
+
+    return _void(8, emit)
+
+
 DEPTHWISE_PIXELS = 4
 
 
