@@ -29,9 +29,10 @@ app = typer.Typer(
 
 DEMO = run.Settings(
     network=run.DEMO_NETWORK,
-    rates=FaultRates(input=3e-3, weight=3e-3, output=3e-3),
-    iterations=150,
-    sgd=Sgd(rate=0.02),
+    rates=FaultRates(input=2e-3, weight=2e-3, output=2e-3),
+    iterations=120,
+    batch=32,
+    sgd=Sgd(rate=5e-3, clip=1.0),
     evaluation_seeds=5,
     embedded=True,
 )
