@@ -1,8 +1,8 @@
 """Accounts, what each may do, and Mosquitto's files made from that.
 
 An account has a role. A ``device`` writes ``up``, ``edge``, ``state``, ``event`` and reads ``down``, ``edge``, ``state``; a
-``server`` the other way round; a ``watch`` reads everything and writes nothing; a ``bridge`` joins two brokers. A device
-account may be bound to one device's topics.
+``server`` the other way round, and reads ``down`` too: the codec there follows what the trainer asks. A ``watch`` reads
+everything and writes nothing; a ``bridge`` joins two brokers. A device account may be bound to one device's topics.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRITES: dict[str, tuple[str, ...]] = {
 }
 READS: dict[str, tuple[str, ...]] = {
     "device": ("down", "edge", "state"),
-    "server": ("up", "server", "state", "event"),
+    "server": ("down", "up", "server", "state", "event"),
     "watch": ("down", "up", "edge", "server", "state", "event"),
     "bridge": ("up", "down", "state", "event"),
 }

@@ -74,6 +74,8 @@ async def test_bridge_forwards_the_link_planes_each_their_way(tmp_path: Path) ->
         await crossing(port, "device", "server", "r2f/v1/d/up/layers", b"u" * 127 * 1024)
         await crossing(port, "server", "device", "r2f/v1/d/down/forward")
         await crossing(port, "server", "device", "r2f/v1/d/state/trainer")
+        # The server's codec follows what the trainer asks of the device.
+        await crossing(port, "server", "server", "r2f/v1/d/down/forward")
         # A server's events are seen on the device's broker by whoever watches there.
         async with client(DEVICE, port, "watch") as watch, client(SERVER, port, "server") as server:
             await watch.subscribe("r2f/v1/d/event/#", qos=1)
