@@ -1,0 +1,35 @@
+# One image for every service and for r2f itself; compose.yaml names the command of each.
+#
+# On x86-64 PyPI's torch brings CUDA along. For the CPU build, give PyTorch's index of CPU wheels:
+#   PIP_EXTRA_INDEX_URL=... docker compose build
+FROM python:3.11-slim-bookworm AS packages
+ARG PIP_EXTRA_INDEX_URL
+RUN python -m venv /opt/r2f
+ENV PATH=/opt/r2f/bin:$PATH
+WORKDIR /src
+# The packages first: they change seldom and take long.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+      > requirements.txt \
+ && pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \
+ && rm -rf /opt/r2f/lib/python3.11/site-packages/torch/include /opt/r2f/lib/python3.11/site-packages/torch/test
+COPY . .
+RUN pip install --no-cache-dir --disable-pip-version-check --no-deps .
+
+FROM python:3.11-slim-bookworm
+# One user for all: a reader of a tensor in shared memory must be the sender's user.
+RUN useradd --system --uid 10001 --create-home --home-dir /home/r2f r2f \
+ && install -d -o r2f -g r2f /brokers /runs /run/r2f /var/cache/numba
+COPY --from=packages /opt/r2f /opt/r2f
+ENV PATH=/opt/r2f/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NUMBA_CACHE_DIR=/var/cache/numba \
+    MPLCONFIGDIR=/tmp/matplotlib
+USER r2f
+WORKDIR /home/r2f
+# Compiles the kernels for this machine once, at build; on another machine each container does it at its start.
+RUN r2f doctor
+# A service is healthy while its retained state on its broker says so.
+COPY docker/healthy.py /usr/local/bin/healthy
+HEALTHCHECK --interval=5s --timeout=6s --start-period=60s --retries=3 CMD ["python", "/usr/local/bin/healthy"]
+CMD ["r2f", "--help"]
