@@ -91,7 +91,7 @@ def prepare(settings: Settings, folder: Path, say: Live) -> None:
     (folder / "prepared.json").write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
         np.save(folder / "train_labels.npy", data.train_labels)
-    jobs.write(folder, _job(settings, folder.name))
+    jobs.write(folder, job_of(settings, folder.name))
     (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
 
 
@@ -197,7 +197,8 @@ def _network(settings: Settings, data: Dataset, say: Live) -> tuple[Network, flo
     return network, top1
 
 
-def _job(settings: Settings, session: str) -> Job:
+def job_of(settings: Settings, session: str) -> Job:
+    """The trainer's half of the settings."""
     return Job(
         session=session,
         device=settings.device,

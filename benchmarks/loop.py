@@ -1,0 +1,144 @@
+"""``python -m benchmarks.loop``: the whole pipeline over the bus against the same computation in one process.
+
+ResNet-20 at batch 16 with random weights, calibrated on smooth random images (no data set is needed); both sides end
+with the same model, which is checked. Seconds an iteration are the median over iterations after a warm-up, each side
+with the machine to itself. Rounds alternate, so that a slow spell of the machine hits both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from accelsim import storage, zoo
+from accelsim.lowering import lower
+from accelsim.network import Network
+from r2f import inprocess, run
+from r2f.data import load
+from r2f.live import Live
+from services.bus.messages import FaultRates, Progress
+from services.trainer import job as jobs
+from services.trainer import ledger, training
+from services.trainer.job import Job
+
+WARM_UP = 8
+
+
+class Stopwatch(Live):
+    """Notes when each training iteration ended."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.times: list[float] = []
+
+    def progress(self, message: Progress) -> None:
+        if message.phase == "train":
+            self.times.append(time.perf_counter())
+
+
+def make(folder: Path, iterations: int) -> tuple[Network, Job, run.Settings]:
+    """The network, its data (``data.npz``) and one job for both sides."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (320, 8, 8, 3)).astype(np.float32)
+    images = np.clip(coarse.repeat(4, 1).repeat(4, 2) + random.normal(0, 12, (320, 32, 32, 3)), 0, 255).astype(np.uint8)
+    labels = random.integers(0, 10, 320)
+    np.savez(
+        folder / "data.npz",
+        train_images=images[:256],
+        train_labels=labels[:256],
+        test_images=images[256:],
+        test_labels=labels[256:],
+    )
+    torch.manual_seed(0)
+    network = lower(zoo.build("resnet20").eval(), images[:64], (0.5,) * 3, (0.25,) * 3, name="resnet20")
+    settings = run.Settings(
+        network="resnet20",
+        data=str(folder / "data.npz"),
+        rates=FaultRates(input=1e-5, weight=1e-5, output=1e-5),
+        iterations=iterations,
+        evaluation_seeds=1,
+        evaluation_samples=16,
+        checkpoint_every=10_000,
+    )
+    return network, run.job_of(settings, "benchmark"), settings
+
+
+def over_the_bus(folder: Path, network: Network, job: Job, settings: run.Settings) -> tuple[list[float], str]:
+    """Seconds of each iteration after the warm-up, and the digest of the model."""
+    folder.mkdir()
+    storage.save(network, folder / jobs.NETWORK)
+    jobs.write(folder, job)
+    watch = Stopwatch()
+    asyncio.run(run.execute(settings, folder, watch))
+    result = msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
+    return np.diff(watch.times)[WARM_UP:].tolist(), result.model_sha256
+
+
+def in_process(folder: Path, network: Network, job: Job) -> tuple[list[float], str]:
+    """The same, without a bus."""
+    times: list[float] = []
+    done = inprocess.retrain(
+        network, load(folder / "data.npz"), job, watch=lambda record, model: times.append(time.perf_counter())
+    )
+    return np.diff(times)[WARM_UP:].tolist(), storage.digest(done.network)
+
+
+def main(
+    iterations: Annotated[int, typer.Option(help="Iterations a round.")] = 60,
+    rounds: Annotated[int, typer.Option(help="Rounds of each side.")] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+) -> None:
+    """Seconds an iteration over Mosquitto and over the embedded broker ÷ seconds in one process."""
+    torch.set_num_threads(2)
+    times: dict[str, list[float]] = {"in process": [], "mosquitto": [], "embedded": []}
+    models: set[str] = set()
+    stages: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        network, job, settings = make(top, iterations)
+        for number in range(rounds):
+            found, model = in_process(top, network, job)
+            times["in process"] += found
+            models.add(model)
+            for broker in ("mosquitto", "embedded"):
+                chosen = msgspec.structs.replace(settings, embedded=broker == "embedded")
+                folder = top / f"{broker}-{number}"
+                found, model = over_the_bus(folder, network, job, chosen)
+                times[broker] += found
+                models.add(model)
+                if broker == "mosquitto":
+                    stages = _stages(ledger.read(folder / training.PROGRESS)[WARM_UP:])
+    if len(models) != 1:
+        raise SystemExit(f"the sides ended with different models: {models}")
+    base = statistics.median(times["in process"])
+    table = Table("side", "ms an iteration", "ratio", title=f"ResNet-20, batch {job.batch}, chained, BER 1e-5")
+    for side, found in times.items():
+        table.add_row(side, f"{1000 * statistics.median(found):.1f}", f"{statistics.median(found) / base:.2f}")
+    profile = Table("stage", "ms", title="host time of the stages over Mosquitto (they overlap)")
+    for stage, seconds in stages.items():
+        profile.add_row(stage, f"{1000 * seconds:.1f}")
+    Console().print(table, profile)
+    if json_file is not None:
+        ratios = {f"{side}_vs_in_process": statistics.median(found) / base for side, found in times.items()}
+        json_file.write_text(json.dumps({**ratios, "in_process_s": base, "stages_s": stages}, indent=1))
+
+
+def _stages(rows: list[ledger.Row]) -> dict[str, float]:
+    names = {stage for row in rows for stage in row.host_s}
+    return {stage: statistics.median(row.host_s.get(stage, 0.0) for row in rows) for stage in sorted(names)}
+
+
+if __name__ == "__main__":
+    typer.run(main)
