@@ -20,7 +20,7 @@ async def tap(pattern: str, broker: str, device: str, *, as_json: bool, count: i
     """Print messages of ``pattern`` until ``count`` have come (0: for ever). Raises BusError."""
     console = Console(soft_wrap=True)
     seen = 0
-    async with Bus(broker, service="tap", device=device, passive=True) as bus:
+    async with Bus(broker, service="tap", device=device, passive=True, give_up_s=3.0) as bus:
         await bus.subscribe(pattern)
         async for topic, message in bus:
             if as_json:
