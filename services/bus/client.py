@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -60,6 +61,8 @@ SMALL_TENSOR = 2048
 """Bytes under which a tensor travels inline: a slot of the arena would cost more."""
 
 log = structlog.get_logger(__name__)
+_QUIET = logging.getLogger("services.bus.mqtt")
+_QUIET.setLevel(logging.CRITICAL)  # what paho calls an error is a connection that ended, which we report ourselves
 
 
 class BusError(Exception):
@@ -347,6 +350,8 @@ class Bus:
         last = self._serial
         while self._pending and next(iter(self._pending)) <= last:
             await self._change()
+        if self._failure is not None:
+            raise self._failure
 
     def _event(self, topic: str, message: Message) -> None:
         client = self._client
@@ -678,6 +683,7 @@ class Bus:
             keepalive=self._keepalive_s,
             max_inflight_messages=UNACKNOWLEDGED,
             tls_params=self._tls,
+            logger=_QUIET,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
 
