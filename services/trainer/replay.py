@@ -17,13 +17,13 @@ from torch import Tensor
 
 from accelsim.network import (
     INPUT,
+    INT8_MAX,
     Add,
     Channels,
     Concat,
     Conv,
     Flatten,
     Int8,
-    Layer,
     MaxPool,
     MeanPool,
     Mul,
@@ -92,8 +92,8 @@ def _cross_entropy(network: Network, output: Int8, labels: Labels) -> tuple[floa
         raise ValueError(f"the network's output has shape {network.layers[-1].shape}, expected one vector an image")
     if labels.shape not in ((len(output),), (len(output), classes)):
         raise ValueError(f"labels have shape {labels.shape}, expected {(len(output),)} or {(len(output), classes)}")
-    logits = torch.from_numpy(output.reshape(len(output), classes)).float() * network.layers[-1].scale
-    targets = torch.from_numpy(labels)
+    logits = torch.from_numpy(output.reshape(len(output), classes).astype(np.float32)) * network.layers[-1].scale
+    targets = torch.tensor(labels)
     if targets.ndim == 1:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
@@ -111,7 +111,14 @@ def _cross_entropy(network: Network, output: Int8, labels: Labels) -> tuple[floa
 def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -> Gradients:
     """Walks the layers from last to first; ``pending`` holds the gradient at each output still to be reached."""
     pending: dict[int, Tensor] = {len(values) - 1: gradient}
+    planes: dict[int, Tensor] = {}
     found: Gradients = {}
+
+    def plane(index: int) -> Tensor:
+        """Integers of an activation as float32 planes, made once for the layers that read it and its own clamp."""
+        if index not in planes:
+            planes[index] = _planes(x if index == INPUT else values[index])
+        return planes[index]
 
     def send(index: int, gradient: Tensor) -> None:
         if index != INPUT:
@@ -121,13 +128,15 @@ def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -
         layer = network.layers[index]
         if index not in pending:
             continue
-        gradient = _through_clamp(layer, values[index], pending.pop(index))
-        operands = [x if i == INPUT else values[i] for i in layer.inputs]
+        gradient = pending.pop(index)
+        if isinstance(layer, Conv | Add | Concat | MeanPool | Mul) and layer.low == 0:
+            gradient = _through_relu(layer, plane(index), gradient)
+        planes.pop(index, None)
+        source = layer.inputs[0]
+        shape = (len(x), *network.shape_of(source))
         match layer:
             case Conv():
-                source = layer.inputs[0]
-                scale = network.scale_of(source)
-                below, weight, bias = _through_conv(layer, _planes(operands[0]), gradient, scale, source != INPUT)
+                below, weight, bias = _through_conv(layer, plane(source), gradient, network.scale_of(source), source != INPUT)
                 found[index] = (weight, bias)
                 if below is not None:
                     send(source, below)
@@ -135,66 +144,60 @@ def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -
                 for source in layer.inputs:
                     send(source, gradient)
             case Concat():
-                sizes = [operand.shape[3] for operand in operands]
+                sizes = [network.shape_of(source)[2] for source in layer.inputs]
                 for source, part in zip(layer.inputs, torch.split(gradient, sizes, dim=1), strict=True):
                     send(source, part)
             case MaxPool():
-                send(layer.inputs[0], _through_max(layer, _planes(operands[0]), gradient))
+                send(source, _through_max(layer, plane(source), gradient))
             case MeanPool():
-                send(layer.inputs[0], _through_mean(layer, network, operands[0].shape, gradient))
+                send(source, _through_mean(layer, network, shape, gradient))
             case Table():
-                slope = layer.slope[operands[0].view(np.uint8) ^ 128]
-                send(layer.inputs[0], gradient * _planes(slope))
+                operand = x if source == INPUT else values[source]
+                slope = layer.slope[operand.view(np.uint8) ^ 128]
+                send(source, gradient * torch.from_numpy(slope).permute(0, 3, 1, 2))
             case Channels():
-                whole = _zeros(operands[0].shape)
-                send(layer.inputs[0], whole.index_copy_(1, torch.from_numpy(layer.order).long(), gradient))
+                whole = _zeros(shape)
+                send(source, whole.index_copy_(1, torch.from_numpy(layer.order.astype(np.int64)), gradient))
             case Slice():
-                send(layer.inputs[0], _through_slice(layer, operands[0].shape, gradient))
+                send(source, _through_slice(layer, shape, gradient))
             case Mul():
-                for source, other, below in zip(
-                    layer.inputs, reversed(layer.inputs), _through_mul(operands, gradient), strict=True
-                ):
-                    send(source, below * network.scale_of(other))
+                first, second = layer.inputs
+                at_first, at_second = _through_mul(plane(first), plane(second), gradient)
+                send(first, at_first * network.scale_of(second))
+                send(second, at_second * network.scale_of(first))
             case Flatten():
-                n, h, w, c = operands[0].shape
-                send(layer.inputs[0], gradient.reshape(n, c, h, w).contiguous(memory_format=torch.channels_last))
+                n, h, w, c = shape
+                send(source, gradient.reshape(n, c, h, w).contiguous(memory_format=torch.channels_last))
     for index, layer in network.convs():
         if index not in found:
             raise ValueError(f"layer {index} ({layer.name}): the network's output does not depend on it")
     return found
 
 
-def _planes(value: npt.NDArray[np.int8] | npt.NDArray[np.float32]) -> Tensor:
+def _planes(value: Int8) -> Tensor:
     """An activation (N, H, W, C) as torch sees it: (N, C, H, W) float32, still lying channels-last."""
-    return torch.from_numpy(value).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    return torch.from_numpy(value.astype(np.float32)).permute(0, 3, 1, 2)
 
 
-def _through_clamp(layer: Layer, value: Int8, gradient: Tensor) -> Tensor:
-    """The gradient where the layer's ReLU or ReLU6 lets it pass.
+def _through_relu(layer: Conv | Add | Concat | MeanPool | Mul, y: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient where the layer's ReLU or ReLU6 lets it pass; ``y`` holds the output's integers.
 
     A bound that stands for no activation (-128, or 127 where ReLU6 ends elsewhere) is where int8 saturates. That is
     rounding gone far, so the gradient goes straight through it: a channel that outgrew its range can still come back.
     """
-    if not isinstance(layer, Conv | Add | Concat | MeanPool | Mul):
-        return gradient
-    y = torch.from_numpy(value).permute(0, 3, 1, 2)
-    if layer.low == 0:
-        open_ = y > 0
-        if _ends_at_six(layer):
-            open_ &= y < layer.high
-        return gradient * open_
-    return gradient
-
-
-def _ends_at_six(layer: Conv | Add | Concat | MeanPool | Mul) -> bool:
-    return layer.high < 127 or abs(6 / layer.scale - 127) <= 0.5
+    passed: Tensor
+    if layer.high < INT8_MAX or abs(6 / layer.scale - INT8_MAX) <= 0.5:
+        passed = torch.ops.aten.hardtanh_backward(gradient, y, 0, layer.high)
+    else:
+        passed = torch.ops.aten.threshold_backward(gradient, y, 0)
+    return passed
 
 
 def _through_conv(
     layer: Conv, x: Tensor, gradient: Tensor, scale: float, wants_input: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients at a MAC layer's input, weight and bias. ``x`` holds integers; ``scale`` is the value of a step."""
-    weight = torch.from_numpy(layer.weight).float() * torch.from_numpy(layer.weight_scale)[:, None, None, None]
+    weight = torch.from_numpy(layer.weight.astype(np.float32) * layer.weight_scale[:, None, None, None])
     below, at_weight, at_bias = torch.ops.aten.convolution_backward(
         gradient,
         x,
@@ -236,8 +239,7 @@ def _through_mean(layer: MeanPool, network: Network, shape: tuple[int, ...], gra
 def _rounds_up(size: tuple[int, ...], layer: MaxPool | MeanPool, dilation: tuple[int, int]) -> bool:
     """Whether the pooled shape is torch's ceil_mode one. ``size`` is the operand's, (N, C, H, W)."""
     down = [
-        (size[2 + i] + 2 * layer.padding[i] - dilation[i] * (layer.kernel[i] - 1) - 1) // layer.stride[i] + 1
-        for i in (0, 1)
+        (size[2 + i] + 2 * layer.padding[i] - dilation[i] * (layer.kernel[i] - 1) - 1) // layer.stride[i] + 1 for i in (0, 1)
     ]
     return tuple(down) != layer.shape[:2]
 
@@ -255,9 +257,8 @@ def _through_slice(layer: Slice, shape: tuple[int, ...], gradient: Tensor) -> Te
     return whole.permute(0, 3, 1, 2)
 
 
-def _through_mul(operands: list[Int8], gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _through_mul(a: Tensor, b: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients at both factors, each still to be scaled by the value of the other's step."""
-    a, b = (_planes(operand) for operand in operands)
     at_b = gradient * a
     return gradient * b, at_b if b.shape == a.shape else at_b.sum(dim=(2, 3), keepdim=True)
 
