@@ -366,6 +366,13 @@ def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[
         np.cumsum([len(p) for p in positions], out=at[1:])
         sites += [np.concatenate(positions) if len(positions) > 1 else positions[0], at]
     inputs, input_at, *rest = sites
+    n, h, w, c = x.shape
+    row_at = np.zeros((len(flips), n * h + 1), np.int64)
+    columns, channels = np.empty(len(inputs), np.int32), np.empty(len(inputs), np.int32)
+    for r in range(len(flips) if len(inputs) else 0):
+        part = slice(input_at[r], input_at[r + 1])
+        kernels.locate(inputs[part], w, c, input_at[r], row_at[r], columns[part], channels[part])
+    located = inputs, row_at, columns, channels
     to = np.array([_address(y) for y in ys], np.int64)
     source, geometry = _address(x), _sized(mac.geometry, len(x))
     groups = 1 if mac.depthwise else layer.groups
@@ -373,9 +380,9 @@ def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[
     if mac.depthwise:
         weight_at = np.zeros(len(flips) + 1, np.int64)
         np.cumsum([len(outs) for outs, _, _, _ in weights], out=weight_at[1:])
-        outs, columns, deltas = (np.concatenate([w[part] for w in weights]) for part in range(3))
+        outs, taps, deltas = (np.concatenate([w[part] for w in weights]) for part in range(3))
         return lambda first, last: kernels.depthwise(
-            source, geometry, mac.packed, mac.start, mac.multiplier, inputs, input_at, outs, columns, deltas,
+            source, geometry, mac.packed, mac.start, mac.multiplier, *located, outs, taps, deltas,
             weight_at, *rest, to, first, last,
         )  # fmt: skip
     packed, start = mac.packed, mac.start
@@ -397,7 +404,7 @@ def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[
             block_at[r] += n
             n += count
     return lambda first, last: kernels.conv(
-        source, geometry, packed, start, mac.multiplier, dense, inputs, input_at, changes, quad_at, block_at, shifts,
+        source, geometry, packed, start, mac.multiplier, dense, *located, changes, quad_at, block_at, shifts,
         *rest, to, first, last,
     )  # fmt: skip
 
@@ -416,5 +423,7 @@ def _sparse_is_cheaper(layer: Conv, shape: tuple[int, ...], flips: Flips) -> boo
     pixels = shape[0] * layer.shape[0] * layer.shape[1]
     dense = pixels * layer.weight.size / 64
     touched = len(flips.input) * r * s / (layer.stride[0] * layer.stride[1])
+    if layer.weight.shape[1] == 1 and layer.groups == shape[3] and layer.groups == o:
+        return True
     sparse = touched * (20 + o / layer.groups / 8) + len(flips.weight) * pixels
     return bool(sparse < dense)

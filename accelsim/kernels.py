@@ -17,6 +17,9 @@ from numba.extending import intrinsic
 
 from accelsim import vnni
 
+_LOGGED = 4096
+"""Input bytes of a tile that are put back one by one; where more were flipped, the tile is gathered again."""
+
 # Fields of a layer's geometry, an int64 array.
 N, H, W, C, OH, OW, O, R, S, SY, SX, PY, PX, DY, DX, G, LOW, HIGH, TILE = range(19)  # noqa: E741
 
@@ -196,18 +199,39 @@ def _gather(x, geometry, group, first, last, a, quads):  # type: ignore[no-untyp
 
 
 @njit(nogil=True, cache=True)
+def locate(positions, width, c, shift, row_at, columns, channels):  # type: ignore[no-untyped-def]
+    """Where input flips lie, so that no tile divides: row_at[i] is the first flip of image row i, plus ``shift``.
+
+    ``width`` is W; columns and channels int32, a flip each; row_at int64 (N*H + 1).
+    """
+    row = 0
+    for f in range(len(positions)):
+        element = positions[f] >> 3
+        pixel = element // c
+        while row <= pixel // width:
+            row_at[row] = f + shift
+            row += 1
+        columns[f] = pixel % width
+        channels[f] = element - pixel * c
+    while row < len(row_at):
+        row_at[row] = len(positions) + shift
+        row += 1
+
+
+@njit(nogil=True, cache=True)
 def _flip_inputs(  # type: ignore[no-untyped-def]
-    geometry, group, first, last, positions, f0, f1, a, quads, correct, acc, blocks, packed, restore
+    geometry, group, first, last, positions, row_at, columns, channels, a, quads, correct, acc, blocks, packed, log, old
 ):
     """Flip the input bits that tile ``a`` holds. With ``correct``, add each one's ``dx * w`` to ``acc`` as well.
 
-    A second call with ``restore`` puts the bits back.
+    log and old receive the place and the former value of each byte, as far as they reach; returns how many there were.
     """
-    h, w, c = geometry[H], geometry[W], geometry[C]
+    h, c = geometry[H], geometry[C]
     oh, ow, r, s = geometry[OH], geometry[OW], geometry[R], geometry[S]
     sy, sx, py, px, dy, dx = geometry[SY], geometry[SX], geometry[PY], geometry[PX], geometry[DY], geometry[DX]
     i = c // geometry[G]
     width = 4 * quads
+    done = 0
     p = first
     while p < last:
         # The tile's pixels in one output row.
@@ -219,40 +243,36 @@ def _flip_inputs(  # type: ignore[no-untyped-def]
             iy = (row - image * oh) * sy - py + ry * dy
             if iy < 0 or iy >= h:
                 continue
-            base = (image * h + iy) * w * c * 8
-            # Columns of the input row that this stretch can reach.
-            x0 = max(0, ox0 * sx - px)
-            x1 = min(w, (ox1 - 1) * sx - px + (s - 1) * dx + 1)
-            f = _lower_bound(positions, f0, f1, base + x0 * c * 8)
-            end = base + x1 * c * 8
-            while f < f1 and positions[f] < end:
-                element = (positions[f] - base) >> 3
-                bit = np.uint8(1 << (positions[f] & 7))
-                f += 1
-                ix = element // c
-                channel = element - ix * c - group * i
+            for f in range(row_at[image * h + iy], row_at[image * h + iy + 1]):
+                channel = channels[f] - group * i
                 if channel < 0 or channel >= i:
                     continue
+                bit = np.uint8(1 << (positions[f] & 7))
                 for rx in range(s):
-                    t = ix + px - rx * dx
-                    ox = t // sx
-                    if t < 0 or ox * sx != t or ox < ox0 or ox >= ox1:
+                    t = columns[f] + px - rx * dx
+                    if t < ox0 * sx or t >= ox1 * sx or (sx > 1 and t % sx != 0):
                         continue
-                    q = p - first + ox - ox0
+                    q = p - first + (t // sx if sx > 1 else t) - ox0
                     k = (ry * s + rx) * i + channel
-                    old = a[q * width + k]
-                    new = old ^ bit
-                    a[q * width + k] = new
-                    if correct and not restore:
+                    at = q * width + k
+                    before = a[at]
+                    after = before ^ bit
+                    a[at] = after
+                    if done < len(log):
+                        log[done] = at
+                        old[done] = before
+                    done += 1
+                    if correct:
                         vnni.add_scaled(
                             acc.ctypes.data + q * blocks * 64,
                             packed.ctypes.data + (group * blocks * quads + (k >> 2)) * 64,
                             quads * 64,
                             24 - 8 * (k & 3),
-                            np.int64(new) - np.int64(old),
+                            np.int64(after) - np.int64(before),
                             blocks,
                         )
         p += ox1 - ox0
+    return done
 
 
 @njit(nogil=True, cache=True)
@@ -289,7 +309,9 @@ def conv(  # type: ignore[no-untyped-def]
     multiplier,
     dense,
     inputs,
-    input_at,
+    row_at,
+    flip_columns,
+    flip_channels,
     changes,
     quad_at,
     block_at,
@@ -306,7 +328,8 @@ def conv(  # type: ignore[no-untyped-def]
 
     x: address of the int8 input (N, H, W, C). packed: int8 (G, blocks, quads, 16, 4). start: int32 (G, 16*blocks), the
     bias less 128 * sum(w). multiplier: float32 (G, 16*blocks). ys: int64 addresses of the replicas' outputs.
-    ``inputs[input_at[r]:input_at[r + 1]]`` are replica r's input flips, and so on for the other sites. changes, quad_at,
+    inputs: all replicas' input flips, found by ``locate``: row_at (replicas, N*H + 1). accumulators, outputs: theirs are
+    ``accumulators[accumulator_at[r]:accumulator_at[r + 1]]`` and so on. changes, quad_at,
     block_at (replicas, G, blocks + 1), shifts (replicas, G, 16*blocks): weight flips from ``weight_quads``. ``dense``:
     one replica; its weight flips are in ``packed`` and ``start`` already.
     """
@@ -319,29 +342,18 @@ def conv(  # type: ignore[no-untyped-def]
     a = np.empty(tile * width + 64, np.uint8)
     golden = np.empty(tile * stride, np.int32)
     spare = np.empty(tile * stride if len(ys) > 1 else 0, np.int32)
+    log, old = np.empty(_LOGGED, np.int64), np.empty(_LOGGED, np.uint8)
     for t in range(first_tile, last_tile):
         first = t * tile
         last = min(total, first + tile)
         pixels = last - first
         for g in range(groups):
             _gather(x, geometry, g, first, last, a, quads)
-            if dense and input_at[1] > input_at[0]:
+            if dense and len(inputs):
                 _flip_inputs(
-                    geometry,
-                    g,
-                    first,
-                    last,
-                    inputs,
-                    input_at[0],
-                    input_at[1],
-                    a,
-                    quads,
-                    False,
-                    golden,
-                    blocks,
-                    packed,
-                    False,
-                )
+                    geometry, g, first, last, inputs, row_at[0], flip_columns, flip_channels, a, quads, False, golden,
+                    blocks, packed, log[:0], old,
+                )  # fmt: skip
             _multiply(a, width, packed, g, start, golden, pixels)
             for r in range(len(ys)):
                 acc = golden
@@ -349,23 +361,12 @@ def conv(  # type: ignore[no-untyped-def]
                     acc = spare
                     vnni.copy(acc.ctypes.data, golden.ctypes.data, pixels * stride * 4)
                 if not dense:
-                    if input_at[r + 1] > input_at[r]:
-                        _flip_inputs(
-                            geometry,
-                            g,
-                            first,
-                            last,
-                            inputs,
-                            input_at[r],
-                            input_at[r + 1],
-                            a,
-                            quads,
-                            True,
-                            acc,
-                            blocks,
-                            packed,
-                            False,
-                        )
+                    done = 0
+                    if row_at[r, -1] > row_at[r, 0]:
+                        done = _flip_inputs(
+                            geometry, g, first, last, inputs, row_at[r], flip_columns, flip_channels, a, quads, True, acc,
+                            blocks, packed, log, old,
+                        )  # fmt: skip
                     for block in range(blocks):
                         f0, f1 = block_at[r, g, block], block_at[r, g, block + 1]
                         if f1 > f0:
@@ -380,23 +381,11 @@ def conv(  # type: ignore[no-untyped-def]
                                     acc.ctypes.data + p * stride * 4 + block * 64,
                                     stride * 4,
                                 )
-                    if input_at[r + 1] > input_at[r]:
-                        _flip_inputs(
-                            geometry,
-                            g,
-                            first,
-                            last,
-                            inputs,
-                            input_at[r],
-                            input_at[r + 1],
-                            a,
-                            quads,
-                            True,
-                            acc,
-                            blocks,
-                            packed,
-                            True,
-                        )
+                    if done > len(log):
+                        _gather(x, geometry, g, first, last, a, quads)
+                    else:
+                        for f in range(done - 1, -1, -1):
+                            a[log[f]] = old[f]
                 if accumulator_at[r + 1] > accumulator_at[r]:
                     _flip_accumulators(
                         geometry, g, first, last, accumulators, accumulator_at[r], accumulator_at[r + 1], acc, stride
@@ -455,7 +444,9 @@ def depthwise(  # type: ignore[no-untyped-def]
     start,
     multiplier,
     inputs,
-    input_at,
+    row_at,
+    flip_columns,
+    flip_channels,
     outs,
     columns,
     deltas,
@@ -486,6 +477,11 @@ def depthwise(  # type: ignore[no-untyped-def]
     for ry in range(r):
         for rx in range(s):
             at[ry * s + rx] = ry * wide + rx * dx * c
+    flipped = np.empty((len(ys), r * s, stride), np.int32)
+    for replica in range(len(ys)):
+        flipped[replica] = weight
+        for f in range(weight_at[replica], weight_at[replica + 1]):
+            flipped[replica, columns[f], outs[f]] = (flipped[replica, columns[f], outs[f]] + deltas[f]) & 0xFFFF
     golden = np.empty(pixels * stride, np.int32)
     spare = np.empty(pixels * stride if len(ys) > 1 else 0, np.int32)
     for row in range(first_row, last_row):
@@ -516,15 +512,16 @@ def depthwise(  # type: ignore[no-untyped-def]
             if replica + 1 < len(ys):
                 acc = spare
                 vnni.copy(acc.ctypes.data, golden.ctypes.data, ow * stride * 4)
-            f0, f1 = input_at[replica], input_at[replica + 1]
-            if f1 > f0:
-                _flip_depthwise_inputs(geometry, image, top, wide, rows, weight, inputs, f0, f1, acc, stride, False)
+            # Weights first, on the true inputs; then the inputs meet the flipped weights.
             for f in range(weight_at[replica], weight_at[replica + 1]):
                 source = at[columns[f]] + outs[f]
                 for p in range(ow):
                     acc[p * stride + outs[f]] += np.int32(rows[source + p * sx * c]) * deltas[f]
-            if f1 > f0:
-                _flip_depthwise_inputs(geometry, image, top, wide, rows, weight, inputs, f0, f1, acc, stride, True)
+            if row_at[replica, -1] > row_at[replica, 0]:
+                _flip_depthwise_inputs(
+                    geometry, image, top, wide, rows, flipped[replica], inputs, row_at[replica], flip_columns,
+                    flip_channels, acc, stride,
+                )  # fmt: skip
             first = row * ow
             if accumulator_at[replica + 1] > accumulator_at[replica]:
                 # Channels are the group's own index here, so one group holds them all.
@@ -556,35 +553,31 @@ def _flip_all_accumulators(o, first, last, positions, f0, f1, acc, stride):  # t
 
 @njit(nogil=True, cache=True)
 def _flip_depthwise_inputs(  # type: ignore[no-untyped-def]
-    geometry, image, top, wide, rows, weight, positions, f0, f1, acc, stride, restore
+    geometry, image, top, wide, rows, weight, positions, row_at, columns, channels, acc, stride
 ):
-    h, w, c, ow = geometry[H], geometry[W], geometry[C], geometry[OW]
+    """Add ``dx * w`` of each input flip that reaches one output row."""
+    h, c, ow = geometry[H], geometry[C], geometry[OW]
     r, s, sx, px, dy, dx = geometry[R], geometry[S], geometry[SX], geometry[PX], geometry[DY], geometry[DX]
     for ry in range(r):
         iy = top + ry * dy
         if iy < 0 or iy >= h:
             continue
-        base = (image * h + iy) * w * c * 8
-        f = _lower_bound(positions, f0, f1, base)
-        while f < f1 and positions[f] < base + w * c * 8:
-            element = (positions[f] - base) >> 3
-            bit = np.uint8(1 << (positions[f] & 7))
-            f += 1
-            at = ry * wide + px * c + element
-            old = rows[at]
-            new = np.int8(np.uint8(old) ^ bit)
-            rows[at] = new
-            if restore:
-                continue
-            ix = element // c
-            channel = element - ix * c
+        value, previous = np.uint8(0), np.int64(-1)
+        for f in range(row_at[image * h + iy], row_at[image * h + iy + 1]):
+            channel = channels[f]
+            at = ry * wide + (px + columns[f]) * c + channel
+            # Flips of one byte follow one another.
+            if at != previous:
+                value, previous = np.uint8(rows[at]), at
+            after = np.uint8(value ^ np.uint8(1 << (positions[f] & 7)))
+            delta = np.int32(np.int8(after)) - np.int32(np.int8(value))
+            value = after
             for rx in range(s):
-                t = ix + px - rx * dx
-                ox = t // sx
-                if t < 0 or ox * sx != t or ox >= ow:
+                t = columns[f] + px - rx * dx
+                if t < 0 or t >= ow * sx or (sx > 1 and t % sx != 0):
                     continue
-                value = np.int32(np.int16(weight[ry * s + rx, channel]))
-                acc[ox * stride + channel] += (np.int32(new) - np.int32(old)) * value
+                ox = t // sx if sx > 1 else t
+                acc[ox * stride + channel] += delta * np.int32(np.int16(weight[ry * s + rx, channel]))
 
 
 # ---- layers that are not MAC layers. x and y are addresses of int8 arrays, NHWC; y is written from its start.

@@ -191,25 +191,45 @@ def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, y
 
     def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
         acc, multiplier, low, high, y, count = values
-        lowest, highest = (_splat(b, b.sitofp(v, _F32), _V16F32) for v in (low, high))
+        limits = [_splat(b, b.trunc(v, _I8), _V64I8) for v in (low, high)]
 
-        def block(i: ir.Value) -> ir.Value:
+        def integers(i: ir.Value) -> ir.Value:
+            """Rounded half to even, saturated to int32."""
             at = b.mul(i, _const(4))
             value = b.sitofp(_load(b, b.add(acc, at), _V16I32), _V16F32)
             value = b.fmul(value, _load(b, b.add(multiplier, at), _V16F32))
-            # Integer bounds, so clamping first gives the same and keeps the next step in range.
-            value = b.select(b.fcmp_ordered(">", value, lowest), value, lowest)
-            value = b.select(b.fcmp_ordered("<", value, highest), value, highest)
-            # 1.5 * 2^23 leaves no bits behind the point: the sum is rounded half to even, its low byte the integer.
-            return b.trunc(b.bitcast(b.fadd(value, _fill(12582912.0, _V16F32)), _V16I32), _V16I8)
+            # What is too large converts to the lowest integer, right for the negative side alone.
+            most = _fill(2.0**30, _V16F32)
+            value = b.select(b.fcmp_ordered("<", value, most), value, most)
+            nearest = _const(8, _I32)
+            return _call(b, "llvm.x86.avx512.mask.cvtps2dq.512", _V16I32, value, _fill(0, _V16I32), _const(-1, _I16), nearest)
 
-        whole = b.and_(count, _const(-LANES))
-        with b.if_then(b.icmp_signed(">", whole, _const(0))), _loop(b, whole, [], step=LANES) as (i, _, _):
-            _store(b, block(i), b.add(y, i))
-        left = b.and_(count, _const(LANES - 1))
-        with b.if_then(b.icmp_signed(">", left, _const(0))):
-            address = b.inttoptr(b.add(y, whole), _V16I8.as_pointer())
-            _masked_store(b, block(whole), address, _lanes(b, left, LANES))
+        def clamp(bytes_: ir.Value) -> ir.Value:
+            lowest, highest = limits
+            bytes_ = b.select(b.icmp_signed(">", bytes_, lowest), bytes_, lowest)
+            return b.select(b.icmp_signed("<", bytes_, highest), bytes_, highest)
+
+        # Packing saturates twice, within 128-bit quarters; the permutation puts the quarters' parts in order.
+        order = ir.Constant(_V16I32, [_const(4 * (i % 4) + i // 4, _I32) for i in range(16)])
+        whole = b.and_(count, _const(-64))
+        with b.if_then(b.icmp_signed(">", whole, _const(0))), _loop(b, whole, [], step=64) as (i, _, _):
+            parts = [integers(b.add(i, _const(16 * j))) for j in range(4)]
+            words = [_call(b, "llvm.x86.avx512.packssdw.512", ir.VectorType(_I16, 32), *parts[j : j + 2]) for j in (0, 2)]
+            packed = _call(b, "llvm.x86.avx512.packsswb.512", _V64I8, *words)
+            ordered = _call(b, "llvm.x86.avx512.permvar.si.512", _V16I32, b.bitcast(packed, _V16I32), order)
+            _store(b, clamp(b.bitcast(ordered, _V64I8)), b.add(y, i))
+        rest = b.sub(count, whole)
+        with b.if_then(b.icmp_signed(">", rest, _const(0))), _loop(b, rest, [], step=LANES) as (j, _, _):
+            i = b.add(whole, j)
+            narrow = _call(b, "llvm.x86.avx512.mask.pmovs.db.512", _V16I8, integers(i), _fill(0, _V16I8), _const(-1, _I16))
+            # Only the low quarter of the clamp's lanes matters here.
+            wide = b.shuffle_vector(
+                narrow, narrow, ir.Constant(ir.VectorType(_I32, 64), [_const(k % 16, _I32) for k in range(64)])
+            )
+            numbers = ir.Constant(ir.VectorType(_I32, 16), [_const(k, _I32) for k in range(16)])
+            value = b.shuffle_vector(clamp(wide), clamp(wide), numbers)
+            address = b.inttoptr(b.add(y, i), _V16I8.as_pointer())
+            _masked_store(b, value, address, _lanes(b, b.sub(rest, j), LANES))
 
     return _void(6, emit)
 
