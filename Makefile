@@ -21,7 +21,6 @@ test: $(VENV)/installed-dev mosquitto
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 $(BIN)/python:

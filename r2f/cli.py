@@ -62,6 +62,9 @@ class AcceleratorName(StrEnum):
 
 
 Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+StartTrainer = Annotated[
+    bool, typer.Option("--trainer/--no-trainer", help="Start the trainer too; without, one waits: services.trainer --next OUT.")
+]
 
 
 @app.command()
@@ -71,9 +74,10 @@ def demo(
     broker: Annotated[
         str | None, typer.Option(envvar="R2F_BROKER", help="Use this broker and the services on it; start none.")
     ] = None,
+    trainer: StartTrainer = True,
 ) -> None:
     """Real digits, a small CNN, a device with bit errors, the whole pipeline; a table and plots at the end."""
-    settings = msgspec.structs.replace(DEMO, iterations=iterations, broker=broker, launch=broker is None)
+    settings = msgspec.structs.replace(DEMO, iterations=iterations, broker=broker, launch=broker is None, trainer=trainer)
     _new(settings, out)
 
 
@@ -83,9 +87,7 @@ def retrain(
         str, typer.Option(help="A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.")
     ] = run.DEMO_NETWORK,
     weights: Annotated[str | None, typer.Option(help="Trained float weights: .safetensors or .pth state dict.")] = None,
-    data: Annotated[
-        str, typer.Option(help="'digits', an .npz with train_images..., or a folder of class folders.")
-    ] = "digits",
+    data: Annotated[str, typer.Option(help="'digits', an .npz with train_images..., or a folder of class folders.")] = "digits",
     image_size: Annotated[str | None, typer.Option(help="HxWxC that a folder's images are scaled to.")] = None,
     ber: Annotated[float, typer.Option(help="Bit error rate at inputs, weights and outputs of each MAC layer.")] = 1e-4,
     ber_input: Annotated[float | None, typer.Option(help="At inputs alone [default: --ber]")] = None,
@@ -114,9 +116,8 @@ def retrain(
     broker: Annotated[
         str | None, typer.Option(envvar="R2F_BROKER", help="A broker that runs already [default: start one]")
     ] = None,
-    launch: Annotated[
-        bool | None, typer.Option(help="Start the services too [default: only without --broker]")
-    ] = None,
+    launch: Annotated[bool | None, typer.Option(help="Start the services too [default: only without --broker]")] = None,
+    trainer: StartTrainer = True,
     embedded: Annotated[bool, typer.Option(help="Start the embedded broker even where Mosquitto is installed.")] = False,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run's folder; other options are its own.")] = None,
     out: Out = Path("runs"),
@@ -154,6 +155,7 @@ def retrain(
         array=None if array is None else str(array),
         broker=broker,
         launch=(broker is None) if launch is None else launch,
+        trainer=trainer,
         embedded=embedded,
     )
     _new(settings, out)

@@ -24,10 +24,11 @@ from accelsim.network import Network
 from r2f import float_training, pipeline, plots, report
 from r2f.data import DIGITS, Dataset, load
 from r2f.live import Live
-from r2f.pipeline import Program
+from r2f.pipeline import PipelineError, Program
 from services.bus import Bus, BusError
 from services.bus.messages import Codec, FaultRates, Progress, Timing, Vote
 from services.trainer import job as jobs
+from services.trainer import waiting
 from services.trainer.job import Job
 from services.trainer.labels import Source
 from services.trainer.optimiser import Sgd
@@ -64,6 +65,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     """A broker that is there already; None starts one."""
     launch: bool = True
     """Start the device's and the codec's services; False where they run elsewhere."""
+    trainer: bool = True
+    """Start the trainer; False where one waits for runs below the folder that this run's is in."""
     embedded: bool = False
     """Start the embedded broker even where Mosquitto is installed."""
     image_size: tuple[int, int, int] | None = None
@@ -121,15 +124,25 @@ async def execute(settings: Settings, folder: Path, say: Live) -> None:
             programs.append(Program("broker", "broker", arguments))
         if settings.launch:
             programs += _services(settings, broker)
+        if not settings.trainer:
+            (folder / waiting.FAILED).unlink(missing_ok=True)
         trainer = Program("trainer", "services.trainer", ("--run", str(folder), "--broker", broker))
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
         watcher = asyncio.create_task(_watch(broker, settings.device, say))
         try:
-            await running.watch(trainer)
+            await (running.watch(trainer) if settings.trainer else _elsewhere(folder))
         finally:
             watcher.cancel()
             await asyncio.wait([watcher])
+
+
+async def _elsewhere(folder: Path) -> None:
+    """Until the trainer that waits for runs has done this one. Raises PipelineError with its reason if it gave up."""
+    while (reason := waiting.outcome(folder)) is None:  # noqa: ASYNC110  (the other end is a file)
+        await asyncio.sleep(waiting.POLL_S)
+    if reason:
+        raise PipelineError(f"trainer: {reason}")
 
 
 def finish(settings: Settings, folder: Path) -> Group:

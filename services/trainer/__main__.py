@@ -1,4 +1,7 @@
-"""``python -m services.trainer --run runs/ID``: does the job of a run's folder, or goes on with it."""
+"""``python -m services.trainer --run runs/ID``: does the job of a run's folder, or goes on with it.
+
+``--next runs`` waits for a run below that folder instead, for a trainer in a container of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ from typing import Annotated
 import torch
 import typer
 
-from services.bus import Bus, service
-from services.trainer import job, training
+from services.bus import Bus, BusError, service
+from services.trainer import job, training, waiting
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="Folder with job.json and network.safetensors.", file_okay=False)],
+    run: Annotated[Path | None, typer.Option(help="Folder with job.json and network.safetensors.", file_okay=False)] = None,
+    next: Annotated[
+        Path | None, typer.Option(help="Wait for a run below this folder that is not done, and do it.", file_okay=False)
+    ] = None,
     broker: service.Broker = service.DEFAULT_BROKER,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads of the backward pass; the same number gives the same bits.")] = 2,
@@ -25,13 +31,26 @@ def main(
     the same folder it goes on from the last checkpoint and ends with the same model, bit for bit.
     """
     torch.set_num_threads(threads)
+    if next is not None and run is None:
+        folder = waiting.next_run(next)
+    elif run is not None and next is None:
+        folder = run
+    else:
+        raise typer.BadParameter("give --run or --next, and not both")
     try:
-        device = job.read(run).device
+        device = job.read(folder).device
     except (ValueError, OSError) as error:
+        if next is not None:
+            waiting.give_up(folder, error)
         service.fail("trainer", error)
 
     async def serve(bus: Bus) -> None:
-        await training.run(bus, run, path)
+        try:
+            await training.run(bus, folder, path)
+        except (BusError, ValueError, OSError, RuntimeError) as error:
+            if next is not None:
+                waiting.give_up(folder, error)
+            raise
 
     service.run("trainer", broker, device, json_logs, serve)
 

@@ -54,7 +54,7 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
     """
     todo = job.read(folder)
     initial = storage.load(folder / job.NETWORK)
-    result = _read_result(folder)
+    result = read_result(folder)
     async with serving(bus, todo.session) as server:
         agent = await server.ready()
         _check_samples(todo, agent.samples)
@@ -121,9 +121,7 @@ async def _train(
         # The device gets the model while the server writes its checkpoint; the next forward waits for it there.
         await server.deploy_model(network, version=version, iteration=iteration, wait=False)
         engine = await asyncio.to_thread(Engine, network, path)
-        state = state._replace(
-            iteration=iteration + 1, version=version, generator=order.bit_generator.state, network=network
-        )
+        state = state._replace(iteration=iteration + 1, version=version, generator=order.bit_generator.state, network=network)
         await server.publish_timing("backward", iteration, stepped - received)
         await server.publish_timing("quantise", iteration, quantised - stepped)
         rows.append(_row(iteration, found.loss, found.correct, found.norm, data, time.perf_counter() - start))
@@ -206,9 +204,7 @@ def _labels(todo: Job, data: Data, own: Int64 | None, samples: Int64, teacher: E
         assert data.images is not None
         outputs = teacher.run(teacher.network.quantize_images(data.images))
         taught = labels.teach(teacher.network, outputs[-1], soft=todo.labels == "teacher-soft")
-    return labels.choose(
-        todo.labels, device=data.labels, server=None if own is None else own[samples], teacher=taught
-    )
+    return labels.choose(todo.labels, device=data.labels, server=None if own is None else own[samples], teacher=taught)
 
 
 def _row(iteration: int, loss: float, correct: int, norm: float, data: Data, wall: float) -> ledger.Row:
@@ -236,7 +232,8 @@ def _settle(folder: Path, book: ledger.Ledger, rows: list[ledger.Row], keep: int
         del rows[:done]
 
 
-def _read_result(folder: Path) -> Result:
+def read_result(folder: Path) -> Result:
+    """What is known of a run so far, nothing before its first evaluation."""
     path = folder / RESULT
     return msgspec.json.decode(path.read_bytes(), type=Result) if path.exists() else Result()
 

@@ -1,0 +1,38 @@
+"""Runs that wait below a folder for a trainer in a container of its own.
+
+Who asks for a run writes its folder, ``run.json`` last, and waits for ``outcome``. The trainer takes ``next_run``, does it, and
+where it gives up says why with ``give_up``. A trainer that is killed leaves the run undone, and takes it again.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from services.trainer import training
+
+READY = "run.json"
+FAILED = "failed.txt"
+POLL_S = 0.5
+
+
+def next_run(runs: Path) -> Path:
+    """The first folder below ``runs``, by name, that is ready and neither done nor given up; waits until there is one."""
+    while True:
+        for ready in sorted(runs.glob(f"*/{READY}")):
+            if outcome(ready.parent) is None:
+                return ready.parent
+        time.sleep(POLL_S)
+
+
+def give_up(folder: Path, error: BaseException) -> None:
+    """Leave the reason in the run's folder, so that nobody takes it again until it is resumed."""
+    (folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
+
+
+def outcome(folder: Path) -> str | None:
+    """None while a run is not done, "" when it is, else why it was given up."""
+    failed = folder / FAILED
+    if failed.exists():
+        return failed.read_text(encoding="utf-8").strip() or "given up without a reason"
+    return "" if training.read_result(folder).model_sha256 else None

@@ -1,0 +1,37 @@
+"""Runs that wait for a trainer: which is next, and how it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from services.trainer import waiting
+
+
+def make(runs: Path, name: str, result: str = "") -> Path:
+    folder = runs / name
+    folder.mkdir()
+    (folder / waiting.READY).write_text("{}")
+    if result:
+        (folder / "result.json").write_text(result)
+    return folder
+
+
+def test_next_is_the_first_that_is_neither_done_nor_given_up(tmp_path: Path) -> None:
+    done = make(tmp_path, "a", '{"model_sha256":"ff","after":[1.0]}')
+    failed, half, fresh = make(tmp_path, "b"), make(tmp_path, "c", '{"int8":[98.0],"before":[80.0]}'), make(tmp_path, "d")
+    (tmp_path / "0-not-ready").mkdir()
+    waiting.give_up(failed, ValueError("the data has 3 channels"))
+    assert [waiting.outcome(folder) for folder in (done, failed, half, fresh)] == ["", "the data has 3 channels", None, None]
+    assert waiting.next_run(tmp_path) == half
+
+
+def test_next_waits_for_a_run_to_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "POLL_S", 0.01)
+    late = threading.Thread(target=lambda: (time.sleep(0.05), make(tmp_path, "late")))
+    late.start()
+    assert waiting.next_run(tmp_path) == tmp_path / "late"
+    late.join()
