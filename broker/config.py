@@ -3,6 +3,9 @@
 An account has a role. A ``device`` writes ``up``, ``edge``, ``state``, ``event`` and reads ``down``, ``edge``, ``state``; a
 ``server`` the other way round, and reads ``down`` too: the codec there follows what the trainer asks. A ``watch`` reads
 everything and writes nothing; a ``bridge`` joins two brokers. A device account may be bound to one device's topics.
+
+Either side also answers, on the other's ``flow``, what is published on its own broker: the server's codec that follows
+``down/forward`` asks the trainer again for what it missed, just as the device does.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from services.bus.wire import PACKET_LIMIT
 Role = Literal["device", "server", "watch", "bridge"]
 
 WRITES: dict[str, tuple[str, ...]] = {
-    "device": ("up", "edge", "state", "event"),
-    "server": ("down", "server", "state", "event"),
+    "device": ("up", "edge", "state", "event", "down/flow"),
+    "server": ("down", "server", "state", "event", "up/flow"),
     "watch": (),
     "bridge": ("up", "down", "state", "event"),
 }

@@ -42,9 +42,7 @@ SLOTS = 1023
 SEATS = 32
 PAGE = 4096
 _MAGIC = 0x52324641524E4131  # "R2FARNA1"
-_SLOT = np.dtype(
-    [("generation", "<u8"), ("offset", "<u8"), ("nbytes", "<u8"), ("readers", "<u8"), ("flags", "u1", (SEATS,))]
-)
+_SLOT = np.dtype([("generation", "<u8"), ("offset", "<u8"), ("nbytes", "<u8"), ("readers", "<u8"), ("flags", "u1", (SEATS,))])
 _TABLE = PAGE
 _DATA = _TABLE + (SLOTS + 1) * _SLOT.itemsize
 _NAME = re.compile(r"r2f-[A-Za-z0-9_.-]{1,58}")
@@ -265,8 +263,6 @@ class Reader:
         if ref is None:
             raise MessageError("this tensor is inline")
         arena = self._arena(ref)
-        if arena.table[ref.slot]["offset"] != ref.offset or arena.table[ref.slot]["nbytes"] != ref.nbytes:
-            raise MessageError(f"arena {ref.arena}: slot {ref.slot} holds another tensor now")
         data = arena.bytes[ref.offset : ref.offset + ref.nbytes].view(tensor.dtype).reshape(tensor.shape)
         data.flags.writeable = False
         return data
@@ -308,7 +304,8 @@ class Reader:
             raise MessageError(f"arena {ref.arena}: slot {ref.slot}, {ref.nbytes} bytes at {ref.offset} lie outside it")
         if ref.offset % PAGE:
             raise MessageError(f"arena {ref.arena}: offset {ref.offset} is not on a page")
-        if arena.table[ref.slot]["generation"] != ref.generation:
+        header = arena.table[ref.slot]
+        if (header["generation"], header["offset"], header["nbytes"]) != (ref.generation, ref.offset, ref.nbytes):
             raise MessageError(f"arena {ref.arena}: slot {ref.slot} was given to another tensor meanwhile")
         return arena
 

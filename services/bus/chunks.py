@@ -8,6 +8,7 @@ allocated on a manifest's word: what is held are the chunks that came, and those
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from services.bus.wire import MessageError
 CHUNK = 127 * 1024
 SMALLEST = 256
 LINK_SECONDS = 2.0
+_OVERHEAD = 128
+"""Bytes that a chunk costs us besides its data, so that a flood of tiny ones counts too."""
 
 
 def chunk_size(bits_per_s: float | None = None) -> int:
@@ -41,58 +44,76 @@ def split(session: str, payload: bytes, chunk: int) -> Iterator[Message]:
         yield Chunk(session=session, digest=digest, index=index, data=payload[index * chunk : (index + 1) * chunk])
 
 
+_Key = tuple[str, str, bytes]
+
+
 @dataclass
 class _Transfer:
     manifest: Manifest | None = None
     parts: dict[int, bytes] = field(default_factory=dict)
     held: int = 0
+    """Bytes of its chunks."""
     touched: float = 0.0
+
+    @property
+    def cost(self) -> int:
+        return self.held + _OVERHEAD * (len(self.parts) + 1)
 
 
 class Reassembler:
     """Transfers under way. One of them holds at most ``message_limit`` bytes, all of them ``budget``."""
 
     def __init__(self, message_limit: int = 256 << 20, budget: int = 512 << 20, age_limit_s: float = 600.0) -> None:
+        """Bytes of one message, bytes of all that is held, and seconds after which a transfer that stands still goes."""
         self.message_limit = message_limit
         self.budget = budget
         self.age_limit_s = age_limit_s
-        self._transfers: dict[tuple[str, bytes], _Transfer] = {}
+        self._transfers: OrderedDict[_Key, _Transfer] = OrderedDict()
+        self.evicted = 0
+        """Unfinished messages given up for want of room."""
         self._held = 0
 
     @property
     def held(self) -> int:
-        """Bytes of the chunks held now."""
+        """Bytes of the chunks held now, with what keeping them costs."""
         return self._held
 
-    def missing(self, topic: str, digest: bytes) -> list[int]:
+    def missing(self, topic: str, digest: bytes, origin: str = "") -> list[int]:
         """Indices of the chunks that a transfer still lacks; empty where it is unknown or its manifest has not come."""
-        transfer = self._transfers.get((topic, digest))
+        transfer = self._transfers.get((topic, origin, digest))
         if transfer is None or transfer.manifest is None:
             return []
         total = count_of(transfer.manifest.length, transfer.manifest.chunk)
         return [index for index in range(total) if index not in transfer.parts]
 
-    def add(self, topic: str, message: Manifest | Chunk) -> bytes | None:
-        """Take one in; returns the encoded message that it completes, else None.
+    def add(self, topic: str, message: Manifest | Chunk, origin: str = "") -> bytes | None:
+        """Take one in; returns the encoded message that it completes, else None. Senders cannot mix in each other's.
 
         Raises MessageError, and forgets the transfer, for a manifest that contradicts itself or its chunks, or is over
         the limit, for chunks over the budget, and for bytes that do not have the digest.
         """
-        key = (topic, message.digest)
+        key = (topic, origin, message.digest)
         now = time.monotonic()
         if len(message.digest) != 16:
             raise MessageError(f"{topic}: a transfer is named by 16 bytes, not {len(message.digest)}")
         transfer = self._transfers.get(key)
         if transfer is None:
             self._expire(now)
-            if len(self._transfers) >= 1024:
-                raise MessageError(f"{topic}: more than 1024 transfers at once")
             transfer = self._transfers[key] = _Transfer()
+            self._held += transfer.cost
         transfer.touched = now
+        self._transfers.move_to_end(key)
         if isinstance(message, Manifest):
             self._manifest(topic, key, transfer, message)
         else:
             self._chunk(topic, key, transfer, message)
+        while self._held > self.budget:
+            # The one that has stood still for longest goes: most often chunks replayed after their message was whole.
+            oldest = next(iter(self._transfers))
+            self._drop(oldest)
+            self.evicted += 1
+            if oldest == key:
+                raise MessageError(f"{topic}: one unfinished message is over the budget of {self.budget} bytes")
         manifest = transfer.manifest
         if manifest is None or transfer.held < manifest.length:
             return None
@@ -102,7 +123,7 @@ class Reassembler:
             raise MessageError(f"{topic}: {len(payload)} bytes in chunks do not have the digest of their manifest")
         return payload
 
-    def _manifest(self, topic: str, key: tuple[str, bytes], transfer: _Transfer, manifest: Manifest) -> None:
+    def _manifest(self, topic: str, key: _Key, transfer: _Transfer, manifest: Manifest) -> None:
         if not SMALLEST <= manifest.chunk <= CHUNK or not 0 < manifest.length <= self.message_limit:
             self._drop(key)
             raise MessageError(
@@ -117,7 +138,7 @@ class Reassembler:
         for index, part in transfer.parts.items():
             self._check(topic, key, manifest, index, part)
 
-    def _chunk(self, topic: str, key: tuple[str, bytes], transfer: _Transfer, chunk: Chunk) -> None:
+    def _chunk(self, topic: str, key: _Key, transfer: _Transfer, chunk: Chunk) -> None:
         if transfer.manifest is not None:
             self._check(topic, key, transfer.manifest, chunk.index, chunk.data)
         elif not 0 < len(chunk.data) <= CHUNK or (chunk.index + 1) * SMALLEST > self.message_limit + CHUNK:
@@ -128,23 +149,21 @@ class Reassembler:
                 self._drop(key)
                 raise MessageError(f"{topic}: chunk {chunk.index} came twice, with other bytes")
             return
-        if self._held + len(chunk.data) > self.budget or transfer.held + len(chunk.data) > self.message_limit:
+        if transfer.held + len(chunk.data) > self.message_limit:
             self._drop(key)
-            raise MessageError(f"{topic}: chunks of unfinished messages are over the budget of {self.budget} bytes")
+            raise MessageError(f"{topic}: chunks of one message are over the limit of {self.message_limit} bytes")
         transfer.parts[chunk.index] = chunk.data
         transfer.held += len(chunk.data)
-        self._held += len(chunk.data)
+        self._held += len(chunk.data) + _OVERHEAD
 
-    def _check(self, topic: str, key: tuple[str, bytes], manifest: Manifest, index: int, part: bytes) -> None:
+    def _check(self, topic: str, key: _Key, manifest: Manifest, index: int, part: bytes) -> None:
         expected = min(manifest.chunk, manifest.length - index * manifest.chunk)
         if expected <= 0 or len(part) != expected:
             self._drop(key)
-            raise MessageError(
-                f"{topic}: chunk {index} has {len(part)} bytes, not the {max(0, expected)} of its manifest"
-            )
+            raise MessageError(f"{topic}: chunk {index} has {len(part)} bytes, not the {max(0, expected)} of its manifest")
 
-    def _drop(self, key: tuple[str, bytes]) -> None:
-        self._held -= self._transfers.pop(key).held
+    def _drop(self, key: _Key) -> None:
+        self._held -= self._transfers.pop(key).cost
 
     def _expire(self, now: float) -> None:
         for key, transfer in list(self._transfers.items()):

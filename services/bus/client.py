@@ -461,6 +461,10 @@ class Bus:
             # Not the sender's fault but ours; raising here would only look like a lost connection.
             self._fail(error)
 
+    def reject(self, topic: str, reason: str) -> None:
+        """Count and log a message that was taken in and turned out to be wrong; its receiver drops it."""
+        self._bad(MessageError(f"{topic}: {reason}"))
+
     def _bad(self, error: MessageError) -> None:
         self.counts["bad"] += 1
         self._log.warning("message dropped", error=str(error), dropped=self.counts["bad"])
@@ -478,7 +482,7 @@ class Bus:
         origin, n = message.origin, message.n
         message.origin, message.n = "", 0  # they are the bus's, not the service's
         if not n or not origin:
-            self._deliver(topic, message, size)
+            self._deliver(topic, origin, message, size)
             return
         key = (topic, origin)
         flow = self._ins.get(key)
@@ -499,9 +503,9 @@ class Bus:
             self._early(topic, origin, flow, n, message, size)
         else:
             flow.next += 1
-            self._deliver(topic, message, size)
+            self._deliver(topic, origin, message, size)
             if flow.held:
-                self._release_held(topic, flow)
+                self._release_held(topic, origin, flow)
             if flow.next - flow.credited > CREDIT_EVERY:
                 self._answer(topic, origin, flow)
 
@@ -518,10 +522,10 @@ class Bus:
             flow.asked = now
             self._answer(topic, origin, flow)
 
-    def _release_held(self, topic: str, flow: _In) -> None:
+    def _release_held(self, topic: str, origin: str, flow: _In) -> None:
         while (entry := flow.held.pop(flow.next, None)) is not None:
             flow.next += 1
-            self._deliver(topic, *entry)
+            self._deliver(topic, origin, *entry)
         if flow.held:
             flow.gap_since = time.monotonic()
 
@@ -531,12 +535,12 @@ class Bus:
         if not self._passive:
             self._log.error("messages lost", topic=topic, origin=origin, first=flow.next, last=first - 1)
         flow.next = first
-        self._release_held(topic, flow)
+        self._release_held(topic, origin, flow)
 
-    def _deliver(self, topic: str, message: Message, size: int) -> None:
+    def _deliver(self, topic: str, origin: str, message: Message, size: int) -> None:
         try:
             if isinstance(message, Manifest | Chunk):
-                payload = self._reassembler.add(topic, message)
+                payload = self._reassembler.add(topic, message, origin)
                 if payload is None:
                     return
                 size = len(payload)

@@ -1,0 +1,61 @@
+"""Topics: build, parse, match, and the table of what travels where."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from paho.mqtt.client import topic_matches_sub
+
+from services.bus import messages, topics
+
+LEVEL = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
+
+
+@given(LEVEL, st.sampled_from(topics.PLANES), LEVEL)
+def test_what_is_built_is_parsed(device: str, plane: str, name: str) -> None:
+    assert topics.parse(topics.build(device, plane, name)) == (device, plane, name)
+
+
+@given(st.text(max_size=80))
+def test_no_text_but_a_topic_is_parsed(text: str) -> None:
+    try:
+        parsed = topics.parse(text)
+    except ValueError:
+        return
+    assert topics.build(*parsed) == text
+
+
+@pytest.mark.parametrize("level", ["", "a/b", "+", "#", "-a", "a" * 65, "a\n", "ä", "a b"])
+def test_a_level_that_is_none_is_refused(level: str) -> None:
+    with pytest.raises(ValueError, match="topic level"):
+        topics.build(level, "up", "layers")
+    with pytest.raises(ValueError, match="is not r2f/v1"):
+        topics.parse(f"r2f/v1/d/up/{level}")
+
+
+LEVELS = st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=5)
+
+
+@given(LEVELS, st.lists(st.sampled_from(["a", "b", "+", ""]), min_size=1, max_size=5), st.booleans())
+def test_matching_is_mqtts(topic: list[str], pattern: list[str], rest: bool) -> None:
+    wanted, given_topic = "/".join([*pattern, "#"] if rest else pattern), "/".join(topic)
+    assert topics.matches(wanted, given_topic) == topic_matches_sub(wanted, given_topic)
+
+
+def test_every_message_has_a_topic_and_every_plane_its_answer() -> None:
+    travelling = {*topics.TABLE.values(), messages.State, messages.Timing}
+    every = {kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, messages.Message)}
+    assert every - {messages.Message, messages.Manifest, messages.Chunk} == travelling
+    for key in topics.TABLE:
+        plane = key.split("/")[0]
+        if plane != "event":
+            assert f"{topics.ANSWERS[plane]}/flow" in topics.TABLE
+
+
+def test_short_names_stand_for_one_device() -> None:
+    assert topics.absolute("up/layers", "d1") == "r2f/v1/d1/up/layers"
+    assert topics.absolute("r2f/v1/+/up/#", "d1") == "r2f/v1/+/up/#"
+    assert topics.message_type(topics.parse("r2f/v1/d/state/anything")) is messages.State
+    assert topics.message_type(topics.parse("r2f/v1/d/event/forward")) is messages.Timing
+    assert topics.message_type(topics.parse("r2f/v1/d/event/progress")) is messages.Progress
