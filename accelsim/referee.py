@@ -27,8 +27,8 @@ Int64 = npt.NDArray[np.int64]
 FIRST: Final = 3
 """Executions that every layer gets; how often these disagree decides the rest."""
 CALM: Final = 0.002
-STORMY: Final = 0.02
-HOPELESS: Final = 0.40
+STORMY: Final = 0.05
+HOPELESS: Final = 0.50
 
 MACS_PER_S: Final = 2e9
 """Modelled speed of the referee: int8 dot products on four cores like the Cortex-A53 of the paper's board (section VI.A),

@@ -36,9 +36,7 @@ Codec = Literal["direct", "golden", "chained"]
 Vote = Literal["bitwise", "median"]
 Command = Literal["mode", "model", "base", "forward"]
 """What an Ack answers; ``base`` is the device's codec asking for a model whole, for it lacks what the delta builds on."""
-Stage = Literal[
-    "forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink"
-]
+Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink"]
 
 
 ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
@@ -108,6 +106,11 @@ class SetMode(Message):
     codec: Codec = "chained"
     vote: Vote = "median"
     replicas: int = 3
+    referee: bool = True
+    """Of the chained codec: run more replicas where three disagree, and settle what stays open on the reliable processor
+    (see ``accelsim.referee``); ``replicas`` is not looked at then."""
+    exact: bool = True
+    """The server asks for what its digests say it has wrong, until its tensors are the device's, bit for bit."""
     rates: FaultRates = FaultRates()
     seed: int = 0
     protected: tuple[int, ...] = ()
@@ -157,12 +160,18 @@ class LayerReplicas(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     The first replica is the actual output, which fed the next layer, unless ``actual`` names another one (the golden
     codec: the replicas are of the TMR run beside it) or the layer is ``protected``: then the vote itself goes on.
+
+    ``values`` (int8) override the vote at the flat NHWC ``positions`` (int64): there the referee computed the fault-free
+    output. ``direct``: the replicas disagree too much for a vote that could be believed; the outputs go as they are.
     """
 
     index: int
     replicas: tuple[Tensor, ...]
     actual: Tensor | None = None
     protected: bool = False
+    positions: Tensor | None = None
+    values: Tensor | None = None
+    direct: bool = False
 
 
 class Replicas(Message):
@@ -216,12 +225,36 @@ class EncodedLayers(Message):
     layers: tuple[EncodedLayer, ...]
 
 
+class Repair(Message):
+    """``down/repair``: layer ``layer`` is the first whose rebuilt tensor does not have the device's digest.
+
+    ``digests``: ``services.codec.repair.channel_digests`` of what the server has, little-endian; correct the channels that
+    differ. None: correct this layer and every later one, which is the second and last request of an iteration.
+    """
+
+    iteration: int
+    attempt: int
+    layer: int
+    digests: bytes | None = None
+
+
+class EncodedRepair(Message):
+    """``up/repair``: corrections; each body is applied to what the server rebuilt of that layer."""
+
+    iteration: int
+    attempt: int
+    sent_at: float
+    layer: int
+    layers: tuple[EncodedLayer, ...]
+
+
 class LayerActivation(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """``faithful``: the rebuilt tensor has the digest that the device computed."""
+    """``faithful``: the tensor has the digest that the device computed. ``repaired``: elements that a repair mended."""
 
     index: int
     actual: Tensor
     faithful: bool = True
+    repaired: int = 0
 
 
 class Activations(Message):

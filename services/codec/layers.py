@@ -25,6 +25,7 @@ INCREMENT_ZSTD: Final = 3
 INCREMENT_ENTROPY: Final = 4
 
 _LEVEL: Final = 3
+_SPARSE_SHIFT: Final = 4
 
 
 class CodecError(ValueError):
@@ -54,8 +55,8 @@ def encode(actual: Int8, vote: Int8 | None, codec: Codec) -> bytes:
     if codec == "golden":
         return _lz4(np.subtract(actual, vote))
     payload = entropy.encode(actual, vote, actual.size // 4)
-    # Below 1:256 the entropy coder always wins: LZ4 ends at 1:255 and a zstd frame has a header.
-    if payload is not None and len(payload) <= actual.size >> 8:
+    # Where errors are this sparse neither was ever smaller, and looking would cost more than coding.
+    if payload is not None and len(payload) <= actual.size >> _SPARSE_SHIFT:
         return bytes((INCREMENT_ENTROPY,)) + payload
     increments = np.subtract(actual, vote)
     bodies = [_zstd(INCREMENT_ZSTD, increments), _lz4(increments)]

@@ -1,0 +1,319 @@
+"""One batch through both ends of the link in one process: what is sent, what it costs, what the server ends up with.
+
+The services do the same over the bus; experiments and benchmarks need every codec on the same faults, without a broker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+
+from accelsim import referee
+from accelsim.accelerator import Simulated
+from accelsim.engine import Engine
+from accelsim.network import INPUT, Conv, Int8
+from broker.link import wire_bytes
+from services.bus import wire
+from services.bus.messages import EncodedLayer, EncodedLayers, EncodedRepair, Repair, Vote
+from services.codec import entropy, layers, repair
+from services.voter.vote import vote
+
+SEGMENT_BYTES: Final = 512 * 1024
+"""Raw outputs in one message, as the edge agent gathers them."""
+
+_SESSION: Final = "0123456789abcdef"
+
+Redundancy = Literal["layer", "network"]
+
+
+@dataclass(slots=True)
+class Sent:
+    """One MAC layer of one batch on the link."""
+
+    index: int
+    raw: int
+    """Bytes of its int8 outputs."""
+    body: bytes
+    digest: int
+    bound: float = 0.0
+    """Bytes of the design's entropy bound on what was sent; the raw bytes where that was no increment."""
+    executions: int = 1
+    refereed: int = 0
+    """Multiply-accumulates of the referee."""
+    mismatched: int = 0
+    """Elements of the server's tensor that are not the device's."""
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch on the link: its layers in order, and what repairs took."""
+
+    images: int
+    layers: list[Sent] = field(default_factory=list)
+    round_trips: int = 0
+    repair_up: int = 0
+    repair_down: int = 0
+    repair_macs: int = 0
+
+    @property
+    def raw(self) -> int:
+        """Bytes of all intermediate outputs."""
+        return sum(sent.raw for sent in self.layers)
+
+    @property
+    def bodies(self) -> int:
+        """Bytes of the layers' bodies alone."""
+        return sum(len(sent.body) for sent in self.layers)
+
+    @property
+    def mismatched_share(self) -> float:
+        """Share (0 to 1) of elements that the server has wrong."""
+        return sum(sent.mismatched for sent in self.layers) / self.raw
+
+    @property
+    def wire(self) -> int:
+        """Bytes on the wire upwards: bodies, digests, messages, MQTT and TCP framing, and repairs."""
+        return sum(wire_bytes("up/layers", length).forward for length in self.messages()) + self.repair_up
+
+    def messages(self) -> Iterator[int]:
+        """Payload lengths of the ``up/layers`` messages, as really encoded."""
+        segment: list[EncodedLayer] = []
+        gathered = number = 0
+        for position, sent in enumerate(self.layers):
+            segment.append(EncodedLayer(sent.index, sent.digest, sent.body))
+            gathered += sent.raw
+            if gathered >= SEGMENT_BYTES or position == len(self.layers) - 1:
+                yield len(wire.encode(self._message(number, segment)))
+                segment, gathered, number = [], 0, number + 1
+
+    def _message(self, number: int, segment: list[EncodedLayer]) -> EncodedLayers:
+        return EncodedLayers(
+            session=_SESSION,
+            iteration=1000,
+            attempt=0,
+            sent_at=1.7e9,
+            segment=number,
+            batch=self.images,
+            layers=tuple(segment),
+        )
+
+
+def direct(accelerator: Simulated, x: Int8, iteration: int, *, compressed: bool = False) -> Batch:
+    """The paper's DRM: the outputs as they are; ``compressed`` is zstd on them."""
+    batch = Batch(images=len(x))
+    for index, _, actual in _actual(accelerator, x, iteration):
+        sent = _encode(index, actual, None, compressed)
+        rebuilt = _decode(sent, None, actual.shape)
+        sent.mismatched = int(np.count_nonzero(rebuilt != actual))
+        sent.bound = float(sent.raw)
+        batch.layers.append(sent)
+    return batch
+
+
+def chained(
+    accelerator: Simulated,
+    server: Engine,
+    x: Int8,
+    iteration: int,
+    *,
+    kind: Vote = "median",
+    settle: bool = True,
+    exact: bool = False,
+) -> Batch:
+    """Chained increments (design section 7), with the server's own recomputation from what it rebuilt.
+
+    ``settle`` False is plain voting over three replicas. ``exact`` repairs (``services.codec.repair``).
+    """
+    network, device = server.network, accelerator.engine
+    actual: dict[int, Int8] = {INPUT: x}
+    rebuilt: dict[int, Int8] = {INPUT: x}
+    votes: dict[int, Int8 | None] = {}
+    batch = Batch(images=len(x))
+    for index, layer in enumerate(network.layers):
+        operands = [actual[i] for i in layer.inputs]
+        given = [rebuilt[i] for i in layer.inputs]
+        if not isinstance(layer, Conv):
+            actual[index] = device.golden(index, operands)
+            rebuilt[index] = server.golden(index, given)
+            continue
+        voted, settled = _settle(accelerator, index, operands[0], iteration, kind, settle)
+        actual[index], votes[index] = settled.replicas[0], voted
+        sent = _encode(index, actual[index], voted, True)
+        sent.executions = len(settled.replicas) if not settled.direct else referee.FIRST
+        sent.refereed = len(settled.positions) * layer.weight[0].size
+        if sent.body[0] <= layers.ZSTD:
+            votes[index] = None  # sent themselves in the end: nothing can be wrong with them
+        if voted is not None and votes[index] is not None:
+            sent.bound = min(entropy.bound(np.subtract(actual[index], voted)), sent.raw)
+        else:
+            sent.bound = float(len(sent.body))
+        rebuilt[index] = _decode(sent, server.golden(index, given), actual[index].shape)
+        batch.layers.append(sent)
+    if exact:
+        _repair(batch, device, server, actual, rebuilt, votes)
+    for sent in batch.layers:
+        sent.mismatched = int(np.count_nonzero(rebuilt[sent.index] != actual[sent.index]))
+    return batch
+
+
+def golden(
+    accelerator: Simulated, server: Engine, x: Int8, iteration: int, *, direct_layers: frozenset[int], redundancy: Redundancy
+) -> Batch:
+    """The paper's APRM: increments against the votes of a TMR run from the same input, by LZ4 (section V.A and V.C).
+
+    ``direct_layers`` are those under the similarity threshold. The votes are bitwise, as in the paper.
+    """
+    fault_free = server.run(x)
+    references = tmr_votes(accelerator, x, iteration, redundancy)
+    batch = Batch(images=len(x))
+    for index, _, actual in _actual(accelerator, x, iteration):
+        reference = None if index in direct_layers else references[index]
+        start = time.thread_time()
+        body = layers.encode(actual, reference, "golden")
+        sent = Sent(index, actual.nbytes, body, layers.digest(actual), encode_s=time.thread_time() - start, executions=4)
+        rebuilt = _decode(sent, fault_free[index], actual.shape)
+        sent.mismatched = int(np.count_nonzero(rebuilt != actual))
+        sent.bound = float(len(body))
+        batch.layers.append(sent)
+    return batch
+
+
+def tmr_votes(accelerator: Simulated, x: Int8, iteration: int, redundancy: Redundancy) -> dict[int, Int8]:
+    """Bitwise votes of every MAC layer over a TMR run that is apart from the actual one (replicas 1 to 3).
+
+    Layer-wise the vote feeds the next layer; network-wise each of three runs goes on with its own outputs (section V.C).
+    """
+    network, engine = accelerator.engine.network, accelerator.engine
+    runs: list[dict[int, Int8]] = [{INPUT: x} for _ in range(1 if redundancy == "layer" else 3)]
+    votes: dict[int, Int8] = {}
+    for index, layer in enumerate(network.layers):
+        if not isinstance(layer, Conv):
+            for run in runs:
+                run[index] = engine.golden(index, [run[i] for i in layer.inputs])
+            continue
+        operand = layer.inputs[0]
+        if redundancy == "layer":
+            replicas = accelerator.run_replicas(index, runs[0][operand], iteration=iteration, count=3, first=1)
+            votes[index] = runs[0][index] = vote(replicas, "bitwise")
+        else:
+            for replica, run in enumerate(runs, start=1):
+                run[index] = accelerator.run_layer(index, run[operand], iteration=iteration, replica=replica)
+            votes[index] = vote([run[index] for run in runs], "bitwise")
+    return votes
+
+
+def similarity(accelerator: Simulated, server: Engine, x: Int8, redundancy: Redundancy) -> dict[int, float]:
+    """The paper's offline measure, a MAC layer: share (0 to 1) of outputs that the server would have right.
+
+    ``x`` is one input. The approximate outputs are ``fault-free + (actual - vote)``, so they are right where the vote is
+    fault-free (section VI.B).
+    """
+    fault_free = server.run(x)
+    return {index: float(np.mean(v == fault_free[index])) for index, v in tmr_votes(accelerator, x, 0, redundancy).items()}
+
+
+def dissimilar(shares: dict[int, float], threshold: float) -> frozenset[int]:
+    """Layers under the threshold, which go direct."""
+    return frozenset(index for index, share in shares.items() if share < threshold)
+
+
+def _actual(accelerator: Simulated, x: Int8, iteration: int) -> Iterator[tuple[int, Conv, Int8]]:
+    """(index, layer, actual output) of each MAC layer of the device's faulty run."""
+    engine = accelerator.engine
+    outputs: dict[int, Int8] = {INPUT: x}
+    for index, layer in enumerate(engine.network.layers):
+        operands = [outputs[i] for i in layer.inputs]
+        if isinstance(layer, Conv):
+            outputs[index] = accelerator.run_layer(index, operands[0], iteration=iteration)
+            yield index, layer, outputs[index]
+        else:
+            outputs[index] = engine.golden(index, operands)
+
+
+def _settle(
+    accelerator: Simulated, index: int, x: Int8, iteration: int, kind: Vote, settle: bool
+) -> tuple[Int8 | None, referee.Settled]:
+    def execute(first: int, count: int) -> list[Int8]:
+        return accelerator.run_replicas(index, x, iteration=iteration, count=count, first=first)
+
+    if not settle:
+        replicas = tuple(execute(0, 3))
+        none = np.empty(0, np.int64)
+        settled = referee.Settled(replicas=replicas, positions=none, values=np.empty(0, np.int8), direct=False)
+        return vote(replicas, kind), settled
+    settled = referee.settle(execute, lambda positions: accelerator.engine.elements(index, x, positions))
+    if settled.direct:
+        return None, settled
+    return referee.override(vote(settled.replicas, kind), settled), settled
+
+
+def _encode(index: int, actual: Int8, voted: Int8 | None, compressed: bool) -> Sent:
+    start = time.thread_time()
+    body = layers.encode(actual, voted, "chained" if compressed else "direct")
+    digest = layers.digest(actual)
+    return Sent(index, actual.nbytes, body, digest, encode_s=time.thread_time() - start)
+
+
+def _decode(sent: Sent, prediction: Int8 | None, shape: tuple[int, ...]) -> Int8:
+    start = time.thread_time()
+    rebuilt = layers.decode(sent.body, prediction, shape)
+    sent.decode_s = time.thread_time() - start
+    return rebuilt
+
+
+def _repair(
+    batch: Batch,
+    device: Engine,
+    server: Engine,
+    actual: dict[int, Int8],
+    rebuilt: dict[int, Int8],
+    votes: dict[int, Int8 | None],
+) -> None:
+    """Request and answer until every digest fits; raises RuntimeError if two round trips were not enough."""
+    bodies = {sent.index: sent for sent in batch.layers}
+    wrong = _first_wrong(bodies, rebuilt)
+    while wrong is not None:
+        if batch.round_trips == 2:
+            raise RuntimeError(f"layer {wrong} still differs after two round trips")
+        whole = batch.round_trips == 1
+        digests = b"" if whole else repair.channel_digests(rebuilt[wrong]).astype("<u4").tobytes()
+        request = wire.encode(Repair(session=_SESSION, iteration=1000, attempt=0, layer=wrong, digests=digests))
+        fixes: dict[int, bytes] = {}
+        for index in (i for i in bodies if i >= wrong and (whole or i == wrong)):
+            voted = votes[index]
+            if voted is None:
+                continue
+            operand = actual[server.network.layers[index].inputs[0]]
+            fixes[index] = repair.correction(device, index, operand, actual[index], voted, digests)
+            batch.repair_macs += actual[index].size * device.conv(index).weight[0].size if whole else 0
+        answer = EncodedRepair(
+            session=_SESSION,
+            iteration=1000,
+            attempt=0,
+            sent_at=1.7e9,
+            layer=wrong,
+            layers=tuple(EncodedLayer(i, bodies[i].digest, body) for i, body in fixes.items()),
+        )
+        batch.repair_down += wire_bytes("down/repair", len(request)).forward
+        batch.repair_up += wire_bytes("up/repair", len(wire.encode(answer))).forward
+        batch.round_trips += 1
+        for index, layer in enumerate(server.network.layers):
+            if index < wrong:
+                continue
+            prediction = server.golden(index, [rebuilt[i] for i in layer.inputs])
+            if isinstance(layer, Conv):
+                prediction = layers.decode(bodies[index].body, prediction, prediction.shape)
+                if index in fixes:
+                    prediction = repair.apply(fixes[index], prediction)
+            rebuilt[index] = prediction
+        wrong = _first_wrong(bodies, rebuilt)
+
+
+def _first_wrong(bodies: dict[int, Sent], rebuilt: dict[int, Int8]) -> int | None:
+    return next((i for i, sent in bodies.items() if layers.digest(rebuilt[i]) != sent.digest), None)
