@@ -282,7 +282,7 @@ def _repair(
         if batch.round_trips == 2:
             raise RuntimeError(f"layer {wrong} still differs after two round trips")
         whole = batch.round_trips == 1
-        digests = b"" if whole else repair.channel_digests(rebuilt[wrong]).astype("<u4").tobytes()
+        digests = None if whole else repair.channel_digests(rebuilt[wrong]).astype("<u4").tobytes()
         request = wire.encode(Repair(session=_SESSION, iteration=1000, attempt=0, layer=wrong, digests=digests))
         fixes: dict[int, bytes] = {}
         for index in (i for i in bodies if i >= wrong and (whole or i == wrong)):

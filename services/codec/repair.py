@@ -26,14 +26,16 @@ def channel_digests(array: Int8) -> UInt32:
     return np.array([xxhash.xxh3_64_intdigest(channel.data) & 0xFFFFFFFF for channel in channels], np.uint32)
 
 
-def correction(engine: Engine, index: int, x: Int8, actual: Int8, vote: Int8, digests: bytes) -> bytes:
+def correction(engine: Engine, index: int, x: Int8, actual: Int8, vote: Int8, digests: bytes | None) -> bytes:
     """The body that makes the server's layer ``index`` exact, from the device's side.
 
-    ``x`` is the layer's actual input, ``actual`` its output and ``vote`` what its increments were against; a layer whose
-    body carried the outputs themselves needs no repair. ``digests`` are the server's ``channel_digests`` as little-endian
-    bytes, or empty to check every channel. Raises CodecError if they are not as many as the layer's channels.
+    ``x`` is the layer's actual input, ``actual`` its output and ``vote`` what its increments were against. ``digests`` are
+    the server's ``channel_digests`` as little-endian bytes, or None to check every channel. Raises CodecError if they are
+    not as many as the layer's channels.
     """
-    if not digests:
+    if layers.encode(actual, vote, "chained")[0] in (layers.RAW, layers.ZSTD):
+        golden = vote  # the body carried the outputs themselves: there is nothing to correct
+    elif digests is None:
         golden = engine.golden(index, [x])
     else:
         if len(digests) != 4 * actual.shape[-1]:
