@@ -12,7 +12,9 @@ COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > requirements.txt \
  && pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \
- && rm -rf /opt/r2f/lib/python3.11/site-packages/torch/include /opt/r2f/lib/python3.11/site-packages/torch/test
+ && cd /opt/r2f/lib/python3.11/site-packages \
+ && rm -rf torch/include torch/test torch/bin/protoc* \
+ && find . -type d -name tests -prune -exec rm -rf {} +
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps .
 
@@ -27,8 +29,9 @@ ENV PATH=/opt/r2f/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib
 USER r2f
 WORKDIR /home/r2f
-# Compiles the kernels for this machine once, at build; on another machine each container does it at its start.
-RUN r2f doctor
+# Proves that the image works, and leaves the kernels compiled for this machine; on another one, each container compiles
+# them when it first needs them.
+RUN r2f doctor && r2f demo --iterations 2 --out /tmp/runs && rm -rf /tmp/runs
 # A service is healthy while its retained state on its broker says so.
 COPY docker/healthy.py /usr/local/bin/healthy
 HEALTHCHECK --interval=5s --timeout=6s --start-period=60s --retries=3 CMD ["python", "/usr/local/bin/healthy"]
