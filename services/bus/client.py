@@ -125,6 +125,8 @@ class Bus:
     """One service's connection to the bus, as an async context manager and an async iterator of (topic, message).
 
     ``url``: ``mqtt[s]://[user:password@]host[:port]``; user and password else from $R2F_USERNAME, $R2F_PASSWORD.
+    ``ca_file``, ``cert_file``, ``key_file``: PEM files for TLS, else $R2F_CA_FILE, $R2F_CERT_FILE, $R2F_KEY_FILE, else the
+    system's authorities and no certificate of our own.
     ``service`` names it in ``state/{service}``; ``device`` is the one whose topics short names stand for.
     ``session``: messages of another are dropped and counted, where set. ``link_bits_per_s`` makes chunks of at most two
     seconds of that rate. ``passive``: only watch; no birth, no credit, no requests. With ``arena_bytes`` 0 tensors go
@@ -161,7 +163,12 @@ class Bus:
         self._state_topic = topics.build(device, "state", service)
         self._state = State(session=session, service=service, online=True, boot=self.origin)
         self._tls = (
-            aiomqtt.TLSParameters(ca_certs=ca_file, certfile=cert_file, keyfile=key_file, cert_reqs=ssl.CERT_REQUIRED)
+            aiomqtt.TLSParameters(
+                ca_certs=ca_file or os.environ.get("R2F_CA_FILE"),
+                certfile=cert_file or os.environ.get("R2F_CERT_FILE"),
+                keyfile=key_file or os.environ.get("R2F_KEY_FILE"),
+                cert_reqs=ssl.CERT_REQUIRED,
+            )
             if self._secure
             else None
         )
@@ -683,7 +690,7 @@ class Bus:
             identifier=f"{self.service}-{self.device}-{self.origin}",
             will=will,
             clean_session=True,
-            timeout=10.0,
+            timeout=min(10.0, max(1.0, self._give_up_s)),
             keepalive=self._keepalive_s,
             max_inflight_messages=UNACKNOWLEDGED,
             tls_params=self._tls,

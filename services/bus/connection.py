@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import aiomqtt
 import paho.mqtt.client as paho
@@ -33,6 +33,14 @@ class Connection(aiomqtt.Client):
         self._acknowledged = acknowledged
         self._thread = threading.get_ident()
         self._inside = False
+
+    async def __aenter__(self) -> Self:
+        """Connect. Where that fails the socket is closed: aiomqtt leaves it open, with its reader and its timer."""
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            self._client.disconnect()
+            raise
 
     def send(self, topic: str, payload: bytes, qos: int, retain: bool = False) -> int:
         """Hand a packet to the socket; returns its id, for ``acknowledged``. On a broken connection it goes nowhere."""

@@ -30,9 +30,7 @@ DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_DEVICE = "edge-0"
 
 
-def run(
-    service: str, broker: str, device: str, json_logs: bool | None, serve: Callable[[Bus], Awaitable[None]]
-) -> None:
+def run(service: str, broker: str, device: str, json_logs: bool | None, serve: Callable[[Bus], Awaitable[None]]) -> None:
     """Open the bus as ``service`` and serve until SIGINT or SIGTERM.
 
     Exits with 1 and one line on stderr for an error that the user can mend (BusError, ValueError, OSError).
@@ -86,9 +84,7 @@ def fail(service: str, error: BaseException) -> NoReturn:
 def configure_logs(as_json: bool | None) -> None:
     """structlog to stderr: for people on a terminal, JSON lines elsewhere, unless told."""
     lines = not sys.stderr.isatty() if as_json is None else as_json
-    renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if lines else structlog.dev.ConsoleRenderer()
-    )
+    renderer: structlog.types.Processor = structlog.processors.JSONRenderer() if lines else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

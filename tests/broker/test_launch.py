@@ -1,0 +1,206 @@
+"""Starting a broker: accounts, TLS, what goes wrong, and that it never outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from broker import config
+from broker import launch as launching
+from broker.config import Account, Bridge, Tls
+from broker.launch import BrokerError, find_mosquitto, free_port, launch
+from services.bus import Bus, BusError
+from services.bus.topics import matches
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = [
+    pytest.param(
+        False, id="mosquitto", marks=pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+    ),
+    pytest.param(True, id="embedded"),
+]
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "broker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_passwords_are_mosquittos() -> None:
+    hashed = config.hash_password("secret", bytes(12))
+    # As `mosquitto_passwd` 2.0 writes it: PBKDF2-HMAC-SHA512, 101 rounds.
+    assert hashed.startswith("$7$101$AAAAAAAAAAAAAAAA$")
+    assert config.password_is("secret", hashed)
+    assert not config.password_is("Secret", hashed)
+    assert config.hash_password("secret") != config.hash_password("secret")
+
+
+def test_accounts_are_read_as_they_are_written(tmp_path: Path) -> None:
+    accounts = [*config.make_accounts(), Account("device", "pump", "pw", "edge-7")]
+    config.write_accounts(tmp_path / "accounts", accounts)
+    assert config.read_accounts(tmp_path / "accounts") == accounts
+    assert (tmp_path / "accounts").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        config.write_accounts(tmp_path / "accounts", accounts)
+    for text, message in (
+        ("god me pw\n", "accounts:1"),
+        ("# none\n", "no account"),
+        ("\ndevice a\n", "accounts:2"),
+        ("device a:b c\n", "accounts:1"),
+    ):
+        (tmp_path / "accounts").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            config.read_accounts(tmp_path / "accounts")
+
+
+def test_a_role_may_do_what_the_table_says_and_no_more() -> None:
+    account = Account("device", "pump", "pw", "edge-7")
+    writes, reads = (config.patterns(account, table["device"]) for table in (config.WRITES, config.READS))
+
+    def may(patterns: list[str], topic: str) -> bool:
+        return any(matches(pattern, topic) for pattern in patterns)
+
+    assert may(writes, "r2f/v1/edge-7/up/layers")
+    assert may(writes, "r2f/v1/edge-7/down/flow")
+    assert not may(writes, "r2f/v1/edge-8/up/layers")
+    assert not may(writes, "r2f/v1/edge-7/down/model")
+    assert not may(writes, "r2f/v1/edge-7/server/model")
+    assert may(reads, "r2f/v1/edge-7/down/model")
+    assert not may(reads, "r2f/v1/edge-7/server/model")
+    assert "topic readwrite r2f/v1/edge-7/edge/#" in config.acl([account])
+    assert "topic read r2f/v1/edge-7/down/#" in config.acl([account])
+
+
+def test_the_bridge_forwards_the_links_planes_and_no_other() -> None:
+    lines = config.bridge_lines(Bridge("server", 1883, "bridge", "pw", "edge-7"))
+    assert [line for line in lines if line.startswith("topic")] == [
+        "topic r2f/v1/edge-7/up/# out 1",
+        "topic r2f/v1/edge-7/down/# in 1",
+        "topic r2f/v1/edge-7/state/# both 1",
+        "topic r2f/v1/edge-7/event/# both 1",
+    ]
+
+
+@pytest.mark.parametrize("embedded", KINDS)
+async def test_an_open_address_needs_accounts(embedded: bool) -> None:
+    process = cli("--host", "0.0.0.0", "--port", str(free_port()), *(["--embedded"] if embedded else []))
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    assert "can be reached from outside: give it accounts" in process.stderr
+
+
+def test_the_command_line_makes_accounts_where_there_are_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "broker", "--port", "0", "--accounts", str(tmp_path / "accounts")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        process.terminate()
+    accounts = config.read_accounts(tmp_path / "accounts")
+    assert [a.role for a in accounts] == ["device", "server", "watch"]
+    assert all(a.password not in url for a in accounts)
+
+
+@pytest.mark.parametrize("embedded", KINDS)
+async def test_a_port_that_is_taken_is_one_clear_error(embedded: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BrokerError, match=f"listen on 127.0.0.1:{port}: Address already in use"):
+            async with launch(port, embedded=embedded):
+                pass
+
+
+async def test_without_mosquitto_the_embedded_one_runs_and_nothing_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "find_mosquitto", lambda: None)
+    async with launch() as running:
+        assert running.kind == "embedded"
+        async with Bus(running.url(), "agent", "d") as bus:
+            await bus.flush()
+    with pytest.raises(BrokerError, match="not on PATH"):
+        async with launch(embedded=False):
+            pass
+    with pytest.raises(BrokerError, match="only mosquitto can bridge"):
+        async with launch(bridge=Bridge("server", 1883)):
+            pass
+
+
+@pytest.mark.parametrize("embedded", KINDS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_broker_does_not_outlive_its_parent(embedded: bool, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "broker", "--port", "0", *(["--embedded"] if embedded else [])]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+        process.send_signal(number)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            time.sleep(0.05)
+            continue
+        return
+    pytest.fail("the broker is still there")
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+def authority(folder: Path) -> Tls:
+    """A certificate for 127.0.0.1 and who signed it, made as docs/bus.md says."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    folder.mkdir()
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=r2f-authority -keyout ca.key -out ca.pem",
+        "req -newkey rsa:2048 -nodes -subj /CN=broker -keyout broker.key -out broker.csr",
+        "x509 -req -in broker.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out broker.pem",
+    ):
+        subprocess.run([openssl, *command.split()], cwd=folder, check=True, capture_output=True)
+    return Tls(folder / "ca.pem", folder / "broker.pem", folder / "broker.key")
+
+
+# paho leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("embedded", KINDS)
+async def test_tls(embedded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other = authority(tmp_path / "ours"), authority(tmp_path / "other")
+    accounts = config.make_accounts()
+    async with launch(embedded=embedded, accounts=accounts, tls=ours) as running:
+        url = running.url("device")
+        assert url.startswith("mqtts://")
+        async with Bus(url, "agent", "d", ca_file=str(ours.ca)) as bus:
+            await bus.announce(version=1)
+            await bus.flush()
+        monkeypatch.setenv("R2F_CA_FILE", str(ours.ca))
+        async with Bus(url, "agent", "d") as bus:
+            await bus.flush()
+        with pytest.raises(BusError, match="no certificate that we trust"):
+            async with Bus(url, "agent", "d", ca_file=str(other.ca), give_up_s=5):
+                pass
+        with pytest.raises(BusError, match="unreachable"):
+            async with Bus(url.replace("mqtts", "mqtt"), "agent", "d", give_up_s=0.3):
+                pass
+
+
+async def test_stopping_waits_and_then_kills() -> None:
+    stubborn = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert stubborn.stdout is not None
+    await stubborn.stdout.readline()
+    await launching.stop(stubborn)
+    assert stubborn.returncode == -signal.SIGKILL
+    assert not Path(f"/proc/{stubborn.pid}/exe").exists()
