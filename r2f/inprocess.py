@@ -17,6 +17,7 @@ from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.network import INPUT, Conv, Int8, Network, UInt8
 from accelsim.parameters import dequantize, quantize
+from accelsim.referee import override
 from r2f.data import Dataset, Int64
 from services.bus.messages import FaultRates
 from services.codec import inputs, layers, model
@@ -27,6 +28,7 @@ from services.trainer.labels import choose, teach
 from services.trainer.replay import replay
 from services.trainer.training import EVALUATION
 from services.voter.vote import vote
+from services.voter.voter import TMR
 
 
 class Iteration(msgspec.Struct, kw_only=True):
@@ -39,6 +41,8 @@ class Iteration(msgspec.Struct, kw_only=True):
     elements: int
     mismatched: int
     """Elements of the server's tensors that differ from the device's."""
+    repaired: int
+    """Elements that were wrong before the repair, their effects on later layers counted in."""
     input_bytes: int
     layer_bytes: int
     model_bytes: int
@@ -92,20 +96,23 @@ def retrain(
         images, truth = data.train_images[samples], data.train_labels[samples]
         sent_inputs, fresh = _encode_images(images, known)
         clock.tick("compress")
-        executed, votes = _run(device, on_device, images, iteration, job, clock)
+        executed, votes, actual = _run(device, on_device, images, iteration, job, clock)
         bodies = {
-            e.index: layers.encode(_actual(e, votes), votes.get(e.index), job.codec) for e in executed
+            e.index: layers.encode(actual[e.index], votes.get(e.index), job.codec) for e in executed
         }  # fmt: skip
-        digests = {e.index: layers.digest(_actual(e, votes)) for e in executed}
+        digests = {e.index: layers.digest(actual[e.index]) for e in executed}
         clock.tick("compress")
         # Server: the images again, then each layer from what the device fed it.
         received = _decode_images(sent_inputs, fresh, images)
         outputs = _rebuild(network, engine, received, bodies)
-        wrong = sum(
-            int((outputs[e.index] != _actual(e, votes)).sum())
-            for e in executed
-            if layers.digest(outputs[e.index]) != digests[e.index]
-        )
+        repaired = wrong = 0
+        for e in executed:
+            if layers.digest(outputs[e.index]) != digests[e.index]:
+                wrong += int((outputs[e.index] != actual[e.index]).sum())
+        if wrong and job.exact and job.codec == "chained":
+            # What repairs over the link come to; their round trips have no meaning here.
+            outputs = actual
+            repaired, wrong = wrong, 0
         clock.tick("decompress")
         taught = None
         if teacher is not None:
@@ -125,6 +132,7 @@ def retrain(
                 correct=found.correct,
                 elements=sum(y.size for y in outputs.values()),
                 mismatched=wrong,
+                repaired=repaired,
                 input_bytes=len(sent_inputs),
                 layer_bytes=sum(map(len, bodies.values())),
                 model_bytes=len(sent_model),
@@ -192,33 +200,32 @@ def _rates(rates: FaultRates) -> Rates:
 
 def _run(
     device: Simulated, network: Network, images: UInt8, iteration: int, job: Job, clock: _Clock
-) -> tuple[list[Executed], Votes]:
-    """Every MAC layer's executions, and the votes over them (none for the direct codec)."""
+) -> tuple[list[Executed], Votes, Votes]:
+    """Every MAC layer's executions, the votes that increments are against, and every layer's actual output."""
     replicas = 1 if job.codec == "direct" else job.replicas
-    plan = Plan(replicas=replicas, protected=frozenset(job.protected))
+    referee = job.referee and job.codec == "chained"
+    plan = Plan(replicas=replicas, protected=frozenset(job.protected), referee=referee)
     steps = execute(network, device.engine, device, network.quantize_images(images), iteration, plan)
     executed: list[Executed] = []
     votes: Votes = {}
+    actual: Votes = {}
     answer: Votes | None = None
     while True:
         try:
             segment = steps.send(answer)
         except StopIteration:
             clock.tick("forward")
-            return executed, votes
+            return executed, votes, actual
         clock.tick("forward")
-        fresh = {e.index: vote(e.replicas, job.vote) for e in segment.layers if len(e.replicas) > 1}
+        for e in segment.layers:
+            actual[e.index] = vote(e.replicas[:TMR], job.vote) if e.protected else e.replicas[0]
+            if len(e.replicas) > 1 and not (e.settled is not None and e.settled.direct):
+                votes[e.index] = vote(e.replicas, job.vote)
+                if e.settled is not None:
+                    override(votes[e.index], e.settled)
         clock.tick("tmr")
         executed += segment.layers
-        votes |= fresh
-        answer = fresh if segment.awaits_vote else None
-
-
-def _actual(executed: Executed, votes: Votes) -> Int8:
-    """What fed the next layer."""
-    if executed.protected:
-        return votes[executed.index]
-    return executed.replicas[0] if executed.actual is None else executed.actual
+        answer = {e.index: actual[e.index] for e in segment.layers} if segment.awaits_vote else None
 
 
 def _encode_images(images: UInt8, known: set[bytes]) -> tuple[bytes, list[int]]:

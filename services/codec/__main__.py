@@ -19,7 +19,7 @@ def main(
     side: Annotated[Side, typer.Option(help="Which end of the link this is.")],
     broker: service.Broker = service.DEFAULT_BROKER,
     device: service.Device = service.DEFAULT_DEVICE,
-    path: Annotated[str, typer.Option(help="Engine path of the server's end: auto, portable, vnni, cuda.")] = "auto",
+    path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
     json_logs: service.JsonLogs = None,
 ) -> None:
     """Codec: compresses layer outputs and images on the device, rebuilds them on the server; and the model the other way.
@@ -32,7 +32,7 @@ def main(
         if side is Side.device:
             from services.codec.device import DeviceCodec
 
-            await DeviceCodec(bus).serve()
+            await DeviceCodec(bus, path).serve()
         else:
             from services.codec.server import ServerCodec
 

@@ -20,8 +20,10 @@ from services.bus.messages import (
     EncodedLayer,
     EncodedLayers,
     EncodedModel,
+    EncodedRepair,
     Inputs,
     LayerVoted,
+    Repair,
     SetMode,
     Stage,
     State,
@@ -29,18 +31,20 @@ from services.bus.messages import (
     Voted,
 )
 from services.codec import inputs, layers, model
+from services.codec.kept import Kept
 
 log = structlog.get_logger()
 
-INPUTS, MODEL = -1, -2
-"""Segments of timing events that are no layers'."""
+INPUTS, MODEL, REPAIR = -1, -2, -3
+"""Segments of timing events that are no layers'; repairs are told apart by their layer, from REPAIR downwards."""
 
 
 class DeviceCodec:
     """``up/*`` from ``edge/*``, and ``edge/model`` from ``down/model``. ``serve`` is its whole life."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, path: str) -> None:
         self.bus = bus
+        self.path = path
         self.codec: Codec = "chained"
         self.version = 0
         self.network: Network | None = None
@@ -48,14 +52,21 @@ class DeviceCodec:
         self.known: set[bytes] = set()
         """Hashes of the samples that the server's end, since it last started, has been sent."""
         self.boots: dict[str, str] = {}
+        self.exact = False
+        self.kept: Kept | None = None
+        """The running iteration, for repairs."""
 
     async def serve(self) -> None:
         """Answer messages until cancelled."""
-        await self.bus.subscribe("down/mode", "down/model", "edge/inputs", "edge/voted", "state/codec-server", "state/agent")
+        await self.bus.subscribe("down/mode", "down/model", "down/repair", "edge/inputs", "edge/voted")
+        await self.bus.subscribe("state/codec-server", "state/agent")
         async for _, message in self.bus:
             match message:
                 case SetMode():
                     self.codec = message.codec
+                    self.exact = message.exact and message.codec == "chained"
+                case Repair():
+                    await self._repair(message)
                 case EncodedModel():
                     await self._model(message)
                 case Inputs():
@@ -104,13 +115,14 @@ class DeviceCodec:
 
     async def _deploy(self, network: Network) -> None:
         data = self.bus.share(np.frombuffer(storage.to_bytes(network), np.uint8))
-        await self.bus.publish(
-            "edge/model", Deploy(session=self.session, iteration=-1, version=self.version, network=data)
-        )
+        await self.bus.publish("edge/model", Deploy(session=self.session, iteration=-1, version=self.version, network=data))
 
     async def _inputs(self, message: Inputs) -> None:
         start = time.perf_counter()
         images = self.bus.open(message.images)
+        self.kept = None
+        if self.exact and self.network is not None:
+            self.kept = Kept(self.network, self.path, message.iteration, message.attempt, images)
         hashes = tuple(inputs.sample_hash(image) for image in images)
         # A repeat is sent whole: what the first attempt sent may be what got lost.
         known = self.known if message.attempt == 0 else set()
@@ -151,21 +163,41 @@ class DeviceCodec:
         await self._time(message, message.segment, "compress", host, sent)
 
     def _encode(self, message: Voted) -> tuple[EncodedLayer, ...]:
-        return tuple(self._encode_layer(layer) for layer in message.layers)
+        kept = self.kept
+        if kept is not None and (kept.iteration, kept.attempt) != (message.iteration, message.attempt):
+            kept = None
+        return tuple(self._encode_layer(layer, kept) for layer in message.layers)
 
-    def _encode_layer(self, layer: LayerVoted) -> EncodedLayer:
+    def _encode_layer(self, layer: LayerVoted, kept: Kept | None) -> EncodedLayer:
         actual = self.bus.open(layer.actual)
         vote = None if layer.vote is None else self.bus.open(layer.vote)
+        if kept is not None:
+            vote = kept.keep(layer.index, actual, vote)
         encoded = EncodedLayer(layer.index, layers.digest(actual), layers.encode(actual, vote, self.codec))
         self.bus.release(layer.actual)
         if layer.vote is not None:
             self.bus.release(layer.vote)
         return encoded
 
-    async def _time(
-        self, of: Inputs | Voted | EncodedModel, segment: int, stage: Stage, host: float, sent: int = 0
-    ) -> None:
-        timing = Timing(
-            session=of.session, stage=stage, iteration=of.iteration, segment=segment, host_s=host, bytes=sent
+    async def _repair(self, message: Repair) -> None:
+        kept = self.kept
+        if kept is None or (kept.iteration, kept.attempt) != (message.iteration, message.attempt):
+            return  # of an iteration that is over
+        start = time.perf_counter()
+        corrections = await asyncio.to_thread(kept.correct, message.layer, message.digests)
+        answer = EncodedRepair(
+            session=message.session,
+            iteration=message.iteration,
+            attempt=message.attempt,
+            sent_at=time.time(),
+            layer=message.layer,
+            layers=tuple(EncodedLayer(index, 0, body) for index, body in corrections.items()),
         )
+        sent = await self.bus.publish("up/repair", answer)
+        await self._time(message, REPAIR - message.layer, "compress", time.perf_counter() - start, sent)
+
+    async def _time(
+        self, of: Inputs | Voted | EncodedModel | Repair, segment: int, stage: Stage, host: float, sent: int = 0
+    ) -> None:
+        timing = Timing(session=of.session, stage=stage, iteration=of.iteration, segment=segment, host_s=host, bytes=sent)
         await self.bus.publish(f"event/{stage}", timing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,14 +22,17 @@ from services.bus.messages import (
     EncodedLayer,
     EncodedLayers,
     EncodedModel,
+    EncodedRepair,
     Forward,
     Inputs,
     LayerActivation,
+    Repair,
+    SetMode,
     Stage,
     State,
     Timing,
 )
-from services.codec import inputs, layers, model
+from services.codec import inputs, layers, model, repair
 from services.codec.device import INPUTS, MODEL
 
 log = structlog.get_logger()
@@ -57,6 +60,23 @@ class Rebuild:
     next_layer: int = 0
     next_segment: int = 0
     early: dict[int, EncodedLayers] = field(default_factory=dict)
+    due: deque[EncodedLayer] = field(default_factory=deque)
+    """Layers whose turn it is."""
+    corrections: dict[int, bytes] = field(default_factory=dict)
+    repairs: int = 0
+    """Requests sent; the second is for all that is left, so there is no third."""
+    waiting: bool = False
+    """For the answer to the last of them."""
+    done: int = 0
+    """Activations messages sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A layer that was rebuilt wrong, by its digest; nothing after it can be rebuilt until it is mended."""
+
+    index: int
+    digests: bytes
 
 
 class ServerCodec:
@@ -73,11 +93,12 @@ class ServerCodec:
         self.samples_bytes = 0
         self.rebuild: Rebuild | None = None
         self.boots: dict[str, str] = {}
+        self.exact = False
 
     async def serve(self) -> None:
         """Answer messages until cancelled."""
-        names = ("up/inputs", "up/layers", "up/ack", "server/model", "down/forward", "state/codec-device")
-        await self.bus.subscribe(*names)
+        await self.bus.subscribe("up/inputs", "up/layers", "up/repair", "up/ack", "server/model")
+        await self.bus.subscribe("down/mode", "down/forward", "state/codec-device")
         async for topic, message in self.bus:
             try:
                 match message:
@@ -89,6 +110,10 @@ class ServerCodec:
                         await self._inputs(message)
                     case EncodedLayers():
                         await self._layers(message)
+                    case EncodedRepair():
+                        await self._repaired(message)
+                    case SetMode():
+                        self.exact = message.exact and message.codec == "chained"
                     case Ack():
                         await self._ack(message)
                     case State():
@@ -153,9 +178,7 @@ class ServerCodec:
                 await self._send_model()
 
     async def _time(self, stage: Stage, iteration: int, segment: int, host: float, sent: int = 0) -> None:
-        timing = Timing(
-            session=self.session, stage=stage, iteration=iteration, segment=segment, host_s=host, bytes=sent
-        )
+        timing = Timing(session=self.session, stage=stage, iteration=iteration, segment=segment, host_s=host, bytes=sent)
         await self.bus.publish(f"event/{stage}", timing)
 
     # ---- what the device computed, up ----
@@ -169,7 +192,7 @@ class ServerCodec:
             return
         self.rebuild = Rebuild(message, version)
 
-    def _current(self, message: EncodedInputs | EncodedLayers) -> Rebuild | None:
+    def _current(self, message: EncodedInputs | EncodedLayers | EncodedRepair) -> Rebuild | None:
         now = self.rebuild
         if now is None or (message.session, message.iteration, message.attempt) != (
             now.forward.session,
@@ -236,45 +259,98 @@ class ServerCodec:
         now.early[message.segment] = message
         await self._rebuild_ready(now)
 
+    async def _repaired(self, message: EncodedRepair) -> None:
+        now = self._current(message)
+        if now is None or not now.waiting:
+            return
+        now.corrections.update((layer.index, layer.body) for layer in message.layers)
+        now.waiting = False
+        await self._rebuild_ready(now)
+
     async def _rebuild_ready(self, now: Rebuild) -> None:
-        while INPUT in now.outputs and now.next_segment in now.early:
-            message = now.early.pop(now.next_segment)
+        while INPUT in now.outputs and not now.waiting:
+            while not now.due and now.next_segment in now.early:
+                now.due.extend(now.early.pop(now.next_segment).layers)
+                now.next_segment += 1
+            if not now.due:
+                return
             start = time.perf_counter()
-            done = await asyncio.to_thread(self._rebuild_segment, now, message)
-            now.next_segment += 1
+            done, wrong = await asyncio.to_thread(self._rebuild_due, now)
             host = time.perf_counter() - start
-            await self.bus.publish(
-                "server/activations",
-                Activations(
-                    session=message.session,
-                    iteration=message.iteration,
-                    attempt=message.attempt,
-                    segment=message.segment,
-                    layers=done,
-                ),
-            )
-            await self._time("decompress", message.iteration, message.segment, host)
+            if done:
+                await self._send_activations(now, tuple(done), host)
+            if wrong is not None:
+                await self._ask(now, wrong)
 
-    def _rebuild_segment(self, now: Rebuild, message: EncodedLayers) -> tuple[LayerActivation, ...]:
-        return tuple(self._rebuild_layer(now, layer, message) for layer in message.layers)
+    async def _send_activations(self, now: Rebuild, done: tuple[LayerActivation, ...], host: float) -> None:
+        forward = now.forward
+        await self.bus.publish(
+            "server/activations",
+            Activations(
+                session=forward.session,
+                iteration=forward.iteration,
+                attempt=forward.attempt,
+                segment=now.done,
+                layers=done,
+            ),
+        )
+        await self._time("decompress", forward.iteration, now.done, host)
+        now.done += 1
 
-    def _rebuild_layer(self, now: Rebuild, encoded: EncodedLayer, message: EncodedLayers) -> LayerActivation:
+    async def _ask(self, now: Rebuild, wrong: Wrong) -> None:
+        """For one layer, by the digests of its channels; if another is wrong after that, for everything from there on."""
+        now.repairs += 1
+        now.waiting = True
+        forward = now.forward
+        wanted = Repair(
+            session=forward.session,
+            iteration=forward.iteration,
+            attempt=forward.attempt,
+            layer=wrong.index,
+            digests=wrong.digests if now.repairs == 1 else None,
+        )
+        await self.bus.publish("down/repair", wanted)
+
+    def _rebuild_due(self, now: Rebuild) -> tuple[list[LayerActivation], Wrong | None]:
+        """Rebuild layers until none is due, or one is wrong and can be mended; that one stays due."""
+        done: list[LayerActivation] = []
+        while now.due:
+            built = self._rebuild_layer(now, now.due[0])
+            if isinstance(built, Wrong):
+                return done, built
+            now.due.popleft()
+            done.append(built)
+        return done, None
+
+    def _rebuild_layer(self, now: Rebuild, encoded: EncodedLayer) -> LayerActivation | Wrong:
         """Predict the layer from what the device fed it, add what the device did differently."""
         network, engine = now.version.network, now.version.engine
         while now.next_layer < len(network.layers) and not isinstance(network.layers[now.next_layer], Conv):
             operands = [now.outputs[i] for i in network.layers[now.next_layer].inputs]
             now.outputs[now.next_layer] = engine.golden(now.next_layer, operands)
             now.next_layer += 1
-        if encoded.index != now.next_layer:
-            raise ValueError(f"layer {encoded.index} came where layer {now.next_layer} is next")
-        batch = now.outputs[INPUT].shape[0]
-        shape = (batch, *network.shape_of(encoded.index))
+        index = now.next_layer
+        if encoded.index != index:
+            raise ValueError(f"layer {encoded.index} came where layer {index} is next")
+        shape = (now.outputs[INPUT].shape[0], *network.shape_of(index))
+        predicted = layers.needs_prediction(encoded.body)
         prediction = None
-        if layers.needs_prediction(encoded.body):
-            operand = network.layers[encoded.index].inputs[0]
-            prediction = engine.golden(encoded.index, [now.outputs[operand]])
+        if predicted:
+            prediction = engine.golden(index, [now.outputs[network.layers[index].inputs[0]]])
         actual = layers.decode(encoded.body, prediction, shape)
+        repaired = 0
+        if predicted and index in now.corrections:
+            mended = repair.apply(now.corrections[index], actual)
+            repaired = int(np.count_nonzero(mended != actual))
+            actual = mended
         faithful = layers.digest(actual) == encoded.digest
-        now.outputs[encoded.index] = actual
+        if not faithful:
+            if not predicted or index in now.corrections:
+                raise ValueError(f"layer {index} does not have its digest, though it was sent whole or corrected")
+            if self.exact and now.repairs < 2:
+                return Wrong(index, repair.channel_digests(actual).astype("<u4").tobytes())
+            if self.exact:
+                raise ValueError(f"layer {index} is wrong after two repairs")
+        now.outputs[index] = actual
         now.next_layer += 1
-        return LayerActivation(index=encoded.index, actual=self.bus.share(actual), faithful=faithful)
+        return LayerActivation(index=index, actual=self.bus.share(actual), faithful=faithful, repaired=repaired)

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 import structlog
 
-from accelsim import storage
+from accelsim import referee, storage
 from accelsim.accelerator import Accelerator
 from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.network import Conv, Int8, Network
 from accelsim.timing import Array, LayerTiming, layer_timing
 from r2f.data import Dataset
-from services.bus import Bus
+from services.bus import Bus, MessageError
 from services.bus.messages import Deploy, FaultRates, Forward, SetMode, Timing, Voted
 from services.edge_agent.client import Client
-from services.edge_agent.execution import Plan, Segment, Votes, execute
+from services.edge_agent.execution import Executed, Plan, Segment, Votes, execute
 
 log = structlog.get_logger()
 
@@ -84,10 +84,12 @@ class Agent:
     async def _load(self, message: Deploy) -> None:
         """Load a network; every accelerator is made anew for it at its next run."""
         client = Client(self.bus, message.session)
-        data = self.bus.open(message.network)
         try:
-            network = storage.from_bytes(data.tobytes())
-            engine = await asyncio.to_thread(self._engine, network)
+            network = storage.from_bytes(self.bus.open(message.network).tobytes())
+            engine = await asyncio.to_thread(Engine, network, self.path)
+        except MessageError as error:
+            self.bus.reject("edge/model", str(error))  # the server repeats it
+            return
         except ValueError as error:
             log.error("model refused", version=message.version, error=str(error))
             await client.send_ack("model", message.version, version=self._version(), error=str(error))
@@ -99,9 +101,6 @@ class Agent:
         await self.bus.announce(version=message.version)
         await client.send_ack("model", message.version, version=message.version)
         await self._start_pending()
-
-    def _engine(self, network: Network) -> Engine:
-        return Engine(network, path=self.path)
 
     async def _start_pending(self) -> None:
         """Run the forward that waits, if its network and mode are here. A newer forward replaces a running one."""
@@ -126,6 +125,8 @@ class Agent:
         client = Client(self.bus, forward.session)
         try:
             await self._forward(client, forward, mode, loaded)
+        except MessageError as error:
+            self.bus.reject("edge/voted", str(error))  # the server repeats the pass
         except Exception as error:
             log.exception("forward failed", iteration=forward.iteration)
             reason = f"{type(error).__name__}: {error}"
@@ -184,20 +185,22 @@ class Agent:
             host = time.perf_counter() - start
             if forward.mode == "training" or segment.awaits_vote:
                 await client.send_segment(forward, number, segment, mode.vote)
-            votes = await self._await_votes(forward, number) if segment.awaits_vote else None
+            votes = await self._await_votes(forward, number, plan.golden) if segment.awaits_vote else None
             await self._publish_times(forward, loaded.network, number, segment, host, len(x))
             number += 1
 
-    async def _await_votes(self, forward: Forward, number: int) -> Votes:
+    async def _await_votes(self, forward: Forward, number: int, golden: bool) -> Votes:
         while True:
             voted = await self.votes.get()
             if (voted.iteration, voted.attempt, voted.segment) == (forward.iteration, forward.attempt, number):
                 votes: Votes = {}
                 for layer in voted.layers:
-                    if layer.vote is None:
+                    # The golden codec's TMR pass goes on with the vote, a protected layer with what was voted actual.
+                    goes_on = layer.vote if golden else layer.actual
+                    if goes_on is None:
                         raise ValueError(f"edge/voted: layer {layer.index} of segment {number} came without its vote")
-                    votes[layer.index] = self.bus.open(layer.vote).copy()
-                    self.bus.release(layer.vote)
+                    votes[layer.index] = self.bus.open(goes_on).copy()
+                    self.bus.release(goes_on)
                 return votes
 
     async def _publish_times(
@@ -211,7 +214,7 @@ class Agent:
         # The host computes all executions at once; the actual one is charged its share.
         share = len(executions) / sum(executions)
         once = sum(t.forward_s + t.write_back_s for t in modelled)
-        further = sum(t.tmr_s for t in modelled)
+        further = sum(t.tmr_s for t in modelled) + sum(_referee_seconds(network, e) for e in segment.layers)
         for stage, device_s, part in (("forward", once, share), ("tmr", further, 1 - share)):
             if device_s == 0:
                 continue
@@ -245,9 +248,19 @@ def _advance(steps: object, votes: Votes | None) -> Segment | _Done:
         return _Done(stop.value)
 
 
+def _referee_seconds(network: Network, executed: Executed) -> float:
+    """Modelled time of the general-purpose processor on the elements that it settled."""
+    layer = network.layers[executed.index]
+    if executed.settled is None or not isinstance(layer, Conv):
+        return 0.0
+    macs: int = len(executed.settled.positions) * layer.weight[0].size
+    return macs / referee.MACS_PER_S
+
+
 def _plan(mode: SetMode, training: bool) -> Plan:
     protected = frozenset(mode.protected)
     if not training or mode.codec == "direct":
         return Plan(replicas=1, protected=protected)
-    return Plan(replicas=mode.replicas, protected=protected, golden=mode.codec == "golden")
+    golden = mode.codec == "golden"
+    return Plan(replicas=mode.replicas, protected=protected, golden=golden, referee=mode.referee and not golden)
 

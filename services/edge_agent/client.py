@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelsim.network import Int8, UInt8
 from r2f.data import Int64
 from services.bus import Bus
@@ -65,6 +67,7 @@ class Client:
                 ),
                 actual=None if executed.actual is None else self.bus.share(executed.actual, readers=2),
                 protected=executed.protected,
+                **self._settled(executed),
             )
             for executed in segment.layers
         )
@@ -78,6 +81,16 @@ class Client:
             layers=layers,
         )
         await self.bus.publish(self.bus.topic("edge/replicas"), message)
+
+    def _settled(self, executed: Executed) -> dict[str, Any]:
+        settled = executed.settled
+        if settled is None:
+            return {}
+        if settled.direct:
+            return {"direct": True}
+        if not len(settled.positions):
+            return {}
+        return {"positions": self.bus.share(settled.positions), "values": self.bus.share(settled.values)}
 
 
 def _passed_on(executed: Executed, replica: int) -> bool:

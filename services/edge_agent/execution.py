@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from accelsim.accelerator import Accelerator
 from accelsim.engine import Engine
 from accelsim.network import INPUT, Conv, Int8, Layer, Network
+from accelsim.referee import Settled, settle
 
 SEGMENT_BYTES = 512 * 1024
 """Outputs gathered before a segment goes out. Small layers share a message, large ones stream one by one: the bus
@@ -18,13 +19,15 @@ costs a fixed time a message, the link and the server gain by starting early."""
 class Executed:
     """The executions of one MAC layer on one input, each int8 (N, H, W, C).
 
-    ``actual`` is the output that fed the next layer where it is not ``replicas[0]``.
+    ``actual`` is the output that fed the next layer where it is not ``replicas[0]``. ``settled`` is what the referee says
+    of the vote over them, where there is one.
     """
 
     index: int
     replicas: list[Int8]
     actual: Int8 | None = None
     protected: bool = False
+    settled: Settled | None = None
 
 
 @dataclass(slots=True)
@@ -42,11 +45,13 @@ class Plan:
     ``replicas``: executions of each layer on its actual input (1 for the direct codec, 3 or more for chained).
     ``protected``: layers whose vote over three runs goes on (section V.B). ``golden``: beside the actual pass run a
     layer-wise TMR pass of ``replicas`` executions (section V.C), whose votes are the reference of the increments.
+    ``referee``: as many executions as the layer needs, in place of ``replicas`` (see ``accelsim.referee``).
     """
 
     replicas: int
     protected: frozenset[int] = frozenset()
     golden: bool = False
+    referee: bool = False
 
 
 Votes = dict[int, Int8]
@@ -71,7 +76,7 @@ def execute(
     segment, gathered = Segment(), 0
     for index, layer in enumerate(network.layers):
         if isinstance(layer, Conv):
-            executed = _run(accelerator, index, layer, actual, reference, iteration, plan)
+            executed = _run(engine, accelerator, index, layer, actual, reference, iteration, plan)
             waits = plan.golden or executed.protected
             segment.layers.append(executed)
             gathered += executed.replicas[0].nbytes
@@ -101,6 +106,7 @@ def execute(
 
 
 def _run(
+    engine: Engine,
     accelerator: Accelerator,
     index: int,
     layer: Conv,
@@ -118,6 +124,17 @@ def _run(
         one = accelerator.run_layer(index, actual[operand], iteration=iteration)
         return Executed(index, runs, actual=one)
     protected = index in plan.protected
+    if plan.referee:
+        x = actual[operand]
+
+        def more(first: int, count: int) -> list[Int8]:
+            return accelerator.run_replicas(index, x, iteration=iteration, count=count, first=first)
+
+        settled = settle(more, lambda positions: engine.elements(index, x, positions))
+        replicas = list(settled.replicas)
+        if protected and len(replicas) < PROTECTED_REPLICAS:
+            replicas += more(len(replicas), PROTECTED_REPLICAS - len(replicas))
+        return Executed(index, replicas, protected=protected, settled=settled)
     count = max(plan.replicas, PROTECTED_REPLICAS) if protected else plan.replicas
     return Executed(
         index, accelerator.run_replicas(index, actual[operand], iteration=iteration, count=count), protected=protected

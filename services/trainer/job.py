@@ -24,6 +24,8 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     codec: Codec = "chained"
     vote: Vote = "median"
     replicas: int = 3
+    referee: bool = True
+    exact: bool = True
     protected: tuple[int, ...] = ()
     iterations: int
     batch: int = 16

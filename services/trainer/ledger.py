@@ -24,15 +24,18 @@ class Row(msgspec.Struct, kw_only=True):
     elements: int
     """Of all intermediate outputs."""
     mismatched: int
-    """Elements of the server's tensors that differ from the device's, as far as is known: see ``mismatched_layers``."""
+    """Elements of the layers that the server has wrong, by their digests; none where repairs are on."""
     mismatched_layers: int
-    """Layers whose digest was not the device's."""
+    """Layers whose digest is not the device's."""
+    repaired: int = 0
+    """Elements that were wrong until a repair mended them."""
     input_bytes: int
     """The batch as uint8."""
     host_s: dict[str, float] = {}
     device_s: dict[str, float] = {}
     uplink_inputs: int = 0
     uplink_layers: int = 0
+    uplink_repairs: int = 0
     downlink: int = 0
     downlink_full: int = 0
 
@@ -56,7 +59,9 @@ class Ledger:
         for (stage, segment, _), timing in events.items():
             host[stage] += timing.host_s
             device[stage] += timing.device_s
-            if stage == "compress" and segment == -1:
+            if stage == "compress" and segment <= -3:
+                row.uplink_repairs += timing.bytes
+            elif stage == "compress" and segment == -1:
                 row.uplink_inputs += timing.bytes
             elif stage == "compress" and segment == -2:
                 row.downlink += timing.bytes

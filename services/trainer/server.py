@@ -58,7 +58,7 @@ class Data:
     ``outputs`` is the network's int8 output (N, 1, 1, C). In training mode ``images`` is the batch, uint8 (N, H, W, C),
     and ``activations`` every MAC layer's output, int8 (N, H, W, C), by layer index; in inference mode both are empty.
     ``labels`` is int64 (N,), or None if the device has none. ``mismatched_layers`` are those whose rebuilt tensor does not
-    have the digest that the device sent.
+    have the digest that the device sent; ``repaired`` counts elements that were wrong until a repair mended them.
     """
 
     iteration: int
@@ -68,6 +68,7 @@ class Data:
     outputs: Int8 | None = None
     activations: dict[int, Int8] = field(default_factory=dict)
     mismatched_layers: set[int] = field(default_factory=set)
+    repaired: int = 0
 
     @property
     def mismatched(self) -> int:
@@ -124,6 +125,8 @@ class Server:
         vote: Literal["bitwise", "median"] = "median",
         replicas: int = 3,
         protected: Sequence[int] = (),
+        referee: bool = True,
+        exact: bool = True,
     ) -> None:
         """``server.setAIoTMode``: how the device runs from now on. Returns when it has acknowledged."""
         self._sequence += 1
@@ -135,6 +138,8 @@ class Server:
             codec=codec,
             vote=vote,
             replicas=replicas,
+            referee=referee,
+            exact=exact,
             rates=rates,
             seed=seed,
             protected=tuple(protected),
@@ -336,6 +341,7 @@ class Server:
                 assert self._data is not None
                 for layer in message.layers:
                     self._data.activations[layer.index] = self._keep(layer.actual).astype(np.int8, copy=False)
+                    self._data.repaired += layer.repaired
                     if not layer.faithful:
                         self._data.mismatched_layers.add(layer.index)
                 return True

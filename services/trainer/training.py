@@ -97,6 +97,8 @@ async def _train(
         codec=todo.codec,
         vote=todo.vote,
         replicas=todo.replicas,
+        referee=todo.referee,
+        exact=todo.exact,
         protected=todo.protected,
     )
     await server.deploy_model(network, version=version)
@@ -219,6 +221,7 @@ def _row(iteration: int, loss: float, correct: int, norm: float, data: Data, wal
         elements=sum(y.size for y in data.activations.values()),
         mismatched=data.mismatched,
         mismatched_layers=len(data.mismatched_layers),
+        repaired=data.repaired,
         input_bytes=data.images.nbytes,
     )
 

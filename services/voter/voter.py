@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from accelsim.network import Int8
 from services.bus import Bus
 from services.bus.messages import LayerReplicas, LayerVoted, Replicas, Timing, Voted
 from services.voter.vote import vote
+
+TMR = 3
 
 
 async def serve(bus: Bus) -> None:
@@ -17,7 +22,10 @@ async def serve(bus: Bus) -> None:
     await bus.subscribe("edge/replicas")
     async for _, message in bus:
         if isinstance(message, Replicas):
-            await _answer(bus, message)
+            try:
+                await _answer(bus, message)
+            except ValueError as error:
+                bus.reject("edge/replicas", str(error))
 
 
 async def _answer(bus: Bus, message: Replicas) -> None:
@@ -48,12 +56,27 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
     if len(layer.replicas) > 1:
         replicas = [bus.open(tensor).astype(np.int8, copy=False) for tensor in layer.replicas]
         winner = await asyncio.to_thread(vote, replicas, message.vote)
-        agent_waits = layer.protected or layer.actual is not None
-        voted = bus.share(winner, readers=training + agent_waits)
         if layer.protected:
-            actual = voted
-    for tensor in layer.replicas:
-        bus.release(tensor)
-    if layer.actual is not None:
-        bus.release(layer.actual)
+            # In TMR the device has three executions, however many more were run to know its errors.
+            tmr = winner if len(replicas) == TMR else await asyncio.to_thread(vote, replicas[:TMR], message.vote)
+            actual = bus.share(tmr, readers=1 + training)
+        if layer.positions is not None and layer.values is not None:
+            _override(winner, bus.open(layer.positions), bus.open(layer.values))
+        if not layer.direct and (training or layer.actual is not None):
+            voted = bus.share(winner, readers=training + (layer.actual is not None))
+    for tensor in (*layer.replicas, layer.actual, layer.positions, layer.values):
+        if tensor is not None:
+            bus.release(tensor)
     return LayerVoted(index=layer.index, actual=actual, vote=voted)
+
+
+def _override(winner: Int8, positions: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+    """The referee's values in place of the vote's. Raises ValueError where they do not fit the layer."""
+    if positions.dtype != np.int64 or values.dtype != np.int8 or positions.shape != values.shape or positions.ndim != 1:
+        raise ValueError(
+            f"edge/replicas: positions {positions.dtype} {positions.shape} and values {values.dtype} {values.shape}; "
+            "expected int64 and int8 of one length"
+        )
+    if positions.size and not 0 <= positions.min() <= positions.max() < winner.size:
+        raise ValueError(f"edge/replicas: positions must lie in 0..{winner.size - 1}")
+    winner.reshape(-1)[positions] = values
