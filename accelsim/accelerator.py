@@ -96,11 +96,18 @@ class Simulated:
 
     def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
         """See Accelerator."""
+        network = self.engine.network
+        if self.permanent is None:
+            return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration))
         outputs: list[Int8] = []
-        for index, layer in enumerate(self.engine.network.layers):
+        for index, layer in enumerate(network.layers):
             operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
             if isinstance(layer, Conv):
                 outputs.append(self.run_layer(index, operands[0], iteration=iteration))
             else:
                 outputs.append(self.engine.golden(index, operands))
         return outputs
+
+    def _flips_of(self, index: int, count: int, iteration: int) -> Flips:
+        shape = self.engine.network.shape_of(self.engine.conv(index).inputs[0])
+        return self.flips(index, (count, *shape), iteration=iteration, replica=0)

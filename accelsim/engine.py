@@ -9,6 +9,7 @@ only after it has equalled the reference on this machine.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,23 +90,43 @@ class Engine:
         self._parallel(len(y), lambda first, last: self._layer(index, [x[first:last] for x in xs], y[first:last]))
         return y
 
-    def run(self, x: Int8) -> list[Int8]:
-        """Fault-free outputs of all layers, in order, for the quantised input x (N, H, W, C)."""
-        (x,) = self._check_input(x)
-        outputs = [_BUFFERS.take((len(x), *layer.shape)) for layer in self.network.layers]
+    def run(self, x: Int8, flips: Callable[[int], Flips] | None = None) -> list[Int8]:
+        """Outputs of all layers, in order, for the quantised input x (N, H, W, C) int8.
+
+        ``flips`` gives the faults of a MAC layer by its index, and its layer then sees what the faulty ones before it
+        put out; None is fault-free. It is called once a layer, from any thread.
+        """
+        x = _checked(x, self.network.input_shape, "network input")
+        layers = self.network.layers
+        outputs = [_BUFFERS.take((len(x), *layer.shape)) for layer in layers]
+        struck = _Once(flips) if flips is not None else None
+        if self.path != "vnni" or len(x) < self.threads:
+            for index, layer in enumerate(layers):
+                operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
+                if index in self._macs and struck is not None:
+                    outputs[index] = self.replicas(index, operands[0], [struck(index)])[0]
+                else:
+                    outputs[index] = self.golden(index, operands)
+            return outputs
 
         def images(first: int, last: int) -> None:
             parts = [y[first:last] for y in outputs]
-            for index, layer in enumerate(self.network.layers):
-                self._layer(index, [x[first:last] if i == INPUT else parts[i] for i in layer.inputs], parts[index])
+            for index, layer in enumerate(layers):
+                if index in self._macs and struck is not None:
+                    (source,) = layer.inputs
+                    self._faulty(index, x if source == INPUT else outputs[source], struck(index), outputs[index], first, last)
+                else:
+                    self._layer(index, [x[first:last] if i == INPUT else parts[i] for i in layer.inputs], parts[index])
 
-        if len(x) < self.threads or self.path != "vnni":
-            for index, layer in enumerate(self.network.layers):
-                outputs[index] = self.golden(index, [x if i == INPUT else outputs[i] for i in layer.inputs])
-        else:
-            # A thread takes its images through the whole network: nothing to wait for in between.
-            self._parallel(len(x), images)
+        # A thread takes its images through the whole network: nothing to wait for in between.
+        self._parallel(len(x), images)
         return outputs
+
+    def _faulty(self, index: int, x: Int8, flips: Flips, y: Int8, first: int, last: int) -> None:
+        """Images first..last-1 of one faulty execution on the calling thread; x and y are of the whole batch."""
+        layer = self.conv(index)
+        pixels = layer.shape[0] * layer.shape[1]
+        _call(self._macs[index], layer, x, [flips], [y])(first * pixels, last * pixels)
 
     def replicas(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
         """Outputs of faulty executions of MAC layer ``index`` on one input, one for each ``flips``."""
@@ -140,9 +161,6 @@ class Engine:
             raise ValueError(f"layer {index} ({layer.name}) is a {type(layer).__name__}; only MAC layers have replicas")
         return layer
 
-    def _check_input(self, x: Int8) -> list[Int8]:
-        return [_checked(x, self.network.input_shape, "network input")]
-
     def _check(self, index: int, operands: Sequence[Int8]) -> list[Int8]:
         layer = self.network.layers[index]
         if len(operands) != len(layer.inputs):
@@ -150,10 +168,11 @@ class Engine:
         what = f"layer {index} ({layer.name})"
         return [_checked(x, self.network.shape_of(i), what) for x, i in zip(operands, layer.inputs, strict=True)]
 
-    def _parallel(self, count: int, work: Work) -> None:
-        """Give each thread a range of 0..count-1."""
-        parts = max(1, min(self.threads, count))
-        edges = [count * p // parts for p in range(parts + 1)]
+    def _parallel(self, count: int, work: Work, step: int = 1) -> None:
+        """Give each thread a range of 0..count-1, cut at multiples of ``step``."""
+        steps = -(-count // step)
+        parts = max(1, min(self.threads, steps))
+        edges = [min(count, steps * p // parts * step) for p in range(parts + 1)]
         others = [self._pool.submit(work, edges[p], edges[p + 1]) for p in range(1, parts)]
         work(0, edges[1])
         for other in others:
@@ -170,8 +189,7 @@ class Engine:
         if isinstance(layer, Conv) and self.path != "vnni":
             y[...] = portable.replica(layer, xs[0], _CLEAN, _DEVICE[self.path])
         elif isinstance(layer, Conv):
-            mac = self._macs[index]
-            _call(mac, layer, xs[0], [_CLEAN], [y])(0, _units(mac, layer, n))
+            _call(self._macs[index], layer, xs[0], [_CLEAN], [y])(0, n * layer.shape[0] * layer.shape[1])
         elif isinstance(layer, Add) and len(xs) == 2:
             ma, mb = (np.float32(m) for m in layer.multipliers)
             kernels.add(a, _address(xs[1]), ma, mb, layer.low, layer.high, _address(y), y.size)
@@ -341,25 +359,37 @@ def _tile(width: int, stride: int) -> int:
     return max(1, min(8, 192 * 1024 // (24 * (width + 8 * stride)))) * 24
 
 
-def _units(mac: _Mac, layer: Conv, n: int) -> int:
-    """Rows or tiles that the kernel splits a batch of n into."""
-    h, w, _ = layer.shape
-    return n * h if mac.depthwise else -(-n * h * w // int(mac.geometry[kernels.TILE]))
-
-
-def _replicas(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], parallel: Callable[[int, Work], None]) -> list[Int8]:
+def _replicas(
+    mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], parallel: Callable[[int, Work, int], None]
+) -> list[Int8]:
     """Executions of a MAC layer: one on its own has its flips in the operands, several are sparse corrections."""
+    h, w, _ = layer.shape
     ys = [_BUFFERS.take((len(x), *layer.shape)) for _ in flips]
-    parallel(_units(mac, layer, len(x)), _call(mac, layer, x, flips, ys))
+    parallel(len(x) * h * w, _call(mac, layer, x, flips, ys), w if mac.depthwise else int(mac.geometry[kernels.TILE]))
     return ys
 
 
-def _serial(count: int, work: Work) -> None:
+def _serial(count: int, work: Work, _: int) -> None:
     work(0, count)
 
 
+class _Once:
+    """Calls a function once an index, whichever thread comes first."""
+
+    def __init__(self, function: Callable[[int], Flips]) -> None:
+        self._function = function
+        self._results: dict[int, Flips] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, index: int) -> Flips:
+        with self._lock:
+            if index not in self._results:
+                self._results[index] = self._function(index)
+            return self._results[index]
+
+
 def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
-    """The kernel with everything but the range of tiles."""
+    """The kernel with everything but the range of output pixels."""
     sites: list[Int64] = []
     for positions in ([f.input for f in flips], [f.accumulator for f in flips], [f.output for f in flips]):
         at = np.zeros(len(flips) + 1, np.int64)

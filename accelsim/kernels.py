@@ -321,10 +321,10 @@ def conv(  # type: ignore[no-untyped-def]
     outputs,
     output_at,
     ys,
-    first_tile,
-    last_tile,
+    first_pixel,
+    last_pixel,
 ):
-    """Output pixels of tiles first_tile..last_tile-1 of a convolution, for each replica.
+    """Output pixels first_pixel..last_pixel-1 (of N*OH*OW) of a convolution, for each replica, tile by tile.
 
     x: address of the int8 input (N, H, W, C). packed: int8 (G, blocks, quads, 16, 4). start: int32 (G, 16*blocks), the
     bias less 128 * sum(w). multiplier: float32 (G, 16*blocks). ys: int64 addresses of the replicas' outputs.
@@ -334,7 +334,6 @@ def conv(  # type: ignore[no-untyped-def]
     one replica; its weight flips are in ``packed`` and ``start`` already.
     """
     groups, blocks, quads = packed.shape[0], packed.shape[1], packed.shape[2]
-    total = geometry[N] * geometry[OH] * geometry[OW]
     o, tile = geometry[O], geometry[TILE]
     per_group = o // groups
     width, stride = 4 * quads, 16 * blocks
@@ -343,9 +342,8 @@ def conv(  # type: ignore[no-untyped-def]
     golden = np.empty(tile * stride, np.int32)
     spare = np.empty(tile * stride if len(ys) > 1 else 0, np.int32)
     log, old = np.empty(_LOGGED, np.int64), np.empty(_LOGGED, np.uint8)
-    for t in range(first_tile, last_tile):
-        first = t * tile
-        last = min(total, first + tile)
+    for first in range(first_pixel, last_pixel, tile):
+        last = min(last_pixel, first + tile)
         pixels = last - first
         for g in range(groups):
             _gather(x, geometry, g, first, last, a, quads)
@@ -456,10 +454,10 @@ def depthwise(  # type: ignore[no-untyped-def]
     outputs,
     output_at,
     ys,
-    first_row,
-    last_row,
+    first_pixel,
+    last_pixel,
 ):
-    """Output rows first_row..last_row-1 (of N*OH) of a depthwise convolution with as many outputs as inputs.
+    """Output pixels first_pixel..last_pixel-1, which are whole rows, of a depthwise convolution with as many outputs as inputs.
 
     weight: int32 (R*S, 16*blocks), each int8 weight modulo 2^16. start: int32 (16*blocks), the bias. Otherwise as ``conv``;
     ``outs`` are channels, ``columns`` r*S + s, ``weight_at`` (replicas + 1).
@@ -484,7 +482,7 @@ def depthwise(  # type: ignore[no-untyped-def]
             flipped[replica, columns[f], outs[f]] = (flipped[replica, columns[f], outs[f]] + deltas[f]) & 0xFFFF
     golden = np.empty(pixels * stride, np.int32)
     spare = np.empty(pixels * stride if len(ys) > 1 else 0, np.int32)
-    for row in range(first_row, last_row):
+    for row in range(first_pixel // ow, last_pixel // ow):
         image = row // oh
         top = (row - image * oh) * sy - py
         for ry in range(r):
