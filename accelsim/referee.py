@@ -7,7 +7,8 @@ get there, in this order:
 1. More executions on the accelerator, which cost little beside the link: 3, or 7 where the first three disagree more.
 2. The referee: the general-purpose processor is reliable, and computes the elements on which too few replicas agree
    by itself, one dot product each. What it computed is exact.
-3. A layer whose replicas disagree nearly everywhere has no vote worth the name; its outputs are sent themselves.
+3. A layer whose replicas disagree nearly everywhere has no vote worth the name. Where its dot products are short the
+   referee computes all of it, which costs less than the link would; else its outputs are sent themselves.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ FIRST: Final = 3
 CALM: Final = 0.002
 STORMY: Final = 0.05
 HOPELESS: Final = 0.50
+SHORT: Final = 512
+"""MACs an output: up to here the referee takes less time for an element (a quarter of a microsecond) than any link but LTE
+for what an increment saves over the output itself (a third of a byte and more)."""
 
 MACS_PER_S: Final = 2e9
 """Modelled speed of the referee: int8 dot products on four cores like the Cortex-A53 of the paper's board (section VI.A),
@@ -114,23 +118,28 @@ class Settled:
     """What a layer's executions came to. ``positions`` and ``values`` override the vote over ``replicas``."""
 
     replicas: tuple[Int8, ...]
-    positions: Int64
-    """Flat positions that the referee computed."""
+    positions: Int64 | None
+    """Flat positions that the referee computed; None where it computed the whole layer."""
     values: Int8
-    """Their golden outputs."""
+    """Their golden outputs, flat."""
     direct: bool
     """The layer's outputs are sent themselves; there is nothing to vote on."""
 
 
-def settle(execute: Callable[[int, int], Sequence[Int8]], elements: Callable[[Int64], Int8]) -> Settled:
+def settle(
+    execute: Callable[[int, int], Sequence[Int8]], elements: Callable[[Int64], Int8], golden: Callable[[], Int8], macs: int
+) -> Settled:
     """Runs a layer as often as it needs, and the referee on what stays open.
 
     ``execute(first, count)`` gives that many further executions of the layer, int8 (N, H, W, C), from replica ``first``
-    on; ``elements(positions)`` is ``Engine.elements`` of the same layer and input. Replica 0 is the actual output.
+    on; ``elements(positions)`` and ``golden()`` are ``Engine.elements`` and ``Engine.golden`` of the same layer and input.
+    ``macs`` is the length of its dot products. Replica 0 is the actual output.
     """
     replicas = list(execute(0, FIRST))
     chosen = rule(disagreeing(replicas))
     none = np.empty(0, np.int64)
+    if chosen is None and macs <= SHORT:
+        return Settled(replicas=tuple(replicas), positions=None, values=golden().reshape(-1), direct=False)
     if chosen is None:
         return Settled(replicas=(replicas[0],), positions=none, values=np.empty(0, np.int8), direct=True)
     if chosen.executions > FIRST:
@@ -141,5 +150,5 @@ def settle(execute: Callable[[int, int], Sequence[Int8]], elements: Callable[[In
 
 def override(voted: Int8, settled: Settled) -> Int8:
     """The vote (changed in place, and returned) with the referee's values where it computed them."""
-    voted.reshape(-1)[settled.positions] = settled.values
+    voted.reshape(-1)[slice(None) if settled.positions is None else settled.positions] = settled.values
     return voted

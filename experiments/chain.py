@@ -146,7 +146,7 @@ def chained(
         actual[index], votes[index] = settled.replicas[0], voted
         sent = _encode(index, actual[index], voted, True)
         sent.executions = len(settled.replicas) if not settled.direct else referee.FIRST
-        sent.refereed = len(settled.positions) * layer.weight[0].size
+        sent.refereed = len(settled.values) * layer.weight[0].size
         if sent.body[0] <= layers.ZSTD:
             votes[index] = None  # sent themselves in the end: nothing can be wrong with them
         if voted is not None and votes[index] is not None:
@@ -247,7 +247,13 @@ def _settle(
         none = np.empty(0, np.int64)
         settled = referee.Settled(replicas=replicas, positions=none, values=np.empty(0, np.int8), direct=False)
         return vote(replicas, kind), settled
-    settled = referee.settle(execute, lambda positions: accelerator.engine.elements(index, x, positions))
+    engine = accelerator.engine
+    settled = referee.settle(
+        execute,
+        lambda positions: engine.elements(index, x, positions),
+        lambda: engine.golden(index, [x]),
+        engine.conv(index).weight[0].size,
+    )
     if settled.direct:
         return None, settled
     return referee.override(vote(settled.replicas, kind), settled), settled

@@ -88,9 +88,10 @@ class Client:
             return {}
         if settled.direct:
             return {"direct": True}
-        if not len(settled.positions):
-            return {}
-        return {"positions": self.bus.share(settled.positions), "values": self.bus.share(settled.values)}
+        values = self.bus.share(settled.values)
+        if settled.positions is None:
+            return {"values": values}
+        return {"positions": self.bus.share(settled.positions), "values": values}
 
 
 def _passed_on(executed: Executed, replica: int) -> bool:

@@ -130,7 +130,12 @@ def _run(
         def more(first: int, count: int) -> list[Int8]:
             return accelerator.run_replicas(index, x, iteration=iteration, count=count, first=first)
 
-        settled = settle(more, lambda positions: engine.elements(index, x, positions))
+        settled = settle(
+            more,
+            lambda positions: engine.elements(index, x, positions),
+            lambda: engine.golden(index, [x]),
+            layer.weight[0].size,
+        )
         replicas = list(settled.replicas)
         if protected and len(replicas) < PROTECTED_REPLICAS:
             replicas += more(len(replicas), PROTECTED_REPLICAS - len(replicas))

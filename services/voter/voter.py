@@ -60,8 +60,8 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
             # In TMR the device has three executions, however many more were run to know its errors.
             tmr = winner if len(replicas) == TMR else await asyncio.to_thread(vote, replicas[:TMR], message.vote)
             actual = bus.share(tmr, readers=1 + training)
-        if layer.positions is not None and layer.values is not None:
-            _override(winner, bus.open(layer.positions), bus.open(layer.values))
+        if layer.values is not None:
+            _override(winner, None if layer.positions is None else bus.open(layer.positions), bus.open(layer.values))
         if not layer.direct and (training or layer.actual is not None):
             voted = bus.share(winner, readers=training + (layer.actual is not None))
     for tensor in (*layer.replicas, layer.actual, layer.positions, layer.values):
@@ -70,8 +70,13 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
     return LayerVoted(index=layer.index, actual=actual, vote=voted)
 
 
-def _override(winner: Int8, positions: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+def _override(winner: Int8, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any]) -> None:
     """The referee's values in place of the vote's. Raises ValueError where they do not fit the layer."""
+    if positions is None:
+        if values.dtype != np.int8 or values.shape != (winner.size,):
+            raise ValueError(f"edge/replicas: values {values.dtype} {values.shape} for a layer of {winner.size} elements")
+        winner.reshape(-1)[:] = values
+        return
     if positions.dtype != np.int64 or values.dtype != np.int8 or positions.shape != values.shape or positions.ndim != 1:
         raise ValueError(
             f"edge/replicas: positions {positions.dtype} {positions.shape} and values {values.dtype} {values.shape}; "

@@ -47,10 +47,20 @@ def test_settle_runs_as_often_as_the_layer_needs(share: float, executions: int, 
         asked.append(len(positions))
         return golden.reshape(-1)[positions]
 
-    settled = referee.settle(execute, elements)
+    settled = referee.settle(execute, elements, lambda: golden, 4608)
     assert (len(settled.replicas), settled.direct) == (executions, direct)
     if not direct:
         voted = np.median(np.stack(settled.replicas), axis=0).astype(np.int8)
         assert np.array_equal(referee.override(voted, settled), golden)
         assert asked == [len(settled.positions)]
         assert len(settled.positions) <= 0.5 * golden.size
+
+
+def test_a_hopeless_layer_with_short_dot_products_is_computed_whole() -> None:
+    golden, all_replicas = replicas(3, 0.9)
+    settled = referee.settle(
+        lambda first, count: all_replicas[first : first + count], lambda positions: golden[:0], lambda: golden, 64
+    )
+    assert settled.positions is None
+    assert not settled.direct
+    assert np.array_equal(referee.override(np.zeros_like(golden), settled), golden)
