@@ -6,9 +6,9 @@ get there, in this order:
 
 1. More executions on the accelerator, which cost little beside the link: 3, or 7 where the first three disagree more.
 2. The referee: the general-purpose processor is reliable, and computes the elements on which too few replicas agree
-   by itself, one dot product each. What it computed is exact.
-3. A layer whose replicas disagree nearly everywhere has no vote worth the name. Where its dot products are short the
-   referee computes all of it, which costs less than the link would; else its outputs are sent themselves.
+   by itself, one dot product each. What it computed is exact. Where that would be most of a layer it computes all of it.
+3. Where the replicas disagree nearly everywhere, increments save little. Unless the dot products are so short that the
+   referee costs even less, the outputs are sent themselves.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FIRST: Final = 3
 """Executions that every layer gets; how often these disagree decides the rest."""
 CALM: Final = 0.002
 STORMY: Final = 0.05
+WILD: Final = 0.25
 HOPELESS: Final = 0.50
 SHORT: Final = 512
 """MACs an output: up to here the referee takes less time for an element (a quarter of a microsecond) than any link but LTE
@@ -47,13 +48,16 @@ class Rule:
     agree: int
 
 
-def rule(disagreeing: float) -> Rule | None:
+def rule(disagreeing: float, macs: int) -> Rule | None:
     """The rule for a layer, from the share (0 to 1) of elements on which its first three executions are not unanimous.
 
-    None where the layer's outputs are to be sent themselves. The thresholds are measured: docs/wire.md has the table.
+    ``macs`` is the length of its dot products. ``agree`` above ``executions`` means that no agreement is believed and the
+    referee computes the layer; None that its outputs are to be sent themselves. The thresholds are measured: docs/wire.md.
     """
-    if disagreeing > HOPELESS:
+    if disagreeing > HOPELESS and macs > SHORT:
         return None
+    if disagreeing > WILD:
+        return Rule(executions=3, agree=4)
     if disagreeing > STORMY:
         return Rule(executions=7, agree=7)
     if disagreeing > CALM:
@@ -136,16 +140,19 @@ def settle(
     ``macs`` is the length of its dot products. Replica 0 is the actual output.
     """
     replicas = list(execute(0, FIRST))
-    chosen = rule(disagreeing(replicas))
-    none = np.empty(0, np.int64)
-    if chosen is None and macs <= SHORT:
-        return Settled(replicas=tuple(replicas), positions=None, values=golden().reshape(-1), direct=False)
+    chosen = rule(disagreeing(replicas), macs)
     if chosen is None:
+        none = np.empty(0, np.int64)
         return Settled(replicas=(replicas[0],), positions=none, values=np.empty(0, np.int8), direct=True)
+    if chosen.agree > chosen.executions:
+        return Settled(replicas=tuple(replicas), positions=None, values=golden().reshape(-1), direct=False)
     if chosen.executions > FIRST:
         replicas += execute(FIRST, chosen.executions - FIRST)
     positions = unsettled(replicas, chosen.agree)
-    return Settled(replicas=tuple(replicas), positions=positions, values=elements(positions), direct=False)
+    # Many scattered dot products take longer than the layer's regular loops.
+    many = 16 * len(positions) > replicas[0].size
+    values = golden().reshape(-1)[positions] if many else elements(positions)
+    return Settled(replicas=tuple(replicas), positions=positions, values=values, direct=False)
 
 
 def override(voted: Int8, settled: Settled) -> Int8:

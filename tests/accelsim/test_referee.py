@@ -34,17 +34,15 @@ def test_refuses_what_is_no_majority(agree: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "executions", "direct"), [(0.0, 3, False), (0.002, 7, False), (0.05, 7, False), (0.9, 1, True)]
+    ("share", "executions", "direct"), [(0.0, 3, False), (0.002, 7, False), (0.05, 7, False), (0.13, 3, False), (0.9, 1, True)]
 )
 def test_settle_runs_as_often_as_the_layer_needs(share: float, executions: int, direct: bool) -> None:
     golden, all_replicas = replicas(7, share, shape=(4, 16, 16, 32))
-    asked: list[int] = []
 
     def execute(first: int, count: int) -> list[np.ndarray]:
         return all_replicas[first : first + count]
 
     def elements(positions: np.ndarray) -> np.ndarray:
-        asked.append(len(positions))
         return golden.reshape(-1)[positions]
 
     settled = referee.settle(execute, elements, lambda: golden, 4608)
@@ -52,8 +50,7 @@ def test_settle_runs_as_often_as_the_layer_needs(share: float, executions: int, 
     if not direct:
         voted = np.median(np.stack(settled.replicas), axis=0).astype(np.int8)
         assert np.array_equal(referee.override(voted, settled), golden)
-        assert asked == [len(settled.positions)]
-        assert len(settled.positions) <= 0.5 * golden.size
+        assert settled.positions is None or len(settled.positions) <= 0.5 * golden.size
 
 
 def test_a_hopeless_layer_with_short_dot_products_is_computed_whole() -> None:
