@@ -26,10 +26,11 @@ columns; only those are computed again, the K tiles cut at the faulty rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -40,9 +41,6 @@ from accelsim.network import Conv, Int8, Int32, Network, UInt8
 from accelsim.timing import Array
 
 Int64 = npt.NDArray[np.int64]
-
-_CHUNK_BYTES = 32 << 20
-"""Of input windows at a time, so that memory stays small whatever the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +116,7 @@ def faulty_weights(conv: Conv, faults: FaultMap) -> Int8:
 def faulty_network(network: Network, faults: FaultMap) -> Network:
     """The network with each MAC layer's weights as the registers hold them; accumulator faults are not in it."""
     layers = tuple(
-        replace(layer, weight=faulty_weights(layer, faults)) if isinstance(layer, Conv) else layer
-        for layer in network.layers
+        replace(layer, weight=faulty_weights(layer, faults)) if isinstance(layer, Conv) else layer for layer in network.layers
     )
     return replace(network, layers=layers)
 
@@ -146,36 +143,120 @@ def accumulators(conv: Conv, x: Int8, weight: Int8, faults: FaultMap) -> Int32:
     Sums wrap at 32 bits, as registers do.
     """
     channels = faulty_channels(conv, faults)
-    groups, rows, columns = conv.groups, faults.array.rows, faults.array.columns
-    filters = weight.shape[0] // groups
-    depth = weight[0].size
-    tiles = -(-depth // rows)
-    # Integers below 2^24 are exact in float32, and a column adds up to R products of at most 2^14.
-    exact = np.float32 if rows << 14 <= 1 << 24 else np.float64
-    # (groups, tiles, R, filters): the array's contents, tile by tile.
-    tiled = np.zeros((groups, tiles * rows, filters), exact)
-    tiled[:, :depth] = weight.transpose(0, 2, 3, 1).reshape(groups, filters, depth).transpose(0, 2, 1)
-    tiled = tiled.reshape(groups, tiles, rows, filters)
-    of_group = channels[channels < filters]
-    out = np.empty((len(x) * conv.shape[0] * conv.shape[1], groups, len(of_group)), np.int32)
-    for at, windows in _windows(conv, x, tiles * rows, exact):
-        # (groups, tiles, pixels, R)
-        stream = windows.reshape(len(windows), groups, tiles, rows).transpose(1, 2, 0, 3)
-        for column in np.unique(of_group % columns):
-            mine = np.flatnonzero(of_group % columns == column)
-            held = tiled[..., of_group[mine]]
-            keep, force = faults.sum_keep[:, column], faults.sum_force[:, column]
-            total = np.zeros((groups, tiles, stream.shape[2], len(mine)), np.int32)
-            start = 0
-            for row in np.flatnonzero((keep != -1) | (force != 0)):
-                total += np.matmul(stream[..., start : row + 1], held[:, :, start : row + 1]).astype(np.int32)
-                total &= keep[row]
-                total |= force[row]
-                start = int(row) + 1
-            total += np.matmul(stream[..., start:], held[:, :, start:]).astype(np.int32)
-            out[at, :, mine] = total.sum(axis=1, dtype=np.int32).transpose(1, 0, 2)
-    result: Int32 = out.reshape(len(x), *conv.shape[:2], len(channels)) + conv.bias[channels]
-    return result
+    out = np.empty((len(x), *conv.shape[:2], len(channels)), np.int32)
+    _, depth, kernel_h, kernel_w = weight.shape
+    filters = weight.shape[0] // conv.groups
+    (py, px), (dy, dx) = conv.padding, conv.dilation
+    padded = np.pad(x, ((0, 0), (py, py), (px, px), (0, 0)))
+    held = weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)  # k in the order of the rows
+    taps_y, taps_x = np.divmod(np.arange(kernel_h * kernel_w), kernel_w)
+    of_channel = channels % filters % faults.array.columns
+    for column in np.unique(of_channel):
+        at = np.flatnonzero(of_channel == column)
+        mine = channels[at]
+        down = _through_taps if depth == 1 else _through_rows
+        sums = np.empty((*out.shape[:3], len(at)), np.int32)
+        down(
+            padded,
+            np.ascontiguousarray(held[mine]),
+            mine // filters * depth,
+            _stops(faults, int(column), held.shape[1]),
+            taps_y * dy,
+            taps_x * dx,
+            conv.stride,
+            sums,
+        )
+        out[..., at] = sums + conv.bias[mine]
+    return out
+
+
+def _stops(faults: FaultMap, column: int, depth: int) -> Int64:
+    """Where a partial sum is changed on its way down a column, K tile after K tile: rows of (k, keep, force, leaves).
+
+    The products before k are in the sum when it is masked; with ``leaves`` it then leaves the array, and the next begins.
+    """
+    rows = faults.array.rows
+    keep, force = faults.sum_keep[:, column].astype(np.int64), faults.sum_force[:, column].astype(np.int64)
+    found = []
+    for tile in range(0, depth, rows):
+        for row in np.flatnonzero((keep != -1) | (force != 0)):
+            found.append((min(tile + int(row) + 1, depth), keep[row], force[row], 0))
+        found.append((min(tile + rows, depth), -1, 0, 1))
+    return np.array(found, np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _through_rows(
+    x: Int8,
+    weight: Int8,
+    first: Int64,
+    stops: Int64,
+    taps_y: Int64,
+    taps_x: Int64,
+    stride: tuple[int, int],
+    out: Int32,
+) -> None:
+    """Sums of some channels of one column: ``out`` (N, H, W, channels) from padded x (N, H', W', C).
+
+    ``weight`` is (channels, K), k as in the module's docstring; ``first`` is the first input channel of each one's group.
+    """
+    taps = len(taps_y)
+    depth = weight.shape[1] // taps
+    window = np.zeros(weight.shape[1], np.int8)
+    for n in range(out.shape[0]):
+        for h in range(out.shape[1]):
+            for w in range(out.shape[2]):
+                seen = -1
+                for channel in range(out.shape[3]):
+                    if first[channel] != seen:  # the channels of a group see the same inputs
+                        seen = first[channel]
+                        for tap in range(taps):
+                            y, z = h * stride[0] + taps_y[tap], w * stride[1] + taps_x[tap]
+                            for c in range(depth):
+                                window[tap * depth + c] = x[n, y, z, seen + c]
+                    total, partial, k = np.int64(0), np.int64(0), 0
+                    for stop in range(len(stops)):
+                        dot = np.int32(0)
+                        for i in range(k, stops[stop, 0]):
+                            # The casts keep it in 32 bits, where it is vectorised; R products always fit.
+                            dot = np.int32(dot + np.int32(np.int32(window[i]) * np.int32(weight[channel, i])))
+                        k = stops[stop, 0]
+                        # Only the low 32 bits are there.
+                        partial = np.int64(np.int32(((partial + dot) & stops[stop, 1]) | stops[stop, 2]))
+                        if stops[stop, 3]:
+                            total += partial
+                            partial = np.int64(0)
+                    out[n, h, w, channel] = np.int32(total)
+
+
+def _through_taps(
+    x: Int8,
+    weight: Int8,
+    first: Int64,
+    stops: Int64,
+    taps_y: Int64,
+    taps_x: Int64,
+    stride: tuple[int, int],
+    out: Int32,
+) -> None:
+    """``_through_rows`` for groups of one input channel: there all channels go down together, a tap at a time."""
+    height, width = out.shape[1:3]
+    streamed = x[..., first]
+    partial = np.zeros_like(out)
+    out[:] = 0
+    k = 0
+    for end, keep, force, leaves in stops:
+        for tap in range(k, end):
+            rows = slice(taps_y[tap], taps_y[tap] + (height - 1) * stride[0] + 1, stride[0])
+            columns = slice(taps_x[tap], taps_x[tap] + (width - 1) * stride[1] + 1, stride[1])
+            partial += np.multiply(streamed[:, rows, columns], weight[:, tap], dtype=np.int32)
+        k = end
+        if leaves:
+            out += partial
+            partial[:] = 0
+        else:
+            partial &= np.int32(keep)
+            partial |= np.int32(force)
 
 
 def replicas(engine: Engine, faults: FaultMap, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
@@ -190,18 +271,28 @@ def replicas(engine: Engine, faults: FaultMap, index: int, x: Int8, flips: Seque
     channels = faulty_channels(conv, faults)
     if not len(channels):
         return outputs
+    # Positions at the accumulator and the output are of all channels; here only these are there.
+    lane = np.full(conv.shape[2], -1)
+    lane[channels] = np.arange(len(channels))
+    part = replace(conv, multiplier=conv.multiplier[channels])
     patched = []
     for f, output in zip(flips, outputs, strict=True):
-        acc = np.zeros((len(x), *conv.shape), np.int32)
-        weight = reference.flip(conv.weight, f.weight)
-        acc[..., channels] = accumulators(conv, reference.flip(x, f.input), weight, faults)
-        bits = (np.int64(1) << (f.accumulator & 31)).astype(np.uint32)
-        np.bitwise_xor.at(acc.reshape(-1).view(np.uint32), f.accumulator >> 5, bits)
-        again = reference.flip(reference.requantise(conv, acc), f.output)
+        acc = accumulators(conv, reference.flip(x, f.input), reference.flip(conv.weight, f.weight), faults)
+        struck = _among(f.accumulator, 32, lane, len(channels))
+        bits = (np.int64(1) << (struck & 31)).astype(np.uint32)
+        np.bitwise_xor.at(acc.reshape(-1).view(np.uint32), struck >> 5, bits)
         output = output.copy()
-        output[..., channels] = again[..., channels]
+        output[..., channels] = reference.flip(reference.requantise(part, acc), _among(f.output, 8, lane, len(channels)))
         patched.append(output)
     return patched
+
+
+def _among(positions: Int64, width: int, lane: Int64, count: int) -> Int64:
+    """Bit positions in a tensor of some channels, of those in a tensor of all that fall into them."""
+    element, bit = np.divmod(positions, width)
+    pixel, channel = np.divmod(element, len(lane))
+    kept: Int64 = ((pixel * count + lane[channel]) * width + bit)[lane[channel] >= 0]
+    return kept
 
 
 def _places(conv: Conv, index: Int64, array: Array) -> tuple[Int64, Int64]:
@@ -210,31 +301,3 @@ def _places(conv: Conv, index: Int64, array: Array) -> tuple[Int64, Int64]:
     of, channel, r, s = np.unravel_index(index, conv.weight.shape)
     k = (r * kernel_w + s) * depth + channel
     return k % array.rows, of % (filters // conv.groups) % array.columns
-
-
-def _windows(
-    conv: Conv, x: Int8, width: int, dtype: type[np.float32] | type[np.float64]
-) -> Iterator[tuple[slice, npt.NDArray[np.floating]]]:
-    """Rows of the matrix of inputs, some at a time: where they lie, and (pixels, groups, width), zeros beyond K."""
-    _, depth, kernel_h, kernel_w = conv.weight.shape
-    (sy, sx), (py, px), (dy, dx) = conv.stride, conv.padding, conv.dilation
-    height, wide, _ = conv.shape
-    padded = np.pad(x, ((0, 0), (py, py), (px, px), (0, 0)))
-    row_bytes = wide * conv.groups * width * np.dtype(dtype).itemsize
-    lines = max(1, _CHUNK_BYTES // row_bytes)
-    for image in range(len(x)):
-        for top in range(0, height, lines):
-            count = min(lines, height - top)
-            chunk = np.zeros((count, wide, conv.groups, width), dtype)
-            for r in range(kernel_h):
-                for s in range(kernel_w):
-                    first = top * sy + r * dy
-                    seen = padded[
-                        image,
-                        first : first + (count - 1) * sy + 1 : sy,
-                        s * dx : s * dx + (wide - 1) * sx + 1 : sx,
-                    ]
-                    k = (r * kernel_w + s) * depth
-                    chunk[..., k : k + depth] = seen.reshape(count, wide, conv.groups, depth)
-            start = (image * height + top) * wide
-            yield slice(start, start + count * wide), chunk.reshape(count * wide, conv.groups, width)
