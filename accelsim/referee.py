@@ -7,8 +7,7 @@ get there, in this order:
 1. More executions on the accelerator, which cost little beside the link: 3, or 7 where the first three disagree more.
 2. The referee: the general-purpose processor is reliable, and computes the elements on which too few replicas agree
    by itself, one dot product each. What it computed is exact. Where that would be most of a layer it computes all of it.
-3. Where the replicas disagree nearly everywhere, increments save little. Unless the dot products are so short that the
-   referee costs even less, the outputs are sent themselves.
+3. Where the dot products are so long that the link is faster than the referee, such a layer's outputs are sent themselves.
 """
 
 from __future__ import annotations
@@ -30,14 +29,21 @@ FIRST: Final = 3
 CALM: Final = 0.002
 STORMY: Final = 0.05
 WILD: Final = 0.25
-HOPELESS: Final = 0.50
-SHORT: Final = 512
-"""MACs an output: up to here the referee takes less time for an element (a quarter of a microsecond) than any link but LTE
-for what an increment saves over the output itself (a third of a byte and more)."""
 
 MACS_PER_S: Final = 2e9
 """Modelled speed of the referee: int8 dot products on four cores like the Cortex-A53 of the paper's board (section VI.A),
 a twentieth of their arithmetic peak as the operands are gathered."""
+SAVED: Final = 0.3
+"""Bytes that an increment saves over the output itself where replicas disagree nearly everywhere (measured: 0.2 to 0.35)."""
+
+
+def short(bits_per_s: float) -> int:
+    """MACs an output up to which the referee is faster than sending what an increment would save, on such an uplink."""
+    return int(SAVED * 8 / bits_per_s * MACS_PER_S)
+
+
+SHORT: Final = short(5.76e6)
+"""For HSPA, the faster of the two links that the paper evaluates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +54,14 @@ class Rule:
     agree: int
 
 
-def rule(disagreeing: float, macs: int) -> Rule | None:
+def rule(disagreeing: float, macs: int, longest: int = SHORT) -> Rule | None:
     """The rule for a layer, from the share (0 to 1) of elements on which its first three executions are not unanimous.
 
-    ``macs`` is the length of its dot products. ``agree`` above ``executions`` means that no agreement is believed and the
+    ``macs`` is the length of its dot products, ``longest`` what ``short`` says of the link. ``agree`` above ``executions`` means that no agreement is believed and the
     referee computes the layer; None that its outputs are to be sent themselves. The thresholds are measured: docs/wire.md.
     """
-    if disagreeing > HOPELESS and macs > SHORT:
-        return None
     if disagreeing > WILD:
-        return Rule(executions=3, agree=4)
+        return Rule(executions=3, agree=4) if macs <= longest else None
     if disagreeing > STORMY:
         return Rule(executions=7, agree=7)
     if disagreeing > CALM:
@@ -131,16 +135,20 @@ class Settled:
 
 
 def settle(
-    execute: Callable[[int, int], Sequence[Int8]], elements: Callable[[Int64], Int8], golden: Callable[[], Int8], macs: int
+    execute: Callable[[int, int], Sequence[Int8]],
+    elements: Callable[[Int64], Int8],
+    golden: Callable[[], Int8],
+    macs: int,
+    longest: int = SHORT,
 ) -> Settled:
     """Runs a layer as often as it needs, and the referee on what stays open.
 
     ``execute(first, count)`` gives that many further executions of the layer, int8 (N, H, W, C), from replica ``first``
     on; ``elements(positions)`` and ``golden()`` are ``Engine.elements`` and ``Engine.golden`` of the same layer and input.
-    ``macs`` is the length of its dot products. Replica 0 is the actual output.
+    ``macs`` is the length of its dot products, ``longest`` what ``short`` says of the link. Replica 0 is the actual output.
     """
     replicas = list(execute(0, FIRST))
-    chosen = rule(disagreeing(replicas), macs)
+    chosen = rule(disagreeing(replicas), macs, longest)
     if chosen is None:
         none = np.empty(0, np.int64)
         return Settled(replicas=(replicas[0],), positions=none, values=np.empty(0, np.int8), direct=True)

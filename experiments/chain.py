@@ -125,10 +125,12 @@ def chained(
     kind: Vote = "median",
     settle: bool = True,
     exact: bool = False,
+    longest: int = referee.SHORT,
 ) -> Batch:
     """Chained increments (design section 7), with the server's own recomputation from what it rebuilt.
 
-    ``settle`` False is plain voting over three replicas. ``exact`` repairs (``services.codec.repair``).
+    ``settle`` False is plain voting over three replicas, ``longest`` is ``accelsim.referee.short`` of the link. ``exact``
+    repairs (``services.codec.repair``).
     """
     network, device = server.network, accelerator.engine
     actual: dict[int, Int8] = {INPUT: x}
@@ -142,7 +144,7 @@ def chained(
             actual[index] = device.golden(index, operands)
             rebuilt[index] = server.golden(index, given)
             continue
-        voted, settled = _settle(accelerator, index, operands[0], iteration, kind, settle)
+        voted, settled = _settle(accelerator, index, operands[0], iteration, kind, longest if settle else None)
         actual[index], votes[index] = settled.replicas[0], voted
         sent = _encode(index, actual[index], voted, True)
         sent.executions = len(settled.replicas) if not settled.direct else referee.FIRST
@@ -237,12 +239,12 @@ def _actual(accelerator: Simulated, x: Int8, iteration: int) -> Iterator[tuple[i
 
 
 def _settle(
-    accelerator: Simulated, index: int, x: Int8, iteration: int, kind: Vote, settle: bool
+    accelerator: Simulated, index: int, x: Int8, iteration: int, kind: Vote, longest: int | None
 ) -> tuple[Int8 | None, referee.Settled]:
     def execute(first: int, count: int) -> list[Int8]:
         return accelerator.run_replicas(index, x, iteration=iteration, count=count, first=first)
 
-    if not settle:
+    if longest is None:
         replicas = tuple(execute(0, 3))
         none = np.empty(0, np.int64)
         settled = referee.Settled(replicas=replicas, positions=none, values=np.empty(0, np.int8), direct=False)
@@ -253,6 +255,7 @@ def _settle(
         lambda positions: engine.elements(index, x, positions),
         lambda: engine.golden(index, [x]),
         engine.conv(index).weight[0].size,
+        longest,
     )
     if settled.direct:
         return None, settled

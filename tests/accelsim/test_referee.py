@@ -34,7 +34,7 @@ def test_refuses_what_is_no_majority(agree: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "executions", "direct"), [(0.0, 3, False), (0.002, 7, False), (0.05, 7, False), (0.13, 3, False), (0.9, 1, True)]
+    ("share", "executions", "direct"), [(0.0, 3, False), (0.002, 7, False), (0.05, 7, False), (0.07, 7, False), (0.9, 1, True)]
 )
 def test_settle_runs_as_often_as_the_layer_needs(share: float, executions: int, direct: bool) -> None:
     golden, all_replicas = replicas(7, share, shape=(4, 16, 16, 32))
@@ -61,3 +61,9 @@ def test_a_hopeless_layer_with_short_dot_products_is_computed_whole() -> None:
     assert settled.positions is None
     assert not settled.direct
     assert np.array_equal(referee.override(np.zeros_like(golden), settled), golden)
+
+
+def test_the_slower_the_link_the_more_the_referee_computes() -> None:
+    assert referee.short(50e3) > referee.short(800e3) > referee.short(5.76e6) > referee.short(50e6) > 0
+    assert referee.rule(0.4, 1000, referee.short(800e3)) == referee.Rule(executions=3, agree=4)
+    assert referee.rule(0.4, 1000, referee.short(50e6)) is None
