@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--ca", type=Path, help="PEM of the authority, for TLS")
     parser.add_argument("--certificate", type=Path, help="PEM of this broker's certificate")
     parser.add_argument("--key", type=Path, help="PEM of its key")
+    parser.add_argument("--bridge-to", metavar="HOST:PORT", help="forward what crosses the link to that broker (Mosquitto)")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     try:
@@ -32,7 +33,8 @@ def main() -> None:
         if options.in_process:
             asyncio.run(embedded.serve(options.host, options.port, accounts, tls))
         else:
-            asyncio.run(_run(options.host, options.port, options.embedded, accounts, tls))
+            bridge = None if options.bridge_to is None else _bridge(options.bridge_to)
+            asyncio.run(_run(options.host, options.port, options.embedded, accounts, tls, bridge))
     except (BrokerError, ValueError, OSError) as error:
         sys.exit(f"broker: {error}")
     except KeyboardInterrupt:
@@ -48,8 +50,22 @@ def _accounts(path: Path | None) -> list[config.Account]:
     return config.read_accounts(path)
 
 
-async def _run(host: str, port: int, use_embedded: bool, accounts: list[config.Account], tls: config.Tls | None) -> None:
-    async with launch(port, host, embedded=use_embedded or None, accounts=accounts, tls=tls) as running:
+def _bridge(address: str) -> config.Bridge:
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError(f"--bridge-to {address!r}: expected HOST:PORT")
+    return config.Bridge(host, int(port))
+
+
+async def _run(
+    host: str,
+    port: int,
+    use_embedded: bool,
+    accounts: list[config.Account],
+    tls: config.Tls | None,
+    bridge: config.Bridge | None,
+) -> None:
+    async with launch(port, host, embedded=use_embedded or None, accounts=accounts, tls=tls, bridge=bridge) as running:
         print(f"{running.kind} on {running.url()}", flush=True)
         code = await running.process.wait()
         raise BrokerError(f"{running.kind} ended with {code}")

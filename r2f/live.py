@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from r2f.pipeline import Pipeline
@@ -38,7 +38,7 @@ class Live:
             console=console,
             disable=not console.is_terminal,
         )
-        self._tasks: dict[Phase, int] = {}
+        self._tasks: dict[Phase, TaskID] = {}
         self._times: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._sent: dict[int, int] = defaultdict(int)
 

@@ -7,7 +7,6 @@ in it is made from those two, so that a run can be resumed, or handed to another
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import time
 from contextlib import AsyncExitStack
@@ -21,6 +20,8 @@ from rich.console import Group
 from accelsim import storage, zoo
 from accelsim.lowering import lower
 from accelsim.network import Network
+from broker.launch import find_mosquitto
+from broker.link import profile
 from r2f import float_training, pipeline, plots, report
 from r2f.data import DIGITS, Dataset, load
 from r2f.live import Live
@@ -47,6 +48,8 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     codec: Codec = "chained"
     vote: Vote = "median"
     replicas: int = 3
+    referee: bool = True
+    exact: bool = True
     protected: tuple[int, ...] = ()
     iterations: int = 100
     batch: int = 16
@@ -58,6 +61,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     checkpoint_every: int = 10
     link: str | None = None
     live: bool = False
+    """Make the link real: two brokers joined by a bridge through a shaping proxy."""
     accelerator: Literal["simulated", "onnxruntime"] = "simulated"
     array: str | None = None
     device: str = "edge-0"
@@ -85,6 +89,8 @@ def prepare(settings: Settings, folder: Path, say: Live) -> None:
 
     Raises ValueError (DataError, LoweringError) that names what does not fit.
     """
+    if settings.link is not None:
+        profile(settings.link)
     data = load(settings.data, shape=settings.image_size)
     network, float_top1 = _network(settings, data, say)
     data.check(network)
@@ -115,21 +121,15 @@ async def execute(settings: Settings, folder: Path, say: Live) -> None:
     Raises PipelineError with the last word of whatever failed, BusError where the broker is out of reach.
     """
     async with AsyncExitStack() as stack:
-        broker = settings.broker
-        programs: list[Program] = []
-        if broker is None:
-            port = _free_port()
-            broker = f"mqtt://127.0.0.1:{port}"
-            arguments = ("--port", str(port), *(("--embedded",) if settings.embedded else ()))
-            programs.append(Program("broker", "broker", arguments))
+        programs, device_broker, server_broker = _brokers(settings)
         if settings.launch:
-            programs += _services(settings, broker)
+            programs += _services(settings, device_broker, server_broker)
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
-        trainer = Program("trainer", "services.trainer", ("--run", str(folder), "--broker", broker))
+        trainer = Program("trainer", "services.trainer", ("--run", str(folder), "--broker", server_broker))
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
-        watcher = asyncio.create_task(_watch(broker, settings.device, say))
+        watcher = asyncio.create_task(_watch(server_broker, settings.device, say))
         try:
             await (running.watch(trainer) if settings.trainer else _elsewhere(folder))
         finally:
@@ -148,25 +148,48 @@ async def _elsewhere(folder: Path) -> None:
 def finish(settings: Settings, folder: Path) -> Group:
     """``report.json`` and the plots of a run that is done; returns the table for people."""
     prepared = msgspec.json.decode((folder / "prepared.json").read_bytes(), type=Prepared)
-    link = report.Link(name="none", uplink=math.inf, downlink=math.inf)
+    link = None if settings.link is None else profile(settings.link)
     found = report.collect(folder, network=settings.network, link=link, float_accuracy=prepared.float_top1)
     report.write(folder, found)
     plots.draw(folder, found)
     return report.table(found)
 
 
-def _services(settings: Settings, broker: str) -> list[Program]:
-    common = ("--broker", broker, "--device", settings.device)
+def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
+    """The brokers to start, and the addresses of the device's and the server's. Live, a shaping proxy is between them."""
+    if settings.broker is not None:
+        return [], settings.broker, settings.broker
+    server = _free_port()
+    at = f"mqtt://127.0.0.1:{server}"
+    kind = ("--embedded",) if settings.embedded else ()
+    brokers = [Program("broker", "broker", ("--port", str(server), *kind))]
+    if not settings.live:
+        return brokers, at, at
+    if settings.link is None:
+        raise ValueError("--live needs --link: lora, 802.15.4g, hspa or lte")
+    if settings.embedded or find_mosquitto() is None:
+        raise ValueError("--live joins two brokers by a bridge, which only Mosquitto can: apt-get install mosquitto")
+    device, proxy = _free_port(), _free_port()
+    ends = ("--listen", f"127.0.0.1:{proxy}", "--connect", f"127.0.0.1:{server}")
+    brokers.append(Program("link", "broker.link", ("--profile", settings.link, *ends)))
+    bridged = ("--port", str(device), "--bridge-to", f"127.0.0.1:{proxy}")
+    brokers.append(Program("device-broker", "broker", bridged))
+    return brokers, f"mqtt://127.0.0.1:{device}", at
+
+
+def _services(settings: Settings, device_broker: str, server_broker: str) -> list[Program]:
+    on_device = ("--broker", device_broker, "--device", settings.device)
+    on_server = ("--broker", server_broker, "--device", settings.device)
     agent = ["--data", settings.data, "--accelerator", settings.accelerator]
     if settings.array is not None:
         agent += ["--array", settings.array]
     if settings.image_size is not None:
         agent += ["--image-size", "x".join(map(str, settings.image_size))]
     return [
-        Program("agent", "services.edge_agent", (*common, *agent)),
-        Program("voter", "services.voter", common),
-        Program("codec-device", "services.codec", ("--side", "device", *common)),
-        Program("codec-server", "services.codec", ("--side", "server", *common)),
+        Program("agent", "services.edge_agent", (*on_device, *agent)),
+        Program("voter", "services.voter", on_device),
+        Program("codec-device", "services.codec", ("--side", "device", *on_device)),
+        Program("codec-server", "services.codec", ("--side", "server", *on_server)),
     ]
 
 
@@ -219,6 +242,8 @@ def job_of(settings: Settings, session: str) -> Job:
         codec=settings.codec,
         vote=settings.vote,
         replicas=settings.replicas,
+        referee=settings.referee,
+        exact=settings.exact,
         protected=settings.protected,
         iterations=settings.iterations,
         batch=settings.batch,

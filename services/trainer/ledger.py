@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from services.bus.messages import Timing
+
+
+class Segment(msgspec.Struct, array_like=True):
+    """Some layers on their way: modelled seconds on the device (FP and TMR), seconds to compress, bytes sent, seconds to
+    rebuild."""
+
+    device_s: float = 0.0
+    compress_s: float = 0.0
+    bytes: int = 0
+    rebuild_s: float = 0.0
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -33,6 +44,7 @@ class Row(msgspec.Struct, kw_only=True):
     """The batch as uint8."""
     host_s: dict[str, float] = {}
     device_s: dict[str, float] = {}
+    segments: list[Segment] = []
     uplink_inputs: int = 0
     uplink_layers: int = 0
     uplink_repairs: int = 0
@@ -68,12 +80,28 @@ class Ledger:
             elif stage == "compress":
                 row.uplink_layers += timing.bytes
         row.host_s, row.device_s = dict(host), dict(device)
+        row.segments = _segments(events.values())
         return row
 
     def forget(self, before: int) -> None:
         """Drops events of iterations that no row will ever claim."""
         for iteration in [i for i in self._events if i < before]:
             del self._events[iteration]
+
+
+def _segments(events: Iterable[Timing]) -> list[Segment]:
+    found: dict[int, Segment] = defaultdict(Segment)
+    for timing in events:
+        if timing.segment < 0:
+            continue
+        segment = found[timing.segment]
+        if timing.stage in ("forward", "tmr"):
+            segment.device_s += timing.device_s
+        elif timing.stage == "compress":
+            segment.compress_s, segment.bytes = timing.host_s, timing.bytes
+        elif timing.stage == "decompress":
+            segment.rebuild_s = timing.host_s
+    return [found[number] for number in sorted(found)]
 
 
 def append(path: Path, rows: list[Row]) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from broker.launch import find_mosquitto
 from r2f import run
 from r2f.live import Live
 from r2f.pipeline import Pipeline
@@ -85,7 +86,7 @@ def test_a_killed_process_changes_nothing(
     assert [row.iteration for row in rows] == list(range(SETTINGS.iterations))
 
 
-@pytest.mark.skipif(shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="Mosquitto is not installed")
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)")
 def test_mosquitto_killed(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(SETTINGS, embedded=False)
     killer = Killer("broker")
