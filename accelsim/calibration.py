@@ -1,18 +1,21 @@
 """From the float graph to the int8 network: which scale each tensor gets, and which integers the weights become.
 
-Activations: one scale a tensor, chosen to lose least in the mean square on real images. Weights: one scale an output
-channel, chosen alike. Biases: shifted so that every channel keeps the mean it had in float (bias correction, Nagel et
-al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2), measured on the
-images and with the layers in front already quantised. No randomness: the same images give the same network.
+Activations: one scale a tensor, chosen on real images to lose least. Weights: one scale an output channel, chosen
+alike. Networks with depthwise layers are equalised first: small channels are scaled up to use the tensor's steps, and
+the weights behind them down, which leaves the float function as it is. Biases take up what rounding the weights adds to
+the mean of each channel. Equalisation and bias correction follow Nagel et al., "Data-Free Quantization Through Weight
+Equalization and Bias Correction", ICCV 2019, sections 4.1 and 4.2, with the activations measured instead of derived
+from batch norm. No randomness: the same images give the same network.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,14 +24,23 @@ from accelsim import network as net
 from accelsim.graph import MOVES, Graph
 from accelsim.network import INPUT, Float32, Int8, Network, UInt8
 
+IntArray = npt.NDArray[np.int64]
+
 _BATCH = 16
 _BINS = 4096
 _SAMPLES_AN_IMAGE = 8192
-_CLIPS = torch.linspace(0.30, 1.0, 71, dtype=torch.float64)
+_CLIPS = torch.linspace(0.10, 1.0, 91, dtype=torch.float64)
 """Candidates for the clipping range of an activation, as shares of the largest value seen."""
+_NORMS = (1.5, 2.0, 3.0)
+"""Exponents of the error that the range search minimises; below the square, rare large values count less. Which is
+best depends on the network (docs/networks.md), so each is tried on some of the images."""
+_TRIAL = 32
+"""Calibration images that decide between the exponents."""
 _WEIGHT_CLIPS = torch.linspace(0.80, 1.0, 11)
-_CORRECTION_BYTES = 64 << 20
-"""Largest activation of the bias correction's batch: bounds its memory, and so the number of its images."""
+_DENSE, _DEPTHWISE = 0.5, 1.0
+"""How far a channel is scaled up, as an exponent of the room that it has. Dense layers behind it pay with coarser
+weights, so half way; in a depthwise layer each channel has weight steps of its own, so all the way."""
+_LARGEST_GAIN = 16.0
 _FREE = math.sqrt(2.0)
 """Scales this close are made equal at a concat: rounding twice costs as much noise as a step this much wider."""
 
@@ -51,63 +63,208 @@ def normalise(images: UInt8, mean: Sequence[float], std: Sequence[float]) -> Ten
 def quantize(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str) -> Network:
     """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C).
 
-    Raises ValueError, which names the node, where the float graph gives values that are not finite.
+    Equalisation rewrites the graph's weights in place. Raises ValueError, which names the node, where the float graph
+    gives values that are not finite.
     """
     scale, table = input_table(mean, std)
-    scales = _tie(graph, _activation_scales(graph, normalise(images, mean, std)), scale)
-    scales[INPUT] = scale
-    weights = {
-        index: _quantize_weight(node, scales[node.inputs[0]])
-        for index, node in enumerate(graph.nodes)
-        if isinstance(node, real.Conv)
-    }
-    largest = max(math.prod(graph.shape_of(i)) for i in range(INPUT, len(graph.nodes))) * 4
-    count = max(1, min(len(images), _CORRECTION_BYTES // largest))
-    chosen = images[np.linspace(0, len(images) - 1, count).astype(np.int64)]
-    biases = _correct_biases(graph, normalise(chosen, mean, std), table[:, :], scales, weights, chosen)
-    layers = tuple(_emit(graph, index, scales, weights, biases) for index in range(len(graph.nodes)))
+    x = normalise(images, mean, std)
+    seen = _watch(graph, x)
+    if any(isinstance(node, real.Conv) and node.weight.shape[1] == 1 < node.groups for node in graph.nodes):
+        equalise(graph, seen)
+        seen = _watch(graph, x)
+    trial = x[np.linspace(0, len(x) - 1, min(len(x), _TRIAL)).astype(np.int64)]
+    choices = [_choose(graph, seen, norm, scale) for norm in _NORMS]
+    best = min(choices, key=lambda choice: _lost(graph, choice, trial))
+    layers = tuple(_emit(graph, index, best) for index in range(len(graph.nodes)))
     return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
 
 
 @dataclass(slots=True)
-class _Seen:
-    largest: float
-    sample: list[Tensor]
+class _Choice:
+    """Everything that the int8 network adds to the float graph, by node."""
+
+    scales: dict[int, float]
+    weights: dict[int, _Weight]
+    biases: dict[int, Tensor]
+    """(O,) float64"""
 
 
-def _activation_scales(graph: Graph, x: Tensor) -> dict[int, float]:
-    seen = {i: _Seen(0.0, []) for i in range(len(graph.nodes))}
+def _choose(graph: Graph, seen: dict[int, _Seen], norm: float, input_scale: float) -> _Choice:
+    scales = _tie(graph, _activation_scales(graph, seen, norm), input_scale)
+    weights: dict[int, _Weight] = {}
+    biases: dict[int, Tensor] = {}
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node, real.Conv):
+            weights[index] = _quantize_weight(node, scales[node.inputs[0]])
+            biases[index] = _correct_bias(node, weights[index], seen[node.inputs[0]].mean)
+    return _Choice(scales, weights, biases)
+
+
+def _lost(graph: Graph, choice: _Choice, x: Tensor) -> float:
+    """Square error of the output with everything rounded, summed over images (N, C, H, W)."""
+    last = graph.last_use()
+    lost = 0.0
     for batch in torch.split(x, _BATCH):
-        for index, y in graph.run(batch):
-            node = graph.nodes[index]
-            if isinstance(node, MOVES):
-                continue
-            magnitude = y.abs().flatten()
-            largest = float(magnitude.max())
-            if not math.isfinite(largest):
-                raise ValueError(f"{node.name}: the float module gives {largest} on the calibration images")
-            seen[index].largest = max(seen[index].largest, largest)
+        *_, (_, want) = graph.run(batch)
+        values = {INPUT: (batch / choice.scales[INPUT]).round() * choice.scales[INPUT]}
+        for index, node in enumerate(graph.nodes):
+            operands = [values[i] for i in node.inputs]
+            if isinstance(node, real.Conv):
+                y = real.convolve(node, operands[0], choice.weights[index].real(), choice.biases[index].float())
+            else:
+                y = real.apply(node, operands)
+            scale = choice.scales[index]
+            values[index] = (y / scale).round_().clamp_(*_bounds(node, scale)) * scale
+            for operand in set(node.inputs):
+                if last[operand] == index:
+                    del values[operand]
+        lost += float((values[len(graph.nodes) - 1] - want).square().sum(dtype=torch.float64))
+    return lost
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What calibration keeps of one tensor."""
+
+    largest: Tensor
+    """(C,) float64, largest magnitude of each channel"""
+    mean: Tensor
+    """(C,) float64"""
+    sample: list[Tensor]
+    """Magnitudes, float32"""
+
+
+def _watch(graph: Graph, x: Tensor) -> dict[int, _Seen]:
+    """Runs the float graph on images (N, C, H, W) and keeps the ranges of every tensor."""
+    seen: dict[int, _Seen] = {}
+    for batch in torch.split(x, _BATCH):
+        share = len(batch) / len(x)
+        for index, y in _with_input(graph, batch):
+            magnitude = y.abs()
+            largest = magnitude.amax((0, 2, 3)).double()
+            if not bool(torch.isfinite(largest).all()):
+                where = "the input" if index == INPUT else graph.nodes[index].name
+                raise ValueError(f"{where}: the float module gives {float(largest.max())} on the calibration images")
             # An odd step so that the sample walks through all columns and channels.
             step = max(1, magnitude.numel() // (len(batch) * _SAMPLES_AN_IMAGE)) | 1
-            seen[index].sample.append(magnitude[::step])
+            sample = magnitude.flatten()[::step].clone()
+            mean = y.mean((0, 2, 3)).double() * share
+            if index in seen:
+                one = seen[index]
+                one.largest, one.mean = torch.maximum(one.largest, largest), one.mean + mean
+                one.sample.append(sample)
+            else:
+                seen[index] = _Seen(largest, mean, [sample])
+    return seen
+
+
+def _with_input(graph: Graph, batch: Tensor) -> Iterator[tuple[int, Tensor]]:
+    yield INPUT, batch
+    yield from graph.run(batch)
+
+
+def _activation_scales(graph: Graph, seen: dict[int, _Seen], norm: float) -> dict[int, float]:
+    """The scale of each node that does not just hand on its operand's."""
+    last = len(graph.nodes) - 1
     return {
-        index: _scale(one, clip=index != len(graph.nodes) - 1)
-        for index, one in seen.items()
-        if not isinstance(graph.nodes[index], MOVES)
+        index: _scale(seen[index], norm, clip=index != last)
+        for index, node in enumerate(graph.nodes)
+        if not isinstance(node, MOVES)
     }
 
 
-def _scale(seen: _Seen, clip: bool) -> float:
-    """The scale of least mean square error; the network's output is not clipped, since its largest values decide."""
-    if seen.largest == 0:
+def _scale(seen: _Seen, norm: float, clip: bool) -> float:
+    """The scale of least error; the network's output is not clipped, since its largest values decide."""
+    largest = float(seen.largest.max())
+    if largest == 0:
         return 1.0
     if not clip:
-        return float(np.float32(seen.largest / 127))
-    counts = torch.histc(torch.cat(seen.sample), _BINS, 0, seen.largest).double()
-    centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (seen.largest / _BINS)
-    step = _CLIPS[:, None] * (seen.largest / 127)
-    error = (centres - step * (centres / step).round().clamp(max=127)).square() @ counts
-    return float(np.float32(_CLIPS[int(error.argmin())] * seen.largest / 127))
+        return float(np.float32(largest / 127))
+    counts = torch.histc(torch.cat(seen.sample), _BINS, 0, largest).double()
+    centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (largest / _BINS)
+    step = _CLIPS[:, None] * (largest / 127)
+    error = (centres - step * (centres / step).round().clamp(max=127)).abs().pow(norm) @ counts
+    return float(np.float32(_CLIPS[int(error.argmin())] * largest / 127))
+
+
+def equalise(graph: Graph, seen: dict[int, _Seen]) -> None:
+    """Scales channels up, and the weights that read them down, so that each makes use of its tensor's steps.
+
+    A channel keeps its factor through everything that only adds, moves, pools or concatenates it, so the factor is
+    chosen for whole sets of channels. Channels that reach the image, the output, a table or a product stay as they
+    are, and so does one that a ReLU6 cuts off. Changes the convolutions' weights in place; the float function stays.
+    """
+    nodes = graph.nodes
+    start = dict(zip(range(INPUT, len(nodes)), _starts(graph), strict=True))
+    total = start[len(nodes) - 1] + nodes[-1].shape[2]
+
+    def channels(index: int) -> IntArray:
+        return np.arange(start[index], start[index] + graph.shape_of(index)[2])
+
+    parent = np.arange(total)
+    fixed = np.zeros(total, bool)
+    fixed[channels(INPUT)] = fixed[channels(len(nodes) - 1)] = True
+    room = np.full(total, _LARGEST_GAIN)
+    exponent = np.full(total, _DEPTHWISE)
+    for index, node in enumerate(nodes):
+        own, operands = channels(index), [channels(i) for i in node.inputs]
+        match node:
+            case real.MaxPool() | real.MeanPool():
+                _join(parent, own, operands[0])
+            case real.Add():
+                for operand in operands:
+                    _join(parent, own, operand)
+            case real.Concat():
+                _join(parent, own, np.concatenate(operands))
+            case real.Channels():
+                _join(parent, own, operands[0][node.order])
+            case real.Slice():
+                source = np.arange(len(own)) + node.offset[2]
+                inside = (source >= 0) & (source < len(operands[0]))
+                _join(parent, own[inside], operands[0][source[inside]])
+            case real.Conv():
+                if node.weight.shape[1] > 1 or node.groups == 1:
+                    exponent[operands[0]] = _DENSE
+            case _:
+                fixed[np.concatenate([own, *operands])] = True
+        if node.low not in (0, -math.inf) or node.high <= 0:
+            fixed[own] = True
+        largest = np.maximum(seen[index].largest.numpy(), 1e-30)
+        reach = np.full(len(own), 127 * _scale(seen[index], _NORMS[0], clip=True))
+        room[own] = np.where(largest > 1e-30, np.minimum(reach, node.high) / largest, 1.0)
+    root = np.array([_find(parent, i) for i in range(total)])
+    least, power, held = np.full(total, _LARGEST_GAIN), np.full(total, np.inf), np.zeros(total, bool)
+    np.minimum.at(least, root, room)
+    np.minimum.at(power, root, exponent)
+    np.logical_or.at(held, root, fixed)
+    gain = np.where(held[root], 1.0, np.maximum(least[root], 1.0) ** power[root])
+    for index, node in enumerate(nodes):
+        if isinstance(node, real.Conv):
+            own_gain = torch.from_numpy(gain[channels(index)])
+            out, fan_in = node.weight.shape[:2]
+            before = torch.from_numpy(gain[channels(node.inputs[0])]).reshape(node.groups, 1, fan_in)
+            before = before.expand(node.groups, out // node.groups, fan_in).reshape(out, fan_in)
+            node.weight = node.weight * (own_gain[:, None] / before)[:, :, None, None]
+            node.bias = node.bias * own_gain
+
+
+def _starts(graph: Graph) -> list[int]:
+    """Where each tensor's channels begin in a list of all channels, the input first."""
+    widths = [graph.shape_of(i)[2] for i in range(INPUT, len(graph.nodes))]
+    return [0, *np.cumsum(widths[:-1]).tolist()]
+
+
+def _find(parent: IntArray, place: int) -> int:
+    while parent[place] != place:
+        parent[place] = parent[parent[place]]
+        place = int(parent[place])
+    return place
+
+
+def _join(parent: IntArray, left: IntArray, right: IntArray) -> None:
+    for a, b in zip(left.tolist(), right.tolist(), strict=True):
+        first, second = sorted((_find(parent, a), _find(parent, b)))
+        parent[second] = first
 
 
 def _root(graph: Graph, index: int) -> int:
@@ -187,36 +344,12 @@ def _quantize_weight(node: real.Conv, input_scale: float) -> _Weight:
     return _Weight(integers, best.numpy().astype(np.float32))
 
 
-def _correct_biases(
-    graph: Graph, x: Tensor, table: Int8, scales: dict[int, float], weights: dict[int, _Weight], images: UInt8
-) -> dict[int, Tensor]:
-    """The bias (O,) float64 of each convolution that gives every channel its float mean back.
-
-    The float graph and the quantised one run side by side on the same images, so that the difference is the
-    quantisation's and not the sample's.
-    """
-    integers = np.stack([table[c][images[..., c]] for c in range(images.shape[3])], axis=1)
-    last = graph.last_use()
-    exact = {INPUT: x}
-    rough = {INPUT: torch.from_numpy(integers).float() * scales[INPUT]}
-    biases: dict[int, Tensor] = {}
-    for index, node in enumerate(graph.nodes):
-        y = real.apply(node, [exact[i] for i in node.inputs])
-        operands = [rough[i] for i in node.inputs]
-        if isinstance(node, real.Conv):
-            z = real.convolve(node, operands[0], weights[index].real(), node.bias.float())
-            error = y.double().mean((0, 2, 3)) - z.double().mean((0, 2, 3))
-            biases[index] = node.bias + error
-            z += error.float()[:, None, None]
-        else:
-            z = real.apply(node, operands)
-        exact[index] = real.clamp(node, y)
-        low, high = _bounds(node, scales[index])
-        rough[index] = (z / scales[index]).round_().clamp_(low, high) * scales[index]
-        for operand in set(node.inputs):
-            if last[operand] == index:
-                del exact[operand], rough[operand]
-    return biases
+def _correct_bias(node: real.Conv, weight: _Weight, mean: Tensor) -> Tensor:
+    """The bias (O,) float64 that takes up the mean error of the rounded weights, for operands of that mean (C,)."""
+    error = (node.weight - weight.real().double()).sum((2, 3))
+    out, fan_in = error.shape
+    operand = mean.reshape(node.groups, 1, fan_in)
+    return node.bias + (error.reshape(node.groups, out // node.groups, fan_in) * operand).sum(2).reshape(out)
 
 
 def _bounds(node: real.Node, scale: float) -> tuple[int, int]:
@@ -226,9 +359,8 @@ def _bounds(node: real.Node, scale: float) -> tuple[int, int]:
     return min(low, 127), max(high, -128)
 
 
-def _emit(
-    graph: Graph, index: int, scales: dict[int, float], weights: dict[int, _Weight], biases: dict[int, Tensor]
-) -> net.Layer:
+def _emit(graph: Graph, index: int, choice: _Choice) -> net.Layer:
+    scales = choice.scales
     node = graph.nodes[index]
     operands = [scales[i] for i in node.inputs]
     scale = scales[index]
@@ -236,8 +368,8 @@ def _emit(
     name, inputs, shape = node.name, tuple(node.inputs), node.shape
     match node:
         case real.Conv():
-            weight = weights[index]
-            steps = biases[index].numpy() / (np.float64(operands[0]) * weight.scale.astype(np.float64))
+            weight = choice.weights[index]
+            steps = choice.biases[index].numpy() / (np.float64(operands[0]) * weight.scale.astype(np.float64))
             return net.Conv(
                 name=name, inputs=inputs, shape=shape, scale=scale, low=low, high=high,
                 weight=np.ascontiguousarray(weight.integers.numpy().astype(np.int8)),

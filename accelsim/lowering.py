@@ -428,6 +428,11 @@ def _bind(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callabl
     return lambda x: target(x.clone(), *args, **kwargs)
 
 
+def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str, default: Any) -> Any:
+    """A call's argument, given by place or by name."""
+    return args[place] if len(args) > place else kwargs.get(name, default)
+
+
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, tuple | list):
         return (int(value[0]), int(value[-1]))
@@ -544,8 +549,7 @@ def _adaptive(self: _Lower, n: fx.Node, value: _Value, size: Any, mean: bool) ->
 
 def _mean(self: _Lower, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Value:
     value = args[0]
-    dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
+    dims, keep = _argument(args, kwargs, 1, "dim", None), _argument(args, kwargs, 2, "keepdim", False)
     places = sorted(d % value.ndim for d in (dims if isinstance(dims, tuple | list) else [dims])) if dims else []
     if value.ndim != 4 or places != [2, 3]:
         raise self.refuse(n, f"a mean over dimensions {dims}", "a mean over (2, 3), the image, works")
@@ -554,8 +558,7 @@ def _mean(self: _Lower, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _cat(self: _Lower, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Value:
-    tensors = args[0] if args else kwargs["tensors"]
-    dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
+    tensors, dim = _argument(args, kwargs, 0, "tensors", ()), _argument(args, kwargs, 1, "dim", kwargs.get("axis", 0))
     if not all(isinstance(t, _Value) for t in tensors):
         raise self.refuse(n, "a concat with a constant", "concatenate activations only")
     if dim % tensors[0].ndim != 1:
@@ -627,17 +630,15 @@ def _div(self: _Lower, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _clamp_call(self: _Lower, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Value:
-    given: list[Any] = [kwargs.get(k, args[i] if len(args) > i else None) for i, k in ((1, "min"), (2, "max"))]
-    low = -math.inf if given[0] is None else float(given[0])
-    high = math.inf if given[1] is None else float(given[1])
+    low, high = (_argument(args, kwargs, place, name, None) for place, name in ((1, "min"), (2, "max")))
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
     return self.clamp(n, args[0], low, high)
 
 
 def _pad(self: _Lower, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Value:
     value = args[0]
-    edges = kwargs["pad"] if "pad" in kwargs else args[1]
-    mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
-    fill = kwargs.get("value", args[3] if len(args) > 3 else None)
+    edges, mode = _argument(args, kwargs, 1, "pad", ()), _argument(args, kwargs, 2, "mode", "constant")
+    fill = _argument(args, kwargs, 3, "value", None)
     if mode != "constant" or fill not in (None, 0, 0.0):
         raise self.refuse(n, f"padding with mode {mode!r} and value {fill}", "padding with zeros works")
     return _Value(value.source, F.pad(value.index, list(edges), value=-1), self.label(n))
@@ -718,7 +719,7 @@ _FUNCTIONS: dict[str, _Handler] = {
     "relu": lambda self, n, a, k: self.clamp(n, a[0], 0.0, math.inf),
     "relu6": lambda self, n, a, k: self.clamp(n, a[0], 0.0, 6.0),
     "hardtanh": lambda self, n, a, k: self.clamp(
-        n, a[0], float(k.get("min_val", a[1] if len(a) > 1 else -1)), float(k.get("max_val", a[2] if len(a) > 2 else 1))
+        n, a[0], float(_argument(a, k, 1, "min_val", -1)), float(_argument(a, k, 2, "max_val", 1))
     ),
     "clamp": _clamp_call,
     "clip": _clamp_call,
