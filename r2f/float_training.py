@@ -11,7 +11,7 @@ from accelsim.network import UInt8
 from r2f.data import Dataset, Int64
 
 
-def train(build: Callable[[], nn.Module], data: Dataset, *, seed: int = 0, epochs: int = 12, batch: int = 32) -> nn.Module:
+def train(build: Callable[[], nn.Module], data: Dataset, *, seed: int = 0, epochs: int = 16, batch: int = 32) -> nn.Module:
     """A module from ``build``, trained on the data set's training images; seconds for 8x8 digits.
 
     SGD with momentum under a one-cycle rate, images shifted by up to a pixel. The same arguments give the same weights
