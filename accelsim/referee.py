@@ -57,8 +57,9 @@ class Rule:
 def rule(disagreeing: float, macs: int, longest: int = SHORT) -> Rule | None:
     """The rule for a layer, from the share (0 to 1) of elements on which its first three executions are not unanimous.
 
-    ``macs`` is the length of its dot products, ``longest`` what ``short`` says of the link. ``agree`` above ``executions`` means that no agreement is believed and the
-    referee computes the layer; None that its outputs are to be sent themselves. The thresholds are measured: docs/wire.md.
+    ``macs`` is the length of its dot products, ``longest`` what ``short`` says of the link. ``agree`` above ``executions``
+    means that no agreement is believed and the referee computes the layer; None that its outputs are to be sent
+    themselves. The thresholds are measured: docs/wire.md.
     """
     if disagreeing > WILD:
         return Rule(executions=3, agree=4) if macs <= longest else None

@@ -1,7 +1,8 @@
 """A model update on the link: what changed against the version that the device acknowledged (design section 7).
 
-Between two steps of training most int8 weights stay and the others move by one, so their increments compress well.
-Biases and scales go as increments of their 32-bit patterns. Everything else of the graph must be equal.
+Between two steps of training most int8 weights stay and the others move by one, so a layer's weights go as entropy-coded
+increments, a filter a row (``services.codec.entropy``). Biases and scales go as increments of their 32-bit patterns, folded
+so that small ones of either sign are small numbers, by zstd. Everything else of the graph must be equal.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import xxhash
 import zstandard
 
 from accelsim import storage
-from accelsim.network import Conv, Layer, Network
+from accelsim.network import Conv, Int8, Layer, Network
+from services.codec import entropy
 from services.codec.layers import CodecError
 
 WHOLE: Final = 0
@@ -36,16 +38,18 @@ def encode(base: Network | None, new: Network) -> bytes:
     if base is None:
         return bytes((WHOLE,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(storage.to_bytes(new))
     _require_same_graph(base, new)
-    weights = [b.weight.ravel() - a.weight.ravel() for (_, a), (_, b) in zip(base.convs(), new.convs(), strict=True)]
-    words = [
-        getattr(b, name).view(np.uint32) - getattr(a, name).view(np.uint32)
-        for (_, a), (_, b) in zip(base.convs(), new.convs(), strict=True)
-        for name in _TRAINED[1:]
-    ]
+    pairs = [(a, b) for (_, a), (_, b) in zip(base.convs(), new.convs(), strict=True)]
+    steps = [getattr(b, name).view(np.int32) - getattr(a, name).view(np.int32) for a, b in pairs for name in _TRAINED[1:]]
+    step = np.concatenate(steps)
     # The four bytes of each word apart: the high ones are nearly always zero.
-    planes = np.ascontiguousarray(np.concatenate(words).astype("<u4").view(np.uint8).reshape(-1, 4).T)
-    data = np.concatenate(weights).tobytes() + planes.tobytes()
-    return bytes((DELTA,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    planes = np.ascontiguousarray(((step << 1) ^ (step >> 31)).astype("<i4").view(np.uint8).reshape(-1, 4).T)
+    parts = [zstandard.ZstdCompressor(level=_LEVEL).compress(planes.data)]
+    for a, b in pairs:
+        increments = entropy.encode(_filters(b), _filters(a), 4 * a.weight.size + 64)
+        assert increments is not None  # no coding of n increments takes four bytes each
+        parts.append(increments)
+    lengths = np.array([len(part) for part in parts], "<u4")
+    return bytes((DELTA,)) + lengths.tobytes() + b"".join(parts)
 
 
 def decode(base: Network | None, body: bytes) -> Network:
@@ -69,25 +73,27 @@ def decode(base: Network | None, body: bytes) -> Network:
     if base is None:
         raise CodecError("model body: is a delta, and no version is acknowledged; ask for the whole model")
     convs = list(base.convs())
-    n_weights = sum(layer.weight.size for _, layer in convs)
+    parts = _unpack(payload, 1 + len(convs))
     n_words = sum(getattr(layer, name).size for _, layer in convs for name in _TRAINED[1:])
-    data = np.frombuffer(_unzstd(payload, n_weights + 4 * n_words), np.uint8)
-    words = np.ascontiguousarray(data[n_weights:].reshape(4, n_words).T).view("<u4")[:, 0]
+    planes = np.frombuffer(_unzstd(parts[0], 4 * n_words), np.uint8).reshape(4, n_words)
+    folded = np.ascontiguousarray(planes.T).view("<u4")[:, 0]
+    words = (folded >> 1) ^ (0 - (folded & 1))
     layers: list[Layer] = list(base.layers)
-    weight_at = word_at = 0
+    at = 0
 
     def advance(old: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        nonlocal word_at
-        word_at += old.size
-        moved: npt.NDArray[Any] = (old.view(np.uint32) + words[word_at - old.size : word_at]).view(old.dtype)
+        nonlocal at
+        at += old.size
+        moved: npt.NDArray[Any] = (old.view(np.uint32) + words[at - old.size : at]).view(old.dtype)
         return moved
 
-    for index, layer in convs:
-        weight_at += layer.weight.size
-        step = data[weight_at - layer.weight.size : weight_at].view(np.int8).reshape(layer.weight.shape)
+    for (index, layer), part in zip(convs, parts[1:], strict=True):
+        weight = entropy.decode(part, _filters(layer))
+        if weight is None:
+            raise CodecError(f"model body: layer {layer.name!r}: {len(part)} bytes are no increments of its weights")
         new = dataclasses.replace(
             layer,
-            weight=layer.weight + step,
+            weight=weight.reshape(layer.weight.shape),
             bias=advance(layer.bias),
             weight_scale=advance(layer.weight_scale),
             multiplier=advance(layer.multiplier),
@@ -119,6 +125,21 @@ def _same(a: Layer, b: Layer, name: str) -> bool:
     if isinstance(a, Conv) and name in _TRAINED:
         return bool(x.shape == y.shape and x.dtype == y.dtype)
     return np.array_equal(x, y) if isinstance(x, np.ndarray) else bool(x == y)
+
+
+def _filters(layer: Conv) -> Int8:
+    """The weights as the entropy coder takes them, a filter a row."""
+    return layer.weight.reshape(len(layer.weight), 1, 1, -1)
+
+
+def _unpack(payload: memoryview, count: int) -> list[memoryview]:
+    if len(payload) < 4 * count:
+        raise CodecError(f"model body: {len(payload)} bytes cannot hold the lengths of {count} parts")
+    lengths = np.frombuffer(payload[: 4 * count], "<u4").astype(np.int64)
+    ends = 4 * count + np.cumsum(lengths)
+    if ends[-1] != len(payload):
+        raise CodecError(f"model body: parts of {ends[-1]} bytes in all, the body has {len(payload)}")
+    return [payload[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
 
 
 def _declared(payload: memoryview) -> int:
