@@ -1,0 +1,97 @@
+"""``python -m services.bus.describe``: every topic and message as Markdown, as ``docs/bus.md`` has it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import msgspec
+
+from services.bus import messages, topics
+from services.bus.messages import Message
+
+_INLINE = (messages.Tensor, messages.Ref)
+
+
+def markdown() -> str:
+    """The table of topics, then each message with its fields."""
+    lines = ["| topic `r2f/v1/{device}/…` | message |", "|---|---|"]
+    lines += [f"| `{key}` | {kind.__name__} |" for key, kind in topics.TABLE.items()]
+    lines += ["| `state/{service}` | State, retained |", "| `event/{stage}` | Timing |"]
+    kinds: list[type] = list(dict.fromkeys(topics.TABLE.values()))
+    every: list[type] = [*kinds, messages.State, messages.Timing, messages.Manifest, messages.Chunk]
+    for kind in every:
+        lines += ["", f"**{kind.__name__}**, `type` = `{kind.__name__.lower()}`", ""]
+        lines += _fields(kind, {field.name for field in _info(Message).fields})
+    parts = dict.fromkeys(part for kind in kinds for part in _parts(kind))
+    for part in [*(p for p in parts if p not in _INLINE), *_INLINE]:
+        how = "an array in this order" if _info(part).array_like else "a map"
+        lines += ["", f"*{part.__name__}*, {how}: {_first_line(part)}", "", *_fields(part, set())]
+    return "\n".join(lines) + "\n"
+
+
+def _info(kind: type) -> msgspec.inspect.StructType:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return info
+
+
+def _first_line(kind: type) -> str:
+    return (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ").replace("``", "`")
+
+
+def _fields(kind: type, common: set[str]) -> list[str]:
+    lines = []
+    for field in _info(kind).fields:
+        if field.name not in common:
+            default = "" if field.required else " (optional)"
+            lines.append(f"- `{field.name}`: {_text(field.type)}{default}")
+    return lines
+
+
+def _text(kind: msgspec.inspect.Type) -> str:
+    match kind:
+        case msgspec.inspect.StructType():
+            return kind.cls.__name__
+        case msgspec.inspect.LiteralType():
+            return " or ".join(f"`{value}`" for value in kind.values)
+        case msgspec.inspect.VarTupleType():
+            return f"array of {_text(kind.item_type)}"
+        case msgspec.inspect.TupleType():
+            return "[" + ", ".join(_text(item) for item in kind.item_types) + "]"
+        case msgspec.inspect.DictType():
+            return f"map of {_text(kind.key_type)} to {_text(kind.value_type)}"
+        case msgspec.inspect.UnionType():
+            return " or ".join(_text(item) for item in kind.types)
+        case msgspec.inspect.IntType(ge=0):
+            return "unsigned"
+        case msgspec.inspect.StrType(max_length=int()):
+            return f"text of at most {kind.max_length}"
+        case _:
+            return {"IntType": "int", "StrType": "text", "NoneType": "nil", "BytesType": "bytes"}.get(
+                name := type(kind).__name__, name.removesuffix("Type").lower()
+            )
+
+
+def _parts(kind: type) -> list[type]:
+    """The structs that a message is made of, itself aside, outermost first."""
+    found: list[type] = []
+
+    def visit(what: Any) -> None:
+        if isinstance(what, msgspec.inspect.StructType) and what.cls is not kind:
+            found.append(what.cls)
+            for field in what.fields:
+                visit(field.type)
+        for name in ("types", "item_types"):
+            for item in getattr(what, name, ()):
+                visit(item)
+        if hasattr(what, "item_type"):
+            visit(what.item_type)
+
+    for field in _info(kind).fields:
+        visit(field.type)
+    return found
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
