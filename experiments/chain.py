@@ -60,6 +60,8 @@ class Batch:
     repair_up: int = 0
     repair_down: int = 0
     repair_macs: int = 0
+    outputs: dict[int, Int8] = field(default_factory=dict)
+    """Of the chained codec: what the server rebuilt, by MAC layer."""
 
     @property
     def raw(self) -> int:
@@ -161,6 +163,7 @@ def chained(
         _repair(batch, device, server, actual, rebuilt, votes)
     for sent in batch.layers:
         sent.mismatched = int(np.count_nonzero(rebuilt[sent.index] != actual[sent.index]))
+        batch.outputs[sent.index] = rebuilt[sent.index]
     return batch
 
 

@@ -1,0 +1,85 @@
+"""What else one iteration sends, and the server's part of it: inputs, the backward pass, the model's update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from accelsim import storage
+from accelsim.engine import Engine
+from accelsim.network import Int8, Network
+from accelsim.parameters import dequantize, quantize
+from broker.link import wire_bytes
+from services.bus import wire
+from services.bus.messages import EncodedInputs, EncodedModel, Tensor
+from services.codec import inputs, model
+from services.trainer import optimiser
+from services.trainer.replay import replay
+
+SGD: Final = optimiser.Sgd(rate=1e-4)
+"""The rate of the design's feasibility run on ImageNet (section 8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One step of training: its model on the wire, and the server's host time."""
+
+    delta: int
+    """Bytes of the delta's body."""
+    whole: int
+    """Bytes of the new network as stored, uncompressed: what goes down without deltas."""
+    backward_s: float
+    quantise_s: float
+
+
+def update(network: Network, engine: Engine, x: Int8, outputs: Mapping[int, Int8], labels: npt.NDArray[np.int64]) -> Update:
+    """One replayed backward pass and SGD step from received ``outputs``, from master weights as they are mid-training.
+
+    A network read from int8 has its weights at exact integers, and a small step would move none. Mid-training their
+    fractions are spread evenly, so that is where this starts: the same int8 network, with such fractions.
+    """
+    generator = np.random.default_rng(0)
+    parameters = dequantize(network)
+    for index, layer in network.convs():
+        weight, bias = parameters[index]
+        step = layer.weight_scale[:, None, None, None] * generator.uniform(-0.49, 0.49, weight.shape)
+        # A weight at the end of int8 would outgrow its scale.
+        inside = np.abs(layer.weight.astype(np.int16)) < 127
+        parameters[index] = (weight + (step * inside).astype(np.float32), bias)
+    base = quantize(network, parameters)
+    start = time.perf_counter()
+    found = replay(base, x, outputs, labels, engine.golden)
+    optimiser.step(parameters, optimiser.zeros_like(parameters), found, SGD)
+    middle = time.perf_counter()
+    new = quantize(base, parameters)
+    end = time.perf_counter()
+    return Update(len(model.encode(base, new)), len(storage.to_bytes(new)), middle - start, end - middle)
+
+
+def inputs_wire(body: int, count: int) -> int:
+    """Bytes on the wire of one ``up/inputs`` message with ``count`` fresh images in a body of that many bytes."""
+    message = EncodedInputs(
+        session="0123456789abcdef",
+        iteration=1000,
+        attempt=0,
+        sent_at=1.7e9,
+        hashes=tuple(inputs.sample_hash(np.full((1, 1, 1), i, np.uint8)) for i in range(count)),
+        labels=Tensor(dtype="int64", shape=(count,), data=bytes(8 * count)),
+        shape=(224, 224, 3),
+        fresh=bytes(body),
+        fresh_of=tuple(range(count)),
+    )
+    return wire_bytes("up/inputs", len(wire.encode(message))).forward
+
+
+def model_wire(body: int) -> int:
+    """Bytes on the wire of one ``down/model`` message with a body of that many bytes."""
+    message = EncodedModel(
+        session="0123456789abcdef", iteration=1000, sent_at=1.7e9, version=1000, base=999, digest=1 << 63, body=bytes(body)
+    )
+    return wire_bytes("down/model", len(wire.encode(message))).forward
