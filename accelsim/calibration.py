@@ -36,7 +36,7 @@ _NORMS = (1.5, 2.0, 3.0)
 best depends on the network (docs/networks.md), so each is tried on some of the images."""
 _TRIAL = 32
 """Calibration images that decide between the exponents."""
-_WEIGHT_CLIPS = torch.linspace(0.80, 1.0, 11)
+_WEIGHT_CLIPS = torch.linspace(0.80, 1.0, 6)
 _DENSE, _DEPTHWISE = 0.5, 1.0
 """How far a channel is scaled up, as an exponent of the room that it has. Dense layers behind it pay with coarser
 weights, so half way; in a depthwise layer each channel has weight steps of its own, so all the way."""
@@ -73,7 +73,15 @@ def quantize(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
         equalise(graph, seen)
         seen = _watch(graph, x)
     trial = x[np.linspace(0, len(x) - 1, min(len(x), _TRIAL)).astype(np.int64)]
-    choices = [_choose(graph, seen, norm, scale) for norm in _NORMS]
+    candidates = [_tie(graph, _activation_scales(graph, seen, norm), scale) for norm in _NORMS]
+    weights: dict[int, _Weight] = {}
+    biases: dict[int, Tensor] = {}
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node, real.Conv):
+            source = node.inputs[0]
+            weights[index] = _quantize_weight(node, min(scales[source] for scales in candidates))
+            biases[index] = _correct_bias(node, weights[index], seen[source].mean)
+    choices = [_Choice(scales, weights, biases) for scales in candidates]
     best = min(choices, key=lambda choice: _lost(graph, choice, trial))
     layers = tuple(_emit(graph, index, best) for index in range(len(graph.nodes)))
     return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
@@ -87,17 +95,6 @@ class _Choice:
     weights: dict[int, _Weight]
     biases: dict[int, Tensor]
     """(O,) float64"""
-
-
-def _choose(graph: Graph, seen: dict[int, _Seen], norm: float, input_scale: float) -> _Choice:
-    scales = _tie(graph, _activation_scales(graph, seen, norm), input_scale)
-    weights: dict[int, _Weight] = {}
-    biases: dict[int, Tensor] = {}
-    for index, node in enumerate(graph.nodes):
-        if isinstance(node, real.Conv):
-            weights[index] = _quantize_weight(node, scales[node.inputs[0]])
-            biases[index] = _correct_bias(node, weights[index], seen[node.inputs[0]].mean)
-    return _Choice(scales, weights, biases)
 
 
 def _lost(graph: Graph, choice: _Choice, x: Tensor) -> float:
@@ -328,6 +325,7 @@ class _Weight:
 
 
 def _quantize_weight(node: real.Conv, input_scale: float) -> _Weight:
+    """Integers and scales; ``input_scale`` is the smallest that the layer's operand may get."""
     weight = node.weight.float()
     flat = weight.flatten(1)
     largest = flat.abs().amax(1)
