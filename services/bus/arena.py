@@ -118,6 +118,11 @@ class Arena:
         """Slots not released yet, as far as ``collect`` has seen."""
         return len(self._used)
 
+    @property
+    def free(self) -> int:
+        """Bytes not in use, as far as ``collect`` has seen."""
+        return sum(length for _, length in self._holes)
+
     def put(self, array: NDArray[Any], readers: int = 1) -> Tensor:
         """Copy an array in and return its reference, for ``readers`` services to open and release.
 
@@ -172,6 +177,14 @@ class Arena:
         if expired:
             log.warning("arena slots were never released", arena=self.name, slots=expired, age_s=self.age_limit_s)
         return expired
+
+    def withdraw(self, ref: Ref) -> None:
+        """Take a slot back although its readers may not have released it: what it held is of no use to anybody now."""
+        if ref.slot in self._used and int(self._table[ref.slot]["generation"]) == ref.generation:
+            offset, room, *_ = self._used.pop(ref.slot)
+            self._table[ref.slot]["generation"] += 1
+            self._free_slots.append(ref.slot)
+            self._give(offset, room)
 
     def close(self) -> None:
         """Unlink the file. Readers that still have it mapped keep their bytes."""

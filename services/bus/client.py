@@ -55,6 +55,8 @@ UNACKNOWLEDGED = 256
 UNACKNOWLEDGED_BYTES = 16 << 20
 KEPT_BYTES = 32 << 20
 HELD = 1024
+HELD_BYTES = 64 << 20
+"""What came too early, of all senders; what is over that is asked for again."""
 FARTHEST = 1 << 20
 """A number that is further ahead than this is not a gap but nonsense."""
 SMALL_TENSOR = 2048
@@ -93,11 +95,12 @@ class _In:
     """What arrives from one sender on one topic."""
 
     next: int
-    held: dict[int, tuple[Message, int]] = field(default_factory=dict)
+    held: dict[int, tuple[Message | None, int]] = field(default_factory=dict)
     credited: int = 0
     gap_since: float = 0.0
     asked: float = 0.0
     refused: bool = False
+    seen: float = 0.0
 
 
 def broker_address(url: str) -> tuple[str, int, str | None, str | None, bool]:
@@ -147,6 +150,7 @@ class Bus:
         passive: bool = False,
         link_bits_per_s: float | None = None,
         arena_bytes: int = 256 << 20,
+        arena_age_s: float = 30.0,
         give_up_s: float = 30.0,
         keepalive_s: int = 30,
         message_limit: int = 256 << 20,
@@ -178,22 +182,25 @@ class Bus:
         self._unacknowledged_limit = UNACKNOWLEDGED_BYTES if link_bits_per_s is None else 4 * self._chunk
         self._credit_wait_s = 10.0 if link_bits_per_s is None else 10.0 + WINDOW * self._chunk * 8 / link_bits_per_s
         self._arena_bytes = arena_bytes
+        self._arena_age_s = arena_age_s
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
         self._client: Connection | None = None
-        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gone: asyncio.Future[None] | None = None
         self._ready = asyncio.Event()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
         self._patterns: dict[str, int] = {}
         self._outs: dict[str, _Out] = {}
-        self._kept: deque[tuple[_Out, _Entry]] = deque()
+        self._kept: deque[_Out] = deque()
+        """Whose kept messages they are, oldest first: one mention for each."""
         self._kept_bytes = 0
         self._pending: OrderedDict[int, _Entry] = OrderedDict()
         self._pending_bytes = 0
         self._serial = 0
         self._by_packet: dict[int, int] = {}
         self._retained: dict[str, _Entry] = {}
+        self._held_bytes = 0
         self._ins: OrderedDict[tuple[str, str], _In] = OrderedDict()
         self._inbox: deque[tuple[str, Message, int]] = deque()
         self._inbox_bytes = 0
@@ -216,6 +223,8 @@ class Bus:
             await self._announce(self._state)
             await self._subscribe_now([(self._state_topic, 1)])
         self._tasks = [asyncio.create_task(self._connect_for_ever()), asyncio.create_task(self._mend_for_ever())]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
         try:
             await self._until(self._ready)
         except BaseException:
@@ -278,7 +287,7 @@ class Bus:
             if not self._passive:
                 # Not waited for: it goes out before the message does, and answers come after.
                 task = asyncio.create_task(self._subscribe_now([(_flow_topic(parsed), 1)]))
-                task.add_done_callback(self._subscribed)
+                task.add_done_callback(self._ended)
                 self._tasks.append(task)
         payload = wire.encode(message)
         if len(payload) <= self._chunk:
@@ -300,22 +309,25 @@ class Bus:
         entry = _Entry(topic, wire.encode(message), retain, out.n)
         message.origin, message.n = "", 0
         out.kept.append(entry)
-        self._kept.append((out, entry))
+        self._kept.append(out)
         self._kept_bytes += len(entry.payload)
-        # The last message of a topic is always kept: it is repeated after a reconnection.
-        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
-            owner, oldest = self._kept.popleft()
-            if owner.kept[-1] is oldest:
-                self._kept.append((owner, oldest))
-                if all(owner.kept[-1] is e for owner, e in self._kept):
-                    break
-                continue
-            owner.kept.popleft()
-            self._kept_bytes -= len(oldest.payload)
+        if self._kept_bytes > KEPT_BYTES:
+            self._forget_oldest()
         if retain:
             self._retained[topic] = entry
         self._send(entry)
         return len(entry.payload)
+
+    def _forget_oldest(self) -> None:
+        # The last message of a topic is always kept: it is repeated after a reconnection.
+        for _ in range(len(self._kept)):
+            out = self._kept.popleft()
+            if len(out.kept) == 1:
+                self._kept.append(out)
+                continue
+            self._kept_bytes -= len(out.kept.popleft().payload)
+            if self._kept_bytes <= KEPT_BYTES:
+                return
 
     async def _room(self, out: _Out) -> None:
         while len(self._pending) >= UNACKNOWLEDGED or self._pending_bytes >= self._unacknowledged_limit:
@@ -408,7 +420,7 @@ class Bus:
         fresh = [(pattern, qos) for pattern, qos in wanted if pattern not in self._patterns]
         self._patterns.update(fresh)
         client = self._client
-        if client is not None and fresh:
+        if client is not None and self._gone is not None and fresh:
             subscribing = asyncio.create_task(self._subscribe_on(client, fresh, math.inf))
             # Where the connection breaks this would never return; the next connection subscribes.
             await asyncio.wait({subscribing, self._gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -418,7 +430,7 @@ class Bus:
             else:
                 subscribing.cancel()
 
-    def _subscribed(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         if task in self._tasks:
             self._tasks.remove(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -461,7 +473,16 @@ class Bus:
         if not payload and retained:
             return  # a retained message was cleared
         try:
-            self._take(topic, wire.decode(topic, payload), len(payload), retained)
+            try:
+                message = wire.decode(topic, payload)
+            except MessageError as error:
+                self._bad(error)
+                # Its number has come all the same: asking for it again would bring the same bytes.
+                stamp = wire.stamp(payload)
+                if stamp is not None:
+                    self._number(topic, *stamp, None, len(payload), retained)
+                return
+            self._take(topic, message, len(payload), retained)
         except MessageError as error:
             self._bad(error)
         except Exception as error:
@@ -483,22 +504,26 @@ class Bus:
         if isinstance(message, State) and topic == self._state_topic and not self._passive:
             self._own_state(message)
             return
-        if self.session and message.session not in ("", self.session) and not isinstance(message, State):
-            self.counts["foreign"] += 1
-            return
         origin, n = message.origin, message.n
         message.origin, message.n = "", 0  # they are the bus's, not the service's
-        if not n or not origin:
+        if n and origin:
+            self._number(topic, origin, n, message, size, retained)
+        else:
             self._deliver(topic, origin, message, size)
-            return
+
+    def _number(self, topic: str, origin: str, n: int, message: Message | None, size: int, retained: bool) -> None:
+        """Deliver a numbered message (None: one that could not be read) in its turn, once."""
         key = (topic, origin)
         flow = self._ins.get(key)
         if flow is None:
-            # After a reconnection an unknown sender is one that began while there was no broker: we want it all.
-            first = 1 if self._connections > 1 and not retained and not self._passive else n
+            # After a reconnection an unknown sender at its beginning began while there was no broker: we want it all.
+            began = self._connections > 1 and n <= UNACKNOWLEDGED and not retained and not self._passive
+            first = 1 if began else n
             flow = self._ins[key] = _In(first)
             if len(self._ins) > 4096:
-                self._ins.popitem(last=False)
+                _, gone = self._ins.popitem(last=False)
+                self._held_bytes -= sum(held for _, held in gone.held.values())
+        flow.seen = time.monotonic()
         if n < flow.next or n in flow.held:
             self.counts["duplicate"] += 1
         elif n > flow.next + FARTHEST:
@@ -511,18 +536,17 @@ class Bus:
         else:
             flow.next += 1
             self._deliver(topic, origin, message, size)
-            if flow.held:
+            if flow.gap_since:
                 self._release_held(topic, origin, flow)
             if flow.next - flow.credited > CREDIT_EVERY:
                 self._answer(topic, origin, flow)
 
-    def _early(self, topic: str, origin: str, flow: _In, n: int, message: Message, size: int) -> None:
+    def _early(self, topic: str, origin: str, flow: _In, n: int, message: Message | None, size: int) -> None:
         now = time.monotonic()
-        if not flow.held:
-            flow.gap_since = now
-            flow.asked = 0.0
-        if len(flow.held) < HELD:
+        flow.gap_since = flow.gap_since or now
+        if len(flow.held) < HELD and self._held_bytes + size <= HELD_BYTES:
             flow.held[n] = (message, size)
+            self._held_bytes += size
         if self._passive:  # it asks nobody, so it does not wait either
             self._skip(topic, origin, flow)
         elif now - flow.asked > 0.5:
@@ -532,11 +556,14 @@ class Bus:
     def _release_held(self, topic: str, origin: str, flow: _In) -> None:
         while (entry := flow.held.pop(flow.next, None)) is not None:
             flow.next += 1
+            self._held_bytes -= entry[1]
             self._deliver(topic, origin, *entry)
-        if flow.held:
-            flow.gap_since = time.monotonic()
+        flow.gap_since = time.monotonic() if flow.held else 0.0
 
     def _skip(self, topic: str, origin: str, flow: _In) -> None:
+        if not flow.held:
+            flow.gap_since = 0.0
+            return
         first = min(flow.held)
         self.counts["lost"] += first - flow.next
         if not self._passive:
@@ -544,7 +571,12 @@ class Bus:
         flow.next = first
         self._release_held(topic, origin, flow)
 
-    def _deliver(self, topic: str, origin: str, message: Message, size: int) -> None:
+    def _deliver(self, topic: str, origin: str, message: Message | None, size: int) -> None:
+        if message is None:
+            return
+        if self.session and message.session not in ("", self.session) and not isinstance(message, State):
+            self.counts["foreign"] += 1
+            return
         try:
             if isinstance(message, Manifest | Chunk):
                 payload = self._reassembler.add(topic, message, origin)
@@ -576,20 +608,16 @@ class Bus:
         if self._passive:
             return
         missing: list[tuple[int, int]] = []
-        if everything:
+        first = flow.next
+        for n in sorted(flow.held):
+            if n > first:
+                missing.append((first, n - 1))
+            first = n + 1
+        if everything or (flow.gap_since and not flow.held):
             missing = [(flow.next, 0)]
-        elif flow.held:
-            first = flow.next
-            for n in [*sorted(flow.held), 0]:
-                if n == 0 or n > first:
-                    missing.append((first, n - 1 if n else 0))
-                first = n + 1
-                if len(missing) == 64:
-                    break
-            missing = [(a, b) for a, b in missing if b]
         flow.credited = flow.next - 1
         parsed = topics.parse(topic)
-        answer = Flow(session="", to=origin, topic=topic, taken=flow.next - 1, missing=tuple(missing))
+        answer = Flow(session="", to=origin, topic=topic, taken=flow.next - 1, missing=tuple(missing[:64]))
         self._send(_Entry(_flow_topic(parsed), wire.encode(answer)))
 
     def _ask_refused(self) -> None:
@@ -618,7 +646,7 @@ class Bus:
             await asyncio.sleep(0.25)
             now = time.monotonic()
             for (topic, origin), flow in list(self._ins.items()):
-                if not flow.held or self._client is None:
+                if not flow.gap_since or self._client is None:
                     continue
                 if now - flow.gap_since > self._give_up_s:
                     self._skip(topic, origin, flow)
@@ -641,13 +669,31 @@ class Bus:
         try:
             if self._arena is None:
                 arenas.sweep(self._where)
-                self._arena = arenas.Arena(self._where, f"r2f-{self.service[:40]}-{self.origin}", self._arena_bytes)
+                self._arena = arenas.Arena(
+                    self._where, f"r2f-{self.service[:40]}-{self.origin}", self._arena_bytes, self._arena_age_s
+                )
             return self._arena.put(array, readers)
         except arenas.ArenaFull as error:
             self.counts["arena_full"] += 1
             if self.counts["arena_full"] in (1, 10, 100) or self.counts["arena_full"] % 1000 == 0:
                 self._log.warning("tensor sent inline", reason=str(error), times=self.counts["arena_full"])
             return wire.inline(array)
+
+    async def room(self, nbytes: int) -> None:
+        """Wait until the readers have given back enough of the arena for ``nbytes`` more, or it is plain that they will not.
+
+        So a sender that is faster than its readers slows down, and its memory stays under ``arena_bytes``.
+        """
+        deadline = time.monotonic() + self._arena_age_s
+        while self._arena is not None and self._arena.free < nbytes and time.monotonic() < deadline:
+            self._arena.collect()
+            if self._arena.free < nbytes:
+                await asyncio.sleep(0.002)
+
+    def withdraw(self, tensor: Tensor) -> None:
+        """Take back a tensor that this Bus shared: whoever has not read it yet never will."""
+        if tensor.ref is not None and self._arena is not None and tensor.ref.arena == self._arena.name:
+            self._arena.withdraw(tensor.ref)
 
     def open(self, tensor: Tensor) -> NDArray[Any]:
         """The read-only array of a tensor, without a copy. By reference it is good until ``release``.
@@ -738,33 +784,39 @@ class Bus:
 
     async def _connected(self, client: Connection) -> None:
         self._connections += 1
-        if self._patterns:
-            await self._subscribe_on(client, list(self._patterns.items()))
-        again = list(self._pending.values())
-        self._pending.clear()
-        self._pending_bytes = 0
+        asked: set[str] = set()
+        while fresh := [(pattern, qos) for pattern, qos in self._patterns.items() if pattern not in asked]:
+            asked.update(pattern for pattern, _ in fresh)
+            await self._subscribe_on(client, fresh)
         self._client = client
         self._gone = asyncio.get_running_loop().create_future()
+        for serial, entry in self._pending.items():
+            self._transmit(client, serial, entry)
         if self._connections > 1:
             self.counts["reconnected"] += 1
-            self._log.info("broker is back", broker=self.url, again=len(again))
-            waiting = {id(entry) for entry in again}
-            # A new broker knows nothing: what is retained, and of each topic the last, so that receivers see a gap.
-            last = [entry for entry in self._retained.values() if id(entry) not in waiting]
-            known = waiting | {id(entry) for entry in last}
-            last += [out.kept[-1] for out in self._outs.values() if out.kept and id(out.kept[-1]) not in known]
-            self.counts["resent"] += len(again) + len(last)
-            again = again + last
-        for entry in again:
-            self._send(entry)
-        if self._connections > 1:
-            for (topic, origin), flow in self._ins.items():
-                self._answer(topic, origin, flow, everything=True)
+            self.counts["resent"] += len(self._pending)
+            self._log.info("broker is back", broker=self.url, unacknowledged=len(self._pending))
+            self._repeat()
         self._ready.set()
+
+    def _repeat(self) -> None:
+        """Tell a broker that may be new what it does not know, and where we are to the senders."""
+        known = {id(entry) for entry in self._pending.values()}
+        # Of each topic the last, so that receivers see a gap.
+        last = [*self._retained.values(), *(out.kept[-1] for out in self._outs.values() if out.kept)]
+        for entry in last:
+            if id(entry) not in known:
+                known.add(id(entry))
+                self.counts["resent"] += 1
+                self._send(entry)
+        now = time.monotonic()
+        for (topic, origin), flow in self._ins.items():
+            if now - flow.seen < 600:
+                self._answer(topic, origin, flow, everything=True)
 
     def _disconnected(self) -> None:
         self._client = None
-        if not self._gone.done():
+        if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
         self._by_packet.clear()
 

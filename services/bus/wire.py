@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.bus import topics
-from services.bus.messages import VERSION, Chunk, Manifest, Message, Tensor
+from services.bus.messages import VERSION, Chunk, Count, Manifest, Message, Name, Tensor
 
 PACKET_LIMIT = 1 << 20
 """Bytes that one packet may carry. The Bus cuts at 127 KiB; a foreign sender may send larger ones, up to here."""
@@ -56,6 +56,23 @@ def decode(topic: str, payload: bytes, *, whole: bool = False) -> Message:
     if leaves:
         check_inline(topic, message)
     return message
+
+
+class _Stamp(msgspec.Struct):
+    origin: Name = ""
+    n: Count = 0
+
+
+_STAMP = msgspec.msgpack.Decoder(_Stamp)
+
+
+def stamp(payload: bytes) -> tuple[str, int] | None:
+    """``origin`` and ``n`` of a packet that ``decode`` refused, where those at least can be read."""
+    try:
+        read = _STAMP.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return (read.origin, read.n) if read.origin and read.n else None
 
 
 def check_inline(topic: str, message: Message) -> None:

@@ -127,6 +127,31 @@ async def test_messages_of_another_session_are_dropped_and_counted(broker_url: s
         assert receiver.counts["foreign"] == 1
 
 
+async def test_what_is_dropped_leaves_no_gap_behind(broker_url: str, device: str) -> None:
+    """A numbered message of another session, or one that cannot be read, has come: nobody is asked for it again."""
+    async with Bus(broker_url, "server", device, session="mine") as receiver, raw(broker_url) as other:
+        await receiver.subscribe("up/ack")
+        topic = f"r2f/v1/{device}/up/ack"
+        for n, session in enumerate(("mine", "old", "mine", "unread", "mine"), 1):
+            message = msgpack.unpackb(wire.encode(ack(n, session))) | {"origin": "someone", "n": n}
+            if session == "unread":
+                message["seq"] = "x"
+            await other.publish(topic, msgpack.packb(message), 1)
+        assert [m.seq for m in await take(receiver, 3) if isinstance(m, Ack)] == [1, 3, 5]
+        assert (receiver.counts["foreign"], receiver.counts["bad"], receiver.counts["lost"]) == (1, 1, 0)
+        assert not any(flow.gap_since for flow in receiver._ins.values())
+
+
+async def test_a_gap_that_nobody_fills_is_given_up_and_counted(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "server", device, give_up_s=0.6) as receiver, raw(broker_url) as other:
+        await receiver.subscribe("up/ack")
+        for n in (1, 4, 5):
+            message = msgspec.structs.replace(ack(n), origin="someone", n=n)
+            await other.publish(f"r2f/v1/{device}/up/ack", wire.encode(message), 1)
+        assert [m.seq for m in await take(receiver, 3) if isinstance(m, Ack)] == [1, 4, 5]
+        assert receiver.counts["lost"] == 2
+
+
 async def test_a_sender_without_our_client_is_understood(broker_url: str, device: str) -> None:
     async with Bus(broker_url, "server", device) as receiver, raw(broker_url) as other:
         await receiver.subscribe("up/ack")
@@ -476,6 +501,19 @@ async def test_publishing_goes_on_while_there_is_no_broker(kind: str, device: st
         assert len(await take(receiver, 50)) == 50
 
 
+async def test_flushing_waits_for_what_is_sent_again(kind: str, device: str) -> None:
+    async with Broker(kind) as broker, Bus(broker.url, "agent", device) as sender:
+        await broker.kill()
+        for i in range(10):
+            await sender.publish("up/ack", ack(i))
+        flushing = asyncio.create_task(sender.flush())
+        await asyncio.sleep(0.1)
+        assert not flushing.done()
+        await broker.start()
+        await asyncio.wait_for(flushing, 10)
+        assert not sender._pending
+
+
 async def test_states_and_retained_modes_survive_the_broker(kind: str, device: str) -> None:
     async with Broker(kind) as broker, Bus(broker.url, "trainer", device) as trainer:
         await trainer.publish("down/mode", SetMode(session="s", seq=1, mode="training"), retain=True)
@@ -602,3 +640,26 @@ async def test_numbers_out_of_all_proportion_are_refused(broker_url: str, device
         assert [m.seq for m in await take(receiver, 4) if isinstance(m, Ack)] == [1, 2, 3, 4]
         assert receiver.counts["bad"] == 1
         assert receiver.counts["duplicate"] == 1
+
+
+# -- without a broker -------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_kept_for_sending_again_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.bus.client.KEPT_BYTES", 2000)
+    bus = Bus("mqtt://127.0.0.1:1", "agent", "d")
+    monkeypatch.setattr(bus, "_passive", True)
+    for i in range(200):
+        await bus.publish(("up/ack", "down/forward", "edge/inputs")[i % 7 % 3], (ack, forward, tiny)[i % 7 % 3](i))
+        kept = [len(entry.payload) for out in bus._outs.values() for entry in out.kept]
+        assert bus._kept_bytes == sum(kept) <= 2000 + max(kept)
+        assert len(bus._kept) == len(kept)
+        assert all(out.kept[-1].n == out.n for out in bus._outs.values())
+
+
+def tiny(iteration: int) -> Inputs:
+    return inputs(iteration, 10)
+
+
+def test_a_bus_can_be_made_before_there_is_a_loop() -> None:
+    assert Bus("mqtt://user:secret@host:1", "agent", "d").url == "mqtt://…@host:1"

@@ -33,9 +33,7 @@ async def test_the_voter_without_our_code_votes(tmp_path: Path) -> None:
     )  # 240 kB: in chunks
     async with launch() as running, Bus(running.url(), "agent", "edge-0", arena_bytes=0) as agent:
         await agent.subscribe("edge/voted")
-        voter = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(program), running.host, str(running.port), "edge-0")
-        )
+        voter = await asyncio.create_subprocess_exec(*(sys.executable, str(program), running.host, str(running.port), "edge-0"))
         try:
             for _ in range(50):  # until it has subscribed
                 await agent.publish("edge/replicas", asked)
