@@ -1,8 +1,13 @@
-"""``python -m services.bus.describe``: every topic and message as Markdown, as ``docs/bus.md`` has it."""
+"""``python -m services.bus.describe docs/bus.md``: put every topic and message, as the code has them, at the page's end.
+
+Without a page they are printed.
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -93,5 +98,20 @@ def _parts(kind: type) -> list[type]:
     return found
 
 
+MARK = "<!-- python -m services.bus.describe docs/bus.md -->\n\n"
+
+
+def main() -> None:
+    """Print, or write the end of the page that is named. Exits with 1 where that page has no mark to write behind."""
+    if len(sys.argv) == 1:
+        print(markdown(), end="")
+        return
+    page = Path(sys.argv[1])
+    head, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
+    if not mark:
+        sys.exit(f"{page} has no line {MARK.strip()!r} to write behind")
+    page.write_text(head + mark + markdown(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(markdown(), end="")
+    main()

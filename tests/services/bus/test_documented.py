@@ -17,8 +17,8 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "bus.md").read_text(encod
 
 
 def test_the_tables_are_the_codes() -> None:
-    _, generated = PAGE.split("<!-- python -m services.bus.describe -->\n\n")
-    assert generated == describe.markdown(), "run: python -m services.bus.describe, and put it at the end of docs/bus.md"
+    _, generated = PAGE.split(describe.MARK)
+    assert generated == describe.markdown(), "run: python -m services.bus.describe docs/bus.md"
 
 
 async def test_the_voter_without_our_code_votes(tmp_path: Path) -> None:
