@@ -30,7 +30,22 @@ DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_DEVICE = "edge-0"
 
 
-def run(service: str, broker: str, device: str, json_logs: bool | None, serve: Callable[[Bus], Awaitable[None]]) -> None:
+ARENA_MB = 256
+ArenaMb = Annotated[
+    int, typer.Option(help="Shared memory for tensors under way, MiB; a sender that has filled it waits for its readers.")
+]
+
+
+def run(
+    service: str,
+    broker: str,
+    device: str,
+    json_logs: bool | None,
+    serve: Callable[[Bus], Awaitable[None]],
+    *,
+    arena_mb: int = ARENA_MB,
+    arena_age_s: float = 30.0,
+) -> None:
     """Open the bus as ``service`` and serve until SIGINT or SIGTERM.
 
     Exits with 1 and one line on stderr for an error that the user can mend (BusError, ValueError, OSError).
@@ -38,12 +53,13 @@ def run(service: str, broker: str, device: str, json_logs: bool | None, serve: C
     configure_logs(json_logs)
     structlog.contextvars.bind_contextvars(service=service, device=device)
     try:
-        asyncio.run(_serve(service, broker, device, serve))
+        bus = Bus(broker, service, device, arena_bytes=arena_mb << 20, arena_age_s=arena_age_s)
+        asyncio.run(_serve(bus, serve))
     except* (BusError, ValueError, OSError, RuntimeError) as errors:
         fail(service, _first(errors))
 
 
-async def _serve(service: str, broker: str, device: str, serve: Callable[[Bus], Awaitable[None]]) -> None:
+async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> None:
     task = asyncio.current_task()
     assert task is not None
     stopped = False
@@ -56,7 +72,7 @@ async def _serve(service: str, broker: str, device: str, serve: Callable[[Bus], 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
     try:
-        async with Bus(broker, service=service, device=device) as bus:
+        async with bus:
             await serve(bus)
     except asyncio.CancelledError:
         if not stopped:

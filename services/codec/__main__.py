@@ -20,6 +20,7 @@ def main(
     broker: service.Broker = service.DEFAULT_BROKER,
     device: service.Device = service.DEFAULT_DEVICE,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
+    arena_mb: service.ArenaMb = 2 * service.ARENA_MB,
     json_logs: service.JsonLogs = None,
 ) -> None:
     """Codec: compresses layer outputs and images on the device, rebuilds them on the server; and the model the other way.
@@ -38,7 +39,9 @@ def main(
 
             await ServerCodec(bus, path).serve()
 
-    service.run(f"codec-{side.value}", broker, device, json_logs, serve)
+    # Over a slow link the first layers of an iteration wait for the last; the server's end takes its tensors back itself.
+    age = 3600.0 if side is Side.server else 30.0
+    service.run(f"codec-{side.value}", broker, device, json_logs, serve, arena_mb=arena_mb, arena_age_s=age)
 
 
 if __name__ == "__main__":

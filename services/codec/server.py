@@ -30,6 +30,7 @@ from services.bus.messages import (
     SetMode,
     Stage,
     State,
+    Tensor,
     Timing,
 )
 from services.codec import inputs, layers, model, repair
@@ -65,6 +66,8 @@ class Rebuild:
     corrections: dict[int, bytes] = field(default_factory=dict)
     repairs: int = 0
     """Requests sent; the second is for all that is left, so there is no third."""
+    shared: list[Tensor] = field(default_factory=list)
+    """What the trainer was given of this iteration; the next one takes it back."""
     waiting: bool = False
     """For the answer to the last of them."""
     done: int = 0
@@ -190,6 +193,9 @@ class ServerCodec:
         if version is None:
             log.warning("forward names a network that is not here", version=message.version)
             return
+        if self.rebuild is not None:
+            for tensor in self.rebuild.shared:
+                self.bus.withdraw(tensor)
         self.rebuild = Rebuild(message, version)
 
     def _current(self, message: EncodedInputs | EncodedLayers | EncodedRepair) -> Rebuild | None:
@@ -353,4 +359,6 @@ class ServerCodec:
                 raise ValueError(f"layer {index} is wrong after two repairs")
         now.outputs[index] = actual
         now.next_layer += 1
-        return LayerActivation(index=index, actual=self.bus.share(actual), faithful=faithful, repaired=repaired)
+        tensor = self.bus.share(actual)
+        now.shared.append(tensor)
+        return LayerActivation(index=index, actual=tensor, faithful=faithful, repaired=repaired)

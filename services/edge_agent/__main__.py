@@ -32,6 +32,7 @@ def main(
     accelerator: Annotated[Kind, typer.Option(help="What runs the MAC layers.")] = Kind.simulated,
     array: Annotated[Path | None, typer.Option(help="Array that is timed: a SCALE-Sim .cfg [default: 32x32]")] = None,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
+    arena_mb: service.ArenaMb = service.ARENA_MB,
     json_logs: service.JsonLogs = None,
 ) -> None:
     """Edge agent: runs the int8 forward pass on an accelerator that makes errors, as the server commands.
@@ -50,7 +51,7 @@ def main(
         timed = Array() if array is None else read_config(array)
         await Agent(bus, load(data, shape=_shape(image_size)), new_accelerator, timed, path).serve()
 
-    service.run("agent", broker, device, json_logs, serve)
+    service.run("agent", broker, device, json_logs, serve, arena_mb=arena_mb)
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:

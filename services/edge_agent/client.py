@@ -59,6 +59,7 @@ class Client:
 
     async def send_segment(self, forward: Forward, number: int, segment: Segment, vote: Vote) -> None:
         """Some layers' executions, to the voter. The actual output goes on from there to the codec."""
+        await self.bus.room(sum(y.nbytes for executed in segment.layers for y in executed.replicas))
         layers = tuple(
             LayerReplicas(
                 index=executed.index,

@@ -1,0 +1,5 @@
+"""Backward pass, optimiser, quantising, deploying: the server's half of the loop."""
+
+from services.trainer.server import Data, DeviceError, Mode, Server, serving
+
+__all__ = ["Data", "DeviceError", "Mode", "Server", "serving"]

@@ -15,14 +15,16 @@ import structlog
 
 from accelsim import storage
 from accelsim.network import Int8, Network, UInt8
-from services.bus import Bus, BusError
+from services.bus import Bus, BusError, topics
 from services.bus.messages import (
     Ack,
     Activations,
+    Codec,
     Deploy,
     FaultRates,
     Forward,
     Inputs,
+    Message,
     Outputs,
     Phase,
     Progress,
@@ -31,6 +33,7 @@ from services.bus.messages import (
     State,
     Tensor,
     Timing,
+    Vote,
 )
 
 log = structlog.get_logger()
@@ -77,20 +80,11 @@ class Data:
 
 
 class Server:
-    """``server.*`` of Table I, over an open bus. One session a run; one device at a time.
-
-    Example::
-
-        async with Bus("mqtt://localhost:1883", service="trainer", device="edge-0") as bus:
-            async with serving(bus, session="run-1") as server:
-                await server.ready()
-                await server.deploy_model(network)
-                await server.set_mode(Mode.TRAINING, codec="chained", rates=FaultRates(1e-4, 1e-4, 0, 1e-4))
-                data = await server.get_data(iteration=0, split="train", samples=range(16))
-                data.activations  # {layer index: int8 (N, H, W, C)}, as the device computed them
+    """``server.*`` of Table I, over an open bus, for any number of devices. One session a run.
 
     Every call raises DeviceError when the device refuses, or is silent for ``patience`` seconds, ``attempts`` times.
     Nothing is lost when a service or the broker restarts in the middle: the pass is repeated and gives the same data.
+    docs/api.md has an example to paste.
     """
 
     def __init__(self, bus: Bus, session: str, *, patience: float = 20.0, attempts: int = 4) -> None:
@@ -98,42 +92,33 @@ class Server:
         self.session = session
         self.patience = patience
         self.attempts = attempts
-        self.version = 0
-        self._network: Network | None = None
-        self._iteration = -1
-        self._mode = Mode.INFERENCE
-        self._sequence = 0
-        self._states: dict[str, State] = {}
-        self._acks: list[Ack] = []
-        self._data: Data | None = None
-        self._tensors: list[Tensor] = []
-        self._changed = asyncio.Condition()
-        self._progress = 0
-        self._restarts = 0
-        self.on_timing: Callable[[Timing], None] | None = None
-        """Called with every stage's timing event of this session, if set."""
+        self.failure: BusError | None = None
+        """Why no more messages will come."""
+        self._devices: dict[str, _Device] = {}
 
     # ---- Table I ----
 
     async def set_mode(
         self,
+        device: str,
         mode: Mode,
         *,
         rates: FaultRates,
         seed: int,
-        codec: Literal["direct", "golden", "chained"] = "chained",
-        vote: Literal["bitwise", "median"] = "median",
+        codec: Codec = "chained",
+        vote: Vote = "median",
         replicas: int = 3,
         protected: Sequence[int] = (),
         referee: bool = True,
         exact: bool = True,
     ) -> None:
-        """``server.setAIoTMode``: how the device runs from now on. Returns when it has acknowledged."""
-        self._sequence += 1
-        self._mode = mode
+        """``server.setAIoTMode``: how the device runs from now on (see ``SetMode``). Returns when it has acknowledged."""
+        known = await self._device(device)
+        known.sequence += 1
+        known.mode = mode
         message = SetMode(
             session=self.session,
-            seq=self._sequence,
+            seq=known.sequence,
             mode=mode.value,
             codec=codec,
             vote=vote,
@@ -146,76 +131,160 @@ class Server:
         )
 
         def send(attempt: int) -> Awaitable[object]:
-            return self.bus.publish("down/mode", message, retain=True)
+            return known.publish("down/mode", message, retain=True)
 
-        await self._until(send, lambda: self._acknowledged("mode", message.seq), f"mode {mode}")
+        await known.until(send, lambda: known.acknowledged("mode", message.seq), f"mode {mode}")
 
     async def deploy_model(
-        self, network: Network, *, version: int | None = None, iteration: int = -1, wait: bool = True
+        self, device: str, network: Network, *, version: int | None = None, iteration: int = -1, wait: bool = True
     ) -> int:
         """``server.deployModel``: send an int8 network to the device; returns its version, 1 or more.
 
         With ``wait`` it returns when the device runs it. Without, the next ``get_data`` waits for it, which saves a
         round trip an iteration. ``iteration`` is the one that made the network, for the timing events.
         """
-        self.version = self.version + 1 if version is None else version
-        self._network, self._iteration = network, iteration
-        number = self.version
-
+        known = await self._device(device)
+        known.version = known.version + 1 if version is None else version
+        known.network, known.iteration = network, iteration
+        number = known.version
         if not wait:
-            await self._send_model()
+            await known.send_model()
             return number
 
         def send(attempt: int) -> Awaitable[object]:
-            return self._send_model()
+            return known.send_model()
 
-        await self._until(send, lambda: self._acknowledged("model", number), f"model version {number}")
+        await known.until(send, lambda: known.acknowledged("model", number), f"model version {number}")
         return number
 
     async def get_data(
-        self, *, iteration: int, split: Literal["train", "test"], samples: Sequence[int], seed: int | None = None
+        self,
+        device: str,
+        *,
+        iteration: int,
+        split: Literal["train", "test"],
+        samples: Sequence[int],
+        seed: int | None = None,
     ) -> Data:
         """``server.getData``: run these samples on the device in its present mode and collect what it computed.
 
-        ``seed`` stands in for the mode's fault seed. Activations are the receiver's own copies.
+        ``seed`` stands in for the mode's fault seed. Images and activations are views into shared memory, good until the
+        next ``get_data`` of that device.
         """
-        if self._network is None:
-            raise DeviceError("get_data: no network was deployed; call deploy_model first")
-        wanted = {index for index, _ in self._network.convs()} if self._mode is Mode.TRAINING else set()
+        known = await self._device(device)
+        if known.network is None:
+            raise DeviceError(f"device {device!r}: no network was deployed; call deploy_model first")
+        training = known.mode is Mode.TRAINING
+        wanted = {index for index, _ in known.network.convs()}
 
         async def send(attempt: int) -> None:
-            self._reset(iteration, attempt)
+            known.reset(iteration, attempt)
             if attempt > 0:
-                log.warning("forward repeated", iteration=iteration, attempt=attempt)
-                await self._send_model()
+                log.warning("forward repeated", device=device, iteration=iteration, attempt=attempt)
+                await known.send_model()
             forward = Forward(
                 session=self.session,
                 iteration=iteration,
                 attempt=attempt,
-                mode=self._mode.value,
-                version=self.version,
+                mode=known.mode.value,
+                version=known.version,
                 split=split,
                 samples=tuple(int(i) for i in samples),
                 seed=seed,
             )
-            await self.bus.publish("down/forward", forward)
+            await known.publish("down/forward", forward)
 
         def complete() -> Data | None:
-            data = self._data
-            self._refused("forward", iteration)
-            if data is None:
+            known.refused("forward", iteration)
+            data = known.data
+            if data is None or (data.outputs is None and not training):
                 return None
-            if self._mode is Mode.INFERENCE:
-                return data if data.outputs is not None else None
-            return data if data.images is not None and data.activations.keys() == wanted else None
+            if training and (data.images is None or data.activations.keys() != wanted):
+                return None
+            return data
 
-        return await self._until(send, complete, f"iteration {iteration}")
+        return await known.until(send, complete, f"iteration {iteration}")
 
-    async def ready(self, within_s: float = 60.0) -> State:
+    # ---- beside it ----
+
+    async def ready(self, device: str, within_s: float = 60.0) -> State:
         """Wait until every service of the pipeline is there; returns the agent's state, with its sample counts.
 
         Raises DeviceError naming the missing ones.
         """
+        return await (await self._device(device)).ready(within_s)
+
+    async def on_timing(self, device: str, take: Callable[[Timing], None]) -> None:
+        """Have ``take`` called with every stage's timing event of this session."""
+        (await self._device(device)).on_timing = take
+
+    async def publish_timing(self, device: str, stage: Stage, iteration: int, host_s: float) -> None:
+        """``event/{stage}`` of a stage that the server itself ran."""
+        timing = Timing(session=self.session, stage=stage, iteration=iteration, host_s=host_s)
+        await self.bus.publish(self.bus.topic(f"event/{stage}", device), timing)
+
+    async def publish_progress(self, device: str, phase: Phase, step: int, steps: int, value: float, norm: float = 0.0) -> None:
+        """``event/progress``"""
+        progress = Progress(session=self.session, phase=phase, step=step, steps=steps, value=value, grad_norm=norm)
+        await self.bus.publish(self.bus.topic("event/progress", device), progress)
+
+    async def pump(self) -> None:
+        """Take in messages until cancelled; ``serving`` runs it."""
+        try:
+            async for topic, message in self.bus:
+                device = self._devices.get(topics.parse(topic).device)
+                if device is None:
+                    continue
+                try:
+                    await device.take(message)
+                except ValueError as error:
+                    self.bus.reject(topic, str(error))
+        except BusError as error:
+            self.failure = error
+            for device in self._devices.values():
+                await device.wake()
+
+    async def _device(self, name: str) -> _Device:
+        if name not in self._devices:
+            self._devices[name] = _Device(self, name)
+            planes = ("up/ack", "up/outputs", "server/inputs", "server/activations", "event/+")
+            short = (*planes, *(f"state/{service}" for service in PATH))
+            await self.bus.subscribe(*(self.bus.topic(topic, name) for topic in short))
+        return self._devices[name]
+
+
+class _Device:
+    """What the server knows of one device, and its waiting for it."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.server = server
+        self.name = name
+        self.mode = Mode.INFERENCE
+        self.sequence = 0
+        self.version = 0
+        self.network: Network | None = None
+        self.iteration = -1
+        self.data: Data | None = None
+        self.on_timing: Callable[[Timing], None] | None = None
+        self._states: dict[str, State] = {}
+        self._acks: list[Ack] = []
+        self._tensors: list[Tensor] = []
+        self._changed = asyncio.Condition()
+        self._progress = 0
+        self._restarts = 0
+
+    async def publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        await self.server.bus.publish(self.server.bus.topic(topic, self.name), message, retain=retain)
+
+    async def send_model(self) -> None:
+        assert self.network is not None
+        data = self.server.bus.share(np.frombuffer(storage.to_bytes(self.network), np.uint8))
+        session = self.server.session
+        await self.publish(
+            "server/model", Deploy(session=session, iteration=self.iteration, version=self.version, network=data)
+        )
+
+    async def ready(self, within_s: float) -> State:
 
         def present() -> State | None:
             online = {name for name, state in self._states.items() if state.online}
@@ -226,61 +295,38 @@ class Server:
             try:
                 async with asyncio.timeout(within_s):
                     while (found := present()) is None:
+                        if self.server.failure is not None:
+                            raise self.server.failure
                         await self._changed.wait()
             except TimeoutError:
                 missing = sorted(set(PATH) - {n for n, s in self._states.items() if s.online})
                 raise DeviceError(
-                    f"device {self.bus.device!r}: no sign of {', '.join(missing)} within {within_s:g} s; "
-                    f"are they running, and with --device {self.bus.device}?"
+                    f"device {self.name!r}: no sign of {', '.join(missing)} within {within_s:g} s; "
+                    f"are they running, and with --device {self.name}?"
                 ) from None
         return found
 
-    # ---- for watching ----
-
-    async def publish_timing(self, stage: Stage, iteration: int, host_s: float) -> None:
-        """``event/{stage}`` of a stage that the server itself ran."""
-        timing = Timing(session=self.session, stage=stage, iteration=iteration, host_s=host_s)
-        await self.bus.publish(f"event/{stage}", timing)
-
-    async def publish_progress(self, phase: Phase, step: int, steps: int, value: float, grad_norm: float) -> None:
-        """``event/progress``"""
-        progress = Progress(
-            session=self.session, phase=phase, step=step, steps=steps, value=value, grad_norm=grad_norm
-        )
-        await self.bus.publish("event/progress", progress)
-
-    # ---- what the calls wait for ----
-
-    async def _send_model(self) -> None:
-        assert self._network is not None
-        data = self.bus.share(np.frombuffer(storage.to_bytes(self._network), np.uint8))
-        await self.bus.publish(
-            "server/model", Deploy(session=self.session, iteration=self._iteration, version=self.version, network=data)
-        )
-
-    def _acknowledged(self, of: Literal["mode", "model"], seq: int) -> bool:
-        self._refused(of, seq)
+    def acknowledged(self, of: Literal["mode", "model"], seq: int) -> bool:
+        self.refused(of, seq)
         return any(ack.of == of and ack.seq == seq and ack.ok for ack in self._acks)
 
-    def _refused(self, of: str, seq: int) -> None:
+    def refused(self, of: str, seq: int) -> None:
         """Raises what the device refused: a repeat cannot mend that."""
         for ack in self._acks:
             if ack.of == of and ack.seq == seq and not ack.ok:
-                raise DeviceError(f"device {self.bus.device!r} refused {of} {seq}: {ack.error}")
+                raise DeviceError(f"device {self.name!r} refused {of} {seq}: {ack.error}")
 
-    async def _until(
-        self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], what: str
-    ) -> T:
+    async def until(self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], what: str) -> T:
         """Send, wait, and send again when a service restarted or nothing moved for ``patience`` seconds."""
         self._acks.clear()
-        for attempt in range(self.attempts):
+        for attempt in range(self.server.attempts):
             await send(attempt)
             result = await self._wait(ready)
             if result:
                 return result
         raise DeviceError(
-            f"device {self.bus.device!r}: no answer to {what} after {self.attempts} attempts "
-            f"({self.patience:g} s without a message each)"
+            f"device {self.name!r}: no answer to {what} after {self.server.attempts} attempts "
+            f"({self.server.patience:g} s without a message each)"
         )
 
     async def _wait(self, ready: Callable[[], T | None]) -> T | None:
@@ -288,9 +334,11 @@ class Server:
         restarts = self._restarts
         async with self._changed:
             while not (result := ready()):
+                if self.server.failure is not None:
+                    raise self.server.failure
                 seen = self._progress
                 try:
-                    async with asyncio.timeout(self.patience):
+                    async with asyncio.timeout(self.server.patience):
                         while self._progress == seen and self._restarts == restarts:
                             await self._changed.wait()
                 except TimeoutError:
@@ -303,52 +351,45 @@ class Server:
         state = self._states.get(service)
         return state is not None and state.online
 
-    # ---- what arrives ----
+    async def take(self, message: Message) -> None:
+        """Note what arrived, and wake whoever waits for it. Raises ValueError for what is wrong with it."""
+        if self._take(message):
+            await self.wake()
 
-    async def pump(self) -> None:
-        """Take in messages until cancelled; ``serving`` runs it."""
-        names: tuple[str, ...] = ("up/ack", "up/outputs", "server/inputs", "server/activations", "event/+")
-        names += tuple(f"state/{name}" for name in PATH)
-        await self.bus.subscribe(*names)
-        async for topic, message in self.bus:
-            try:
-                moved = self._take(message)
-            except ValueError as error:
-                self.bus.reject(topic, str(error))
-                continue
-            if moved:
-                async with self._changed:
-                    self._progress += 1
-                    self._changed.notify_all()
+    async def wake(self) -> None:
+        """Have whoever waits look again."""
+        async with self._changed:
+            self._progress += 1
+            self._changed.notify_all()
 
-    def _take(self, message: object) -> bool:
+    def _take(self, message: Message) -> bool:
         match message:
             case State():
                 return self._take_state(message)
-            case Timing() if message.session == self.session:
+            case Timing() if message.session == self.server.session:
                 if self.on_timing is not None:
                     self.on_timing(message)
-            case Ack() if message.session == self.session:
+            case Ack() if message.session == self.server.session:
                 self._acks.append(message)
                 return True
             case Inputs() if self._wanted(message):
-                assert self._data is not None
-                if self._data.images is None:
-                    self._data.images = self._keep(message.images).astype(np.uint8, copy=False)
-                    self._data.labels = self._labels(message.labels)
+                assert self.data is not None
+                if self.data.images is None:
+                    self.data.images = self._keep(message.images).astype(np.uint8, copy=False)
+                    self.data.labels = self._labels(message.labels)
                 return True
             case Activations() if self._wanted(message):
-                assert self._data is not None
+                assert self.data is not None
                 for layer in message.layers:
-                    self._data.activations[layer.index] = self._keep(layer.actual).astype(np.int8, copy=False)
-                    self._data.repaired += layer.repaired
+                    self.data.activations[layer.index] = self._keep(layer.actual).astype(np.int8, copy=False)
+                    self.data.repaired += layer.repaired
                     if not layer.faithful:
-                        self._data.mismatched_layers.add(layer.index)
+                        self.data.mismatched_layers.add(layer.index)
                 return True
             case Outputs() if self._wanted(message):
-                assert self._data is not None
-                self._data.outputs = self.bus.open(message.outputs).astype(np.int8, copy=True)
-                self._data.labels = self._labels(message.labels)
+                assert self.data is not None
+                self.data.outputs = self.server.bus.open(message.outputs).astype(np.int8, copy=True)
+                self.data.labels = self._labels(message.labels)
                 return True
         return False
 
@@ -361,9 +402,9 @@ class Server:
         return True
 
     def _wanted(self, message: Inputs | Activations | Outputs) -> bool:
-        data = self._data
+        data = self.data
         return data is not None and (message.session, message.iteration, message.attempt) == (
-            self.session,
+            self.server.session,
             data.iteration,
             data.attempt,
         )
@@ -371,23 +412,25 @@ class Server:
     def _keep(self, tensor: Tensor) -> npt.NDArray[np.generic]:
         """A view into the sender's arena, held until the next pass begins."""
         self._tensors.append(tensor)
-        return self.bus.open(tensor)
+        return self.server.bus.open(tensor)
 
     def _labels(self, labels: Tensor | None) -> npt.NDArray[np.int64] | None:
-        return None if labels is None else self.bus.open(labels).astype(np.int64, copy=True)
+        return None if labels is None else self.server.bus.open(labels).astype(np.int64, copy=True)
 
-    def _reset(self, iteration: int, attempt: int) -> None:
+    def reset(self, iteration: int, attempt: int) -> None:
         for tensor in self._tensors:
-            self.bus.release(tensor)
+            self.server.bus.release(tensor)
         self._tensors = []
-        self._data = Data(iteration, attempt)
+        self.data = Data(iteration, attempt)
 
 
 @asynccontextmanager
-async def serving(bus: Bus, session: str, **settings: float) -> AsyncIterator[Server]:
-    """A Server whose messages are taken in while the block runs."""
-    server = Server(bus, session, **settings)  # type: ignore[arg-type]
-    async with asyncio.TaskGroup() as tasks:
-        pump = tasks.create_task(server.pump())
+async def serving(bus: Bus, session: str, *, patience: float = 20.0, attempts: int = 4) -> AsyncIterator[Server]:
+    """A Server whose messages are taken in while the block runs; where the bus fails, so does whatever waits for it."""
+    server = Server(bus, session, patience=patience, attempts=attempts)
+    pump = asyncio.create_task(server.pump())
+    try:
         yield server
+    finally:
         pump.cancel()
+        await asyncio.wait([pump])

@@ -56,22 +56,22 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
     initial = storage.load(folder / job.NETWORK)
     result = read_result(folder)
     async with serving(bus, todo.session) as server:
-        agent = await server.ready()
+        agent = await server.ready(todo.device)
         _check_samples(todo, agent.samples)
         state = _resume(folder, todo, initial)
         if not result.before:
-            await server.deploy_model(initial, version=INITIAL_VERSION)
+            await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
             result.int8 = await _evaluate(server, todo, "before", agent.samples["test"], FaultRates())
             result.before = await _evaluate(server, todo, "before", agent.samples["test"], todo.rates)
             _write_result(folder, result)
         state = await _train(server, folder, todo, initial, state, agent.samples["train"], path)
         if not result.after:
             storage.save(state.network, folder / RETRAINED)
-            await server.deploy_model(state.network, version=state.version)
+            await server.deploy_model(todo.device, state.network, version=state.version)
             result.after = await _evaluate(server, todo, "after", agent.samples["test"], todo.rates)
             result.model_sha256 = storage.digest(state.network)
             _write_result(folder, result)
-        await server.publish_progress("done", todo.iterations, todo.iterations, float(np.mean(result.after)), 0.0)
+        await server.publish_progress(todo.device, "done", todo.iterations, todo.iterations, float(np.mean(result.after)))
 
 
 async def _train(
@@ -81,7 +81,7 @@ async def _train(
     if state.iteration == todo.iterations:
         return state
     book, rows = ledger.Ledger(), list[ledger.Row]()
-    server.on_timing = book.add
+    await server.on_timing(todo.device, book.add)
     ledger.truncate(folder / PROGRESS, state.iteration)
     order = np.random.Generator(np.random.PCG64())
     order.bit_generator.state = state.generator
@@ -91,6 +91,7 @@ async def _train(
     saved = str(folder / checkpoint.FILE) if (folder / checkpoint.FILE).exists() else None
 
     await server.set_mode(
+        todo.device,
         Mode.TRAINING,
         rates=todo.rates,
         seed=todo.seed,
@@ -101,13 +102,13 @@ async def _train(
         exact=todo.exact,
         protected=todo.protected,
     )
-    await server.deploy_model(network, version=version)
+    await server.deploy_model(todo.device, network, version=version)
     engine = await asyncio.to_thread(Engine, network, path)
     for iteration in range(state.iteration, todo.iterations):
         start = time.perf_counter()
         samples = order.choice(available, size=min(todo.batch, available), replace=False)
         # What the device computed on this batch, faults and all.
-        data = await server.get_data(iteration=iteration, split="train", samples=samples.tolist())
+        data = await server.get_data(todo.device, iteration=iteration, split="train", samples=samples.tolist())
         assert data.images is not None
         received = time.perf_counter()
         x = network.quantize_images(data.images)
@@ -121,13 +122,13 @@ async def _train(
         version += 1
         quantised = time.perf_counter()
         # The device gets the model while the server writes its checkpoint; the next forward waits for it there.
-        await server.deploy_model(network, version=version, iteration=iteration, wait=False)
+        await server.deploy_model(todo.device, network, version=version, iteration=iteration, wait=False)
         engine = await asyncio.to_thread(Engine, network, path)
         state = state._replace(iteration=iteration + 1, version=version, generator=order.bit_generator.state, network=network)
-        await server.publish_timing("backward", iteration, stepped - received)
-        await server.publish_timing("quantise", iteration, quantised - stepped)
+        await server.publish_timing(todo.device, "backward", iteration, stepped - received)
+        await server.publish_timing(todo.device, "quantise", iteration, quantised - stepped)
         rows.append(_row(iteration, found.loss, found.correct, found.norm, data, time.perf_counter() - start))
-        await server.publish_progress("train", iteration + 1, todo.iterations, found.loss, found.norm)
+        await server.publish_progress(todo.device, "train", iteration + 1, todo.iterations, found.loss, found.norm)
         # Events of an iteration may still be under way when it ends; by the one after next they are here. A checkpoint
         # does not wait for them: every row that it will not do again must be on the disk first.
         due = (iteration + 1) % todo.checkpoint_every == 0 or iteration + 1 == todo.iterations
@@ -141,13 +142,14 @@ async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, rat
     """Top-1 in per cent on held-out samples, for each fault seed; a single run where there are no faults."""
     seeds = todo.evaluation_seeds if rates != FaultRates() else todo.evaluation_seeds[:1]
     protected = todo.protected if rates != FaultRates() else ()
-    await server.set_mode(Mode.INFERENCE, rates=rates, seed=todo.seed, vote=todo.vote, protected=protected)
+    await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, vote=todo.vote, protected=protected)
     samples = range(min(todo.evaluation_samples, available))
     found = []
     for i, seed in enumerate(seeds):
         right = 0
         for start in range(0, len(samples), todo.evaluation_batch):
             data = await server.get_data(
+                todo.device,
                 iteration=EVALUATION + start // todo.evaluation_batch,
                 split="test",
                 samples=samples[start : start + todo.evaluation_batch],
@@ -158,7 +160,7 @@ async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, rat
                 raise ValueError("evaluation: the device's held-out samples have no labels")
             right += int((data.outputs.reshape(len(data.labels), -1).argmax(axis=1) == data.labels).sum())
         found.append(100 * right / len(samples))
-        await server.publish_progress(phase, i + 1, len(seeds), found[-1], 0.0)
+        await server.publish_progress(todo.device, phase, i + 1, len(seeds), found[-1])
     return found
 
 

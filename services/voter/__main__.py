@@ -11,10 +11,11 @@ from services.voter import voter
 def main(
     broker: service.Broker = service.DEFAULT_BROKER,
     device: service.Device = service.DEFAULT_DEVICE,
+    arena_mb: service.ArenaMb = service.ARENA_MB,
     json_logs: service.JsonLogs = None,
 ) -> None:
     """TMR voter: takes edge/replicas, answers with edge/voted. Runs on the device."""
-    service.run("voter", broker, device, json_logs, voter.serve)
+    service.run("voter", broker, device, json_logs, voter.serve, arena_mb=arena_mb)
 
 
 if __name__ == "__main__":
