@@ -178,6 +178,18 @@ def _copying(flip: int) -> Any:
     return copying
 
 
+@intrinsic
+def move(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
+    """``(to, source, count)``: copies exactly ``count`` bytes that do not overlap."""
+
+    def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
+        to, source, count = values
+        places = [b.inttoptr(v, _I8.as_pointer()) for v in (to, source)]
+        _call(b, "llvm.memcpy.p0.p0.i64", ir.VoidType(), *places, count, _const(0, _I1))
+
+    return _void(3, emit)
+
+
 copy = _copying(0)
 copy_unsigned = _copying(-128)
 
@@ -204,7 +216,7 @@ def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, y
             nearest = _const(8, _I32)
             return _call(b, "llvm.x86.avx512.mask.cvtps2dq.512", _V16I32, value, _fill(0, _V16I32), _const(-1, _I16), nearest)
 
-        def clamp(bytes_: ir.Value) -> ir.Value:
+        def clamp(bytes_: ir.Value, limits: list[ir.Value]) -> ir.Value:
             lowest, highest = limits
             bytes_ = b.select(b.icmp_signed(">", bytes_, lowest), bytes_, lowest)
             return b.select(b.icmp_signed("<", bytes_, highest), bytes_, highest)
@@ -217,19 +229,20 @@ def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, y
             words = [_call(b, "llvm.x86.avx512.packssdw.512", ir.VectorType(_I16, 32), *parts[j : j + 2]) for j in (0, 2)]
             packed = _call(b, "llvm.x86.avx512.packsswb.512", _V64I8, *words)
             ordered = _call(b, "llvm.x86.avx512.permvar.si.512", _V16I32, b.bitcast(packed, _V16I32), order)
-            _store(b, clamp(b.bitcast(ordered, _V64I8)), b.add(y, i))
-        rest = b.sub(count, whole)
+            _store(b, clamp(b.bitcast(ordered, _V64I8), limits), b.add(y, i))
+
+        def narrow(i: ir.Value) -> ir.Value:
+            lanes = _call(b, "llvm.x86.avx512.mask.pmovs.db.512", _V16I8, integers(i), _fill(0, _V16I8), _const(-1, _I16))
+            return clamp(lanes, [_splat(b, b.trunc(v, _I8), _V16I8) for v in (low, high)])
+
+        rest = b.and_(count, _const(48))
         with b.if_then(b.icmp_signed(">", rest, _const(0))), _loop(b, rest, [], step=LANES) as (j, _, _):
             i = b.add(whole, j)
-            narrow = _call(b, "llvm.x86.avx512.mask.pmovs.db.512", _V16I8, integers(i), _fill(0, _V16I8), _const(-1, _I16))
-            # Only the low quarter of the clamp's lanes matters here.
-            wide = b.shuffle_vector(
-                narrow, narrow, ir.Constant(ir.VectorType(_I32, 64), [_const(k % 16, _I32) for k in range(64)])
-            )
-            numbers = ir.Constant(ir.VectorType(_I32, 16), [_const(k, _I32) for k in range(16)])
-            value = b.shuffle_vector(clamp(wide), clamp(wide), numbers)
-            address = b.inttoptr(b.add(y, i), _V16I8.as_pointer())
-            _masked_store(b, value, address, _lanes(b, b.sub(rest, j), LANES))
+            _store(b, narrow(i), b.add(y, i))
+        last = b.and_(count, _const(LANES - 1))
+        with b.if_then(b.icmp_signed(">", last, _const(0))):
+            i = b.add(whole, rest)
+            _masked_store(b, narrow(i), b.inttoptr(b.add(y, i), _V16I8.as_pointer()), _lanes(b, last, LANES))
 
     return _void(6, emit)
 
