@@ -1,0 +1,100 @@
+"""The server ends up with just what the device computed, on all five networks and at every error rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from accelsim.accelerator import Simulated
+from accelsim.engine import Engine
+from accelsim.faults import Rates
+from accelsim.network import Network, UInt8
+from experiments import chain
+from experiments.networks import FIVE, int8_network
+
+
+def images(count: int) -> UInt8:
+    """Smooth pictures with noise, 32x32x3."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[0:32, 0:32] / 32
+    waves = generator.uniform(1, 9, (count, 3, 2))
+    smooth = np.stack([[np.sin(a * x + b * y) for a, b in image] for image in waves]).transpose(0, 2, 3, 1)
+    return np.clip(128 + 90 * smooth + generator.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", params=[source.zoo for source in FIVE])
+def network(request: pytest.FixtureRequest) -> Network:
+    return int8_network(request.param, None, images(8))
+
+
+def device(network: Network, ber: float) -> Simulated:
+    simulated = Simulated(Rates.uniform(ber), seed=3)
+    simulated.load(network)
+    return simulated
+
+
+@pytest.mark.parametrize("ber", [1e-4, 1e-3])
+@pytest.mark.parametrize("settle", [True, False], ids=["settled", "three-way"])
+def test_exact_at_every_error_rate(network: Network, ber: float, settle: bool) -> None:
+    # The server's engine is on the portable path whatever the device's is.
+    server = Engine(network, "portable")
+    x = network.quantize_images(images(4))
+    batch = chain.chained(device(network, ber), server, x, 0, settle=settle, exact=True)
+    assert batch.mismatched_share == 0
+    assert batch.round_trips <= 2
+    if not settle and ber == 1e-3:
+        assert batch.round_trips > 0, "three-way votes go wrong at this rate, so there must have been something to repair"
+
+
+def test_settled_votes_need_no_repair(network: Network) -> None:
+    simulated = device(network, 1e-4)
+    batch = chain.chained(simulated, simulated.engine, network.quantize_images(images(4)), 0)
+    assert batch.mismatched_share <= 0.001
+    assert batch.round_trips == 0
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> Network:
+    return int8_network("squeezenet1_1", None, images(8))
+
+
+def test_without_faults_every_codec_is_exact_and_increments_are_nothing(squeezenet: Network) -> None:
+    simulated = device(squeezenet, 0.0)
+    x = squeezenet.quantize_images(images(2))
+    chained = chain.chained(simulated, simulated.engine, x, 0)
+    golden = chain.golden(simulated, simulated.engine, x, 0, direct_layers=frozenset(), redundancy="network")
+    direct = chain.direct(simulated, x, 0)
+    assert chained.mismatched_share == golden.mismatched_share == direct.mismatched_share == 0
+    assert chained.bodies == 2 * len(chained.layers)
+    assert direct.bodies == direct.raw + len(direct.layers)
+    assert golden.bodies < direct.raw / 20
+
+
+@pytest.mark.parametrize("redundancy", ["layer", "network"])
+def test_golden_sends_dissimilar_layers_as_they_are(squeezenet: Network, redundancy: chain.Redundancy) -> None:
+    simulated = device(squeezenet, 3e-4)
+    x = squeezenet.quantize_images(images(2))
+    shares = chain.similarity(simulated, simulated.engine, x[:1], redundancy)
+    assert list(shares) == [index for index, _ in squeezenet.convs()]
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert shares[0] > 0.9, "the first layer's errors are its own alone"
+    median = float(np.median(list(shares.values())))
+    under = chain.dissimilar(shares, median)
+    batch = chain.golden(simulated, simulated.engine, x, 0, direct_layers=under, redundancy=redundancy)
+    assert {sent.index for sent in batch.layers if sent.body[0] == 0} == under
+    assert all(sent.mismatched == 0 for sent in batch.layers if sent.index in under)
+
+
+def test_layer_wise_votes_are_nearer_to_the_truth_than_network_wise(squeezenet: Network) -> None:
+    # Section V.C and Fig. 9 of the paper.
+    simulated = device(squeezenet, 1e-4)
+    x = squeezenet.quantize_images(images(4))
+    layer, network = (chain.similarity(simulated, simulated.engine, x, kind) for kind in ("layer", "network"))
+    assert np.mean(list(layer.values())) > np.mean(list(network.values()))
+
+
+def test_wire_counts_framing(squeezenet: Network) -> None:
+    simulated = device(squeezenet, 1e-5)
+    batch = chain.chained(simulated, simulated.engine, squeezenet.quantize_images(images(2)), 0)
+    # A digest and an index a layer, and the headers of at least one packet.
+    assert batch.bodies + 9 * len(batch.layers) + 52 < batch.wire < batch.bodies + 40 * len(batch.layers) + 1000
