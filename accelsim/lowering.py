@@ -259,6 +259,9 @@ class _Lower(fx.Interpreter):
         plain_window = kept == list(range(kept[0], kept[0] + len(kept)))
         window = rows != list(range(height)) or columns != list(range(width)) or len(kept) != len(channels)
         offset = (0 if not plain_window else kept[0]) - before
+        places = [(rows, height), (columns, width)] + ([(channels, source[2])] if plain_window else [])
+        if not all(_zeros_lie_outside(axis, length, wrong) for axis, length in places):
+            return self._crop_and_pad(value, one, consumer)
         if not plain_window or not window:
             moved = _Value(operand, value.index, f"{value.name}.channels" if window else value.name)
             shape = (height, width, len(kept))
@@ -280,6 +283,17 @@ class _Lower(fx.Interpreter):
             key,
         )  # fmt: skip
 
+    def _crop_and_pad(self, value: _Value, one: Tensor, consumer: str) -> int:
+        """Two layers where one window would read elements that should be zeros: cut out what is kept, then pad it."""
+        kept = torch.nonzero(one >= 0)
+        low, high = kept.amin(0).tolist(), (kept.amax(0) + 1).tolist()
+        region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        size = math.prod(self.built.shape_of(value.source))
+        inner = self.image(_Value(value.source, torch.stack([one[region], one[region] + size]), f"{value.name}.crop"), consumer)
+        padded = torch.full((2, *one.shape), -1)
+        padded[(slice(None), *region)] = _indices(self.built.shape_of(inner))
+        return self.image(_Value(inner, padded, value.name), consumer)
+
     # --- operators ---
 
     def _module(self, n: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -287,7 +301,7 @@ class _Lower(fx.Interpreter):
             if isinstance(module, kinds):
                 return handler(self, n, module, (*args, *kwargs.values()))
         if isinstance(module, _POINTWISE_MODULES):
-            return self.pointwise(n, args[0], module)
+            return self.pointwise(n, args[0], lambda x: module(x.clone()))
         if isinstance(module, _MOVING_MODULES):
             return self.move(n, module, args, kwargs)
         nearest = next((text for kinds, text in _NEAREST if isinstance(module, kinds)), _GENERAL)
@@ -316,15 +330,23 @@ class _Lower(fx.Interpreter):
         if len(values) != 1:
             raise self.refuse(n, f"{n.target} of several tensors", "torch.cat over channels works")
         (value,) = values
-        swap = fx.node.map_aggregate((args, kwargs), lambda a: a.index.contiguous() if isinstance(a, _Value) else a)
-        args, kwargs = swap
-        try:
-            result = getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            raise LoweringError(f"{self.label(n)}: {n.target} failed: {error}") from error
+        result = self._on_indices(n, target, value, args, kwargs)
+        if isinstance(result, Tensor) and (value.ndim, result.dim()) == (4, 2) and result.shape[1] > value.shape[1]:
+            # A flatten. Moves in front of it become layers first: rows and columns cannot be told apart behind it.
+            source = self.image(value, self.label(n))
+            value = _Value(source, _indices(self.built.shape_of(source)), value.name)
+            result = self._on_indices(n, target, value, args, kwargs)
         if isinstance(result, tuple | list):
             return [_Value(value.source, part, self.label(n)) for part in result]
         return _Value(value.source, result, self.label(n))
+
+    def _on_indices(self, n: fx.Node, target: Any, value: _Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        index = value.index.contiguous()
+        args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: index if isinstance(a, _Value) else a)
+        try:
+            return getattr(index, target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise LoweringError(f"{self.label(n)}: {n.target} failed: {error}") from error
 
     def pointwise(self, n: fx.Node, value: Any, function: Callable[[Tensor], Tensor]) -> _Value:
         if not isinstance(value, _Value):
@@ -411,6 +433,12 @@ def _progression(places: list[int], wrong: LoweringError) -> tuple[int, int]:
     if len(kept) == 1 and len(places) == 1:
         step = 1
     return kept[0] - first * step, step
+
+
+def _zeros_lie_outside(places: list[int], size: int, wrong: LoweringError) -> bool:
+    """Whether a strided window over ``size`` places gives zeros (-1) just where it leaves them."""
+    first, step = _progression(places, wrong)
+    return all((0 <= first + i * step < size) == (place >= 0) for i, place in enumerate(places))
 
 
 def _leaves(value: Any) -> list[Any]:
