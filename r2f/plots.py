@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r2f.report import Report, size
+from r2f.report import Report, over, size
 
 INK, QUIET, GRID = "#1b1f24", "#6b7480", "#e3e6ea"
 FLOAT, CLEAN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#d1495b", "#2a7f62"
@@ -45,7 +45,7 @@ def draw(folder: Path, report: Report) -> list[Path]:
             paths.append(_save(figure, folder / f"{name}.png"))
         figure = Figure(figsize=(11, 7), layout="constrained")
         figure.suptitle(
-            f"{report.network}, BER {report.ber:g}, {report.codec} over {report.link}",
+            f"{report.network}, BER {report.ber:g}, {report.codec}{over(report.link)}",
             x=0.01, ha="left", fontsize=14, fontweight="bold",
         )  # fmt: skip
         for axes, panel in zip(figure.subplots(2, 2).flat, _PANELS.values(), strict=True):
@@ -99,6 +99,7 @@ def loss(axes: Axes, report: Report) -> None:
         axes.plot(steps[window - 1 :], mean, color=BEFORE, linewidth=2, label=f"mean of {window}")
         axes.legend(loc="upper right")
     axes.set_xlabel("iteration")
+    axes.set_xlim(1, max(2, len(values)))
     axes.set_ylim(bottom=0)
     axes.yaxis.grid(True, color=GRID)
     axes.set_title("Training loss on the faulty device")
@@ -133,27 +134,35 @@ def traffic(axes: Axes, report: Report) -> None:
 
 
 def stages(axes: Axes, report: Report) -> None:
-    """Seconds of each stage: measured on the host, modelled on the device, modelled on the link."""
+    """Seconds of each stage: measured on this host, and below it what the models say of the device and the link."""
     names = list(report.stages_s)
-    left = np.zeros(len(names))
-    y = np.arange(len(names))[::-1]
-    for label, colour in (("host", HOST), ("device", DEVICE), ("link", LINK)):
-        values = 1e3 * np.array([getattr(report.stages_s[name], label) for name in names])
+    y = np.arange(len(names))[::-1].astype(float)
+    host, device, link = (
+        1e3 * np.array([getattr(report.stages_s[name], part) for name in names]) for part in ("host", "device", "link")
+    )
+    modelled = device + link > 0
+    place = y + np.where(modelled, 0.2, 0.0)
+    axes.barh(place, host, height=np.where(modelled, 0.36, 0.6), color=HOST, label="host, measured")
+    for position, value in zip(place, host, strict=True):
+        _number(axes, value, position)
+    for label, values, colour in (("device, modelled", device, DEVICE), ("link, modelled", link, LINK)):
         if values.any():
-            title = f"{label}, measured" if label == "host" else f"{label}, modelled"
-            axes.barh(y, values, left=left, height=0.62, color=colour, label=title)
-            left += values
-    for position, total in zip(y, left, strict=True):
-        axes.annotate(f"{total:.3g}", (total, position), xytext=(4, 0), textcoords="offset points", va="center",
-                      fontsize=9)  # fmt: skip
+            chosen = values > 0
+            axes.barh(y[chosen] - 0.2, values[chosen], height=0.36, color=colour, label=label)
+            for position, value in zip(y[chosen] - 0.2, values[chosen], strict=True):
+                _number(axes, value, position)
     axes.set_yticks(y, names)
-    axes.set_xlim(0, 1.18 * max(left.max(), 1e-6))
+    axes.set_xlim(0, 1.25 * max(host.max(), device.max(), link.max(), 1e-6))
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.xaxis.grid(True, color=GRID)
     axes.set_xlabel("milliseconds an iteration")
     axes.legend(loc="lower right")
     axes.set_title(f"Stages (they overlap: {1e3 * report.iteration_s:.0f} ms wall clock)")
+
+
+def _number(axes: Axes, value: float, y: float) -> None:
+    axes.annotate(f"{value:.3g}", (value, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 _PANELS = {"accuracy": accuracy, "loss": loss, "bytes": traffic, "stages": stages}

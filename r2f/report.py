@@ -302,6 +302,11 @@ def _grid(title: str, *columns: str) -> Table:
     return grid
 
 
+def over(link: str) -> str:
+    """`` over LINK``, nothing where no link was modelled."""
+    return "" if link == "none" else f" over {link}"
+
+
 def size(count: int, unit: str = "B") -> str:
     """A count with a decimal prefix: 1.23 MB."""
     value, prefix = float(count), ""
