@@ -28,6 +28,8 @@ Direction = Literal["up", "down"]
 MSS = 1448
 """Bytes of data in a segment: 1500 of Ethernet's, less 20 of IPv4, 20 of TCP, 12 of its timestamps."""
 SEGMENT_HEADERS = 52
+STAMP = 25
+"""Bytes of ``origin`` and ``n``, which ``Bus.publish`` adds to an encoded message (``n`` of three bytes)."""
 _SLICE_S = 0.005
 
 
@@ -91,13 +93,14 @@ def stream_bytes(data: int) -> WireBytes:
 
 
 def frames(payload: int, chunk: int | None = None, session: str = "0" * 12) -> list[int]:
-    """Payload lengths of the packets that the Bus makes of a message of ``payload`` bytes: itself, or manifest and chunks.
+    """Payload lengths of the packets that the Bus makes of a message of ``payload`` encoded bytes.
 
-    The framing of chunks is counted by encoding one, with numbers as long as they get in such a transfer.
+    Itself with its stamp, or manifest and chunks. The framing of chunks is counted by encoding one, with numbers as long
+    as they get in such a transfer.
     """
     chunk = chunk_size() if chunk is None else chunk
     if payload <= chunk:
-        return [payload]
+        return [payload + STAMP]
     origin, digest, count = "0" * 12, bytes(16), count_of(payload, chunk)
     manifest = Manifest(session=session, origin=origin, n=count, length=payload, chunk=chunk, digest=digest)
     lengths = [len(msgspec.msgpack.encode(manifest))]
@@ -110,6 +113,8 @@ def frames(payload: int, chunk: int | None = None, session: str = "0" * 12) -> l
 
 def wire_bytes(topic: str, payload: int, qos: int = 1, chunk: int | None = None) -> WireBytes:
     """What a message of ``payload`` encoded bytes costs on the wire: forward, and backward in acknowledgements.
+
+    ``topic`` is the whole one, ``r2f/v1/...``; ``payload`` is ``len(wire.encode(message))``, without the Bus's stamp.
 
     Every packet is a burst of its own, as the Bus sends it (TCP_NODELAY); at QoS 1 each is answered with a PUBACK of four
     bytes in a segment, which the sender's TCP acknowledges with its next data.
