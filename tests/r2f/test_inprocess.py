@@ -1,0 +1,93 @@
+"""The loop in one process: what codecs may change and what they may not, and that nothing hangs on anything else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from accelsim import reference, storage, zoo
+from accelsim.lowering import lower
+from accelsim.network import Network
+from r2f.data import Dataset, load
+from r2f.inprocess import evaluate, retrain
+from services.bus.messages import FaultRates
+from services.trainer.job import Job
+from services.trainer.optimiser import Sgd
+
+RATES = FaultRates(input=5e-4, weight=5e-4, output=5e-4)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def network(digits: Dataset) -> Network:
+    torch.manual_seed(0)
+    module = zoo.build("digits_cnn", num_classes=10).eval()
+    return lower(module, digits.train_images[:64], digits.mean, digits.std, name="digits_cnn")
+
+
+def job(**settings: object) -> Job:
+    return Job(**{"session": "s", "device": "d", "rates": RATES, "iterations": 3, "batch": 8, "sgd": Sgd(rate=0.01)} | settings)
+
+
+def test_exact_chained_ends_with_the_model_of_direct(network: Network, digits: Dataset) -> None:
+    direct = retrain(network, digits, job(codec="direct"))
+    chained = retrain(network, digits, job(codec="chained"))
+    again = retrain(network, digits, job(codec="chained"))
+    assert storage.digest(direct.network) != storage.digest(network)
+    assert storage.digest(chained.network) == storage.digest(direct.network) == storage.digest(again.network)
+    for a, b in zip(direct.iterations, chained.iterations, strict=True):
+        assert (a.loss, a.grad_norm, a.elements, a.mismatched) == (b.loss, b.grad_norm, b.elements, 0)
+        assert b.layer_bytes < a.layer_bytes / 2
+
+
+def test_plain_votes_err_and_say_so(network: Network, digits: Dataset) -> None:
+    many = FaultRates(input=4e-3, weight=4e-3, output=4e-3)
+    found = retrain(network, digits, job(rates=many, referee=False, exact=False))
+    assert 0 < sum(i.mismatched for i in found.iterations) < sum(i.elements for i in found.iterations)
+    assert sum(i.repaired for i in found.iterations) == 0
+
+
+def test_seed_iteration_and_device_decide_the_faults(network: Network, digits: Dataset) -> None:
+    def model(**settings: object) -> str:
+        return storage.digest(retrain(network, digits, job(codec="direct", iterations=2, **settings)).network)
+
+    assert len({model(), model(seed=1), model(device="other"), model(rates=FaultRates())}) == 4
+
+
+def test_a_sample_crosses_the_link_once(network: Network, digits: Dataset) -> None:
+    few = Dataset(
+        name="few", train_images=digits.train_images[:8], train_labels=digits.train_labels[:8],
+        test_images=digits.test_images[:8], test_labels=digits.test_labels[:8], mean=digits.mean, std=digits.std,
+    )  # fmt: skip
+    found = retrain(network, few, job())
+    assert [i.input_bytes > 0 for i in found.iterations] == [True, False, False]
+    assert found.iterations[1].model_bytes < found.iterations[0].model_bytes
+
+
+def test_without_labels_the_teacher_gives_them(network: Network, digits: Dataset) -> None:
+    """A fault-free device that answers as its teacher does has nothing to learn but certainty."""
+    found = retrain(network, digits, job(labels="teacher", rates=FaultRates(), iterations=1))
+    assert found.iterations[0].correct == 8
+    soft = retrain(network, digits, job(labels="teacher-soft", rates=FaultRates(), iterations=1))
+    assert soft.iterations[0].grad_norm < 1e-5
+
+
+def test_evaluation_counts_right_answers(network: Network, digits: Dataset) -> None:
+    images, labels = digits.test_images[:40], digits.test_labels[:40]
+    outputs = reference.run(network, network.quantize_images(images))[-1].reshape(40, -1).astype(int)
+    for top in (1, 3):
+        # argsort of the negated outputs is stable, so among equals the lowest class counts first: as argmax has it.
+        right = [label in sorted(range(10), key=lambda c: -row[c])[:top] for row, label in zip(outputs, labels, strict=True)]
+        assert evaluate(network, images, labels, FaultRates(), [1, 2], top=top, batch=16) == [100 * np.mean(right)]
+    faulty = evaluate(network, images, labels, FaultRates(weight=0.01), [1, 2, 1], batch=16)
+    assert faulty[0] == faulty[2]
+
+
+def test_the_golden_codec_is_refused(network: Network, digits: Dataset) -> None:
+    with pytest.raises(ValueError, match="golden is not covered"):
+        retrain(network, digits, job(codec="golden"))
