@@ -32,14 +32,16 @@ WILD: Final = 0.25
 
 MACS_PER_S: Final = 2e9
 """Modelled speed of the referee: int8 dot products on four cores like the Cortex-A53 of the paper's board (section VI.A),
-a twentieth of their arithmetic peak as the operands are gathered."""
+a twentieth of their arithmetic peak of 38e9 as the operands are gathered."""
+WHOLE_MACS_PER_S: Final = 4e9
+"""The same for whole layers, in regular loops: a tenth of the peak."""
 SAVED: Final = 0.3
 """Bytes that an increment saves over the output itself where replicas disagree nearly everywhere (measured: 0.2 to 0.35)."""
 
 
 def short(bits_per_s: float) -> int:
     """MACs an output up to which the referee is faster than sending what an increment would save, on such an uplink."""
-    return int(SAVED * 8 / bits_per_s * MACS_PER_S)
+    return int(SAVED * 8 / bits_per_s * WHOLE_MACS_PER_S)
 
 
 SHORT: Final = short(5.76e6)
@@ -162,6 +164,14 @@ def settle(
     many = 16 * len(positions) > replicas[0].size
     values = golden().reshape(-1)[positions] if many else elements(positions)
     return Settled(replicas=tuple(replicas), positions=positions, values=values, direct=False)
+
+
+def seconds(settled: Settled, macs: int) -> float:
+    """Modelled seconds of the referee on what it computed; ``macs`` is the length of the layer's dot products."""
+    speed = WHOLE_MACS_PER_S if settled.positions is None else MACS_PER_S
+    # Where most of a layer is open the loops over all of it are faster.
+    whole = settled.replicas[0].size * macs / WHOLE_MACS_PER_S
+    return min(len(settled.values) * macs / speed, whole)
 
 
 def override(voted: Int8, settled: Settled) -> Int8:

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from accelsim import referee, storage
+from accelsim import storage
 from accelsim.accelerator import Simulated
 from accelsim.faults import Rates
 from accelsim.network import Network
@@ -98,7 +98,7 @@ def measure(network: Network, data: datasets.Dataset, ber: float, batch: int, ba
         "decode_mb_s": raw / sum(s.decode_s for b in chained for s in b.layers) / 1e6,
         "executions": sum(s.executions * s.raw for b in chained for s in b.layers) / raw,
         "referee_share": sum(s.refereed for b in chained for s in b.layers) / macs,
-        "referee_s": sum(s.refereed for b in chained for s in b.layers) / referee.MACS_PER_S / batches,
+        "referee_s": sum(s.referee_s for b in chained for s in b.layers) / batches,
         "layers_direct": sum(s.body[0] <= layers.ZSTD for b in chained for s in b.layers) / batches,
         "golden_layers_direct": len(under),
         "input_raw_bytes": input_raw,
@@ -138,7 +138,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(
         f"increments {result['increment_bytes']:,} B ({result['increment_bytes'] / bound if bound else 0:.2f} of the bound), "
         f"digests and framing {result['framing_bytes']:,} B; "
-        f"inputs {result['input_bytes']:,} of {result['input_raw_bytes']:,} B; model {result['model_bytes']:,} of {result['model_full_bytes']:,} B"
+        f"inputs {result['input_bytes']:,} of {result['input_raw_bytes']:,} B; "
+        f"model {result['model_bytes']:,} of {result['model_full_bytes']:,} B"
     )
     console.print(
         f"encode {result['encode_mb_s']:.0f} MB/s, decode {result['decode_mb_s']:.0f} MB/s; "

@@ -44,6 +44,8 @@ class Sent:
     executions: int = 1
     refereed: int = 0
     """Multiply-accumulates of the referee."""
+    referee_s: float = 0.0
+    """Its modelled time."""
     mismatched: int = 0
     """Elements of the server's tensor that are not the device's."""
     encode_s: float = 0.0
@@ -151,6 +153,7 @@ def chained(
         sent = _encode(index, actual[index], voted, True)
         sent.executions = len(settled.replicas) if not settled.direct else referee.FIRST
         sent.refereed = len(settled.values) * layer.weight[0].size
+        sent.referee_s = referee.seconds(settled, layer.weight[0].size)
         if sent.body[0] <= layers.ZSTD:
             votes[index] = None  # sent themselves in the end: nothing can be wrong with them
         if voted is not None and votes[index] is not None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from accelsim import storage
 from accelsim.engine import Engine
@@ -27,7 +28,8 @@ SGD: Final = optimiser.Sgd(rate=1e-4)
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One step of training: its model on the wire, and the server's host time."""
+    """One step of training: its model on the wire, and the server's time: CPU seconds over the threads it ran on, so that
+    other work on the machine does not count."""
 
     delta: int
     """Bytes of the delta's body."""
@@ -52,13 +54,16 @@ def update(network: Network, engine: Engine, x: Int8, outputs: Mapping[int, Int8
         inside = np.abs(layer.weight.astype(np.int16)) < 127
         parameters[index] = (weight + (step * inside).astype(np.float32), bias)
     base = quantize(network, parameters)
-    start = time.perf_counter()
+    threads = torch.get_num_threads()
+    start = time.process_time()
     found = replay(base, x, outputs, labels, engine.golden)
     optimiser.step(parameters, optimiser.zeros_like(parameters), found, SGD)
-    middle = time.perf_counter()
+    middle = time.process_time()
     new = quantize(base, parameters)
-    end = time.perf_counter()
-    return Update(len(model.encode(base, new)), len(storage.to_bytes(new)), middle - start, end - middle)
+    end = time.process_time()
+    return Update(
+        len(model.encode(base, new)), len(storage.to_bytes(new)), (middle - start) / threads, (end - middle) / threads
+    )
 
 
 def inputs_wire(body: int, count: int) -> int:

@@ -147,11 +147,9 @@ def _stages(
         shape = network.shape_of(layer.inputs[0])
         one = timing.layer_timing(sent.index, layer, shape, ARRAY, batch=batch.images, executions=sent.executions)
         runs = one.forward_s + one.write_back_s
-        if method.startswith("aprm"):
-            # The TMR run's three executions come on top of the actual one; its vote reads three.
-            more = 3 * runs + timing.vote_seconds(sent.raw, 3, ARRAY)
-        else:
-            more = one.tmr_s + sent.refereed / referee.MACS_PER_S
+        # The TMR run's three executions come on top of the actual one, and its vote reads three.
+        apart = 3 * runs + timing.vote_seconds(sent.raw, 3, ARRAY)
+        more = apart if method.startswith("aprm") else one.tmr_s + sent.referee_s
         subtract = 0.0 if method == "drm" else sent.raw * 3 / ARRAY.vote_bytes_per_s
         encode = 0.0 if method == "drm" else sent.encode_s * DEVICE_SLOWER
         forward, tmr, increment = forward + runs, tmr + more, increment + subtract
@@ -159,11 +157,11 @@ def _stages(
         device_l.append(runs + more + subtract + encode)
         link_l.append(len(sent.body) * framing * 8 / profile.up)
         server_l.append(sent.decode_s)
-    tmr += batch.repair_macs / referee.MACS_PER_S
+    tmr += batch.repair_macs / referee.WHOLE_MACS_PER_S
     uplink = (batch.wire + input_bytes) * 8 / profile.up + batch.round_trips * 2 * profile.latency_s
     downlink = (model_bytes + batch.repair_down) * 8 / profile.down
     backward = step.backward_s + step.quantise_s
-    tail = backward + downlink + batch.repair_macs / referee.MACS_PER_S
+    tail = backward + downlink + batch.repair_macs / referee.WHOLE_MACS_PER_S
     return Stages(
         forward=forward,
         tmr=tmr,

@@ -37,6 +37,16 @@ def _clz(typing: Any, value: Any) -> Any:
     return numba.types.uint64(numba.types.uint64), build
 
 
+@numba.extending.intrinsic
+def _ctz(typing: Any, value: Any) -> Any:
+    """Trailing zeros of a uint64."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return numba.types.uint64(numba.types.uint64), build
+
+
 @numba.njit(cache=True, inline="always")
 def _log2(value: int) -> Word:
     """floor(log2(value)) of a value of 1 or more."""
@@ -138,16 +148,23 @@ def _put_line(buffer: UInt8, at: int, acc: Word, held: int, places: Int32, value
     return at, acc, held
 
 
+_LOW: Final = np.uint64(0x7F7F7F7F7F7F7F7F)
+_ONES: Final = np.uint64(0x0101010101010101)
+
+
+@numba.njit(cache=True, inline="always")
+def _nonzero_bytes(x: Word) -> Word:
+    """The top bit of each byte of a word that is not zero."""
+    return (((x & _LOW) + _LOW) | x) & ~_LOW
+
+
 @numba.njit(cache=True, nogil=True)
 def count_differences(a: UInt64, b: UInt64) -> int:
     """How many bytes differ, eight at a time."""
-    count = 0
+    count = np.uint64(0)
     for i in range(a.size):
-        x = a[i] ^ b[i]
-        while x != 0:
-            count += (x & np.uint64(255)) != 0
-            x >>= np.uint64(8)
-    return count
+        count += ((_nonzero_bytes(a[i] ^ b[i]) >> np.uint64(7)) * _ONES) >> np.uint64(56)
+    return int(np.int64(count))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -157,21 +174,19 @@ def differences(
     """Row, channel and ``a - b`` of each element that differs, in order; a row is a pixel of an image."""
     n, row, start = 0, 0, 0
     for word in range(words_a.size):
-        if words_a[word] == words_b[word]:
-            continue
-        for i in range(8 * word, 8 * word + 8):
-            if a[i] != b[i]:
-                if i - start >= channels:
-                    row = i // channels
-                    start = row * channels
-                rows[n], places[n], values[n] = row, i - start, a[i] - b[i]
-                n += 1
-    for i in range(8 * words_a.size, a.size):
-        if a[i] != b[i]:
+        left = _nonzero_bytes(words_a[word] ^ words_b[word])
+        while left != 0:
+            i = 8 * word + int(np.int64(_ctz(left) >> np.uint64(3)))
+            left &= left - np.uint64(1)
             if i - start >= channels:
                 row = i // channels
                 start = row * channels
             rows[n], places[n], values[n] = row, i - start, a[i] - b[i]
+            n += 1
+    for i in range(8 * words_a.size, a.size):
+        if a[i] != b[i]:
+            row = i // channels
+            rows[n], places[n], values[n] = row, i - row * channels, a[i] - b[i]
             n += 1
 
 
@@ -186,6 +201,9 @@ def encode(rows: Int32, places: Int32, values: Int8, n_rows: int, channels: int,
     for c in range(channels):
         if per_channel[c]:
             cost[c] = np.log2(n_rows / per_channel[c]) + 1.44
+    as_row = np.empty(channels + 1, np.float64)
+    for count in range(1, channels + 1):
+        as_row[count] = count * (np.log2(channels / count) + 1.44) + 16
     # A row is written as a line of its own where that is cheaper than as part of its columns.
     hot = np.zeros(n, np.bool_)
     n_hot, i = 0, 0
@@ -194,7 +212,7 @@ def encode(rows: Int32, places: Int32, values: Int8, n_rows: int, channels: int,
         while end < n and rows[end] == rows[i]:
             in_columns += cost[places[end]]
             end += 1
-        if end - i > 2 and (end - i) * (np.log2(channels / (end - i)) + 1.44) + 16 < in_columns:
+        if end - i > 2 and as_row[end - i] < in_columns:
             hot[i:end] = True
             n_hot += 1
         i = end

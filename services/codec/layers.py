@@ -25,7 +25,7 @@ INCREMENT_ZSTD: Final = 3
 INCREMENT_ENTROPY: Final = 4
 
 _LEVEL: Final = 3
-_SPARSE_SHIFT: Final = 4
+_SPARSE_SHIFT: Final = 3
 
 
 class CodecError(ValueError):

@@ -253,8 +253,7 @@ def _referee_seconds(network: Network, executed: Executed) -> float:
     layer = network.layers[executed.index]
     if executed.settled is None or not isinstance(layer, Conv):
         return 0.0
-    macs: int = len(executed.settled.values) * layer.weight[0].size
-    return macs / referee.MACS_PER_S
+    return referee.seconds(executed.settled, layer.weight[0].size)
 
 
 def _plan(mode: SetMode, training: bool) -> Plan:
