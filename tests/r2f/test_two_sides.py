@@ -1,0 +1,101 @@
+"""The containers' arrangement as processes: two brokers and a bridge, memory of each side's own, a trainer that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from accelsim import storage
+from broker import pair
+from broker.launch import find_mosquitto, free_port
+from r2f import inprocess, pipeline, run
+from r2f.data import load
+from r2f.live import Live
+from r2f.pipeline import Pipeline, Program
+from services.bus.messages import FaultRates, Progress
+from services.trainer import job, training, waiting
+from services.trainer.optimiser import Sgd
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed: only it can bridge"),
+]
+
+PASSWORDS = {role: f"{role}-secret" for role in ("device", "server", "watch", "bridge")}
+HOSTS = {"device": "127.0.0.1", "server": "127.0.0.2"}
+SETTINGS = run.Settings(
+    network="digits_cnn",
+    rates=FaultRates(input=1e-3, weight=1e-3, output=1e-3),
+    iterations=12,
+    sgd=Sgd(rate=0.02),
+    evaluation_seeds=2,
+    evaluation_samples=64,
+    checkpoint_every=4,
+    launch=False,
+    trainer=False,
+)
+
+
+class Killer(Live):
+    """A live display that kills each broker once on the way."""
+
+    def __init__(self, everything: Pipeline) -> None:
+        super().__init__(Console(quiet=True))
+        self.everything = everything
+        self.victims = {4: "device-broker", 8: "server-broker"}
+
+    def progress(self, message: Progress) -> None:
+        if message.phase == "train":
+            for step in [step for step in self.victims if step <= message.step]:
+                os.kill(self.everything.pids[self.victims.pop(step)], signal.SIGKILL)
+
+
+def programs(folder: Path, urls: dict[str, str], port: int) -> list[Program]:
+    """The two brokers and the services, each with the memory of its side."""
+    mosquitto = find_mosquitto()
+    assert mosquitto is not None
+    found = []
+    for side, path in zip(HOSTS, pair.write(folder / "brokers", HOSTS["server"], port, PASSWORDS), strict=True):
+        path.write_text(path.read_text().replace(f"listener {port} 0.0.0.0", f"listener {port} {HOSTS[side]}"))
+        found.append(Program(f"{side}-broker", "broker.child", (str(os.getpid()), mosquitto, "-c", str(path))))
+    for name, side, module, arguments in (
+        ("agent", "device", "services.edge_agent", ("--data", "digits")),
+        ("voter", "device", "services.voter", ()),
+        ("codec-device", "device", "services.codec", ("--side", "device")),
+        ("codec-server", "server", "services.codec", ("--side", "server")),
+    ):
+        found.append(Program(name, module, (*arguments, "--broker", urls[side]), memory(folder, side)))
+    return found
+
+
+def memory(folder: Path, side: str) -> dict[str, str]:
+    where = folder / f"{side}-memory"
+    where.mkdir(exist_ok=True)
+    return {"R2F_SHM_DIR": str(where)}
+
+
+async def test_two_sides_with_both_brokers_killed_end_with_the_model_of_one_process(tmp_path: Path) -> None:
+    port = free_port()
+    urls = {side: f"mqtt://{side}:{PASSWORDS[side]}@{host}:{port}" for side, host in HOSTS.items()}
+    settings = msgspec.structs.replace(SETTINGS, broker=urls["server"])
+    folder = tmp_path / "runs" / "one"
+    with Live(Console(quiet=True)) as live:
+        run.prepare(settings, folder, live)
+    arguments = ("--next", str(folder.parent), "--broker", urls["server"])
+    trainer = Program("trainer", "services.trainer", arguments, memory(tmp_path, "server"))
+    async with pipeline.running(programs(tmp_path, urls, port), tmp_path / "logs", lambda _: None) as everything:
+        killer = Killer(everything)
+        training_ends = asyncio.create_task(everything.watch(trainer))
+        await run.execute(settings, folder, killer)
+        await training_ends
+    assert not killer.victims
+    assert waiting.outcome(folder) == ""
+    peer = inprocess.retrain(storage.load(folder / job.NETWORK), load(settings.data), job.read(folder))
+    result = msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
+    assert result.model_sha256 == storage.digest(peer.network)
