@@ -105,5 +105,5 @@ def test_without_its_vote_a_protected_pass_stops(network: Network, accelerator: 
     steps = execute(network, Engine(network, "portable"), accelerator, inputs(network), 5, Plan(1, frozenset({0})))
     segment = next(steps)
     assert segment.awaits_vote
-    with pytest.raises(RuntimeError, match="layer 0 .* awaits its vote"):
+    with pytest.raises(RuntimeError, match=r"layer 0 .* awaits its vote"):
         steps.send(None)

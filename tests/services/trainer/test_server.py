@@ -63,10 +63,12 @@ async def test_a_device_that_is_not_there_is_named_with_what_is_missing(broker: 
 
 
 async def test_a_device_that_never_answers_is_given_up(broker: str) -> None:
-    async with Bus(broker, service="trainer", device="edge-8") as bus:
-        async with serving(bus, session="s", patience=0.2, attempts=2) as server:
-            with pytest.raises(DeviceError, match="'edge-8': no answer to mode training after 2 attempts"):
-                await server.set_mode("edge-8", Mode.TRAINING, rates=FaultRates(), seed=0)
+    async with (
+        Bus(broker, service="trainer", device="edge-8") as bus,
+        serving(bus, session="s", patience=0.2, attempts=2) as server,
+    ):
+        with pytest.raises(DeviceError, match="'edge-8': no answer to mode training after 2 attempts"):
+            await server.set_mode("edge-8", Mode.TRAINING, rates=FaultRates(), seed=0)
 
 
 async def test_data_needs_a_model(broker: str) -> None:
