@@ -7,7 +7,8 @@ is differentiated at the input that the device fed it, whatever its faults then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,9 @@ Recompute = Callable[[int, Sequence[Int8]], Int8]
 Gradients = dict[int, tuple[Tensor, Tensor]]
 """Index of each MAC layer: gradients of its weight (O, I/groups, R, S) and its bias (O,), float32, real units."""
 
+SHARED_MACS = 10**8
+"""Products of a batch's forward pass from which on the backward pass runs on all of torch's threads."""
+
 
 class Replay(NamedTuple):
     """What one replay found. ``norm`` is the Euclidean norm over all gradients."""
@@ -56,14 +60,30 @@ def replay(network: Network, x: Int8, outputs: Mapping[int, Int8], labels: Label
     (N, H, W, C) of each MAC layer by index. The other layers are exact on the device, so ``recompute`` gives them.
 
     The loss is the softmax cross-entropy, averaged over the batch. The same arguments and number of torch threads give
-    the same gradients, bit for bit.
+    the same gradients, bit for bit; small networks run on one thread, whatever torch is set to.
 
     Raises ValueError if an output is missing or misshaped, or if the labels do not fit.
     """
     values = activations(network, x, outputs, recompute)
-    loss, correct, gradient = _cross_entropy(network, values[-1], labels)
-    gradients = _backward(network, x, values, gradient)
-    return Replay(loss, correct, _norm(gradients), gradients)
+    with _threads(network, len(x)):
+        loss, correct, gradient = _cross_entropy(network, values[-1], labels)
+        gradients = _backward(network, x, values, gradient)
+        return Replay(loss, correct, _norm(gradients), gradients)
+
+
+@contextmanager
+def _threads(network: Network, batch: int) -> Iterator[None]:
+    """One thread for the block where the layers are too small to share out: waking the others would cost more."""
+    macs = sum(layer.weight.size * layer.shape[0] * layer.shape[1] for _, layer in network.convs()) * batch
+    threads = torch.get_num_threads()
+    if macs >= SHARED_MACS or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def activations(network: Network, x: Int8, outputs: Mapping[int, Int8], recompute: Recompute) -> list[Int8]:

@@ -38,9 +38,7 @@ class Builder:
         self.layers: list[Layer] = []
 
     def operand(self, index: int) -> tuple[tuple[int, int, int], float]:
-        return (
-            (self.shape, np.float32(0.02)) if index == INPUT else (self.layers[index].shape, self.layers[index].scale)
-        )
+        return (self.shape, np.float32(0.02)) if index == INPUT else (self.layers[index].shape, self.layers[index].scale)
 
     def add(self, layer: Layer) -> int:
         self.layers.append(layer)
@@ -103,9 +101,7 @@ def everything(seed: int) -> Network:
                       multiplier=operand_multiplier(b.layers[table].scale * b.layers[gate].scale, scale)))  # fmt: skip
     both = b.pointwise(Concat, (gated, depth), (5, 5, 16), 0.05)
     order = b.rng.permutation(16)[:12].astype(np.int32)
-    shuffled = b.add(
-        Channels(name="shuffle", inputs=(both,), shape=(5, 5, 12), scale=b.layers[both].scale, order=order)
-    )
+    shuffled = b.add(Channels(name="shuffle", inputs=(both,), shape=(5, 5, 12), scale=b.layers[both].scale, order=order))
     strided = b.conv(shuffled, 16, stride=(2, 2))
     short = b.add(Slice(name="short", inputs=(shuffled,), shape=(3, 3, 16), scale=b.layers[shuffled].scale,
                         offset=(0, 0, -2), step=(2, 2)))  # fmt: skip
@@ -228,3 +224,33 @@ def test_refuses_what_does_not_fit() -> None:
         replay(network, x, outputs, np.array([0, 5]), recompute)
     with pytest.raises(ValueError, match="labels have shape"):
         replay(network, x, outputs, np.zeros(3, np.int64), recompute)
+
+
+def test_a_small_network_gives_the_same_bits_on_any_number_of_threads() -> None:
+    network = everything(0)
+    x = np.random.default_rng(0).integers(-128, 128, (16, 9, 9, 3)).astype(np.int8)
+    outputs, labels = faulty(network, x, 0), np.arange(16) % 5
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(replay(network, x, outputs, labels, golden(network)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert (other.loss, other.norm) == (found[0].loss, found[0].norm)
+        for index, pair in found[0].gradients.items():
+            assert all(torch.equal(a, b) for a, b in zip(pair, other.gradients[index], strict=True))
+
+
+def test_received_tensors_may_be_read_only() -> None:
+    network = everything(1)
+    x = np.zeros((2, 9, 9, 3), np.int8)
+    outputs = faulty(network, x, 1)
+    expected = replay(network, x, outputs, np.array([0, 1]), golden(network))
+    labels = np.array([0, 1])
+    for array in (x, labels, *outputs.values()):
+        array.flags.writeable = False
+    assert replay(network, x, outputs, labels, golden(network)).norm == expected.norm
