@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from services.bus import arena as arenas
 from services.bus import topics, wire
-from services.bus.chunks import Reassembler, chunk_size, split
+from services.bus.chunks import CHUNK, Reassembler, chunk_size, split
 from services.bus.connection import Connection
 from services.bus.messages import Chunk, Flow, Manifest, Message, Stage, State, Tensor, Timing
 from services.bus.topics import Topic
@@ -51,6 +51,8 @@ from services.bus.wire import MessageError
 WINDOW = 64
 """Messages that a sender may be ahead of a receiver that gives credit, on one topic."""
 CREDIT_EVERY = 16
+CREDIT_WAIT_S = 10.0
+"""How long a sender waits for credit before it goes on without; on a link, and for the window to cross it."""
 UNACKNOWLEDGED = 256
 UNACKNOWLEDGED_BYTES = 16 << 20
 KEPT_BYTES = 32 << 20
@@ -84,6 +86,8 @@ class _Entry:
 class _Out:
     """What this Bus sends on one topic."""
 
+    chunk: int
+    wait_s: float
     n: int = 0
     taken: int = 0
     credited: bool = False
@@ -118,6 +122,20 @@ def broker_address(url: str) -> tuple[str, int, str | None, str | None, bool]:
     return parts.hostname, port or (8883 if secure else 1883), user, password, secure
 
 
+def _link_rate() -> float | None:
+    """$R2F_LINK_BITS_PER_S, None where it is not set. Raises BusError where it is no rate."""
+    text = os.environ.get("R2F_LINK_BITS_PER_S", "")
+    if not text:
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise BusError(f"R2F_LINK_BITS_PER_S is {text!r}; set it to the link's bits a second")
+    return rate
+
+
 def _hidden(url: str) -> str:
     """The URL without its password, for messages."""
     head, at, tail = url.rpartition("@")
@@ -131,10 +149,12 @@ class Bus:
     ``ca_file``, ``cert_file``, ``key_file``: PEM files for TLS, else $R2F_CA_FILE, $R2F_CERT_FILE, $R2F_KEY_FILE, else the
     system's authorities and no certificate of our own.
     ``service`` names it in ``state/{service}``; ``device`` is the one whose topics short names stand for.
-    ``session``: messages of another are dropped and counted, where set. ``link_bits_per_s`` makes chunks of at most two
-    seconds of that rate. ``passive``: only watch; no birth, no credit, no requests. With ``arena_bytes`` 0 tensors go
-    inline. ``give_up_s``: how long to look for a broker, at first and whenever it goes away, before BusError.
-    ``message_limit``: bytes of the largest message; ``inbox_bytes``: received and not yet iterated, where it stops taking.
+    ``session``: messages of another are dropped and counted, where set. ``link_bits_per_s``, else $R2F_LINK_BITS_PER_S: the
+    rate of the link, of which chunks on ``up`` and ``down`` are at most two seconds. ``passive``: only watch; no birth, no
+    credit, no requests. ``arena_bytes``: shared memory for tensors on their way, 0 to send them inline; ``arena_age_s``: after
+    which a slot is taken back from a reader that is silent. ``give_up_s``: how long to look for a broker, at first and whenever
+    it goes away, before BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``: received and not yet
+    iterated, where it stops taking.
     """
 
     def __init__(
@@ -177,10 +197,11 @@ class Bus:
             else None
         )
         self._passive = passive
-        self._chunk = chunk_size(link_bits_per_s)
+        rate = _link_rate() if link_bits_per_s is None else link_bits_per_s
+        self._link_chunk = chunk_size(rate)
+        self._link_wait_s = CREDIT_WAIT_S + (0.0 if rate is None else WINDOW * self._link_chunk * 8 / rate)
         # On a thin link a ping waits behind what is under way: eight seconds' worth at most.
-        self._unacknowledged_limit = UNACKNOWLEDGED_BYTES if link_bits_per_s is None else 4 * self._chunk
-        self._credit_wait_s = 10.0 if link_bits_per_s is None else 10.0 + WINDOW * self._chunk * 8 / link_bits_per_s
+        self._unacknowledged_limit = UNACKNOWLEDGED_BYTES if rate is None else 4 * self._link_chunk
         self._arena_bytes = arena_bytes
         self._arena_age_s = arena_age_s
         self._give_up_s = give_up_s
@@ -283,21 +304,24 @@ class Bus:
             return 0
         out = self._outs.get(topic)
         if out is None:
-            out = self._outs[topic] = _Out()
+            crosses = parsed.plane in topics.LINK_PLANES
+            out = self._outs[topic] = _Out(
+                self._link_chunk if crosses else CHUNK, self._link_wait_s if crosses else CREDIT_WAIT_S
+            )
             if not self._passive:
                 # Not waited for: it goes out before the message does, and answers come after.
                 task = asyncio.create_task(self._subscribe_now([(_flow_topic(parsed), 1)]))
                 task.add_done_callback(self._ended)
                 self._tasks.append(task)
         payload = wire.encode(message)
-        if len(payload) <= self._chunk:
+        if len(payload) <= out.chunk:
             return await self._number_and_send(topic, out, message, retain)
         if retain:
             raise MessageError(f"{topic}: {len(payload)} bytes go in chunks, and chunks cannot be retained")
         if len(payload) > self._message_limit:
             raise MessageError(f"{topic}: {len(payload)} bytes are over the limit of {self._message_limit}")
         size = 0
-        for frame in split(message.session, payload, self._chunk):
+        for frame in split(message.session, payload, out.chunk):
             size += await self._number_and_send(topic, out, frame, False)
             await asyncio.sleep(0)  # others may come between
         return size
@@ -332,12 +356,12 @@ class Bus:
     async def _room(self, out: _Out) -> None:
         while len(self._pending) >= UNACKNOWLEDGED or self._pending_bytes >= self._unacknowledged_limit:
             await self._change()
-        deadline = time.monotonic() + self._credit_wait_s
+        deadline = time.monotonic() + out.wait_s
         while out.credited and out.n - out.taken >= WINDOW:
             left = deadline - time.monotonic()
             if left <= 0:
                 out.credited = False
-                self._log.warning("no credit from the receiver, going on without", waited_s=self._credit_wait_s)
+                self._log.warning("no credit from the receiver, going on without", waited_s=out.wait_s)
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._change(), left)

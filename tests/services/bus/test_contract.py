@@ -20,6 +20,7 @@ import pytest
 from broker.config import make_accounts
 from broker.launch import Running, free_port, launch, stop
 from services.bus import Bus, BusError, MessageError, wire
+from services.bus.client import CREDIT_WAIT_S
 from services.bus.messages import (
     Ack,
     Activations,
@@ -607,7 +608,7 @@ async def test_nobody_listening_does_not_hold_a_sender_back(broker_url: str, dev
         for i in range(500):
             await sender.publish("up/ack", ack(i))
         await sender.flush()
-        assert time.monotonic() - start < sender._credit_wait_s
+        assert time.monotonic() - start < CREDIT_WAIT_S
 
 
 async def test_credit_keeps_a_sender_within_its_window(broker_url: str, device: str) -> None:
@@ -663,3 +664,19 @@ def tiny(iteration: int) -> Inputs:
 
 def test_a_bus_can_be_made_before_there_is_a_loop() -> None:
     assert Bus("mqtt://user:secret@host:1", "agent", "d").url == "mqtt://…@host:1"
+
+
+async def test_chunks_are_small_only_where_they_cross_a_thin_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R2F_LINK_BITS_PER_S", "50000")
+    bus = Bus("mqtt://127.0.0.1:1", "agent", "d")
+    monkeypatch.setattr(bus, "_passive", True)
+    array = wire.inline(np.zeros((13_000, 1, 1, 1), np.uint8))
+    await bus.publish("edge/inputs", Inputs(session="s", iteration=0, attempt=0, images=array, labels=None))
+    signed = wire.inline(np.zeros((26_000, 1, 1, 1), np.int8))
+    await bus.publish("up/outputs", Outputs(session="s", iteration=0, attempt=0, outputs=signed, labels=None))
+    assert {topic.rsplit("/", 1)[1]: out.n for topic, out in bus._outs.items()} == {"inputs": 1, "outputs": 1 + 3}
+    assert max(len(entry.payload) for entry in bus._outs[bus.topic("up/outputs")].kept) < 12_500 + 200
+    for text in ("fast", "0", "-1", "inf"):
+        monkeypatch.setenv("R2F_LINK_BITS_PER_S", text)
+        with pytest.raises(BusError, match="R2F_LINK_BITS_PER_S is"):
+            Bus("mqtt://127.0.0.1:1", "agent", "d")
