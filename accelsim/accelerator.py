@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from accelsim.engine import Engine
 from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
-from accelsim.network import INPUT, Conv, Int8, Network, Shape
+from accelsim.network import INPUT, Conv, Int8, Network
 from accelsim.permanent import FaultMap, faulty_network, replicas
-
-_Draws = tuple[int, tuple[int, ...], int, range, Rates, int, FaultModel]
-"""All that a layer's draws depend on: index, shape of the input, iteration, replicas, rates, seed, fault model."""
 
 
 class Accelerator(Protocol):
@@ -62,9 +57,6 @@ class Simulated:
         self.fault_model: FaultModel = SOFT_ERRORS if fault_model is None else fault_model
         self.permanent = permanent
         self._engine: Engine | None = None
-        self._following: dict[int, tuple[int, Shape]] = {}
-        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="faults")
-        self._ahead: tuple[_Draws, Future[list[Flips]]] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -78,17 +70,13 @@ class Simulated:
         if self.permanent is not None:
             network = faulty_network(network, self.permanent)
         self._engine = Engine(network, self.path)
-        self._ahead = None
-        convs = list(network.convs())
-        self._following = {
-            index: (following, network.shape_of(layer.inputs[0]))
-            for (index, _), (following, layer) in itertools.pairwise(convs)
-        }
 
     def flips(self, index: int, shape: tuple[int, ...], *, iteration: int, replica: int) -> Flips:
         """The soft errors of one execution of MAC layer ``index`` on an input of ``shape`` (N, H, W, C)."""
-        replicas = range(replica, replica + 1)
-        return self._draw(*self._what(index, shape, iteration, replicas))[0]
+        layer = self.engine.conv(index)
+        key = Key(self.seed, self.device, iteration, index, replica)
+        inputs, outputs = math.prod(shape), shape[0] * math.prod(layer.shape)
+        return draw(self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=outputs, model=self.fault_model)
 
     def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
         """See Accelerator."""
@@ -97,26 +85,8 @@ class Simulated:
 
     def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
         """See Accelerator."""
-        what = self._what(index, x.shape, iteration, range(first, first + count))
-        ahead = self._ahead
-        flips = ahead[1].result() if ahead is not None and ahead[0] == what else self._draw(*what)
-        if first == 0 and index in self._following:
-            # The next layer's faults are drawn while this one runs: they depend on nothing that it computes.
-            following, shape = self._following[index]
-            what = self._what(following, (len(x), *shape), iteration, range(count))
-            self._ahead = what, self._drawing.submit(self._draw, *what)
+        flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in range(first, first + count)]
         return self._execute(index, x, flips)
-
-    def _what(self, index: int, shape: tuple[int, ...], iteration: int, replicas: range) -> _Draws:
-        return index, shape, iteration, replicas, self.rates, self.seed, self.fault_model
-
-    def _draw(
-        self, index: int, shape: tuple[int, ...], iteration: int, replicas: range, rates: Rates, seed: int, model: FaultModel
-    ) -> list[Flips]:
-        layer = self.engine.conv(index)
-        sizes = {"inputs": math.prod(shape), "weights": layer.weight.size, "outputs": shape[0] * math.prod(layer.shape)}
-        keys = [Key(seed, self.device, iteration, index, replica) for replica in replicas]
-        return [draw(rates, key, **sizes, model=model) for key in keys]
 
     def _execute(self, index: int, x: Int8, flips: list[Flips]) -> list[Int8]:
         if self.permanent is None:

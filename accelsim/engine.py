@@ -99,34 +99,35 @@ class Engine:
         x = _checked(x, self.network.input_shape, "network input")
         layers = self.network.layers
         outputs = [_BUFFERS.take((len(x), *layer.shape)) for layer in layers]
-        struck = _Once(flips) if flips is not None else None
         if self.path != "vnni" or len(x) < self.threads:
             for index, layer in enumerate(layers):
                 operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
-                if index in self._macs and struck is not None:
-                    outputs[index] = self.replicas(index, operands[0], [struck(index)])[0]
+                if index in self._macs and flips is not None:
+                    outputs[index] = self.replicas(index, operands[0], [flips(index)])[0]
                 else:
                     outputs[index] = self.golden(index, operands)
             return outputs
 
+        @_once
+        def faulty(index: int) -> Work:
+            assert flips is not None
+            layer = self.conv(index)
+            (source,) = layer.inputs
+            operand = x if source == INPUT else outputs[source]
+            return _call(self._macs[index], layer, operand, [flips(index)], [outputs[index]])
+
         def images(first: int, last: int) -> None:
             parts = [y[first:last] for y in outputs]
             for index, layer in enumerate(layers):
-                if index in self._macs and struck is not None:
-                    (source,) = layer.inputs
-                    self._faulty(index, x if source == INPUT else outputs[source], struck(index), outputs[index], first, last)
+                if index in self._macs and flips is not None:
+                    pixels = layer.shape[0] * layer.shape[1]
+                    faulty(index)(first * pixels, last * pixels)
                 else:
                     self._layer(index, [x[first:last] if i == INPUT else parts[i] for i in layer.inputs], parts[index])
 
         # A thread takes its images through the whole network: nothing to wait for in between.
         self._parallel(len(x), images)
         return outputs
-
-    def _faulty(self, index: int, x: Int8, flips: Flips, y: Int8, first: int, last: int) -> None:
-        """Images first..last-1 of one faulty execution on the calling thread; x and y are of the whole batch."""
-        layer = self.conv(index)
-        pixels = layer.shape[0] * layer.shape[1]
-        _call(self._macs[index], layer, x, [flips], [y])(first * pixels, last * pixels)
 
     def replicas(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
         """Outputs of faulty executions of MAC layer ``index`` on one input, one for each ``flips``."""
@@ -334,6 +335,8 @@ def _address(x: Int8) -> int:
 def _checked(x: Int8, shape: tuple[int, int, int], what: str) -> Int8:
     if x.dtype != np.int8 or x.ndim != 4 or x.shape[1:] != shape:
         raise ValueError(f"{what}: expected int8 of shape (N, {', '.join(map(str, shape))}), got {x.dtype} {x.shape}")
+    if x.size >= 2**31:
+        raise ValueError(f"{what}: a batch of {len(x)} has {x.size} activations, at most 2^31 - 1 are supported")
     return np.ascontiguousarray(x)
 
 
@@ -401,19 +404,18 @@ def _serial(count: int, work: Work, _: int) -> None:
     work(0, count)
 
 
-class _Once:
-    """Calls a function once an index, whichever thread comes first."""
+def _once(function: Callable[[int], Work]) -> Callable[[int], Work]:
+    """Calls ``function`` once an index, whichever thread comes first."""
+    results: dict[int, Work] = {}
+    lock = threading.Lock()
 
-    def __init__(self, function: Callable[[int], Flips]) -> None:
-        self._function = function
-        self._results: dict[int, Flips] = {}
-        self._lock = threading.Lock()
+    def result(index: int) -> Work:
+        with lock:
+            if index not in results:
+                results[index] = function(index)
+            return results[index]
 
-    def __call__(self, index: int) -> Flips:
-        with self._lock:
-            if index not in self._results:
-                self._results[index] = self._function(index)
-            return self._results[index]
+    return result
 
 
 def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
