@@ -6,7 +6,7 @@ import asyncio
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -89,11 +89,11 @@ def retrain(
     weights: Annotated[str | None, typer.Option(help="Trained float weights: .safetensors or .pth state dict.")] = None,
     data: Annotated[str, typer.Option(help="'digits', an .npz with train_images..., or a folder of class folders.")] = "digits",
     image_size: Annotated[str | None, typer.Option(help="HxWxC that a folder's images are scaled to.")] = None,
-    ber: Annotated[float, typer.Option(help="Bit error rate at inputs, weights and outputs of each MAC layer.")] = 1e-4,
-    ber_input: Annotated[float | None, typer.Option(help="At inputs alone [default: --ber]")] = None,
-    ber_weight: Annotated[float | None, typer.Option(help="At weights alone [default: --ber]")] = None,
-    ber_output: Annotated[float | None, typer.Option(help="At outputs alone [default: --ber]")] = None,
-    ber_accumulator: Annotated[float, typer.Option(help="At accumulators.")] = 0.0,
+    ber: Annotated[float, typer.Option(min=0, max=1, help="Bit error rate at inputs, weights and outputs of each MAC layer.")] = 1e-4,
+    ber_input: Annotated[float | None, typer.Option(min=0, max=1, help="At inputs alone [default: --ber]")] = None,
+    ber_weight: Annotated[float | None, typer.Option(min=0, max=1, help="At weights alone [default: --ber]")] = None,
+    ber_output: Annotated[float | None, typer.Option(min=0, max=1, help="At outputs alone [default: --ber]")] = None,
+    ber_accumulator: Annotated[float, typer.Option(min=0, max=1, help="At accumulators.")] = 0.0,
     codec: Annotated[CodecName, typer.Option(help="How outputs cross the link.")] = CodecName.chained,
     vote: Annotated[VoteName, typer.Option(help="How replicas are voted on.")] = VoteName.median,
     replicas: Annotated[int, typer.Option(help="Executions of each layer for the vote, without --referee: 3, 5 or 7.")] = 3,
@@ -142,7 +142,7 @@ def retrain(
         ),
         codec=codec.value,
         vote=vote.value,
-        replicas=replicas,
+        replicas=_replicas(replicas),
         referee=referee,
         exact=exact,
         protected=_indices(protect),
@@ -239,6 +239,12 @@ def _size(text: str | None) -> tuple[int, int, int] | None:
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise typer.BadParameter(f"{text!r}: expected HxWxC, e.g. 224x224x3", param_hint="--image-size")
     return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _replicas(count: int) -> Literal[3, 5, 7]:
+    if count == 3 or count == 5 or count == 7:
+        return count
+    raise typer.BadParameter(f"{count}: expected 3, 5 or 7", param_hint="--replicas")
 
 
 def _indices(text: str) -> tuple[int, ...]:

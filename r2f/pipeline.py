@@ -56,6 +56,11 @@ class Pipeline:
         """Process id of each program that runs now."""
         return {n: c.process.pid for n, c in self._children.items() if c.process and c.process.returncode is None}
 
+    def argument(self, name: str, option: str) -> str:
+        """Value of an option that a program was started with, such as the broker's ``--port``."""
+        arguments = self._children[name].program.arguments
+        return arguments[arguments.index(option) + 1]
+
     async def watch(self, program: Program) -> None:
         """Run a program to its successful end, starting it again when a signal killed it.
 

@@ -47,7 +47,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     rates: FaultRates
     codec: Codec = "chained"
     vote: Vote = "median"
-    replicas: int = 3
+    replicas: Literal[3, 5, 7] = 3
     referee: bool = True
     exact: bool = True
     protected: tuple[int, ...] = ()

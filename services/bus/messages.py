@@ -42,6 +42,7 @@ Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress
 ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Ref(msgspec.Struct, array_like=True, frozen=True):
@@ -92,10 +93,10 @@ class Message(msgspec.Struct, kw_only=True, tag_field="type", tag=str.lower, omi
 class FaultRates(msgspec.Struct, kw_only=True, frozen=True):
     """Bit error rates at the four sites (design section 5)."""
 
-    input: float = 0.0
-    weight: float = 0.0
-    accumulator: float = 0.0
-    output: float = 0.0
+    input: Rate = 0.0
+    weight: Rate = 0.0
+    accumulator: Rate = 0.0
+    output: Rate = 0.0
 
 
 class SetMode(Message):
@@ -105,7 +106,7 @@ class SetMode(Message):
     mode: Mode
     codec: Codec = "chained"
     vote: Vote = "median"
-    replicas: int = 3
+    replicas: Literal[3, 5, 7] = 3
     referee: bool = True
     """Of the chained codec: run more replicas where three disagree, and settle what stays open on the reliable processor
     (see ``accelsim.referee``); ``replicas`` is not looked at then."""

@@ -23,6 +23,7 @@ from services.bus.messages import (
     EncodedRepair,
     Inputs,
     LayerVoted,
+    Message,
     Repair,
     SetMode,
     Stage,
@@ -60,21 +61,28 @@ class DeviceCodec:
         """Answer messages until cancelled."""
         await self.bus.subscribe("down/mode", "down/model", "down/repair", "edge/inputs", "edge/voted")
         await self.bus.subscribe("state/codec-server", "state/agent")
-        async for _, message in self.bus:
-            match message:
-                case SetMode():
-                    self.codec = message.codec
-                    self.exact = message.exact and message.codec == "chained"
-                case Repair():
-                    await self._repair(message)
-                case EncodedModel():
-                    await self._model(message)
-                case Inputs():
-                    await self._inputs(message)
-                case Voted(mode="training"):
-                    await self._layers(message)
-                case State():
-                    await self._state(message)
+        async for topic, message in self.bus:
+            try:
+                await self._take(message)
+            except ValueError as error:
+                # Hostile, damaged, or a tensor that was taken back: the iteration is repeated by the trainer.
+                self.bus.reject(topic, str(error))
+
+    async def _take(self, message: Message) -> None:
+        match message:
+            case SetMode():
+                self.codec = message.codec
+                self.exact = message.exact and message.codec == "chained"
+            case Repair():
+                await self._repair(message)
+            case EncodedModel():
+                await self._model(message)
+            case Inputs():
+                await self._inputs(message)
+            case Voted(mode="training"):
+                await self._layers(message)
+            case State():
+                await self._state(message)
 
     async def _state(self, state: State) -> None:
         """A server that started anew knows no samples; an agent that did has no network."""

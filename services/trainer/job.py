@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -23,7 +24,7 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     rates: FaultRates
     codec: Codec = "chained"
     vote: Vote = "median"
-    replicas: int = 3
+    replicas: Literal[3, 5, 7] = 3
     referee: bool = True
     exact: bool = True
     protected: tuple[int, ...] = ()

@@ -107,7 +107,7 @@ class Server:
         seed: int,
         codec: Codec = "chained",
         vote: Vote = "median",
-        replicas: int = 3,
+        replicas: Literal[3, 5, 7] = 3,
         protected: Sequence[int] = (),
         referee: bool = True,
         exact: bool = True,

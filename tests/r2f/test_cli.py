@@ -100,7 +100,10 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_rates_out_of_range(tmp_path: Path) -> None:
-    said(retrain(tmp_path, "--ber", "1.5"), "1.5")
+    for option, value in (("--ber", "1.5"), ("--replicas", "4")):
+        result = retrain(tmp_path, option, value)
+        assert result.exit_code == 2
+        assert value in result.output
 
 
 def test_layers_that_are_no_numbers(tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from paho.mqtt import publish
 from rich.console import Console
 
 from broker.launch import find_mosquitto
 from r2f import run
 from r2f.live import Live
 from r2f.pipeline import Pipeline
-from services.bus.messages import FaultRates, Progress
+from services.bus import topics, wire
+from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, FaultRates, Progress, Repair, Tensor
+from services.trainer import job as jobs
 from services.trainer import ledger, training
 from services.trainer.optimiser import Sgd
 
@@ -37,8 +40,9 @@ SETTINGS = run.Settings(
 class Killer(Live):
     """A live display that kills one process, once, when the training has come this far."""
 
-    def __init__(self, victim: str | None) -> None:
+    def __init__(self, victim: str | None, session: str = "") -> None:
         super().__init__(Console(quiet=True))
+        self.session = session
         self.victim = victim
         self.pipeline: Pipeline | None = None
         self.restarts: list[str] = []
@@ -92,6 +96,40 @@ def test_mosquitto_killed(prepared: Path, undisturbed: training.Result, tmp_path
     killer = Killer("broker")
     assert execute(prepared, tmp_path / "run", killer, settings) == undisturbed
     assert killer.restarts == ["broker"]
+
+
+class Hostile(Killer):
+    """Sends rubbish, lies and half messages on every topic of the device, a few times in the training."""
+
+    def progress(self, message: Progress) -> None:
+        if message.phase == "train" and message.step in (3, 5, 7) and self.pipeline:
+            port = int(self.pipeline.argument("broker", "--port"))
+            session = self.session
+            lies = {
+                "up/layers": EncodedLayers(
+                    session=session, iteration=message.step, attempt=0, sent_at=0.0, segment=0, batch=2**31,
+                    layers=(EncodedLayer(0, 1, b"\x01\xff\xff\xff\xff"),),
+                ),
+                "up/ack": Ack(session=session, of="model", seq=10**9, ok=True, version=10**9),
+                "edge/model": Deploy(
+                    session=session, iteration=0, version=3, network=Tensor(dtype="uint8", shape=(4,), data=b"\0\0\0\0")
+                ),
+                "down/repair": Repair(session=session, iteration=message.step, attempt=0, layer=2**40, digests=b"x"),
+            }  # fmt: skip
+            rubbish = [
+                (f"r2f/v1/edge-0/{name}", payload, 1, False)
+                for name in topics.TABLE
+                for payload in (os.urandom(64), b"", b"\xdf\xff\xff\xff\xff", wire.encode(lies["up/ack"])[:-3])
+            ]
+            told = [(f"r2f/v1/edge-0/{name}", wire.encode(lie), 1, False) for name, lie in lies.items()]
+            publish.multiple(rubbish + told, hostname="127.0.0.1", port=port)
+
+
+def test_hostile_messages_change_nothing(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
+    hostile = Hostile(None, jobs.read(prepared).session)
+    assert execute(prepared, tmp_path / "run", hostile) == undisturbed
+    assert hostile.restarts == []
+    assert "message dropped" in (tmp_path / "run/logs/codec-server.log").read_text()
 
 
 def test_resume_after_everything_died(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
