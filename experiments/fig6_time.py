@@ -76,11 +76,11 @@ def draw(costs: Sequence[Cost], path: Path) -> None:
                     axis.text(at, floor + 0.01, f"{floor:.1%}", ha="center", va="bottom", fontsize=6.5, rotation=90)
                     marks.append(at)
                     labels.append(title)
-                axis.text(group * 3.6 + 1, 1.06, f"BER {ber:g}", ha="center", fontsize=8)
+                axis.text(group * 3.6 + 1, 1.15, f"BER {ber:.0e}", ha="center", fontsize=8)
             axis.set_xticks(marks, labels, rotation=90, fontsize=7)
             random = next(c.random_weights for c in costs if c.network == name)
             axis.set_title(f"{link} / {name}{' (random weights)' if random else ''}", fontsize=8.5)
-            axis.set_ylim(0, 1.13)
+            axis.set_ylim(0, 1.22)
             axis.spines[["top", "right"]].set_visible(False)
         axes[row][0].set_ylabel("time / direct retraining")
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS]
