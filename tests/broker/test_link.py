@@ -87,7 +87,10 @@ async def test_the_clock_counts_the_bytes_that_pass() -> None:
             await agent.receive(5)
             await trainer.flush()
             for nbytes in (100, 70_000, 400_000):
-                before = shaped.up_bytes
+                before = -1
+                while before != shaped.up_bytes:  # until nothing else is on its way
+                    before = shaped.up_bytes
+                    await asyncio.sleep(0.2)
                 message = outputs(nbytes)
                 await trainer.publish("up/outputs", message)
                 await agent.receive(5)
