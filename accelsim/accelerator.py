@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from accelsim.engine import Engine
@@ -97,7 +98,7 @@ class Simulated:
         """See Accelerator."""
         network = self.engine.network
         if self.permanent is None:
-            return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration))
+            return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, 1))
         outputs: list[Int8] = []
         for index, layer in enumerate(network.layers):
             operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
@@ -107,6 +108,18 @@ class Simulated:
                 outputs.append(self.engine.golden(index, operands))
         return outputs
 
-    def _flips_of(self, index: int, count: int, iteration: int) -> Flips:
+    def run_chained(
+        self, x: Int8, each: Callable[[int, Sequence[Int8], int], None], *, iteration: int = 0, count: int = 3
+    ) -> list[Int8]:
+        """``run``, with ``count`` replicas of every MAC layer on the actual input that it saw (design section 7).
+
+        ``each(index, replicas, first)`` gets them for some images, ``first`` and on, as soon as they are computed, from
+        any thread. Permanent faults are not for this: raises ValueError.
+        """
+        if self.permanent is not None:
+            raise ValueError("accelerator: with permanent faults, run its layers one by one (run_replicas)")
+        return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, count), each)
+
+    def _flips_of(self, index: int, images: int, iteration: int, count: int) -> list[Flips]:
         shape = self.engine.network.shape_of(self.engine.conv(index).inputs[0])
-        return self.flips(index, (count, *shape), iteration=iteration, replica=0)
+        return [self.flips(index, (images, *shape), iteration=iteration, replica=r) for r in range(count)]

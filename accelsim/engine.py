@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,7 +83,7 @@ class Engine:
         """Fault-free output (N, H, W, C) int8 of layer ``index`` on its operands."""
         xs = self._check(index, operands)
         if index in self._macs and self.path == "vnni":
-            return self._run_mac(index, xs[0], [_CLEAN])[0]
+            return self.replicas(index, xs[0], [_CLEAN])[0]
         y = _BUFFERS.take((len(xs[0]), *self.network.layers[index].shape))
         if index in self._macs:
             self._layer(index, xs, y)
@@ -90,40 +91,55 @@ class Engine:
         self._parallel(len(y), lambda first, last: self._layer(index, [x[first:last] for x in xs], y[first:last]))
         return y
 
-    def run(self, x: Int8, flips: Callable[[int], Flips] | None = None) -> list[Int8]:
+    def run(
+        self,
+        x: Int8,
+        flips: Callable[[int], Sequence[Flips]] | None = None,
+        each: Callable[[int, Sequence[Int8], int], None] | None = None,
+    ) -> list[Int8]:
         """Outputs of all layers, in order, for the quantised input x (N, H, W, C) int8.
 
-        ``flips`` gives the faults of a MAC layer by its index, and its layer then sees what the faulty ones before it
-        put out; None is fault-free. It is called once a layer, from any thread.
+        ``flips`` gives the faults of a MAC layer's replicas by its index; the layers behind it see the first replica.
+        None is fault-free. ``each(index, replicas, first)`` gets a MAC layer's replicas of images ``first`` and on, as
+        soon as they are there. Both are called from any thread: ``flips`` once a layer, ``each`` once a layer and thread.
         """
         x = _checked(x, self.network.input_shape, "network input")
         layers = self.network.layers
-        outputs = [_BUFFERS.take((len(x), *layer.shape)) for layer in layers]
         if self.path != "vnni" or len(x) < self.threads:
+            outputs: list[Int8] = []
             for index, layer in enumerate(layers):
                 operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
                 if index in self._macs and flips is not None:
-                    outputs[index] = self.replicas(index, operands[0], [flips(index)])[0]
+                    replicas = self.replicas(index, operands[0], flips(index))
+                    outputs.append(replicas[0])
+                    if each is not None:
+                        each(index, replicas, 0)
                 else:
-                    outputs[index] = self.golden(index, operands)
+                    outputs.append(self.golden(index, operands))
             return outputs
+        outputs = [_BUFFERS.take((len(x), *layer.shape)) for layer in layers]
 
-        @_once
-        def faulty(index: int) -> Work:
+        def prepare(index: int) -> tuple[Work, list[Int8]]:
             assert flips is not None
             layer = self.conv(index)
             (source,) = layer.inputs
-            operand = x if source == INPUT else outputs[source]
-            return _call(self._macs[index], layer, operand, [flips(index)], [outputs[index]])
+            struck = flips(index)
+            ys = [outputs[index], *(_BUFFERS.take(outputs[index].shape) for _ in struck[1:])]
+            return _work(self._macs[index], layer, x if source == INPUT else outputs[source], struck, ys), ys
+
+        faulty = _Shared(prepare, min(self.threads, len(x)))
 
         def images(first: int, last: int) -> None:
             parts = [y[first:last] for y in outputs]
             for index, layer in enumerate(layers):
-                if index in self._macs and flips is not None:
-                    pixels = layer.shape[0] * layer.shape[1]
-                    faulty(index)(first * pixels, last * pixels)
-                else:
+                if index not in self._macs or flips is None:
                     self._layer(index, [x[first:last] if i == INPUT else parts[i] for i in layer.inputs], parts[index])
+                    continue
+                with faulty.of(index) as (work, ys):
+                    pixels = layer.shape[0] * layer.shape[1]
+                    work(first * pixels, last * pixels)
+                    if each is not None:
+                        each(index, [y[first:last] for y in ys], first)
 
         # A thread takes its images through the whole network: nothing to wait for in between.
         self._parallel(len(x), images)
@@ -135,12 +151,12 @@ class Engine:
         (x,) = self._check(index, [x])
         if self.path != "vnni":
             return [portable.replica(layer, x, f, _DEVICE[self.path]) for f in flips]
-        results: list[Int8 | None] = [None] * len(flips)
-        sparse = [r for r in range(len(flips)) if len(flips) > 1 and _sparse_is_cheaper(layer, x.shape, flips[r])]
-        if sparse:
-            for r, y in zip(sparse, self._run_mac(index, x, [flips[r] for r in sparse]), strict=True):
-                results[r] = y
-        return [self._run_mac(index, x, [flips[r]])[0] if y is None else y for r, y in enumerate(results)]
+        mac = self._macs[index]
+        h, w, _ = layer.shape
+        ys = [_BUFFERS.take((len(x), h, w, layer.shape[2])) for _ in flips]
+        step = w if mac.depthwise else int(mac.geometry[kernels.TILE])
+        self._parallel(len(x) * h * w, _work(mac, layer, x, flips, ys), step)
+        return ys
 
     def elements(self, index: int, x: Int8, positions: Int64) -> Int8:
         """Golden outputs of MAC layer ``index`` at flat NHWC output positions (int64), by direct dot products, int8."""
@@ -178,9 +194,6 @@ class Engine:
         work(0, edges[1])
         for other in others:
             other.result()
-
-    def _run_mac(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
-        return _replicas(self._macs[index], self.conv(index), x, flips, self._parallel)
 
     def _layer(self, index: int, xs: Sequence[Int8], y: Int8) -> None:
         """Fault-free layer into y on the calling thread."""
@@ -309,7 +322,9 @@ def check(path: str) -> str:
             expected = [reference.replica(layer, x, f) for f in flips]
             if path == "vnni":
                 mac = _pack(layer, x.shape[1:])
-                actual = _replicas(mac, layer, x, flips, _serial) + _replicas(mac, layer, x, flips[:1], _serial)
+                actual = [np.empty_like(expected[0]) for _ in range(4)]
+                for call in (_call(mac, layer, x, flips, actual[:3]), _call(mac, layer, x, flips[:1], actual[3:])):
+                    call(0, 2 * side * side)
             else:
                 actual = [portable.replica(layer, x, f, _DEVICE[path]) for f in flips]
             if not all(np.array_equal(y, e) for y, e in zip(actual, expected + expected[:1])):  # noqa: B905
@@ -390,32 +405,41 @@ def _tile(width: int, stride: int) -> int:
     return max(1, min(8, 192 * 1024 // (24 * (width + 8 * stride)))) * 24
 
 
-def _replicas(
-    mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], parallel: Callable[[int, Work, int], None]
-) -> list[Int8]:
-    """Executions of a MAC layer: one on its own has its flips in the operands, several are sparse corrections."""
-    h, w, _ = layer.shape
-    ys = [_BUFFERS.take((len(x), *layer.shape)) for _ in flips]
-    parallel(len(x) * h * w, _call(mac, layer, x, flips, ys), w if mac.depthwise else int(mac.geometry[kernels.TILE]))
-    return ys
+class _Shared:
+    """What the first thread to come to a layer prepares for all of them, until the last one is done with it."""
+
+    def __init__(self, prepare: Callable[[int], tuple[Work, list[Int8]]], users: int) -> None:
+        self._prepare = prepare
+        self._users = users
+        self._lock = threading.Lock()
+        self._made: dict[int, tuple[tuple[Work, list[Int8]], int]] = {}
+
+    @contextmanager
+    def of(self, index: int) -> Iterator[tuple[Work, list[Int8]]]:
+        with self._lock:
+            made, left = self._made.pop(index, (None, self._users))
+            if made is None:
+                made = self._prepare(index)
+            if left > 1:
+                self._made[index] = made, left - 1
+        yield made
 
 
-def _serial(count: int, work: Work, _: int) -> None:
-    work(0, count)
+def _work(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
+    """Executions of a MAC layer, one for each of ``flips``, into ys.
 
+    One on its own has its flips in the operands, so that it costs what a fault-free one does; several are sparse
+    corrections of the golden accumulators, but for those with so many flips that the operands are cheaper.
+    """
+    sparse = [r for r, f in enumerate(flips) if len(flips) > 1 and _sparse_is_cheaper(layer, x.shape, f)]
+    groups = ([sparse] if sparse else []) + [[r] for r in range(len(flips)) if r not in sparse]
+    calls = [_call(mac, layer, x, [flips[r] for r in group], [ys[r] for r in group]) for group in groups]
 
-def _once(function: Callable[[int], Work]) -> Callable[[int], Work]:
-    """Calls ``function`` once an index, whichever thread comes first."""
-    results: dict[int, Work] = {}
-    lock = threading.Lock()
+    def work(first: int, last: int) -> None:
+        for call in calls:
+            call(first, last)
 
-    def result(index: int) -> Work:
-        with lock:
-            if index not in results:
-                results[index] = function(index)
-            return results[index]
-
-    return result
+    return work
 
 
 def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
@@ -446,7 +470,6 @@ def _call(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[
             weight_at, *rest, to, first, last,
         )  # fmt: skip
     packed, start = mac.packed, mac.start
-    # A single execution has its flips in the operands themselves, so it costs what a fault-free one does.
     dense = len(flips) == 1
     if dense and len(flips[0].weight):
         packed, start = packed.copy(), start.copy()

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,11 +37,10 @@ from accelsim import lowering, storage, zoo
 from accelsim.accelerator import Simulated
 from accelsim.engine import Engine, warm
 from accelsim.faults import Rates
-from accelsim.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.network import Int8, Network, UInt8
 from services.voter.vote import vote
 
 BATCH = 16
-HALVES = slice(0, BATCH // 2), slice(BATCH // 2, BATCH)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -58,23 +56,9 @@ def photos(path: Path | None, count: int, side: int) -> UInt8:
     return np.clip(coarse + random.normal(0, 12, coarse.shape), 0, 255).astype(np.uint8)
 
 
-_VOTERS = ThreadPoolExecutor(2)
-
-
 def chained(device: Simulated, x: Int8, iteration: int) -> list[Int8]:
     """One step of the chained codec's device side: actual outputs of all layers; the votes are made and let go."""
-    outputs: list[Int8] = []
-    replicas: list[Int8]
-    for index, layer in enumerate(device.engine.network.layers):
-        operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
-        if isinstance(layer, Conv):
-            replicas = device.run_replicas(index, operands[0], iteration=iteration)
-            # Half of the batch a thread, as the kernels work.
-            list(_VOTERS.map(lambda part: vote([y[part] for y in replicas], "median"), HALVES))  # noqa: B023
-            outputs.append(replicas[0])
-        else:
-            outputs.append(device.engine.golden(index, operands))
-    return outputs
+    return device.run_chained(x, lambda _, replicas, __: vote(replicas, "median"), iteration=iteration)  # type: ignore[arg-type]
 
 
 def peak_mb(stored: Path, images: Path, ber: float, threads: int) -> float:
@@ -203,8 +187,19 @@ def measure(network: Network, module: nn.Module, images: UInt8, ber: float, roun
 
 
 def onnxruntime_int8(network: Network, x: Int8) -> Callable[[], object] | str:
-    """A pass of the same network by ONNX Runtime, or why there is none."""
-    return "no exporter"
+    """A pass of the same network by ONNX Runtime's own operators, or why there is none."""
+    try:
+        import onnxruntime
+
+        from accelsim.onnx_accelerator import network_model
+    except ImportError as error:
+        return str(error)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    model = network_model(network, exact=False)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {"x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
+    return lambda: session.run(None, feed)
 
 
 def main(

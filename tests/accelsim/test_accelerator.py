@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,22 @@ def test_run_carries_errors_on_and_keeps_other_layers_exact() -> None:
     assert np.array_equal(first, a.run_layer(0, X, iteration=9))
     assert np.array_equal(second, a.run_layer(1, first, iteration=9))
     assert np.array_equal(total, reference.layer(NETWORK.layers[2], [first, second]))
+
+
+@pytest.mark.parametrize("path", ["auto", "portable"])
+def test_a_chained_run_is_run_replicas_layer_by_layer(path: str) -> None:
+    a = device(path=path)
+    parts: dict[tuple[int, int], list[np.ndarray]] = {}
+
+    def each(index: int, replicas: Sequence[np.ndarray], first: int) -> None:
+        parts[index, first] = [y.copy() for y in replicas]
+
+    outputs = a.run_chained(X, each, iteration=4, count=5)
+    assert equal(outputs, a.run(X, iteration=4))
+    for index, x in ((0, X), (1, outputs[0])):
+        expected = a.run_replicas(index, x, iteration=4, count=5)
+        pieces = [parts[key] for key in sorted(parts) if key[0] == index]
+        assert equal([np.concatenate(same) for same in zip(*pieces, strict=True)], expected)
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"device": "b"}, {"fault_model": Burst(3)}, {"rates": Rates(output=2e-3)}])
