@@ -89,7 +89,7 @@ def retrain(
     weights: Annotated[str | None, typer.Option(help="Trained float weights: .safetensors or .pth state dict.")] = None,
     data: Annotated[str, typer.Option(help="'digits', an .npz with train_images..., or a folder of class folders.")] = "digits",
     image_size: Annotated[str | None, typer.Option(help="HxWxC that a folder's images are scaled to.")] = None,
-    ber: Annotated[float, typer.Option(min=0, max=1, help="Bit error rate at inputs, weights and outputs of each MAC layer.")] = 1e-4,
+    ber: Annotated[float, typer.Option(min=0, max=1, help="Bit error rate at inputs, weights, outputs of MAC layers.")] = 1e-4,
     ber_input: Annotated[float | None, typer.Option(min=0, max=1, help="At inputs alone [default: --ber]")] = None,
     ber_weight: Annotated[float | None, typer.Option(min=0, max=1, help="At weights alone [default: --ber]")] = None,
     ber_output: Annotated[float | None, typer.Option(min=0, max=1, help="At outputs alone [default: --ber]")] = None,
@@ -242,8 +242,9 @@ def _size(text: str | None) -> tuple[int, int, int] | None:
 
 
 def _replicas(count: int) -> Literal[3, 5, 7]:
-    if count == 3 or count == 5 or count == 7:
-        return count
+    match count:
+        case 3 | 5 | 7:
+            return count
     raise typer.BadParameter(f"{count}: expected 3, 5 or 7", param_hint="--replicas")
 
 
