@@ -82,7 +82,8 @@ def quantize(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
             weights[index] = _quantize_weight(node, min(scales[source] for scales in candidates))
             biases[index] = _correct_bias(node, weights[index], seen[source].mean)
     choices = [_Choice(scales, weights, biases) for scales in candidates]
-    best = min(choices, key=lambda choice: _lost(graph, choice, trial))
+    exact = [_output(graph, batch) for batch in torch.split(trial, _BATCH)]
+    best = min(choices, key=lambda choice: _lost(graph, choice, trial, exact))
     layers = tuple(_emit(graph, index, best) for index in range(len(graph.nodes)))
     return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
 
@@ -97,12 +98,16 @@ class _Choice:
     """(O,) float64"""
 
 
-def _lost(graph: Graph, choice: _Choice, x: Tensor) -> float:
-    """Square error of the output with everything rounded, summed over images (N, C, H, W)."""
+def _output(graph: Graph, batch: Tensor) -> Tensor:
+    *_, (_, y) = graph.run(batch)
+    return y
+
+
+def _lost(graph: Graph, choice: _Choice, x: Tensor, exact: list[Tensor]) -> float:
+    """Square error of the output with everything rounded, summed over images (N, C, H, W); ``exact`` by batch."""
     last = graph.last_use()
     lost = 0.0
-    for batch in torch.split(x, _BATCH):
-        *_, (_, want) = graph.run(batch)
+    for batch, want in zip(torch.split(x, _BATCH), exact, strict=True):
         values = {INPUT: (batch / choice.scales[INPUT]).round() * choice.scales[INPUT]}
         for index, node in enumerate(graph.nodes):
             operands = [values[i] for i in node.inputs]

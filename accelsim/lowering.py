@@ -153,10 +153,13 @@ class _Lower(fx.Interpreter):
             return self._output(args[0])
         if n.op == "get_attr" or not any(isinstance(a, _Value) for a in _leaves((args, kwargs))):
             return super().run_node(n)
-        if n.op == "call_module":
-            module = self.module.get_submodule(str(n.target))
-            return self._module(n, module, args, kwargs)
-        return self._call(n, n.target, args, kwargs)
+        try:
+            if n.op == "call_module":
+                module = self.module.get_submodule(str(n.target))
+                return self._module(n, module, args, kwargs)
+            return self._call(n, n.target, args, kwargs)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise LoweringError(f"{self.label(n)}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
     def _output(self, result: Any) -> Any:
         if not isinstance(result, _Value):
@@ -187,6 +190,8 @@ class _Lower(fx.Interpreter):
         return candidate
 
     def add(self, n: fx.Node, node: graph.Node) -> _Value:
+        if min(node.shape) < 1:
+            raise LoweringError(f"{node.name}: gives an empty image (H, W, C) = {node.shape}; use larger images")
         node.name = self.unique(node.name)
         self.built.nodes.append(node)
         return _Value(len(self.built.nodes) - 1, _indices(node.shape), self.label(n))

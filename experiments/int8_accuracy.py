@@ -19,8 +19,9 @@ from accelsim.calibration import normalise
 from accelsim.engine import Engine
 from accelsim.lowering import lower
 from accelsim.network import Float32, Network, UInt8
+from r2f.data import IMAGENET_MEAN as MEAN
+from r2f.data import IMAGENET_STD as STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BATCH = 20
 
 

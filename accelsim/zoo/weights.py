@@ -63,12 +63,16 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path} is neither safetensors nor a checkpoint of plain tensors: {error}") from error
+        raise WeightsError(f"{path} is neither safetensors nor a checkpoint of plain tensors: {_first_line(error)}") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise WeightsError(f"{path} holds no state dict (names to tensors)")
     return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _strip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -319,6 +319,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "pixel shuffle": (lambda: nn.Sequential(_conv(3, 4), nn.PixelShuffle(2), _conv(1, 1)), r"moves elements"),
     "batch mixed": (lambda: Fn(lambda m, x: m.a(x.flip(0)), a=_conv(3, 3)), r"mixes the images"),
     "shapes that differ": (lambda: Fn(lambda m, x: m.a(x) + m.b(x), a=_conv(3, 3), b=_conv(3, 1)), r"one shape"),
+    "image too small": (lambda: nn.Sequential(nn.Conv2d(3, 8, 14)), r"^0: gives an empty image.*larger images"),
+    "image too small to pool": (lambda: nn.Sequential(_conv(3, 8), nn.MaxPool2d(20)), r"^1: .*too small"),
+    "too many channels": (lambda: nn.Sequential(_conv(4, 8)), r"^0: a convolution of 3 channels.*wants 4"),
     "not a number": (lambda: Fn(lambda m, x: torch.log(m.a(x) - 1e9), a=_conv(3, 3)), r"nan"),
     "dropout left on": (lambda: Fn(lambda m, x: F.dropout(m.a(x), 0.5, True), a=_conv(3, 3)), r"differs.*random"),
 }
