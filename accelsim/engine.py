@@ -9,6 +9,7 @@ only after it has equalled the reference on this machine.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,7 +128,7 @@ class Engine:
             ys = [outputs[index], *(_BUFFERS.take(outputs[index].shape) for _ in struck[1:])]
             return _work(self._macs[index], layer, x if source == INPUT else outputs[source], struck, ys), ys
 
-        faulty = _Shared(prepare, min(self.threads, len(x)))
+        faulty = _Ahead(list(self._macs) if flips is not None else [], prepare, min(self.threads, len(x)))
 
         def images(first: int, last: int) -> None:
             parts = [y[first:last] for y in outputs]
@@ -236,7 +237,7 @@ class Engine:
 
 PATHS = ("cuda", "vnni", "portable")
 _CLEAN = Flips()
-_BUFFERS = Buffers(idle_bytes=256 * 2**20)
+_BUFFERS = Buffers(idle_bytes=384 * 2**20)
 _DEVICE = {"portable": "cpu", "cuda": "cuda"}
 
 
@@ -405,24 +406,35 @@ def _tile(width: int, stride: int) -> int:
     return max(1, min(8, 192 * 1024 // (24 * (width + 8 * stride)))) * 24
 
 
-class _Shared:
-    """What the first thread to come to a layer prepares for all of them, until the last one is done with it."""
+class _Ahead:
+    """What threads need for each layer: prepared by one of them a layer ahead, kept until the last has used it."""
 
-    def __init__(self, prepare: Callable[[int], tuple[Work, list[Int8]]], users: int) -> None:
+    def __init__(self, indices: Sequence[int], prepare: Callable[[int], tuple[Work, list[Int8]]], users: int) -> None:
         self._prepare = prepare
-        self._users = users
-        self._lock = threading.Lock()
-        self._made: dict[int, tuple[tuple[Work, list[Int8]], int]] = {}
+        self._next = dict(itertools.pairwise(indices))
+        self._locks = {index: threading.Lock() for index in indices}
+        self._made: dict[int, tuple[Work, list[Int8]]] = {}
+        self._left = dict.fromkeys(indices, users)
 
     @contextmanager
     def of(self, index: int) -> Iterator[tuple[Work, list[Int8]]]:
-        with self._lock:
-            made, left = self._made.pop(index, (None, self._users))
-            if made is None:
-                made = self._prepare(index)
-            if left > 1:
-                self._made[index] = made, left - 1
+        with self._locks[index]:
+            if index not in self._made:
+                self._made[index] = self._prepare(index)
+            made = self._made[index]
+        following = self._next.get(index)
+        # Not waiting: if it is locked, somebody is at it already.
+        if following is not None and self._locks[following].acquire(blocking=False):
+            try:
+                if following not in self._made and self._left[following]:
+                    self._made[following] = self._prepare(following)
+            finally:
+                self._locks[following].release()
         yield made
+        with self._locks[index]:
+            self._left[index] -= 1
+            if not self._left[index]:
+                del self._made[index]
 
 
 def _work(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
