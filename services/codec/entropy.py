@@ -28,9 +28,8 @@ def encode(actual: Int8, vote: Int8, limit: int) -> bytes | None:
     whole = a.size - a.size % 8
     words_a, words_b = a[:whole].view(np.uint64), b[:whole].view(np.uint64)
     count = kernels.count_differences(words_a, words_b) + int(np.count_nonzero(a[whole:] != b[whole:]))
-    if count > 4 * limit:
-        # Not even two bits each: positions of so many would only cost memory.
-        return None
+    if count > 8 * limit:
+        return None  # not even a bit each: looking at so many would only cost memory
     rows, places, values = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int8)
     kernels.differences(words_a, words_b, a, b, channels, rows, places, values)
     buffer = np.empty(min(limit, 16 * count + 64) + 64, np.uint8)

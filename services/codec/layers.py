@@ -54,7 +54,7 @@ def encode(actual: Int8, vote: Int8 | None, codec: Codec) -> bytes:
         return _smallest_direct(actual)
     if codec == "golden":
         return _lz4(np.subtract(actual, vote))
-    payload = entropy.encode(actual, vote, actual.size // 4)
+    payload = entropy.encode(actual, vote, actual.size)
     # Where errors are this sparse neither was ever smaller, and looking would cost more than coding.
     if payload is not None and len(payload) <= actual.size >> _SPARSE_SHIFT:
         return bytes((INCREMENT_ENTROPY,)) + payload

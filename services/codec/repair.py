@@ -45,7 +45,7 @@ def correction(engine: Engine, index: int, x: Int8, actual: Int8, vote: Int8, di
         positions = (rows + differ).reshape(-1)
         golden = vote.copy()
         golden.reshape(-1)[positions] = engine.elements(index, x, positions)
-    payload = entropy.encode(vote, golden, actual.size // 4)
+    payload = entropy.encode(vote, golden, actual.size)
     if payload is None:
         return layers.encode(actual, None, "chained")
     return bytes((layers.INCREMENT_ENTROPY,)) + payload

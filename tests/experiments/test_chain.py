@@ -9,7 +9,7 @@ from accelsim.accelerator import Simulated
 from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.network import Network, UInt8
-from experiments import chain
+from experiments import chain, iteration
 from experiments.networks import FIVE, int8_network
 
 
@@ -98,3 +98,12 @@ def test_wire_counts_framing(squeezenet: Network) -> None:
     batch = chain.chained(simulated, simulated.engine, squeezenet.quantize_images(images(2)), 0)
     # A digest and an index a layer, and the headers of at least one packet.
     assert batch.bodies + 9 * len(batch.layers) + 52 < batch.wire < batch.bodies + 40 * len(batch.layers) + 1000
+
+
+def test_a_step_of_training_sends_under_five_per_cent_of_the_model(squeezenet: Network) -> None:
+    simulated = device(squeezenet, 1e-5)
+    x = squeezenet.quantize_images(images(4))
+    outputs = chain.chained(simulated, simulated.engine, x, 0).outputs
+    step = iteration.update(squeezenet, simulated.engine, x, outputs, np.arange(4))
+    assert 0 < step.delta < 0.05 * step.whole
+    assert iteration.model_wire(step.delta) > step.delta

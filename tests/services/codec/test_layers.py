@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.bus.messages import Codec
-from services.codec import layers
+from services.codec import entropy, layers
 
 SHAPE = (2, 5, 7, 6)
 
@@ -35,6 +35,25 @@ def test_round_trip(codec: Codec, density: float) -> None:
 def test_direct_is_the_outputs_as_they_are() -> None:
     actual, vote = outputs(0.01)
     assert layers.encode(actual, vote, "direct") == bytes([layers.RAW]) + actual.tobytes()
+
+
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.01, 0.05, 0.2, 0.6, 1.0])
+@pytest.mark.parametrize("flat", [False, True])
+def test_chained_takes_the_smallest(density: float, flat: bool) -> None:
+    actual, vote = outputs(density, shape=(4, 14, 14, 32))
+    if flat:  # outputs that zstd alone makes nothing of, which increments cannot beat
+        actual = np.full_like(actual, 7)
+    increments = np.subtract(actual, vote)
+    entropy_coded = entropy.encode(actual, vote, 8 * actual.size)
+    assert entropy_coded is not None
+    sizes = [
+        len(entropy_coded),
+        len(zstandard.ZstdCompressor(level=3).compress(increments.data)),
+        len(lz4.block.compress(increments.data, store_size=False)),
+        len(zstandard.ZstdCompressor(level=3).compress(actual.data)),
+        actual.size,
+    ]
+    assert len(layers.encode(actual, vote, "chained")) == 1 + min(sizes)
 
 
 def test_golden_is_lz4_of_increments_that_wrap_around() -> None:
