@@ -49,7 +49,7 @@ class Setting:
 
 SETTINGS: Final = {
     "digits_cnn": Setting(2e-3, 120, 32, Sgd(rate=5e-3, clip=1.0), 1, 445),
-    "resnet20": Setting(1e-3, 150, 32, Sgd(rate=1e-2, clip=1.0), 1, 500),
+    "resnet20": Setting(1e-3, 100, 32, Sgd(rate=1e-2, clip=1.0), 1, 500),
     # One epoch of the 400 photos at hand; the paper's rate and batch.
     "squeezenet1_1": Setting(1e-4, 25, 16, Sgd(rate=1e-4, clip=math.inf), 5, 200),
 }
