@@ -132,32 +132,32 @@ class _Seen:
     """(C,) float64, largest magnitude of each channel"""
     mean: Tensor
     """(C,) float64"""
-    sample: list[Tensor]
-    """Magnitudes, float32"""
+    counts: Tensor
+    """(4096,) float64, histogram of a sample of the magnitudes, from 0 to the largest"""
 
 
 def _watch(graph: Graph, x: Tensor) -> dict[int, _Seen]:
     """Runs the float graph on images (N, C, H, W) and keeps the ranges of every tensor."""
-    seen: dict[int, _Seen] = {}
+    largest: dict[int, Tensor] = {}
+    mean: dict[int, Tensor] = {}
+    samples: dict[int, list[Tensor]] = {}
     for batch in torch.split(x, _BATCH):
         share = len(batch) / len(x)
         for index, y in _with_input(graph, batch):
             magnitude = y.abs()
-            largest = magnitude.amax((0, 2, 3)).double()
-            if not bool(torch.isfinite(largest).all()):
+            peak = magnitude.amax((0, 2, 3)).double()
+            if not bool(torch.isfinite(peak).all()):
                 where = "the input" if index == INPUT else graph.nodes[index].name
-                raise ValueError(f"{where}: the float module gives {float(largest.max())} on the calibration images")
+                raise ValueError(f"{where}: the float module gives {float(peak.max())} on the calibration images")
             # An odd step so that the sample walks through all columns and channels.
             step = max(1, magnitude.numel() // (len(batch) * _SAMPLES_AN_IMAGE)) | 1
-            sample = magnitude.flatten()[::step].clone()
-            mean = y.mean((0, 2, 3)).double() * share
-            if index in seen:
-                one = seen[index]
-                one.largest, one.mean = torch.maximum(one.largest, largest), one.mean + mean
-                one.sample.append(sample)
-            else:
-                seen[index] = _Seen(largest, mean, [sample])
-    return seen
+            samples.setdefault(index, []).append(magnitude.flatten()[::step].clone())
+            largest[index] = torch.maximum(largest.get(index, peak), peak)
+            mean[index] = mean.get(index, torch.zeros_like(peak)) + y.mean((0, 2, 3)).double() * share
+    return {
+        index: _Seen(peak, mean[index], torch.histc(torch.cat(samples[index]), _BINS, 0, float(peak.max())).double())
+        for index, peak in largest.items()
+    }
 
 
 def _with_input(graph: Graph, batch: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -182,10 +182,9 @@ def _scale(seen: _Seen, norm: float, clip: bool) -> float:
         return 1.0
     if not clip:
         return float(np.float32(largest / 127))
-    counts = torch.histc(torch.cat(seen.sample), _BINS, 0, largest).double()
     centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (largest / _BINS)
     step = _CLIPS[:, None] * (largest / 127)
-    error = (centres - step * (centres / step).round().clamp(max=127)).abs().pow(norm) @ counts
+    error = (centres - step * (centres / step).round().clamp(max=127)).abs().pow(norm) @ seen.counts
     return float(np.float32(_CLIPS[int(error.argmin())] * largest / 127))
 
 
