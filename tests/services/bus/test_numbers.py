@@ -68,7 +68,7 @@ def received(bus: Bus) -> list[Message]:
 FATES = st.lists(st.sampled_from(["deliver", "deliver", "drop", "twice", "late"]), max_size=120)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), FATES)
 def test_any_fate_of_the_packets_ends_in_each_message_once_and_in_order(count: int, fates: list[str]) -> None:
     async def run() -> None:
@@ -113,7 +113,7 @@ def test_any_fate_of_the_packets_ends_in_each_message_once_and_in_order(count: i
 number = st.one_of(st.integers(0, 40), st.integers(0, 2**53))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", ""]), number), max_size=80))
 def test_any_numbers_are_delivered_in_order_once_and_held_within_bounds(stamps: list[tuple[str, int]]) -> None:
     bus = Bus("mqtt://h:1", "receiver", "d")
@@ -129,7 +129,7 @@ def test_any_numbers_are_delivered_in_order_once_and_held_within_bounds(stamps: 
     assert all(n <= flow.next + FARTHEST for flow in bus._ins.values() for n in flow.held)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(number, st.lists(st.tuples(number, number), max_size=5), st.booleans()), max_size=20))
 def test_any_flow_only_sends_what_was_sent(flows: list[tuple[int, list[tuple[int, int]], bool]]) -> None:
     async def run() -> None:
