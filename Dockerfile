@@ -29,9 +29,8 @@ ENV PATH=/opt/r2f/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib
 USER r2f
 WORKDIR /home/r2f
-# Proves that the image works, and leaves the kernels compiled for this machine; on another one, each container compiles
-# them when it first needs them.
-RUN r2f doctor && r2f demo --iterations 2 --out /tmp/runs && rm -rf /tmp/runs
+# Leaves the kernels compiled for this machine; on another one, each container compiles them when it first needs them.
+RUN python -m r2f.warm && r2f doctor
 # A service is healthy while its retained state on its broker says so.
 COPY docker/healthy.py /usr/local/bin/healthy
 HEALTHCHECK --interval=5s --timeout=6s --start-period=60s --retries=3 CMD ["python", "/usr/local/bin/healthy"]

@@ -29,13 +29,15 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "no virtual environment: on Debian, install python3-venv; elsewhere, a Python that has ensurepip" >&2; exit 1; }
 
-# The stamps are newer than pyproject.toml once its packages are in.
+# The stamps are newer than pyproject.toml once its packages are in. Kernels are compiled now, while nothing else runs.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m r2f.warm
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m r2f.warm
 	@touch $@ $(VENV)/installed
 
 mosquitto:
