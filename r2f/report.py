@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from broker.link import Profile, transfer_s
+from broker.link import STAMP, Profile, transfer_s
 from services.bus.messages import ROOT, Codec, FaultRates
 from services.trainer import job, ledger, training
 
@@ -192,7 +192,9 @@ def _on_link(name: str, payload: int, link: Profile | None) -> float:
     """Seconds of one message on the link, MQTT and TCP framing included; none without a link or a message."""
     if link is None or payload == 0:
         return 0.0
-    return transfer_s(f"{ROOT}/edge-0/{name}", payload, link, "up" if name.startswith("up") else "down")
+    # The Bus reports sizes with its stamp, the clock adds it.
+    unstamped = max(0, payload - STAMP)
+    return transfer_s(f"{ROOT}/edge-0/{name}", unstamped, link, "up" if name.startswith("up") else "down")
 
 
 def _uplink_s(row: ledger.Row, link: Profile | None) -> float:

@@ -185,11 +185,16 @@ def _services(settings: Settings, device_broker: str, server_broker: str) -> lis
         agent += ["--array", settings.array]
     if settings.image_size is not None:
         agent += ["--image-size", "x".join(map(str, settings.image_size))]
+    # On a real link, chunks are no longer than two seconds of its rate, and senders wait for credit as long as it takes.
+    up, down = ({}, {})
+    if settings.live and settings.link is not None:
+        link = profile(settings.link)
+        up, down = ({"R2F_LINK_BITS_PER_S": str(rate)} for rate in (link.up, link.down))
     return [
-        Program("agent", "services.edge_agent", (*on_device, *agent)),
+        Program("agent", "services.edge_agent", (*on_device, *agent), up),
         Program("voter", "services.voter", on_device),
-        Program("codec-device", "services.codec", ("--side", "device", *on_device)),
-        Program("codec-server", "services.codec", ("--side", "server", *on_server)),
+        Program("codec-device", "services.codec", ("--side", "device", *on_device), up),
+        Program("codec-server", "services.codec", ("--side", "server", *on_server), down),
     ]
 
 

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from broker.link import Profile, transfer_s
+from broker.link import STAMP, Profile, transfer_s
 from r2f import plots, report
 from services.bus.messages import FaultRates
 from services.trainer import job, ledger, training
 
 LINK = Profile("hspa", 5.76e6, 21.1e6, 0.05)
 
-UP = (("inputs", 60), ("layers", 70), ("layers", 30), ("repair", 10))
+UP = (("inputs", 60), ("layers", 70), ("layers", 30), ("repair", 35))
 
 
 def finished(folder: Path, iterations: int = 4) -> Path:
@@ -30,7 +30,7 @@ def finished(folder: Path, iterations: int = 4) -> Path:
         ledger.Row(
             iteration=i, loss=2.0 / (i + 1), accuracy=50, grad_norm=1.0, wall_s=0.2, attempts=1, elements=1000,
             mismatched=3, mismatched_layers=1, input_bytes=128, host_s={"forward": 0.01, "uplink": 0.001},
-            device_s={"forward": 0.004}, uplink_inputs=60, uplink_layers=100, uplink_repairs=10, downlink=40,
+            device_s={"forward": 0.004}, uplink_inputs=60, uplink_layers=100, uplink_repairs=35, downlink=40,
             segments=[ledger.Segment(0.002, 0.003, 70, 0.004), ledger.Segment(0.002, 0.001, 30, 0.005)],
         )
         for i in range(iterations)
@@ -53,13 +53,13 @@ def test_adds_up(tmp_path: Path) -> None:
         "faulty_after": {"mean": 90.0, "std": 2.0, "values": [88.0, 92.0]},
     }
     assert written["uplink_bytes"] == {
-        "direct": 4512, "sent": 680, "direct_layers": 4000, "sent_layers": 440, "sent_repairs": 40,
+        "direct": 4512, "sent": 780, "direct_layers": 4000, "sent_layers": 540, "sent_repairs": 140,
     }  # fmt: skip
     assert written["downlink_bytes"] == {"full": 2000, "sent": 160}
     assert written["fidelity"] == {"elements": 4000, "mismatched": 12, "mismatched_layers": 4, "repaired": 0}
     assert written["stages_s"]["forward"] == {"host": 0.01, "device": 0.004, "link": 0.0}
-    up = [transfer_s(f"r2f/v1/edge-0/up/{name}", size, LINK, "up") for name, size in UP]
-    down = transfer_s("r2f/v1/edge-0/down/model", 40, LINK, "down")
+    up = [transfer_s(f"r2f/v1/edge-0/up/{name}", size - STAMP, LINK, "up") for name, size in UP]
+    down = transfer_s("r2f/v1/edge-0/down/model", 40 - STAMP, LINK, "down")
     assert written["stages_s"]["uplink"]["link"] == pytest.approx(sum(up))
     assert written["stages_s"]["downlink"]["link"] == pytest.approx(down)
     assert written["sum_s"] == pytest.approx(0.004 + sum(up) + down)
@@ -84,7 +84,7 @@ def test_the_table_names_what_the_user_asked_for(tmp_path: Path) -> None:
     console.print(report.table(found))
     text = console.export_text()
     console.file.close()
-    for part in ("98.5 %", "97.0 %", "82.0 %", "90.0 %", "+8.0", "4.51 kB", "680 B", "forward", "sum of the stages"):
+    for part in ("98.5 %", "97.0 %", "82.0 %", "90.0 %", "+8.0", "4.51 kB", "780 B", "forward", "sum of the stages"):
         assert part in text
 
 
