@@ -15,7 +15,7 @@ from services.trainer.replay import Replay
 
 
 class Sgd(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Settings of the optimiser. ``clip`` bounds the gradients' Euclidean norm, infinity for no bound."""
+    """Settings of the optimiser. ``clip`` bounds the gradients' Euclidean norm. All are finite, as JSON knows no others."""
 
     rate: float = 1e-3
     momentum: float = 0.9
@@ -23,7 +23,8 @@ class Sgd(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     clip: float = 5.0
 
     def __post_init__(self) -> None:
-        if not (self.rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip > 0):
+        in_range = self.rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip > 0
+        if not in_range or not all(map(math.isfinite, msgspec.structs.astuple(self))):
             raise ValueError(f"optimiser settings out of range: {self}")
 
 

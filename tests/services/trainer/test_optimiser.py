@@ -16,8 +16,7 @@ SHAPES = {0: (4, 3, 3, 3), 3: (5, 4, 1, 1)}
 
 def random_parameters(rng: np.random.Generator):
     return {
-        i: (rng.standard_normal(shape, np.float32), rng.standard_normal(shape[0], np.float32))
-        for i, shape in SHAPES.items()
+        i: (rng.standard_normal(shape, np.float32), rng.standard_normal(shape[0], np.float32)) for i, shape in SHAPES.items()
     }
 
 
@@ -56,9 +55,7 @@ def test_leaves_the_gradients_alone() -> None:
     replay = random_replay(rng, 100.0)
     before = [g.clone() for p in replay.gradients.values() for g in p]
     step(parameters, zeros_like(parameters), replay, Sgd(weight_decay=0.1))
-    assert all(
-        torch.equal(a, b) for a, b in zip(before, (g for p in replay.gradients.values() for g in p), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(before, (g for p in replay.gradients.values() for g in p), strict=True))
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
@@ -70,7 +67,9 @@ def test_stops_on_what_is_not_finite(loss: float, norm: float) -> None:
     guard(Replay(1.0, 0, 2.0, {}), 7, None)
 
 
-@pytest.mark.parametrize("bad", [{"rate": 0}, {"momentum": 1.0}, {"clip": 0}, {"weight_decay": -1}, {"rate": math.nan}])
+@pytest.mark.parametrize(
+    "bad", [{"rate": 0}, {"momentum": 1.0}, {"clip": 0}, {"weight_decay": -1}, {"rate": math.nan}, {"clip": math.inf}]
+)
 def test_refuses_settings_out_of_range(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         Sgd(**bad)
