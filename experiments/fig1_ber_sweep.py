@@ -24,7 +24,7 @@ from experiments.int8_accuracy import TRAINED, images_of, lowered, top
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RATES = (0.0, 1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+RATES = (0.0, 1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 BATCH = 16
 
 
