@@ -12,8 +12,8 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -72,6 +72,7 @@ class Engine:
         self.path, self.reason = choose(path)
         self._macs: dict[int, _Mac] = {}
         self.threads = torch.get_num_threads()
+        self._one = threading.Lock()
         self._pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="engine")
         for index, layer in network.convs():
             # Weights count as -128 because flips can make them that.
@@ -142,8 +143,10 @@ class Engine:
                     if each is not None:
                         each(index, [y[first:last] for y in ys], first)
 
-        # A thread takes its images through the whole network: nothing to wait for in between.
-        self._parallel(len(x), images)
+        # A thread takes its images through the whole network: little to wait for in between. Faulty runs go one by one,
+        # because their threads wait for one another and the pool may not hold those of two.
+        with self._one if flips is not None else nullcontext():
+            self._parallel(len(x), images)
         return outputs
 
     def replicas(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
@@ -192,7 +195,10 @@ class Engine:
         parts = max(1, min(self.threads, steps))
         edges = [min(count, steps * p // parts * step) for p in range(parts + 1)]
         others = [self._pool.submit(work, edges[p], edges[p + 1]) for p in range(1, parts)]
-        work(0, edges[1])
+        try:
+            work(0, edges[1])
+        finally:
+            wait(others)
         for other in others:
             other.result()
 
@@ -237,7 +243,7 @@ class Engine:
 
 PATHS = ("cuda", "vnni", "portable")
 _CLEAN = Flips()
-_BUFFERS = Buffers(idle_bytes=384 * 2**20)
+_BUFFERS = Buffers(idle_bytes=256 * 2**20)
 _DEVICE = {"portable": "cpu", "cuda": "cuda"}
 
 
@@ -407,7 +413,10 @@ def _tile(width: int, stride: int) -> int:
 
 
 class _Ahead:
-    """What threads need for each layer: prepared by one of them a layer ahead, kept until the last has used it."""
+    """What threads need for each layer: prepared by one of them a layer ahead, kept until the last has used it.
+
+    No thread gets more than a layer ahead of another, so that only a few layers' replicas are in memory.
+    """
 
     def __init__(self, indices: Sequence[int], prepare: Callable[[int], tuple[Work, list[Int8]]], users: int) -> None:
         self._prepare = prepare
@@ -415,9 +424,29 @@ class _Ahead:
         self._locks = {index: threading.Lock() for index in indices}
         self._made: dict[int, tuple[Work, list[Int8]]] = {}
         self._left = dict.fromkeys(indices, users)
+        self._done = threading.Condition()
+        self._failed: BaseException | None = None
 
     @contextmanager
     def of(self, index: int) -> Iterator[tuple[Work, list[Int8]]]:
+        try:
+            yield self._get(index)
+        except BaseException as error:
+            with self._done:
+                self._failed = self._failed or error
+                self._done.notify_all()
+            raise
+        with self._done:
+            self._left[index] -= 1
+            if not self._left[index]:
+                del self._made[index]
+                self._done.notify_all()
+
+    def _get(self, index: int) -> tuple[Work, list[Int8]]:
+        with self._done:
+            self._done.wait_for(lambda: self._failed is not None or sum(made < index for made in list(self._made)) <= 1)
+            if self._failed:
+                raise RuntimeError("engine: another thread of this run failed") from self._failed
         with self._locks[index]:
             if index not in self._made:
                 self._made[index] = self._prepare(index)
@@ -430,11 +459,7 @@ class _Ahead:
                     self._made[following] = self._prepare(following)
             finally:
                 self._locks[following].release()
-        yield made
-        with self._locks[index]:
-            self._left[index] -= 1
-            if not self._left[index]:
-                del self._made[index]
+        return made
 
 
 def _work(mac: _Mac, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:

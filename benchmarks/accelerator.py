@@ -38,7 +38,7 @@ from accelsim.accelerator import Simulated
 from accelsim.engine import Engine, warm
 from accelsim.faults import Rates
 from accelsim.network import Int8, Network, UInt8
-from services.voter.vote import vote
+from benchmarks.chained_step import chained
 
 BATCH = 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,29 +56,10 @@ def photos(path: Path | None, count: int, side: int) -> UInt8:
     return np.clip(coarse + random.normal(0, 12, coarse.shape), 0, 255).astype(np.uint8)
 
 
-def chained(device: Simulated, x: Int8, iteration: int) -> list[Int8]:
-    """One step of the chained codec's device side: actual outputs of all layers; the votes are made and let go."""
-    return device.run_chained(x, lambda _, replicas, __: vote(replicas, "median"), iteration=iteration)  # type: ignore[arg-type]
-
-
 def peak_mb(stored: Path, images: Path, ber: float, threads: int) -> float:
     """Peak resident memory in MB (10^6 bytes) of a process that does three chained steps."""
-    command = [sys.executable, "-m", "benchmarks.accelerator", "--peak-of", str(stored), "--data", str(images)]
-    command += ["--ber", str(ber), "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.chained_step", str(stored), str(images), str(ber), str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _chained_alone(stored: Path, images: Path, ber: float) -> float:
-    network = storage.load(stored)
-    device = Simulated(Rates.uniform(ber))
-    device.load(network)
-    with np.load(images) as data:
-        x = network.quantize_images(data["val_images"])
-    for iteration in range(3):
-        chained(device, x, iteration)
-    # Not getrusage's: that starts from what the parent held when it started this process.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -211,14 +192,9 @@ def main(
     rounds: int = 9,
     threads: int = 2,
     fi: Annotated[bool, typer.Option(help="Measure PyTorchFI too; it takes minutes on large networks.")] = True,
-    peak_of: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Time the accelerator against its peers."""
     torch.set_num_threads(threads)
-    if peak_of is not None:
-        assert data is not None
-        print(_chained_alone(peak_of, data, ber))
-        return
     torch.manual_seed(0)
     module = zoo.build(network)
     if weights is not None:

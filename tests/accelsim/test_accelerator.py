@@ -9,6 +9,7 @@ import pytest
 
 from accelsim import reference
 from accelsim.accelerator import Accelerator, Simulated
+from accelsim.engine import check
 from accelsim.faults import Burst, Rates
 from accelsim.network import INPUT, Add, Conv, Network
 
@@ -79,6 +80,16 @@ def test_a_chained_run_is_run_replicas_layer_by_layer(path: str) -> None:
         expected = a.run_replicas(index, x, iteration=4, count=5)
         pieces = [parts[key] for key in sorted(parts) if key[0] == index]
         assert equal([np.concatenate(same) for same in zip(*pieces, strict=True)], expected)
+
+
+def test_what_a_user_of_a_chained_run_raises_comes_out() -> None:
+    def each(index: int, replicas: Sequence[np.ndarray], first: int) -> None:
+        if index == 1:
+            raise KeyError("mine")
+
+    with pytest.raises((KeyError, RuntimeError)) as caught:
+        device(path="vnni" if check("vnni") == "" else "portable").run_chained(X[:1].repeat(8, 0), each)
+    assert "mine" in str(caught.value) or "mine" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"device": "b"}, {"fault_model": Burst(3)}, {"rates": Rates(output=2e-3)}])
