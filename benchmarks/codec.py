@@ -168,13 +168,14 @@ def main() -> None:
     given = parser.parse_args()
     console = Console()
     data = datasets.load(given.data)
-    if Path(given.network).suffix == ".safetensors":
+    stored = Path(given.network).suffix == ".safetensors"
+    if stored:
         network = storage.load(given.network)
     else:
         network = int8_network(given.network, given.weights, data.train_images)
     data.check(network)
     result = measure(network, data, given.ber, given.batch, given.batches, given.seed)
-    result |= {"network": network.name, "ber": given.ber, "random_weights": given.weights is None}
+    result |= {"network": network.name, "ber": given.ber, "random_weights": given.weights is None and not stored}
     result["vote_of_copy"] = {f"{kind}{n}": vote_against_copy(n, kind) for kind in ("median", "bitwise") for n in (3, 5, 7)}
     show(result, console)
     console.print("vote, of a copy's speed: " + ", ".join(f"{k} {v:.0%}" for k, v in result["vote_of_copy"].items()))
