@@ -5,14 +5,17 @@ Set-up does it, with nothing else running, so that no service is silent for a mi
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from accelsim import engine, zoo
+from accelsim import engine, storage, zoo
 from accelsim.lowering import lower
 from r2f import inprocess
 from r2f.data import DIGITS, load
 from services.bus.messages import FaultRates
+from services.codec import layers
 from services.trainer.job import Job
+from services.voter.vote import vote
 
 
 def main() -> None:
@@ -21,9 +24,17 @@ def main() -> None:
     data = load(DIGITS)
     torch.manual_seed(0)
     module = zoo.build("digits_cnn", data.classes).eval()
-    network = lower(module, data.train_images[:64], data.mean, data.std, name="warm")
+    lowered = lower(module, data.train_images[:64], data.mean, data.std, name="warm")
     rates = FaultRates(input=1e-3, weight=1e-3, output=1e-3)
-    inprocess.retrain(network, data, Job(session="warm", device="warm", rates=rates, iterations=2))
+    job = Job(session="warm", device="warm", rates=rates, iterations=2)
+    # What comes over the bus is read-only, which to Numba is another type: both are needed.
+    received = storage.from_bytes(storage.to_bytes(lowered))
+    for network in (lowered, received):
+        inprocess.retrain(network, data, job)
+    tensors = [np.frombuffer(bytes(64), np.int8).reshape(1, 2, 2, 16) for _ in range(7)]
+    for replicas in (3, 5, 7):
+        layers.encode(tensors[0], vote(tensors[:replicas], "median"), "chained")
+    layers.encode(tensors[0], tensors[1], "chained")
 
 
 if __name__ == "__main__":
