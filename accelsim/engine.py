@@ -62,7 +62,7 @@ class _Mac:
 class Engine:
     """One network, ready to run, on as many threads as torch has (``torch.set_num_threads``).
 
-    ``path`` is ``auto`` (the first of ``cuda``, ``vnni``, ``portable`` that works here) or one of these; ``Engine.path``
+    ``path`` is ``auto`` (the first of ``vnni``, ``cuda``, ``portable`` that works here) or one of these; ``Engine.path``
     and ``Engine.reason`` tell which one runs and why. Safe to use from several threads at once. Raises ValueError if
     the path cannot run here, or if a layer's accumulators could leave int32.
     """
@@ -241,7 +241,7 @@ class Engine:
             y[...] = reference.layer(layer, xs)
 
 
-PATHS = ("cuda", "vnni", "portable")
+PATHS = ("vnni", "cuda", "portable")
 _CLEAN = Flips()
 _BUFFERS = Buffers(idle_bytes=256 * 2**20)
 _DEVICE = {"portable": "cpu", "cuda": "cuda"}

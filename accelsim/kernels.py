@@ -584,6 +584,15 @@ def _flip_depthwise_inputs(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def round_floats(acc, multiplier, low, high, y):  # type: ignore[no-untyped-def]
+    """y = clamp(rint(acc * multiplier[c]), low, high): accumulators float32 (pixels, C), y int8 (pixels, C)."""
+    for p in range(acc.shape[0]):
+        for c in range(acc.shape[1]):
+            value = _rint(acc[p, c] * multiplier[c])
+            y[p, c] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
+
+
+@njit(nogil=True, cache=True)
 def add(a, b, ma, mb, low, high, y, count):  # type: ignore[no-untyped-def]
     """y = clamp(int(rint(a * ma)) + int(rint(b * mb)), low, high) over ``count`` elements."""
     xa, xb, out = carray(_pointer(a), count, np.int8), carray(_pointer(b), count, np.int8), carray(_pointer(y), count, np.int8)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from accelsim import reference
+from accelsim import kernels, reference
 from accelsim.faults import Flips
 from accelsim.network import Conv, Int8, Int32
 
-CHUNK_BYTES = 64 * 1024 * 1024
-"""Float accumulators are held for as many images at a time as fit this."""
+CHUNK_BYTES = 4 * 1024 * 1024
+"""Float accumulators are held for as many images at a time as fit this, so that they stay in cache."""
 
 
 def replica(layer: Conv, x: Int8, flips: Flips, device: str = "cpu") -> Int8:
@@ -47,6 +47,10 @@ def replica(layer: Conv, x: Int8, flips: Flips, device: str = "cpu") -> Int8:
             bits = (np.int64(1) << (struck & 31)).astype(np.uint32)
             np.bitwise_xor.at(integers.reshape(-1).view(np.uint32), (struck - at) >> 5, bits)
             acc = torch.from_numpy(integers).to(device)
-        value = (acc.to(torch.float32) * scale).round_().clamp_(layer.low, layer.high)
-        part[...] = value.to(torch.int8).cpu().numpy()
+        acc = acc.to(torch.float32)
+        if device == "cpu":
+            values = acc.contiguous().numpy().reshape(-1, y.shape[3])
+            kernels.round_floats(values, layer.multiplier, layer.low, layer.high, part.reshape(-1, y.shape[3]))
+        else:
+            part[...] = (acc * scale).round_().clamp_(layer.low, layer.high).to(torch.int8).cpu().numpy()
     return reference.flip(y, flips.output) if len(flips.output) else y
