@@ -169,10 +169,7 @@ def main() -> None:
     console = Console()
     data = datasets.load(given.data)
     stored = Path(given.network).suffix == ".safetensors"
-    if stored:
-        network = storage.load(given.network)
-    else:
-        network = int8_network(given.network, given.weights, data.train_images)
+    network = storage.load(given.network) if stored else int8_network(given.network, given.weights, data.train_images)
     data.check(network)
     result = measure(network, data, given.ber, given.batch, given.batches, given.seed)
     result |= {"network": network.name, "ber": given.ber, "random_weights": given.weights is None and not stored}
