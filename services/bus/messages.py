@@ -112,6 +112,8 @@ class SetMode(Message):
     (see ``accelsim.referee``); ``replicas`` is not looked at then."""
     exact: bool = True
     """The server asks for what its digests say it has wrong, until its tensors are the device's, bit for bit."""
+    jpeg: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    """Quality of the JPEG files that the device's camera gives and the device itself runs on; 0 for images as they are."""
     rates: FaultRates = FaultRates()
     seed: int = 0
     protected: tuple[int, ...] = ()
@@ -139,6 +141,8 @@ class Inputs(Message):
     attempt: int
     images: Tensor
     labels: Tensor | None
+    files: tuple[bytes, ...] = ()
+    """The JPEG files that the images are the pixels of, where the camera gives such."""
 
 
 class EncodedInputs(Message):

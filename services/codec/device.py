@@ -135,7 +135,9 @@ class DeviceCodec:
         # A repeat is sent whole: what the first attempt sent may be what got lost.
         known = self.known if message.attempt == 0 else set()
         fresh = [i for i, name in enumerate(hashes) if name not in known]
-        body = inputs.encode(images[fresh]) if fresh else b""
+        if message.files and len(message.files) != len(images):
+            raise ValueError(f"{len(message.files)} files for {len(images)} images")
+        body = inputs.pack([message.files[i] for i in fresh]) if message.files else inputs.encode(images[fresh])
         shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         self.bus.release(message.images)
         encoded = EncodedInputs(

@@ -41,7 +41,7 @@ def encode(images: UInt8) -> bytes:
         return b""
     if images.shape[3] not in (1, 3):
         return _zstd(images)
-    body = _pack([_compress(image, "WEBP", lossless=True, **_LOSSLESS_EFFORT) for image in images])
+    body = pack([_compress(image, "WEBP", lossless=True, **_LOSSLESS_EFFORT) for image in images])
     if images.shape[1] * images.shape[2] > _TINY:
         return body
     return min(body, _zstd(images), key=len)
@@ -57,7 +57,7 @@ def lossy(images: UInt8, quality: int, kind: Literal["JPEG", "WEBP"] = "JPEG") -
         raise ValueError(f"lossy: needs 1 or 3 channels and a quality of 1..100, got {images.shape[3]} and {quality}")
     if len(images) == 0:
         return b"", images.copy()
-    body = _pack([_compress(image, kind, quality=quality) for image in images])
+    body = pack([_compress(image, kind, quality=quality) for image in images])
     return body, decode(body, len(images), images.shape[1:])
 
 
@@ -107,7 +107,10 @@ def _unzstd(payload: memoryview, shape: tuple[int, int, int, int]) -> UInt8:
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 
-def _pack(files: Sequence[bytes]) -> bytes:
+def pack(files: Sequence[bytes]) -> bytes:
+    """Image files as one body, for ``decode``: WebP or JPEG, a file an image."""
+    if not files:
+        return b""
     lengths = np.array([len(data) for data in files], "<u4")
     return bytes((_IMAGES,)) + lengths.tobytes() + b"".join(files)
 

@@ -26,9 +26,7 @@ def main(
     data: Annotated[str, typer.Option(help="'digits', an .npz with train_images..., or a folder of class folders.")],
     broker: service.Broker = service.DEFAULT_BROKER,
     device: service.Device = service.DEFAULT_DEVICE,
-    image_size: Annotated[
-        str | None, typer.Option(help="HxWxC that a folder of images is scaled to, e.g. 224x224x3.")
-    ] = None,
+    image_size: Annotated[str | None, typer.Option(help="HxWxC that a folder of images is scaled to, e.g. 224x224x3.")] = None,
     accelerator: Annotated[Kind, typer.Option(help="What runs the MAC layers.")] = Kind.simulated,
     array: Annotated[Path | None, typer.Option(help="Array that is timed: a SCALE-Sim .cfg [default: 32x32]")] = None,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",

@@ -18,6 +18,7 @@ from accelsim.timing import Array, LayerTiming, layer_timing
 from r2f.data import Dataset
 from services.bus import Bus, MessageError
 from services.bus.messages import Deploy, FaultRates, Forward, SetMode, Timing, Voted
+from services.edge_agent.camera import photograph
 from services.edge_agent.client import Client
 from services.edge_agent.execution import Executed, Plan, Segment, Votes, execute
 
@@ -144,9 +145,12 @@ class Agent:
             return
         chosen = list(forward.samples)
         batch, truth = images[chosen], labels[chosen]
+        files: list[bytes] = []
+        if mode.jpeg:
+            files, batch = await asyncio.to_thread(photograph, batch, mode.jpeg)
         training = forward.mode == "training"
         if training:
-            await client.send_inputs(forward, batch, truth)
+            await client.send_inputs(forward, batch, truth, files)
         plan = _plan(mode, training)
         x = loaded.network.quantize_images(batch)
         accelerator = self._accelerator(loaded, mode, forward)
@@ -208,9 +212,7 @@ class Agent:
     ) -> None:
         """Modelled accelerator time of the actual run (FP) and of all further executions (TMR), beside the host's."""
         executions = [len(e.replicas) + (e.actual is not None) for e in segment.layers]
-        modelled = [
-            self._timing(network, e.index, batch, n) for e, n in zip(segment.layers, executions, strict=True)
-        ]
+        modelled = [self._timing(network, e.index, batch, n) for e, n in zip(segment.layers, executions, strict=True)]
         # The host computes all executions at once; the actual one is charged its share.
         share = len(executions) / sum(executions)
         once = sum(t.forward_s + t.write_back_s for t in modelled)
@@ -262,4 +264,3 @@ def _plan(mode: SetMode, training: bool) -> Plan:
         return Plan(replicas=1, protected=protected)
     golden = mode.codec == "golden"
     return Plan(replicas=mode.replicas, protected=protected, golden=golden, referee=mode.referee and not golden)
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from accelsim.network import Int8, UInt8
@@ -46,14 +47,18 @@ class Client:
         )
         await self.bus.publish(self.bus.topic("up/outputs"), message)
 
-    async def send_inputs(self, forward: Forward, images: UInt8, labels: Int64) -> None:
-        """Training mode: the batch itself, uint8 (N, H, W, C) and labels int64 (N,), to the codec."""
+    async def send_inputs(self, forward: Forward, images: UInt8, labels: Int64, files: Sequence[bytes] = ()) -> None:
+        """Training mode: the batch itself, uint8 (N, H, W, C) and labels int64 (N,), to the codec.
+
+        ``files`` are JPEG files of just these pixels, if the camera gives such: then they cross the link.
+        """
         message = Inputs(
             session=self.session,
             iteration=forward.iteration,
             attempt=forward.attempt,
             images=self.bus.share(images),
             labels=inline(labels),
+            files=tuple(files),
         )
         await self.bus.publish(self.bus.topic("edge/inputs"), message)
 
@@ -63,9 +68,7 @@ class Client:
         layers = tuple(
             LayerReplicas(
                 index=executed.index,
-                replicas=tuple(
-                    self.bus.share(y, readers=1 + _passed_on(executed, i)) for i, y in enumerate(executed.replicas)
-                ),
+                replicas=tuple(self.bus.share(y, readers=1 + _passed_on(executed, i)) for i, y in enumerate(executed.replicas)),
                 actual=None if executed.actual is None else self.bus.share(executed.actual, readers=2),
                 protected=executed.protected,
                 **self._settled(executed),

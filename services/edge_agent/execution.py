@@ -118,9 +118,7 @@ def _run(
     operand = layer.inputs[0]
     if plan.golden:
         # Replica 0 is the actual execution; the TMR run beside it draws its own faults.
-        runs = accelerator.run_replicas(
-            index, reference[operand], iteration=iteration, count=plan.replicas, first=1
-        )
+        runs = accelerator.run_replicas(index, reference[operand], iteration=iteration, count=plan.replicas, first=1)
         one = accelerator.run_layer(index, actual[operand], iteration=iteration)
         return Executed(index, runs, actual=one)
     protected = index in plan.protected

@@ -111,6 +111,7 @@ class Server:
         protected: Sequence[int] = (),
         referee: bool = True,
         exact: bool = True,
+        jpeg: int = 0,
     ) -> None:
         """``server.setAIoTMode``: how the device runs from now on (see ``SetMode``). Returns when it has acknowledged."""
         known = await self._device(device)
@@ -125,6 +126,7 @@ class Server:
             replicas=replicas,
             referee=referee,
             exact=exact,
+            jpeg=jpeg,
             rates=rates,
             seed=seed,
             protected=tuple(protected),

@@ -100,6 +100,7 @@ async def _train(
         replicas=todo.replicas,
         referee=todo.referee,
         exact=todo.exact,
+        jpeg=todo.jpeg,
         protected=todo.protected,
     )
     await server.deploy_model(todo.device, network, version=version)
@@ -142,7 +143,9 @@ async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, rat
     """Top-1 in per cent on held-out samples, for each fault seed; a single run where there are no faults."""
     seeds = todo.evaluation_seeds if rates != FaultRates() else todo.evaluation_seeds[:1]
     protected = todo.protected if rates != FaultRates() else ()
-    await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, vote=todo.vote, protected=protected)
+    await server.set_mode(
+        todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, vote=todo.vote, protected=protected, jpeg=todo.jpeg
+    )
     samples = range(min(todo.evaluation_samples, available))
     found = []
     for i, seed in enumerate(seeds):
