@@ -249,7 +249,7 @@ def table(report: Report) -> Group:
 def _title(report: Report) -> Text:
     return Text.assemble(
         (report.network, "bold"),
-        f"  BER {report.ber:g}, {report.codec} over {report.link}, {report.iterations} iterations of {report.batch} images",
+        f"  BER {report.ber:g}, {report.codec}{over(report.link)}, {report.iterations} iterations of {report.batch} images",
     )
 
 
