@@ -50,6 +50,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     replicas: Literal[3, 5, 7] = 3
     referee: bool = True
     exact: bool = True
+    theta: float = 0.0
     jpeg: int = 0
     protected: tuple[int, ...] = ()
     iterations: int = 100
@@ -250,6 +251,7 @@ def job_of(settings: Settings, session: str) -> Job:
         replicas=settings.replicas,
         referee=settings.referee,
         exact=settings.exact,
+        theta=settings.theta,
         jpeg=settings.jpeg,
         protected=settings.protected,
         iterations=settings.iterations,

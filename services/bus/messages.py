@@ -112,6 +112,8 @@ class SetMode(Message):
     (see ``accelsim.referee``); ``replicas`` is not looked at then."""
     exact: bool = True
     """The server asks for what its digests say it has wrong, until its tensors are the device's, bit for bit."""
+    theta: Rate = 0.0
+    """Of the golden codec: a layer of which a smaller share of outputs equals the vote goes direct (the paper's threshold)."""
     jpeg: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     """Quality of the JPEG files that the device's camera gives and the device itself runs on; 0 for images as they are."""
     rates: FaultRates = FaultRates()
@@ -192,11 +194,12 @@ class Replicas(Message):
 
 
 class LayerVoted(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """``vote`` is None where the layer goes direct."""
+    """``direct``, or no ``vote``: the outputs go as they are; a vote is then the agent's alone."""
 
     index: int
     actual: Tensor
     vote: Tensor | None = None
+    direct: bool = False
 
 
 class Voted(Message):

@@ -180,12 +180,12 @@ class DeviceCodec:
 
     def _encode_layer(self, layer: LayerVoted, kept: Kept | None) -> EncodedLayer:
         actual = self.bus.open(layer.actual)
-        vote = None if layer.vote is None else self.bus.open(layer.vote)
+        vote = None if layer.vote is None or layer.direct else self.bus.open(layer.vote)
         if kept is not None:
             vote = kept.keep(layer.index, actual, vote)
         encoded = EncodedLayer(layer.index, layers.digest(actual), layers.encode(actual, vote, self.codec))
         self.bus.release(layer.actual)
-        if layer.vote is not None:
+        if layer.vote is not None and not layer.direct:
             self.bus.release(layer.vote)
         return encoded
 

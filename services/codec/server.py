@@ -17,6 +17,7 @@ from services.bus import Bus
 from services.bus.messages import (
     Ack,
     Activations,
+    Codec,
     Deploy,
     EncodedInputs,
     EncodedLayer,
@@ -58,6 +59,8 @@ class Rebuild:
     forward: Forward
     version: Version
     outputs: dict[int, Int8] = field(default_factory=dict)
+    reference: dict[int, Int8] = field(default_factory=dict)
+    """Of the golden codec: the fault-free outputs, from the inputs alone."""
     next_layer: int = 0
     next_segment: int = 0
     early: dict[int, EncodedLayers] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class ServerCodec:
         self.rebuild: Rebuild | None = None
         self.boots: dict[str, str] = {}
         self.exact = False
+        self.codec: Codec = "chained"
 
     async def serve(self) -> None:
         """Answer messages until cancelled."""
@@ -116,6 +120,7 @@ class ServerCodec:
                     case EncodedRepair():
                         await self._repaired(message)
                     case SetMode():
+                        self.codec = message.codec
                         self.exact = message.exact and message.codec == "chained"
                     case Ack():
                         await self._ack(message)
@@ -214,7 +219,7 @@ class ServerCodec:
             return
         await self._time("uplink", message.iteration, INPUTS, max(0.0, time.time() - message.sent_at))
         images = self._images(message, now.version.network)
-        now.outputs[INPUT] = now.version.network.quantize_images(images)
+        now.outputs[INPUT] = now.reference[INPUT] = now.version.network.quantize_images(images)
         await self.bus.publish(
             "server/inputs",
             Inputs(
@@ -334,6 +339,9 @@ class ServerCodec:
         while now.next_layer < len(network.layers) and not isinstance(network.layers[now.next_layer], Conv):
             operands = [now.outputs[i] for i in network.layers[now.next_layer].inputs]
             now.outputs[now.next_layer] = engine.golden(now.next_layer, operands)
+            if self.codec == "golden":
+                operands = [now.reference[i] for i in network.layers[now.next_layer].inputs]
+                now.reference[now.next_layer] = engine.golden(now.next_layer, operands)
             now.next_layer += 1
         index = now.next_layer
         if encoded.index != index:
@@ -341,7 +349,10 @@ class ServerCodec:
         shape = (now.outputs[INPUT].shape[0], *network.shape_of(index))
         predicted = layers.needs_prediction(encoded.body)
         prediction = None
-        if predicted:
+        if self.codec == "golden":
+            prediction = engine.golden(index, [now.reference[network.layers[index].inputs[0]]])
+            now.reference[index] = prediction
+        elif predicted:
             prediction = engine.golden(index, [now.outputs[network.layers[index].inputs[0]]])
         actual = layers.decode(encoded.body, prediction, shape)
         repaired = 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
+import numpy as np
 import structlog
 
 from accelsim import referee, storage
@@ -23,6 +27,9 @@ from services.edge_agent.client import Client
 from services.edge_agent.execution import Executed, Plan, Segment, Votes, execute
 
 log = structlog.get_logger()
+
+SIMILARITY = 1 << 29
+"""Iteration number of the golden codec's offline run: no training or evaluation has it."""
 
 NewAccelerator = Callable[[Rates, int], Accelerator]
 """(fault rates, seed) to an accelerator without a network."""
@@ -52,6 +59,8 @@ class Agent:
         self.pending: Forward | None = None
         self.run: asyncio.Task[None] | None = None
         self.votes: asyncio.Queue[Voted] = asyncio.Queue()
+        self.similarity: dict[str, Any] = {}
+        """Of the golden codec: the session that it was measured in, and each layer's share of outputs equal to the vote."""
 
     async def serve(self) -> None:
         """Answer messages until cancelled."""
@@ -152,11 +161,32 @@ class Agent:
         if training:
             await client.send_inputs(forward, batch, truth, files)
         plan = _plan(mode, training)
+        if plan.golden and mode.theta > 0:
+            plan = dataclasses.replace(plan, direct=await self._dissimilar(client, forward, mode, loaded))
         x = loaded.network.quantize_images(batch)
         accelerator = self._accelerator(loaded, mode, forward)
         outputs = await self._segments(client, forward, mode, loaded, accelerator, x, plan)
         if not training:
             await client.send_outputs(forward, outputs, truth)
+
+    async def _dissimilar(self, client: Client, forward: Forward, mode: SetMode, loaded: Loaded) -> frozenset[int]:
+        """Layers under the golden codec's threshold: measured once a session, on one random input (section V.C)."""
+        if self.similarity.get("session") != forward.session:
+            random = np.random.default_rng(mode.seed)
+            x = random.integers(-128, 128, (1, *loaded.network.input_shape), np.int8)
+            alone = msgspec.structs.replace(forward, iteration=SIMILARITY, mode="inference")
+            plan = _plan(mode, training=True)
+            steps = execute(loaded.network, loaded.engine, self._accelerator(loaded, mode, forward), x, SIMILARITY, plan)
+            shares: dict[int, float] = {}
+            votes: Votes | None = None
+            while not isinstance(segment := await asyncio.to_thread(_advance, steps, votes), _Done):
+                number = segment.layers[0].index
+                await client.send_segment(alone, number, segment, mode.vote)
+                votes = await self._await_votes(alone, number, golden=True)
+                shares |= {e.index: float(np.mean(e.actual == votes[e.index])) for e in segment.layers}
+            self.similarity = {"session": forward.session, "shares": shares}
+            log.info("similarity", shares={i: round(share, 3) for i, share in shares.items()})
+        return frozenset(i for i, share in self.similarity["shares"].items() if share < mode.theta)
 
     def _accelerator(self, loaded: Loaded, mode: SetMode, forward: Forward) -> Accelerator:
         key = (mode.rates, mode.seed if forward.seed is None else forward.seed)
@@ -205,6 +235,8 @@ class Agent:
                         raise ValueError(f"edge/voted: layer {layer.index} of segment {number} came without its vote")
                     votes[layer.index] = self.bus.open(goes_on).copy()
                     self.bus.release(goes_on)
+                    if golden and forward.mode == "inference":
+                        self.bus.release(layer.actual)  # the codec will not
                 return votes
 
     async def _publish_times(

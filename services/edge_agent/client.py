@@ -89,7 +89,7 @@ class Client:
     def _settled(self, executed: Executed) -> dict[str, Any]:
         settled = executed.settled
         if settled is None:
-            return {}
+            return {"direct": True} if executed.direct else {}
         if settled.direct:
             return {"direct": True}
         values = self.bus.share(settled.values)

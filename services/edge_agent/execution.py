@@ -28,6 +28,8 @@ class Executed:
     actual: Int8 | None = None
     protected: bool = False
     settled: Settled | None = None
+    direct: bool = False
+    """Of the golden codec: under the similarity threshold, so its outputs go as they are."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class Plan:
     protected: frozenset[int] = frozenset()
     golden: bool = False
     referee: bool = False
+    direct: frozenset[int] = frozenset()
+    """Of the golden codec: the layers under the similarity threshold."""
 
 
 Votes = dict[int, Int8]
@@ -120,7 +124,7 @@ def _run(
         # Replica 0 is the actual execution; the TMR run beside it draws its own faults.
         runs = accelerator.run_replicas(index, reference[operand], iteration=iteration, count=plan.replicas, first=1)
         one = accelerator.run_layer(index, actual[operand], iteration=iteration)
-        return Executed(index, runs, actual=one)
+        return Executed(index, runs, actual=one, direct=index in plan.direct)
     protected = index in plan.protected
     if plan.referee:
         x = actual[operand]

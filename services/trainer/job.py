@@ -27,6 +27,7 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     replicas: Literal[3, 5, 7] = 3
     referee: bool = True
     exact: bool = True
+    theta: float = 0.0
     jpeg: int = 0
     protected: tuple[int, ...] = ()
     iterations: int

@@ -111,6 +111,7 @@ class Server:
         protected: Sequence[int] = (),
         referee: bool = True,
         exact: bool = True,
+        theta: float = 0.0,
         jpeg: int = 0,
     ) -> None:
         """``server.setAIoTMode``: how the device runs from now on (see ``SetMode``). Returns when it has acknowledged."""
@@ -126,6 +127,7 @@ class Server:
             replicas=replicas,
             referee=referee,
             exact=exact,
+            theta=theta,
             jpeg=jpeg,
             rates=rates,
             seed=seed,

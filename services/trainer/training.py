@@ -100,6 +100,7 @@ async def _train(
         replicas=todo.replicas,
         referee=todo.referee,
         exact=todo.exact,
+        theta=todo.theta,
         jpeg=todo.jpeg,
         protected=todo.protected,
     )

@@ -42,9 +42,7 @@ async def _answer(bus: Bus, message: Replicas) -> None:
     )
     await bus.publish("edge/voted", voted)
     if any(layer.vote is not None for layer in layers):
-        timing = Timing(
-            session=message.session, stage="tmr", iteration=message.iteration, segment=message.segment, host_s=host
-        )
+        timing = Timing(session=message.session, stage="tmr", iteration=message.iteration, segment=message.segment, host_s=host)
         await bus.publish("event/tmr", timing)
 
 
@@ -62,12 +60,13 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
             actual = bus.share(tmr, readers=1 + training)
         if layer.values is not None:
             _override(winner, None if layer.positions is None else bus.open(layer.positions), bus.open(layer.values))
-        if not layer.direct and (training or layer.actual is not None):
-            voted = bus.share(winner, readers=training + (layer.actual is not None))
+        readers = (training and not layer.direct) + (layer.actual is not None)
+        if readers:
+            voted = bus.share(winner, readers=readers)
     for tensor in (*layer.replicas, layer.actual, layer.positions, layer.values):
         if tensor is not None:
             bus.release(tensor)
-    return LayerVoted(index=layer.index, actual=actual, vote=voted)
+    return LayerVoted(index=layer.index, actual=actual, vote=voted, direct=layer.direct)
 
 
 def _override(winner: Int8, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any]) -> None:
