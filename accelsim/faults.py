@@ -111,7 +111,8 @@ class SoftErrors:
     def positions(self, generator: np.random.Generator, bits: int, rate: float) -> Int64:
         """See FaultModel."""
         # floor(Exp(1) / -log(1 - rate)) is geometric. A gap past the end ends the tensor, however long it is.
-        step = -1.0 / math.log1p(-rate) if rate < 1.0 else 0.0
+        # The limit keeps gaps finite at rates where nothing flips anyway.
+        step = min(-1.0 / math.log1p(-rate), 1e300) if rate < 1.0 else 0.0
         parts, last = [], -1
         while last < bits:
             expected = (bits - last) * rate

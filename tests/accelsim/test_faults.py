@@ -102,6 +102,7 @@ def test_cost_grows_with_flips_not_bits() -> None:
 def test_extreme_rates() -> None:
     assert len(weights(KEY, 1000, 1.0)) == 8000
     assert len(weights(KEY, 1000, 1e-300)) == 0
+    assert len(weights(KEY, 1000, 5e-324)) == 0
     assert len(weights(KEY, 1000, 0.0)) == 0
     assert Rates.uniform(0.25) == Rates(0.25, 0.25, 0.0, 0.25)
 
