@@ -50,7 +50,7 @@ SETTINGS: Final = {
     "digits_cnn": Setting(2e-3, 120, 32, Sgd(rate=5e-3, clip=1.0), 1, 445),
     "resnet20": Setting(1e-3, 100, 32, Sgd(rate=1e-2, clip=1.0), 1, 500),
     # One epoch of the 400 photos at hand, the paper's batch, unclipped.
-    "squeezenet1_1": Setting(1e-4, 25, 16, Sgd(rate=1e-4, clip=1e6), 5, 200),
+    "squeezenet1_1": Setting(1e-4, 25, 16, Sgd(rate=3e-5, clip=1e6), 5, 200),
 }
 FAULT_SEEDS: Final = (1001, 1002, 1003)
 COLOURS: Final = {"direct": "#7d8896", "votes": "#edae49", "before": "#d1495b"}
