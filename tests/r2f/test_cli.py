@@ -103,7 +103,7 @@ def test_rates_out_of_range(tmp_path: Path) -> None:
     for option, value in (("--ber", "1.5"), ("--replicas", "4")):
         result = retrain(tmp_path, option, value)
         assert result.exit_code == 2
-        assert value in result.output
+        assert option in result.output
 
 
 def test_layers_that_are_no_numbers(tmp_path: Path) -> None:
