@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -209,12 +210,12 @@ def _finish(settings: run.Settings, folder: Path, live: Live) -> None:
     live.console.print(run.finish(settings, folder))
 
 
-def _guarded(work: object, folder: Path | None = None) -> None:
+def _guarded(work: Callable[[Live], None], folder: Path | None = None) -> None:
     console = Console()
 
     def inside() -> None:
         with Live(console) as live:
-            work(live)  # type: ignore[operator]
+            work(live)
 
     try:
         _exit_on(inside)
@@ -224,16 +225,22 @@ def _guarded(work: object, folder: Path | None = None) -> None:
         raise typer.Exit(130) from None
 
 
-def _exit_on(work: object) -> None:
+def _exit_on(work: Callable[[], None]) -> None:
     """One clear line and exit 1 for what the user can mend; a traceback is for our own mistakes."""
     try:
-        work()  # type: ignore[operator]
-    except* (BusError, PipelineError, ValueError, OSError) as errors:
-        error: BaseException = errors
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        print(f"r2f: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        work()
+    except (BusError, PipelineError, ValueError, OSError) as error:
+        found: BaseException = error
+    except BaseExceptionGroup as group:
+        found = group
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        if not isinstance(found, BusError | PipelineError | ValueError | OSError):
+            raise
+    else:
+        return
+    print(f"r2f: {found}", file=sys.stderr)
+    raise typer.Exit(1)
 
 
 def _size(text: str | None) -> tuple[int, int, int] | None:

@@ -55,8 +55,8 @@ def run(
     try:
         bus = Bus(broker, service, device, arena_bytes=arena_mb << 20, arena_age_s=arena_age_s)
         asyncio.run(_serve(bus, serve))
-    except* (BusError, ValueError, OSError, RuntimeError) as errors:
-        fail(service, _first(errors))
+    except (BusError, ValueError, OSError, RuntimeError) as error:
+        fail(service, error)
 
 
 async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> None:
@@ -81,13 +81,6 @@ async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError):
                 asyncio.get_running_loop().remove_signal_handler(number)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    found: BaseException = errors
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
 
 
 def fail(service: str, error: BaseException) -> NoReturn:
