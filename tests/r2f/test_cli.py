@@ -74,16 +74,16 @@ def test_data_of_the_wrong_shape(tmp_path: Path, cifar: str) -> None:
 
 
 def test_an_operator_that_cannot_be_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine_r2f_test.py").write_text(
+    (tmp_path / "with_response_norm.py").write_text(
         "from torch import nn\n"
         "def build(num_classes=10):\n"
         "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.LocalResponseNorm(2), nn.Flatten(), nn.Linear(144, num_classes))\n"
     )
     weights = tmp_path / "weights.safetensors"
     monkeypatch.chdir(tmp_path)
-    module = zoo.build("mine_r2f_test:build", 10)
+    module = zoo.build("with_response_norm:build", 10)
     save_file(module.state_dict(), weights)
-    said(retrain(tmp_path, "--network", "mine_r2f_test:build", "--weights", str(weights)), "1", "LocalResponseNorm")
+    said(retrain(tmp_path, "--network", "with_response_norm:build", "--weights", str(weights)), "1", "LocalResponseNorm")
 
 
 def test_a_broker_that_is_not_there(tmp_path: Path) -> None:
