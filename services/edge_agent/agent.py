@@ -39,6 +39,7 @@ NewAccelerator = Callable[[Rates, int], Accelerator]
 class Loaded:
     """The network that the device runs now, and what runs it."""
 
+    session: str
     version: int
     network: Network
     engine: Engine
@@ -94,6 +95,11 @@ class Agent:
     async def _load(self, message: Deploy) -> None:
         """Load a network; every accelerator is made anew for it at its next run."""
         client = Client(self.bus, message.session)
+        if self.loaded is not None and (self.loaded.session, self.loaded.version) == (message.session, message.version):
+            # A repeat, and a pass on that very model may be running already: it must not be stopped for it.
+            self.bus.release(message.network)
+            await client.send_ack("model", message.version, version=message.version)
+            return
         try:
             network = storage.from_bytes(self.bus.open(message.network).tobytes())
             engine = await asyncio.to_thread(Engine, network, self.path)
@@ -107,7 +113,7 @@ class Agent:
         finally:
             self.bus.release(message.network)
         await self._stop_run()
-        self.loaded = Loaded(message.version, network, engine, {})
+        self.loaded = Loaded(message.session, message.version, network, engine, {})
         await self.bus.announce(version=message.version)
         await client.send_ack("model", message.version, version=message.version)
         await self._start_pending()
