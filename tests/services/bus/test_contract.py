@@ -493,6 +493,9 @@ async def test_publishing_goes_on_while_there_is_no_broker(kind: str, device: st
         Bus(broker.url, "agent", device) as sender,
     ):
         await receiver.subscribe("up/ack")
+        # A receiver that has never heard of a sender, and is back later than it, cannot know what to ask for.
+        await sender.publish("up/ack", ack(50))
+        await take(receiver, 1)
         await broker.kill()
         for i in range(50):  # each of these would hang for ever in aiomqtt
             await asyncio.wait_for(sender.publish("up/ack", ack(i)), 1)
