@@ -306,7 +306,11 @@ def _repair(
                 continue
             operand = actual[server.network.layers[index].inputs[0]]
             fixes[index] = repair.correction(device, index, operand, actual[index], voted, digests)
-            batch.repair_macs += actual[index].size * device.conv(index).weight[0].size if whole else 0
+            channels = actual[index].shape[-1]
+            differ = channels if whole else np.count_nonzero(
+                repair.channel_digests(actual[index]) != repair.channel_digests(rebuilt[index])
+            )
+            batch.repair_macs += actual[index].size // channels * int(differ) * device.conv(index).weight[0].size
         answer = EncodedRepair(
             session=_SESSION,
             iteration=1000,
