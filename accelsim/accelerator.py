@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from accelsim.engine import Engine
+from accelsim.engine import Engine, shared
 from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
 from accelsim.network import INPUT, Conv, Int8, Network
 from accelsim.permanent import FaultMap, faulty_network, replicas
@@ -70,7 +70,7 @@ class Simulated:
         """See Accelerator."""
         if self.permanent is not None:
             network = faulty_network(network, self.permanent)
-        self._engine = Engine(network, self.path)
+        self._engine = shared(network, self.path)
 
     def flips(self, index: int, shape: tuple[int, ...], *, iteration: int, replica: int) -> Flips:
         """The soft errors of one execution of MAC layer ``index`` on an input of ``shape`` (N, H, W, C)."""

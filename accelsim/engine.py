@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -19,7 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from accelsim import kernels, portable, reference, vnni
 from accelsim.buffers import Buffers
@@ -60,7 +62,7 @@ class _Mac:
 
 
 class Engine:
-    """One network, ready to run, on as many threads as torch has (``torch.set_num_threads``).
+    """One network, ready to run, on as many threads as torch has (``torch.set_num_threads``), or cores where it is not loaded.
 
     ``path`` is ``auto`` (the first of ``vnni``, ``cuda``, ``portable`` that works here) or one of these; ``Engine.path``
     and ``Engine.reason`` tell which one runs and why. Safe to use from several threads at once. Raises ValueError if
@@ -71,7 +73,7 @@ class Engine:
         self.network = network
         self.path, self.reason = choose(path)
         self._macs: dict[int, _Mac] = {}
-        self.threads = torch.get_num_threads()
+        self.threads = _threads()
         self._one = threading.Lock()
         self._pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="engine")
         for index, layer in network.convs():
@@ -242,9 +244,35 @@ class Engine:
 
 
 PATHS = ("vnni", "cuda", "portable")
+_SHARED: weakref.WeakValueDictionary[tuple[int, str], Engine] = weakref.WeakValueDictionary()
+_SHARING = threading.Lock()
 _CLEAN = Flips()
 _BUFFERS = Buffers(idle_bytes=256 * 2**20)
 _DEVICE = {"portable": "cpu", "cuda": "cuda"}
+
+
+def shared(network: Network, path: str = "auto") -> Engine:
+    """The engine of this very network on ``path``, the same for all who ask for as long as one of them holds it.
+
+    Packed weights are as large as the network. Raises ValueError as Engine does.
+    """
+    key = id(network), path  # the engine holds the network, so its id is nobody else's while the entry is here
+    with _SHARING:
+        engine = _SHARED.get(key)
+        if engine is None:
+            engine = _SHARED[key] = Engine(network, path)
+        return engine
+
+
+def _threads() -> int:
+    """torch's number where it is loaded; else what it would take: OMP_NUM_THREADS, or the cores that we may use."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def choose(path: str) -> tuple[str, str]:
@@ -299,8 +327,11 @@ def check(path: str) -> str:
     """Hold a path against the reference on this machine's processor, once a process: why it cannot run, or nothing."""
     if path == "vnni" and vnni.missing():
         return vnni.missing()
-    if path == "cuda" and not torch.cuda.is_available():
-        return "torch sees no GPU"
+    if path == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "torch sees no GPU"
     random = np.random.default_rng(0)
     for case, (h, c, o, size, stride, padding, groups) in enumerate(_CASES):
         for low in (-128, 127):

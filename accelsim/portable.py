@@ -7,7 +7,6 @@ float32, 2^53 in float64. The bound is taken from the weights themselves, with 1
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from accelsim import kernels, reference
 from accelsim.faults import Flips
@@ -19,6 +18,8 @@ CHUNK_BYTES = 4 * 1024 * 1024
 
 def replica(layer: Conv, x: Int8, flips: Flips, device: str = "cpu") -> Int8:
     """Output (N, H, W, O) int8 of one execution of a MAC layer on x (N, H, W, C) int8; no flips: the golden one."""
+    import torch  # 200 MB that a device on another path does not have to have
+
     weight = reference.flip(layer.weight, flips.weight) if len(flips.weight) else layer.weight
     if len(flips.input):
         x = reference.flip(x, flips.input)

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from accelsim import storage, zoo
@@ -42,12 +43,11 @@ def int8_network(name: str, weights: Path | None, images: UInt8) -> Network:
     A random network's batch norms take their statistics from the images, so that its activations are as spread as a
     trained network's. Raises what ``accelsim.zoo`` and ``accelsim.lowering`` raise.
     """
-    torch.manual_seed(0)
-    module = zoo.build(name)
     if weights is not None:
+        module = zoo.build(name)
         zoo.load_weights(module, weights)
     else:
-        _normalise_by(module, images[:32])
+        module = _random(name, images)
     return lower(module, images[:64], IMAGENET_MEAN, IMAGENET_STD, name=name)
 
 
@@ -65,6 +65,17 @@ def stored(source: Source, shared: Path, images: UInt8, cache: Path) -> Network:
     return network
 
 
+def float_weights(source: Source, shared: Path, images: UInt8, cache: Path) -> Path:
+    """File of a source's float weights: the real ones in ``shared``/weights, or random ones, written to ``cache``."""
+    if source.weights is not None:
+        return shared / "weights" / source.weights
+    path = cache / f"{source.zoo}_random.safetensors"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        save_file(_random(source.zoo, images).state_dict(), path)
+    return path
+
+
 def photos(shared: Path) -> UInt8:
     """ImageNet photos, uint8 (N, 224, 224, 3). Raises FileNotFoundError saying what to give."""
     path = shared / "data" / "imagenet224.npz"
@@ -73,6 +84,13 @@ def photos(shared: Path) -> UInt8:
     with np.load(path) as data:
         images: UInt8 = data["train_images"]
     return images
+
+
+def _random(name: str, images: UInt8) -> nn.Module:
+    torch.manual_seed(0)
+    module = zoo.build(name)
+    _normalise_by(module, images[:32])
+    return module
 
 
 def _normalise_by(module: nn.Module, images: UInt8) -> None:

@@ -186,6 +186,16 @@ class Arena:
             self._free_slots.append(ref.slot)
             self._give(offset, room)
 
+    def withdraw_all(self) -> int:
+        """Take every slot back, whoever may still want it; returns how many there were."""
+        for slot, (offset, room, *_) in self._used.items():
+            self._table[slot]["generation"] += 1
+            self._free_slots.append(slot)
+            self._give(offset, room)
+        count = len(self._used)
+        self._used.clear()
+        return count
+
     def close(self) -> None:
         """Unlink the file. Readers that still have it mapped keep their bytes."""
         self._path.unlink(missing_ok=True)

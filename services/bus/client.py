@@ -27,7 +27,7 @@ import socket
 import ssl
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -152,7 +152,8 @@ class Bus:
     ``session``: messages of another are dropped and counted, where set. ``link_bits_per_s``, else $R2F_LINK_BITS_PER_S: the
     rate of the link, of which chunks on ``up`` and ``down`` are at most two seconds. ``passive``: only watch; no birth, no
     credit, no requests. ``arena_bytes``: shared memory for tensors on their way, 0 to send them inline; ``arena_age_s``: after
-    which a slot is taken back from a reader that is silent. ``give_up_s``: how long to look for a broker, at first and whenever
+    which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one of
+    them starts anew all slots are taken back, since it knows nothing of them. ``give_up_s``: how long to look for a broker, at first and whenever
     it goes away, before BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``: received and not yet
     iterated, where it stops taking.
     """
@@ -171,6 +172,7 @@ class Bus:
         link_bits_per_s: float | None = None,
         arena_bytes: int = 256 << 20,
         arena_age_s: float = 30.0,
+        readers: Sequence[str] = (),
         give_up_s: float = 30.0,
         keepalive_s: int = 30,
         message_limit: int = 256 << 20,
@@ -204,6 +206,7 @@ class Bus:
         self._unacknowledged_limit = UNACKNOWLEDGED_BYTES if rate is None else 4 * self._link_chunk
         self._arena_bytes = arena_bytes
         self._arena_age_s = arena_age_s
+        self._reader_boots = {topics.build(device, "state", name): "" for name in readers}
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
         self._client: Connection | None = None
@@ -242,7 +245,7 @@ class Bus:
         """Connect. Raises BusError where no broker answers within ``give_up_s`` or it refuses the credentials."""
         if not self._passive:
             await self._announce(self._state)
-            await self._subscribe_now([(self._state_topic, 1)])
+            await self._subscribe_now([(topic, 1) for topic in (self._state_topic, *self._reader_boots)])
         self._tasks = [asyncio.create_task(self._connect_for_ever()), asyncio.create_task(self._mend_for_ever())]
         for task in self._tasks:
             task.add_done_callback(self._ended)
@@ -528,6 +531,8 @@ class Bus:
         if isinstance(message, State) and topic == self._state_topic and not self._passive:
             self._own_state(message)
             return
+        if isinstance(message, State) and topic in self._reader_boots:
+            self._reader_state(topic, message)
         origin, n = message.origin, message.n
         message.origin, message.n = "", 0  # they are the bus's, not the service's
         if n and origin:
@@ -626,6 +631,15 @@ class Bus:
             # The last will of our predecessor came after our birth.
             self._send(self._retained[self._state_topic])
 
+    def _reader_state(self, topic: str, state: State) -> None:
+        known = self._reader_boots[topic]
+        if not state.online or known == state.boot:
+            return
+        self._reader_boots[topic] = state.boot
+        if known and self._arena is not None:
+            taken = self._arena.withdraw_all()
+            self._log.info("a reader started anew, its tensors are taken back", reader=state.service, slots=taken)
+
     # -- numbers: credit, and what went missing -----------------------------------------------------------------------
 
     def _answer(self, topic: str, origin: str, flow: _In, everything: bool = False) -> None:
@@ -706,8 +720,11 @@ class Bus:
     async def room(self, nbytes: int) -> None:
         """Wait until the readers have given back enough of the arena for ``nbytes`` more, or it is plain that they will not.
 
-        So a sender that is faster than its readers slows down, and its memory stays under ``arena_bytes``.
+        So a sender that is faster than its readers slows down, and its memory stays under ``arena_bytes``. Raises ValueError
+        where that would never be enough.
         """
+        if self._where is not None and nbytes > self._arena_bytes:
+            raise ValueError(f"{nbytes >> 20} MiB of tensors at once do not fit --arena-mb {self._arena_bytes >> 20}; raise it")
         deadline = time.monotonic() + self._arena_age_s
         while self._arena is not None and self._arena.free < nbytes and time.monotonic() < deadline:
             self._arena.collect()
@@ -718,6 +735,11 @@ class Bus:
         """Take back a tensor that this Bus shared: whoever has not read it yet never will."""
         if tensor.ref is not None and self._arena is not None and tensor.ref.arena == self._arena.name:
             self._arena.withdraw(tensor.ref)
+
+    def withdraw_all(self) -> None:
+        """Take back every tensor that this Bus shared, as ``withdraw`` does: a pass that is given up leaves them behind."""
+        if self._arena is not None:
+            self._arena.withdraw_all()
 
     def open(self, tensor: Tensor) -> NDArray[Any]:
         """The read-only array of a tensor, without a copy. By reference it is good until ``release``.

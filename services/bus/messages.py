@@ -55,6 +55,10 @@ class Ref(msgspec.Struct, array_like=True, frozen=True):
     nbytes: Count
 
 
+SEGMENT_BYTES = 512 * 1024
+"""Outputs that the agent gathers before they go out. Small layers share a message, large ones stream one by one: the bus
+costs a fixed time a message, the link and the server gain by starting early."""
+
 Phase = Literal["before", "train", "after", "done"]
 
 
@@ -232,6 +236,16 @@ class EncodedLayers(Message):
     segment: int
     batch: int
     layers: tuple[EncodedLayer, ...]
+    confirm: bool = False
+    """The device's memory fills up: it wants to know when all layers up to here are rebuilt right."""
+
+
+class Rebuilt(Message):
+    """``down/rebuilt``: all layers up to ``layer`` have the device's digests, so it need not keep them for repairs."""
+
+    iteration: int
+    attempt: int
+    layer: int
 
 
 class Repair(Message):

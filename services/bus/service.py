@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, NoReturn
 
 import structlog
@@ -31,6 +31,8 @@ DEFAULT_DEVICE = "edge-0"
 
 
 ARENA_MB = 256
+ARENA_AGE_S = 3600.0
+"""Behind a slow link a tensor may wait long for its reader. One that died is noticed by its successor, not by this."""
 ArenaMb = Annotated[
     int, typer.Option(help="Shared memory for tensors under way, MiB; a sender that has filled it waits for its readers.")
 ]
@@ -44,16 +46,16 @@ def run(
     serve: Callable[[Bus], Awaitable[None]],
     *,
     arena_mb: int = ARENA_MB,
-    arena_age_s: float = 30.0,
+    readers: Sequence[str] = (),
 ) -> None:
-    """Open the bus as ``service`` and serve until SIGINT or SIGTERM.
+    """Open the bus as ``service`` and serve until SIGINT or SIGTERM; ``readers`` are the services that open its tensors.
 
     Exits with 1 and one line on stderr for an error that the user can mend (BusError, ValueError, OSError).
     """
     configure_logs(json_logs)
     structlog.contextvars.bind_contextvars(service=service, device=device)
     try:
-        bus = Bus(broker, service, device, arena_bytes=arena_mb << 20, arena_age_s=arena_age_s)
+        bus = Bus(broker, service, device, arena_bytes=arena_mb << 20, arena_age_s=ARENA_AGE_S, readers=readers)
         asyncio.run(_serve(bus, serve))
     except (BusError, ValueError, OSError, RuntimeError) as error:
         fail(service, error)

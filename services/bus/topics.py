@@ -25,6 +25,7 @@ TABLE: dict[str, type[Message]] = {
     "down/forward": messages.Forward,
     "down/model": messages.EncodedModel,
     "down/repair": messages.Repair,
+    "down/rebuilt": messages.Rebuilt,
     "edge/inputs": messages.Inputs,
     "edge/replicas": messages.Replicas,
     "edge/voted": messages.Voted,

@@ -10,6 +10,9 @@ import typer
 from services.bus import Bus, service
 
 
+KEEP_MB = 128
+
+
 class Side(StrEnum):
     device = "device"
     server = "server"
@@ -21,6 +24,9 @@ def main(
     device: service.Device = service.DEFAULT_DEVICE,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
     arena_mb: service.ArenaMb = 2 * service.ARENA_MB,
+    keep_mb: Annotated[
+        int, typer.Option(help="Device: MiB of an iteration kept for repairs; beyond that the pass waits for the server.")
+    ] = KEEP_MB,
     json_logs: service.JsonLogs = None,
 ) -> None:
     """Codec: compresses layer outputs and images on the device, rebuilds them on the server; and the model the other way.
@@ -33,15 +39,14 @@ def main(
         if side is Side.device:
             from services.codec.device import DeviceCodec
 
-            await DeviceCodec(bus, path).serve()
+            await DeviceCodec(bus, path, keep_mb << 20).serve()
         else:
             from services.codec.server import ServerCodec
 
             await ServerCodec(bus, path).serve()
 
-    # Over a slow link the first layers of an iteration wait for the last; the server's end takes its tensors back itself.
-    age = 3600.0 if side is Side.server else 30.0
-    service.run(f"codec-{side.value}", broker, device, json_logs, serve, arena_mb=arena_mb, arena_age_s=age)
+    reader = "agent" if side is Side.device else "trainer"
+    service.run(f"codec-{side.value}", broker, device, json_logs, serve, arena_mb=arena_mb, readers=(reader,))
 
 
 if __name__ == "__main__":

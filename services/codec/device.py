@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import deque
 
 import numpy as np
 import structlog
@@ -12,6 +14,7 @@ from accelsim import storage
 from accelsim.network import Network
 from services.bus import Bus
 from services.bus.messages import (
+    SEGMENT_BYTES,
     Ack,
     Codec,
     Command,
@@ -24,10 +27,12 @@ from services.bus.messages import (
     Inputs,
     LayerVoted,
     Message,
+    Rebuilt,
     Repair,
     SetMode,
     Stage,
     State,
+    Tensor,
     Timing,
     Voted,
 )
@@ -41,11 +46,15 @@ INPUTS, MODEL, REPAIR = -1, -2, -3
 
 
 class DeviceCodec:
-    """``up/*`` from ``edge/*``, and ``edge/model`` from ``down/model``. ``serve`` is its whole life."""
+    """``up/*`` from ``edge/*``, and ``edge/model`` from ``down/model``. ``serve`` is its whole life.
 
-    def __init__(self, bus: Bus, path: str) -> None:
+    ``keep_bytes`` bounds what is kept of an iteration for repairs, but for one message that is always taken.
+    """
+
+    def __init__(self, bus: Bus, path: str, keep_bytes: int) -> None:
         self.bus = bus
         self.path = path
+        self.keep_bytes = keep_bytes
         self.codec: Codec = "chained"
         self.version = 0
         self.network: Network | None = None
@@ -56,10 +65,14 @@ class DeviceCodec:
         self.exact = False
         self.kept: Kept | None = None
         """The running iteration, for repairs."""
+        self.asked = -1
+        """The layer up to which the server was asked last to confirm what it has, where it has not answered yet."""
+        self.waiting: deque[Voted] = deque()
+        """What there is no room to keep before it has; its tensors stay where they are, so the agent slows down."""
 
     async def serve(self) -> None:
         """Answer messages until cancelled."""
-        await self.bus.subscribe("down/mode", "down/model", "down/repair", "edge/inputs", "edge/voted")
+        await self.bus.subscribe("down/mode", "down/model", "down/repair", "down/rebuilt", "edge/inputs", "edge/voted")
         await self.bus.subscribe("state/codec-server", "state/agent")
         async for topic, message in self.bus:
             try:
@@ -75,12 +88,17 @@ class DeviceCodec:
                 self.exact = message.exact and message.codec == "chained"
             case Repair():
                 await self._repair(message)
+            case Rebuilt():
+                await self._rebuilt(message)
             case EncodedModel():
                 await self._model(message)
             case Inputs():
                 await self._inputs(message)
             case Voted(mode="training"):
-                await self._layers(message)
+                if self.waiting or not self._fits(message):
+                    self.waiting.append(message)
+                else:
+                    await self._layers(message)
             case State():
                 await self._state(message)
 
@@ -128,7 +146,7 @@ class DeviceCodec:
     async def _inputs(self, message: Inputs) -> None:
         start = time.perf_counter()
         images = self.bus.open(message.images)
-        self.kept = None
+        self._forget()
         if self.exact and self.network is not None:
             self.kept = Kept(self.network, self.path, message.iteration, message.attempt, images)
         hashes = tuple(inputs.sample_hash(image) for image in images)
@@ -155,9 +173,34 @@ class DeviceCodec:
         self.known.update(hashes)
         await self._time(message, INPUTS, "compress", time.perf_counter() - start, sent)
 
+    def _forget(self) -> None:
+        """What was of an earlier iteration or attempt; its tensors go back to their senders."""
+        self.kept, self.asked = None, -1
+        for message in self.waiting:
+            for tensor in (t for layer in message.layers for t in _tensors(layer)):
+                self.bus.release(tensor)
+        self.waiting.clear()
+
+    def _keeping(self, message: Voted | Repair | Rebuilt) -> Kept | None:
+        """What is kept of just the pass that a message is of."""
+        kept = self.kept
+        if kept is None or (kept.iteration, kept.attempt) != (message.iteration, message.attempt):
+            return None
+        return kept
+
+    def _fits(self, message: Voted) -> bool:
+        """Whether there is room to keep it. Without a question open there is: the server would have nothing to answer."""
+        kept = self._keeping(message)
+        return kept is None or self.asked < 0 or kept.nbytes + _size(message) <= self.keep_bytes
+
     async def _layers(self, message: Voted) -> None:
         start = time.perf_counter()
-        encoded = await asyncio.to_thread(self._encode, message)
+        kept = self._keeping(message)
+        encoded = await asyncio.to_thread(self._encode, message, kept)
+        # Asked in time, so that the answer is here before the room is used up.
+        confirm = kept is not None and kept.nbytes + _largest(kept.network, message) > self.keep_bytes
+        if confirm:
+            self.asked = encoded[-1].index
         batch = message.layers[0].actual.shape[0]
         host = time.perf_counter() - start
         body = EncodedLayers(
@@ -168,30 +211,40 @@ class DeviceCodec:
             segment=message.segment,
             batch=batch,
             layers=encoded,
+            confirm=confirm,
         )
         sent = await self.bus.publish("up/layers", body)
         await self._time(message, message.segment, "compress", host, sent)
 
-    def _encode(self, message: Voted) -> tuple[EncodedLayer, ...]:
-        kept = self.kept
-        if kept is not None and (kept.iteration, kept.attempt) != (message.iteration, message.attempt):
-            kept = None
+    def _encode(self, message: Voted, kept: Kept | None) -> tuple[EncodedLayer, ...]:
         return tuple(self._encode_layer(layer, kept) for layer in message.layers)
 
     def _encode_layer(self, layer: LayerVoted, kept: Kept | None) -> EncodedLayer:
         actual = self.bus.open(layer.actual)
         vote = None if layer.vote is None or layer.direct else self.bus.open(layer.vote)
         if kept is not None:
-            vote = kept.keep(layer.index, actual, vote)
+            vote = kept.reference(layer.index, vote)
         encoded = EncodedLayer(layer.index, layers.digest(actual), layers.encode(actual, vote, self.codec))
-        self.bus.release(layer.actual)
-        if layer.vote is not None and not layer.direct:
-            self.bus.release(layer.vote)
+        if kept is not None:
+            kept.keep(layer.index, actual, encoded.body)
+        intact = [self.bus.release(tensor) for tensor in _tensors(layer)]
+        if not all(intact):
+            raise ValueError(f"layer {layer.index} was taken back while it was being encoded")
         return encoded
 
+    async def _rebuilt(self, message: Rebuilt) -> None:
+        kept = self._keeping(message)
+        if kept is None:
+            return  # of an iteration that is over
+        await asyncio.to_thread(kept.confirm, message.layer)
+        if message.layer >= self.asked:
+            self.asked = -1
+        while self.waiting and self._fits(self.waiting[0]):
+            await self._layers(self.waiting.popleft())
+
     async def _repair(self, message: Repair) -> None:
-        kept = self.kept
-        if kept is None or (kept.iteration, kept.attempt) != (message.iteration, message.attempt):
+        kept = self._keeping(message)
+        if kept is None:
             return  # of an iteration that is over
         start = time.perf_counter()
         corrections = await asyncio.to_thread(kept.correct, message.layer, message.digests)
@@ -211,3 +264,18 @@ class DeviceCodec:
     ) -> None:
         timing = Timing(session=of.session, stage=stage, iteration=of.iteration, segment=segment, host_s=host, bytes=sent)
         await self.bus.publish(f"event/{stage}", timing)
+
+
+def _tensors(layer: LayerVoted) -> list[Tensor]:
+    """Those that are this codec's to release; the vote of a direct layer is the agent's."""
+    return [layer.actual] if layer.vote is None or layer.direct else [layer.actual, layer.vote]
+
+
+def _size(message: Voted) -> int:
+    return sum(math.prod(layer.actual.shape) for layer in message.layers)
+
+
+def _largest(network: Network, message: Voted) -> int:
+    """The most that one further message can bring, in bytes, if its layers come as the agent gathers them."""
+    batch = message.layers[0].actual.shape[0]
+    return SEGMENT_BYTES + batch * max(math.prod(layer.shape) for _, layer in network.convs())

@@ -27,6 +27,7 @@ from services.bus.messages import (
     Forward,
     Inputs,
     LayerActivation,
+    Rebuilt,
     Repair,
     SetMode,
     Stage,
@@ -75,6 +76,8 @@ class Rebuild:
     """For the answer to the last of them."""
     done: int = 0
     """Activations messages sent."""
+    asked: int = -1
+    """The layer up to which the device wants to know that all are right; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +284,11 @@ class ServerCodec:
     async def _rebuild_ready(self, now: Rebuild) -> None:
         while INPUT in now.outputs and not now.waiting:
             while not now.due and now.next_segment in now.early:
-                now.due.extend(now.early.pop(now.next_segment).layers)
+                message = now.early.pop(now.next_segment)
+                now.due.extend(message.layers)
                 now.next_segment += 1
+                if message.confirm and message.layers:
+                    now.asked = message.layers[-1].index
             if not now.due:
                 return
             start = time.perf_counter()
@@ -292,6 +298,14 @@ class ServerCodec:
                 await self._send_activations(now, tuple(done), host)
             if wrong is not None:
                 await self._ask(now, wrong)
+            if 0 <= now.asked < now.next_layer:
+                await self._confirm(now)
+
+    async def _confirm(self, now: Rebuild) -> None:
+        forward = now.forward
+        rebuilt = Rebuilt(session=forward.session, iteration=forward.iteration, attempt=forward.attempt, layer=now.asked)
+        await self.bus.publish("down/rebuilt", rebuilt)
+        now.asked = -1
 
     async def _send_activations(self, now: Rebuild, done: tuple[LayerActivation, ...], host: float) -> None:
         forward = now.forward

@@ -49,7 +49,7 @@ def main(
         timed = Array() if array is None else read_config(array)
         await Agent(bus, load(data, shape=_shape(image_size)), new_accelerator, timed, path).serve()
 
-    service.run("agent", broker, device, json_logs, serve, arena_mb=arena_mb)
+    service.run("agent", broker, device, json_logs, serve, arena_mb=arena_mb, readers=("voter", "codec-device"))
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:

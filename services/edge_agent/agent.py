@@ -15,7 +15,7 @@ import structlog
 
 from accelsim import referee, storage
 from accelsim.accelerator import Accelerator
-from accelsim.engine import Engine
+from accelsim.engine import Engine, shared
 from accelsim.faults import Rates
 from accelsim.network import Conv, Int8, Network
 from accelsim.timing import Array, LayerTiming, layer_timing
@@ -102,7 +102,7 @@ class Agent:
             return
         try:
             network = storage.from_bytes(self.bus.open(message.network).tobytes())
-            engine = await asyncio.to_thread(Engine, network, self.path)
+            engine = await asyncio.to_thread(shared, network, self.path)
         except MessageError as error:
             self.bus.reject("edge/model", str(error))  # the server repeats it
             return
@@ -127,6 +127,7 @@ class Agent:
             return  # its model is on its way, or the server repeats both
         self.pending = None
         await self._stop_run()
+        self.bus.withdraw_all()
         self.run = asyncio.create_task(self._run(forward, self.mode, self.loaded))
 
     async def _stop_run(self) -> None:
@@ -227,6 +228,7 @@ class Agent:
                 await client.send_segment(forward, number, segment, mode.vote)
             votes = await self._await_votes(forward, number, plan.golden) if segment.awaits_vote else None
             await self._publish_times(forward, loaded.network, number, segment, host, len(x))
+            segment.done()
             number += 1
 
     async def _await_votes(self, forward: Forward, number: int, golden: bool) -> Votes:
@@ -240,7 +242,8 @@ class Agent:
                     if goes_on is None:
                         raise ValueError(f"edge/voted: layer {layer.index} of segment {number} came without its vote")
                     votes[layer.index] = self.bus.open(goes_on).copy()
-                    self.bus.release(goes_on)
+                    if not self.bus.release(goes_on):
+                        raise MessageError(f"layer {layer.index} of segment {number} was taken back while it was being read")
                     if golden and forward.mode == "inference":
                         self.bus.release(layer.actual)  # the codec will not
                 return votes

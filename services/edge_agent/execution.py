@@ -9,10 +9,7 @@ from accelsim.accelerator import Accelerator
 from accelsim.engine import Engine
 from accelsim.network import INPUT, Conv, Int8, Layer, Network
 from accelsim.referee import Settled, settle
-
-SEGMENT_BYTES = 512 * 1024
-"""Outputs gathered before a segment goes out. Small layers share a message, large ones stream one by one: the bus
-costs a fixed time a message, the link and the server gain by starting early."""
+from services.bus.messages import SEGMENT_BYTES
 
 
 @dataclass(slots=True)
@@ -38,6 +35,11 @@ class Segment:
 
     layers: list[Executed] = field(default_factory=list)
     awaits_vote: bool = False
+
+    def done(self) -> None:
+        """Let go of the outputs, which are sent."""
+        for executed in self.layers:
+            executed.replicas, executed.actual, executed.settled = [], None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def execute(
     MAC layers run on the accelerator and may be wrong; the others run exactly, on the general-purpose processor
     (design section 4). Returns the actual output of the last layer, (N, 1, 1, C).
 
-    The caller sends back the votes of a segment that awaits them, and None otherwise.
+    The caller sends back the votes of a segment that awaits them, and None otherwise. Replicas are many times as large as
+    the layer: the caller empties the segment's layers (``Segment.done``) before it goes on.
     """
     last_use = _last_uses(network)
     actual: dict[int, Int8] = {INPUT: x}
@@ -84,6 +87,7 @@ def execute(
             waits = plan.golden or executed.protected
             segment.layers.append(executed)
             gathered += executed.replicas[0].nbytes
+            actual[index] = executed.replicas[0] if executed.actual is None else executed.actual
             votes: Votes | None = None
             if waits or gathered >= SEGMENT_BYTES:
                 segment.awaits_vote = waits
@@ -91,7 +95,6 @@ def execute(
                 segment, gathered = Segment(), 0
             if waits and votes is None:
                 raise RuntimeError(f"layer {index} ({layer.name}) awaits its vote, but none was sent")
-            actual[index] = executed.replicas[0] if executed.actual is None else executed.actual
             if executed.protected and votes is not None:
                 actual[index] = votes[index]
             if plan.golden and votes is not None:

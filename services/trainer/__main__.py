@@ -52,7 +52,7 @@ def main(
                 waiting.give_up(folder, error)
             raise
 
-    service.run("trainer", broker, device, json_logs, serve)
+    service.run("trainer", broker, device, json_logs, serve, readers=("codec-server",))
 
 
 if __name__ == "__main__":

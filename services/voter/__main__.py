@@ -15,7 +15,7 @@ def main(
     json_logs: service.JsonLogs = None,
 ) -> None:
     """TMR voter: takes edge/replicas, answers with edge/voted. Runs on the device."""
-    service.run("voter", broker, device, json_logs, voter.serve, arena_mb=arena_mb)
+    service.run("voter", broker, device, json_logs, voter.serve, arena_mb=arena_mb, readers=("codec-device", "agent"))
 
 
 if __name__ == "__main__":
