@@ -1,8 +1,7 @@
 """Images on the link: lossless, or lossy where the device itself runs on the decoded pixels (design section 7).
 
-Images of one or three channels go as lossless WebP, which is the smallest maintained codec at about 100 MB/s (half
-of the raw bytes on ImageNet photos; PNG needs 0.6). Tiny ones may go as one
-zstd frame, as a header each would eat the gain.
+Lossless is ``services.codec.pixels``: 0.45 of the raw bytes on ImageNet photos, where WebP needs 0.50 at half its speed
+(docs/wire.md, "Inputs"). Images that are no photos, flat ones and noise, may go as one zstd frame.
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ import zstandard
 from PIL import Image
 
 from accelsim.network import UInt8
+from services.codec import pixels
 from services.codec.layers import CodecError
 
 _ZSTD: Final = 0
 _IMAGES: Final = 1
+_PREDICTED: Final = 2
 _FORMATS: Final = ("WEBP", "JPEG")
 _ZSTD_LEVEL: Final = 9
-_LOSSLESS_EFFORT: Final = {"method": 0, "quality": 20}
-_TINY: Final = 32 * 32
-"""Pixels; up to here both ways are tried and the smaller one is taken."""
 
 
 def sample_hash(image: UInt8) -> bytes:
@@ -39,12 +37,10 @@ def encode(images: UInt8) -> bytes:
     _check(images)
     if len(images) == 0:
         return b""
-    if images.shape[3] not in (1, 3):
-        return _zstd(images)
-    body = pack([_compress(image, "WEBP", lossless=True, **_LOSSLESS_EFFORT) for image in images])
-    if images.shape[1] * images.shape[2] > _TINY:
-        return body
-    return min(body, _zstd(images), key=len)
+    body = bytes((_PREDICTED,)) + pixels.encode(images)
+    # Photos lie between, and a second try would cost them most of the speed.
+    photos = 3 * len(body) > images.nbytes and 5 * len(body) < 4 * images.nbytes
+    return body if photos else min(body, _zstd(images), key=len)
 
 
 def lossy(images: UInt8, quality: int, kind: Literal["JPEG", "WEBP"] = "JPEG") -> tuple[bytes, UInt8]:
@@ -75,6 +71,11 @@ def decode(body: bytes, count: int, shape: Sequence[int]) -> UInt8:
         raise CodecError(f"images: no bytes for {count} images")
     if body[0] == _ZSTD:
         return _unzstd(memoryview(body)[1:], (count, height, width, channels))
+    if body[0] == _PREDICTED:
+        predicted = pixels.decode(memoryview(body)[1:], (count, height, width, channels))
+        if predicted is None:
+            raise CodecError(f"images: {len(body)} bytes do not hold {count} images of {height}x{width}x{channels}")
+        return predicted
     if body[0] != _IMAGES:
         raise CodecError(f"images: unknown coding {body[0]}")
     images = np.empty((count, height, width, channels), np.uint8)
@@ -137,10 +138,10 @@ def _decompress(data: memoryview, height: int, width: int, channels: int) -> UIn
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.size != (width, height) or getattr(image, "n_frames", 1) != 1:
                 raise CodecError(f"images: one is {image.size[1]}x{image.size[0]}, expected a still {height}x{width}")
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            decoded = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except CodecError:
         raise
     except Exception as error:
         # Pillow raises a dozen kinds of exception on broken files; all mean the same here.
         raise CodecError(f"images: {type(error).__name__}: {error}") from error
-    return pixels.reshape(height, width, channels)
+    return decoded.reshape(height, width, channels)

@@ -28,7 +28,7 @@ ESCAPE: Final = 24
 
 
 @numba.extending.intrinsic
-def _clz(typing: Any, value: Any) -> Any:
+def clz(typing: Any, value: Any) -> Any:
     """Leading zeros of a uint64."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -50,7 +50,7 @@ def _ctz(typing: Any, value: Any) -> Any:
 @numba.njit(cache=True, inline="always")
 def _log2(value: int) -> Word:
     """floor(log2(value)) of a value of 1 or more."""
-    return 63 - np.int64(_clz(np.uint64(value)))
+    return 63 - np.int64(clz(np.uint64(value)))
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -297,7 +297,7 @@ def _get(data: UInt8, bit: int, count: int) -> Word:
 def _get_rice(data: UInt8, bit: int, k: int) -> tuple[Word, Word]:
     """(value, next bit)"""
     window = _window(data, bit)
-    quotient = np.int64(_clz(window))
+    quotient = np.int64(clz(window))
     if quotient < ESCAPE:
         whole = np.int64(window >> np.uint64(63 - quotient - k))
         return (quotient << k) | (whole & ((1 << k) - 1)), bit + quotient + 1 + k
@@ -308,7 +308,7 @@ def _get_rice(data: UInt8, bit: int, k: int) -> tuple[Word, Word]:
 def _get_gamma(data: UInt8, bit: int) -> tuple[Word, Word]:
     """(value, next bit); 0 for one that no encoder writes."""
     window = _window(data, bit)
-    zeros = np.int64(_clz(window))
+    zeros = np.int64(clz(window))
     if zeros > 28:
         return 0, bit
     return np.int64(window >> np.uint64(63 - 2 * zeros)), bit + 2 * zeros + 1

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import atheris
 
-import services.codec.kernels  # noqa: F401  compiled code cannot be instrumented, so it comes first
+import services.codec.kernels
+import services.codec.pixels  # noqa: F401  compiled code cannot be instrumented, so it comes first
 
 with atheris.instrument_imports(include=["services.codec"]):
     from services.codec import entropy, inputs, layers, model
@@ -83,6 +84,8 @@ def seeds(folder: Path) -> None:
         bodies.append(bytes([4 + which]) + inputs.encode(images))
         if shape[3] != 4:
             bodies.append(bytes([4 + which]) + inputs.lossy(images, 80)[0])
+            bodies.append(bytes([4 + which]) + inputs.lossy(images, 80, "WEBP")[0])
+        bodies.append(bytes([4 + which]) + inputs.encode(np.full(shape, 9, np.uint8)))
     bodies.append(b"\x07" + model.encode(BASE, trained(BASE, 0.05, 1)))
     bodies.append(b"\x08" + model.encode(None, BASE))
     for number, body in enumerate(bodies):

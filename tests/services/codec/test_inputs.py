@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from services.codec import inputs
 from services.codec.layers import CodecError
@@ -22,16 +23,36 @@ def photo(count: int, height: int, width: int, channels: int) -> np.ndarray:
     return np.clip(smooth + noise, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(3, 64, 48, 3), (2, 32, 32, 3), (5, 8, 8, 1), (2, 40, 40, 1), (2, 9, 5, 4), (0, 8, 8, 3)])
+@pytest.mark.parametrize(
+    "shape", [(3, 64, 48, 3), (2, 32, 32, 3), (5, 8, 8, 1), (2, 40, 40, 1), (2, 9, 5, 4), (0, 8, 8, 3), (1, 1, 1, 3)]
+)
 def test_lossless_round_trip(shape: tuple[int, int, int, int]) -> None:
     images = photo(*shape)
     body = inputs.encode(images)
     assert np.array_equal(inputs.decode(body, len(images), shape[1:]), images)
 
 
-def test_lossless_is_smaller_than_raw() -> None:
-    images = photo(4, 96, 96, 3)
-    assert len(inputs.encode(images)) < 0.7 * images.nbytes
+def test_lossless_is_smaller_than_webp_and_png() -> None:
+    # A real one, made smaller so that little is left of the JPEG that it was.
+    whole = load_sample_image("china.jpg")
+    half = np.asarray(Image.fromarray(whole).resize((320, 208), Image.Resampling.LANCZOS))
+    images = np.stack([half[:96, :96], half[100:196, 100:196], half[40:136, 200:296]])
+    for kind, options in (("WEBP", {"lossless": True, "method": 0}), ("PNG", {})):
+        files = []
+        for image in images:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, kind, **options)
+            files.append(buffer.getvalue())
+        assert len(inputs.encode(images)) < sum(map(len, files))
+
+
+def test_flat_images_and_noise_cost_no_more_than_zstd() -> None:
+    flat = np.full((2, 64, 64, 3), 77, np.uint8)
+    assert len(inputs.encode(flat)) < 100
+    noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    assert len(inputs.encode(noise)) < noise.nbytes + 100
+    for images in (flat, noise):
+        assert np.array_equal(inputs.decode(inputs.encode(images), 2, images.shape[1:]), images)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
@@ -72,6 +93,8 @@ def test_wrong_count_or_shape_is_refused() -> None:
 BODIES = [
     (inputs.encode(photo(2, 40, 40, 3)), (40, 40, 3)),
     (inputs.encode(photo(2, 8, 8, 1)), (8, 8, 1)),
+    (inputs.encode(np.full((2, 9, 9, 3), 5, np.uint8)), (9, 9, 3)),
+    (inputs.lossy(photo(2, 24, 24, 1), 80, "WEBP")[0], (24, 24, 1)),
     (inputs.lossy(photo(2, 24, 24, 3), 80)[0], (24, 24, 3)),
 ]
 
