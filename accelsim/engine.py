@@ -264,6 +264,11 @@ def shared(network: Network, path: str = "auto") -> Engine:
         return engine
 
 
+def keep_idle(nbytes: int) -> None:
+    """Bound the memory of outputs that is kept to be used again, 256 MiB by default, in this process."""
+    _BUFFERS.idle_bytes = nbytes
+
+
 def _threads() -> int:
     """torch's number where it is loaded; else what it would take: OMP_NUM_THREADS, or the cores that we may use."""
     torch = sys.modules.get("torch")

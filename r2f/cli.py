@@ -117,6 +117,7 @@ def retrain(
     link: Annotated[str | None, typer.Option(help="Link profile: lora, 802.15.4g, hspa, lte.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Make the link real: a shaping proxy between two brokers.")] = False,
     device: Annotated[str, typer.Option(help="Name of the device.")] = "edge-0",
+    device_memory_mb: Annotated[int, typer.Option(help="Memory of the device; its services wait rather than use more.")] = 1024,
     accelerator: Annotated[AcceleratorName, typer.Option(help="What the agent drives.")] = AcceleratorName.simulated,
     array: Annotated[Path | None, typer.Option(help="SCALE-Sim .cfg of the array whose time is modelled.")] = None,
     broker: Annotated[
@@ -162,6 +163,7 @@ def retrain(
         link=link,
         live=live,
         device=device,
+        device_memory_mb=device_memory_mb,
         accelerator=accelerator.value,
         array=None if array is None else str(array),
         broker=broker,

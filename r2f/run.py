@@ -25,6 +25,7 @@ from broker.link import profile
 from r2f import float_training, pipeline, plots, report
 from r2f.data import DIGITS, Dataset, load
 from r2f.live import Live
+from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.pipeline import PipelineError, Program
 from services.bus import Bus, BusError
 from services.bus.messages import Codec, FaultRates, Progress, Timing, Vote
@@ -36,6 +37,7 @@ from services.trainer.optimiser import Sgd
 
 FILE = "run.json"
 DEMO_NETWORK = "digits_cnn"
+EVALUATION_BATCH = 128
 
 
 class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +78,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     embedded: bool = False
     """Start the embedded broker even where Mosquitto is installed."""
     image_size: tuple[int, int, int] | None = None
+    device_memory_mb: int = 1024
 
 
 class Prepared(msgspec.Struct, kw_only=True):
@@ -84,6 +87,8 @@ class Prepared(msgspec.Struct, kw_only=True):
     float_top1: float
     """Of the float network on the held-out images, in per cent."""
     classes: int
+    memory: Shares
+    """Of the device."""
 
 
 def prepare(settings: Settings, folder: Path, say: Live) -> None:
@@ -96,13 +101,16 @@ def prepare(settings: Settings, folder: Path, say: Live) -> None:
     data = load(settings.data, shape=settings.image_size)
     network, float_top1 = _network(settings, data, say)
     data.check(network)
+    images = data.train_images.nbytes + data.test_images.nbytes
+    memory = shares(settings.device_memory_mb, network, settings.batch, images)
     folder.mkdir(parents=True, exist_ok=False)
     storage.save(network, folder / jobs.NETWORK)
-    prepared = Prepared(float_top1=float_top1, classes=data.classes)
+    prepared = Prepared(float_top1=float_top1, classes=data.classes, memory=memory)
     (folder / "prepared.json").write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
         np.save(folder / "train_labels.npy", data.train_labels)
-    jobs.write(folder, job_of(settings, folder.name))
+    at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
+    jobs.write(folder, job_of(settings, folder.name, at_once))
     (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
 
 
@@ -125,7 +133,7 @@ async def execute(settings: Settings, folder: Path, say: Live) -> None:
     async with AsyncExitStack() as stack:
         programs, device_broker, server_broker = _brokers(settings)
         if settings.launch:
-            programs += _services(settings, device_broker, server_broker)
+            programs += _services(settings, _prepared(folder).memory, device_broker, server_broker)
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         trainer = Program("trainer", "services.trainer", ("--run", str(folder), "--broker", server_broker))
@@ -149,12 +157,20 @@ async def _elsewhere(folder: Path) -> None:
 
 def finish(settings: Settings, folder: Path) -> Group:
     """``report.json`` and the plots of a run that is done; returns the table for people."""
-    prepared = msgspec.json.decode((folder / "prepared.json").read_bytes(), type=Prepared)
+    prepared = _prepared(folder)
     link = None if settings.link is None else profile(settings.link)
     found = report.collect(folder, network=settings.network, link=link, float_accuracy=prepared.float_top1)
     report.write(folder, found)
     plots.draw(folder, found)
     return report.table(found)
+
+
+def _prepared(folder: Path) -> Prepared:
+    path = folder / "prepared.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Prepared)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
@@ -179,10 +195,11 @@ def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
     return brokers, f"mqtt://127.0.0.1:{device}", at
 
 
-def _services(settings: Settings, device_broker: str, server_broker: str) -> list[Program]:
+def _services(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
     on_device = ("--broker", device_broker, "--device", settings.device)
     on_server = ("--broker", server_broker, "--device", settings.device)
-    agent = ["--data", settings.data, "--accelerator", settings.accelerator]
+    agent = ["--data", settings.data, "--accelerator", settings.accelerator, "--arena-mb", str(memory.agent)]
+    codec = ("--arena-mb", str(memory.codec), "--keep-mb", str(memory.keep))
     if settings.array is not None:
         agent += ["--array", settings.array]
     if settings.image_size is not None:
@@ -194,8 +211,8 @@ def _services(settings: Settings, device_broker: str, server_broker: str) -> lis
         up, down = ({"R2F_LINK_BITS_PER_S": str(rate)} for rate in (link.up, link.down))
     return [
         Program("agent", "services.edge_agent", (*on_device, *agent), up),
-        Program("voter", "services.voter", on_device),
-        Program("codec-device", "services.codec", ("--side", "device", *on_device), up),
+        Program("voter", "services.voter", (*on_device, "--arena-mb", str(memory.voter))),
+        Program("codec-device", "services.codec", ("--side", "device", *on_device, *codec), up),
         Program("codec-server", "services.codec", ("--side", "server", *on_server), down),
     ]
 
@@ -240,7 +257,7 @@ def _network(settings: Settings, data: Dataset, say: Live) -> tuple[Network, flo
     return network, top1
 
 
-def job_of(settings: Settings, session: str) -> Job:
+def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_BATCH) -> Job:
     """The trainer's half of the settings."""
     return Job(
         session=session,
@@ -261,6 +278,7 @@ def job_of(settings: Settings, session: str) -> Job:
         seed=settings.seed,
         evaluation_seeds=tuple(settings.seed + 1001 + i for i in range(settings.evaluation_seeds)),
         evaluation_samples=settings.evaluation_samples,
+        evaluation_batch=evaluation_batch,
         checkpoint_every=settings.checkpoint_every,
     )
 

@@ -153,9 +153,9 @@ class Bus:
     rate of the link, of which chunks on ``up`` and ``down`` are at most two seconds. ``passive``: only watch; no birth, no
     credit, no requests. ``arena_bytes``: shared memory for tensors on their way, 0 to send them inline; ``arena_age_s``: after
     which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one of
-    them starts anew all slots are taken back, since it knows nothing of them. ``give_up_s``: how long to look for a broker, at first and whenever
-    it goes away, before BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``: received and not yet
-    iterated, where it stops taking.
+    them starts anew all slots are taken back, since it knows nothing of them. ``give_up_s``: how long to look for a broker,
+    at first and whenever it goes away, before BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
+    received and not yet iterated, where it stops taking.
     """
 
     def __init__(

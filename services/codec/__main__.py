@@ -9,7 +9,6 @@ import typer
 
 from services.bus import Bus, service
 
-
 KEEP_MB = 128
 
 

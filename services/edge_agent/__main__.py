@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from accelsim.accelerator import Accelerator, Simulated
+from accelsim.engine import keep_idle
 from accelsim.faults import Rates
 from accelsim.scalesim import read_config
 from accelsim.timing import Array
@@ -44,6 +45,8 @@ def main(
 
             return OnnxAccelerator(rates, seed, device)
         return Simulated(rates, seed, device, path)
+
+    keep_idle(arena_mb << 20)
 
     async def serve(bus: Bus) -> None:
         timed = Array() if array is None else read_config(array)

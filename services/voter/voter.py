@@ -20,8 +20,11 @@ TMR = 3
 async def serve(bus: Bus) -> None:
     """Answer each ``edge/replicas`` with one ``edge/voted``, until cancelled."""
     await bus.subscribe("edge/replicas")
+    current = ("", 0, 0)
     async for _, message in bus:
         if isinstance(message, Replicas):
+            if current != (current := (message.session, message.iteration, message.attempt)):
+                bus.withdraw_all()  # of a pass that is over, or was given up
             try:
                 await _answer(bus, message)
             except ValueError as error:
@@ -57,15 +60,18 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
         if layer.protected:
             # In TMR the device has three executions, however many more were run to know its errors.
             tmr = winner if len(replicas) == TMR else await asyncio.to_thread(vote, replicas[:TMR], message.vote)
+            await bus.room(tmr.nbytes)
             actual = bus.share(tmr, readers=1 + training)
         if layer.values is not None:
             _override(winner, None if layer.positions is None else bus.open(layer.positions), bus.open(layer.values))
         readers = (training and not layer.direct) + (layer.actual is not None)
         if readers:
+            await bus.room(winner.nbytes)
             voted = bus.share(winner, readers=readers)
-    for tensor in (*layer.replicas, layer.actual, layer.positions, layer.values):
-        if tensor is not None:
-            bus.release(tensor)
+    read = (*layer.replicas, layer.actual, layer.positions, layer.values)
+    intact = [bus.release(tensor) for tensor in read if tensor is not None]
+    if not all(intact):
+        raise ValueError(f"layer {layer.index} was taken back while it was being voted on")
     return LayerVoted(index=layer.index, actual=actual, vote=voted, direct=layer.direct)
 
 
