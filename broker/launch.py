@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from urllib.parse import quote
 
 from broker import config
 from broker.config import Account, Bridge, Role, Tls
+
+LETTING_GO_S = 3.0
+"""How long a predecessor may take to leave its port."""
+GRACE_S = 3.0
+"""From SIGTERM to SIGKILL."""
 
 
 class BrokerError(Exception):
@@ -88,7 +94,7 @@ async def launch(
         for attempt in range(5):
             try:
                 # Looked at before: once it answers, there is no telling whose it is.
-                chosen = free_port(host, port)
+                chosen = await _until_free(host, port)
             except OSError as error:
                 raise BrokerError(f"no broker can listen on {host}:{port}: {error.strerror}") from None
             where = folder / str(attempt)
@@ -118,6 +124,18 @@ async def launch(
                 return
             finally:
                 await stop(process)
+
+
+async def _until_free(host: str, port: int) -> int:
+    """``free_port``, waiting a while: a broker whose launcher was killed a moment ago is still on its way out."""
+    deadline = time.monotonic() + LETTING_GO_S
+    while True:
+        try:
+            return free_port(host, port)
+        except OSError:
+            if port == 0 or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.05)
 
 
 _ROOT = str(Path(__file__).resolve().parents[1])
@@ -157,12 +175,12 @@ async def _until_up(
 
 
 async def stop(process: asyncio.subprocess.Process) -> None:
-    """End a broker: SIGTERM, and SIGKILL where that is not heard within three seconds."""
+    """End a broker: SIGTERM, and SIGKILL where that is not heard."""
     if process.returncode is not None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), 3.0)
+        await asyncio.wait_for(process.wait(), GRACE_S)
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import signal
@@ -109,11 +108,13 @@ async def running(
         try:
             yield pipeline
         finally:
-            # The broker is first in the list and goes last, so that the others can say goodbye.
-            for watcher in reversed(watchers):
-                watcher.cancel()
-                with contextlib.suppress(asyncio.CancelledError, PipelineError):
-                    await watcher
+            # The services go together, and before the brokers, so that they can say goodbye; a broker goes before
+            # the one that it was started after.
+            brokers = [w for w, program in zip(watchers, programs, strict=True) if program.module.split(".")[0] == "broker"]
+            for ending in ([w for w in watchers if w not in brokers], *([w] for w in reversed(brokers))):
+                for watcher in ending:
+                    watcher.cancel()
+                await asyncio.gather(*ending, return_exceptions=True)
 
 
 async def _forever(pipeline: Pipeline, program: Program) -> None:

@@ -42,10 +42,14 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     """At most this many of the held-out samples, from the first on."""
     evaluation_batch: int = 128
     checkpoint_every: int = 10
+    patience_s: float = 20.0
+    """Silence of the device after which it is asked again."""
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.batch < 1 or self.evaluation_batch < 1 or self.checkpoint_every < 1:
             raise ValueError("job: iterations, batch, evaluation_batch and checkpoint_every must be 1 or more")
+        if self.patience_s <= 0:
+            raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")
         if self.seed in self.evaluation_seeds or not self.evaluation_seeds:
             raise ValueError("job: evaluation_seeds must not be empty, nor hold the training's seed")
 
@@ -65,5 +69,6 @@ def read(folder: Path) -> Job:
 
 
 def digest(job: Job) -> str:
-    """By which a checkpoint knows its job. Everything counts but how often checkpoints are written."""
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(job, checkpoint_every=1))).hexdigest()
+    """By which a checkpoint knows its job. Everything counts but how often checkpoints are written, and patience."""
+    same = msgspec.structs.replace(job, checkpoint_every=1, patience_s=1.0)
+    return hashlib.sha256(msgspec.json.encode(same)).hexdigest()

@@ -55,7 +55,7 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
     todo = job.read(folder)
     initial = storage.load(folder / job.NETWORK)
     result = read_result(folder)
-    async with serving(bus, todo.session) as server:
+    async with serving(bus, todo.session, patience=todo.patience_s) as server:
         agent = await server.ready(todo.device)
         _check_samples(todo, agent.samples)
         state = _resume(folder, todo, initial)

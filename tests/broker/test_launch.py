@@ -111,12 +111,21 @@ def test_the_command_line_makes_accounts_where_there_are_none(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("embedded", KINDS)
-async def test_a_port_that_is_taken_is_one_clear_error(embedded: bool) -> None:
+async def test_a_port_that_is_taken_is_one_clear_error(embedded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "LETTING_GO_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(BrokerError, match=f"listen on 127.0.0.1:{port}: Address already in use"):
             async with launch(port, embedded=embedded):
                 pass
+
+
+async def test_a_predecessor_may_take_a_moment_to_leave_its_port() -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    asyncio.get_running_loop().call_later(0.3, taken.close)
+    async with launch(taken.getsockname()[1], embedded=True) as running:
+        assert taken.fileno() == -1
+        assert running.process.returncode is None
 
 
 async def test_without_mosquitto_the_embedded_one_runs_and_nothing_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +203,8 @@ async def test_tls(embedded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 pass
 
 
-async def test_stopping_waits_and_then_kills() -> None:
+async def test_stopping_waits_and_then_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "GRACE_S", 0.2)
     stubborn = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)",
         stdout=asyncio.subprocess.PIPE,

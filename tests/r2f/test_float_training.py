@@ -13,10 +13,9 @@ def digits():
     return load("digits")
 
 
-def test_learns_digits(digits) -> None:
-    module = train(lambda: zoo.build("digits_cnn", num_classes=10), digits)
-    assert accuracy(module, digits.test_images, digits.test_labels, digits) >= 97
-    assert not module.training
+def test_learns_digits(trained, digits) -> None:
+    assert accuracy(trained, digits.test_images, digits.test_labels, digits) >= 97
+    assert not trained.training
 
 
 def test_the_seed_decides_and_nothing_else(digits) -> None:

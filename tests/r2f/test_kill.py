@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -38,19 +39,19 @@ SETTINGS = run.Settings(
 
 
 class Killer(Live):
-    """A live display that kills one process, once, when the training has come this far."""
+    """A live display that kills processes, each once, when the training has come to its step."""
 
-    def __init__(self, victim: str | None, session: str = "") -> None:
+    def __init__(self, victims: dict[int, str], session: str = "") -> None:
         super().__init__(Console(quiet=True))
         self.session = session
-        self.victim = victim
+        self.victims = dict(victims)
         self.pipeline: Pipeline | None = None
         self.restarts: list[str] = []
 
     def progress(self, message: Progress) -> None:
-        if message.phase == "train" and message.step >= 6 and self.victim and self.pipeline:
-            os.kill(self.pipeline.pids[self.victim], signal.SIGKILL)
-            self.victim = None
+        if message.phase == "train" and self.pipeline:
+            for step in [step for step in self.victims if step <= message.step]:
+                os.kill(self.pipeline.pids[self.victims.pop(step)], signal.SIGKILL)
 
     def restarted(self, name: str) -> None:
         self.restarts.append(name)
@@ -60,10 +61,9 @@ class Killer(Live):
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(prepare: Callable[[run.Settings, Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "prepared"
-    with Live(Console(quiet=True)) as live:
-        run.prepare(SETTINGS, folder, live)
+    prepare(SETTINGS, folder)
     return folder
 
 
@@ -75,16 +75,16 @@ def execute(prepared: Path, folder: Path, killer: Killer, settings: run.Settings
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> training.Result:
-    return execute(prepared, tmp_path_factory.mktemp("undisturbed") / "run", Killer(None))
+    return execute(prepared, tmp_path_factory.mktemp("undisturbed") / "run", Killer({}))
 
 
-@pytest.mark.parametrize("victim", ["agent", "voter", "codec-device", "codec-server", "trainer", "broker"])
-def test_a_killed_process_changes_nothing(
-    victim: str, prepared: Path, undisturbed: training.Result, tmp_path: Path
+@pytest.mark.parametrize("victims", [("agent", "codec-server"), ("trainer", "voter"), ("codec-device", "broker")])
+def test_killed_processes_change_nothing(
+    victims: tuple[str, str], prepared: Path, undisturbed: training.Result, tmp_path: Path
 ) -> None:
-    killer = Killer(victim)
+    killer = Killer(dict(zip((4, 9), victims, strict=True)))
     result = execute(prepared, tmp_path / "run", killer)
-    assert killer.restarts == [victim]
+    assert killer.restarts == list(victims)
     assert result == undisturbed
     rows = ledger.read(tmp_path / "run" / training.PROGRESS)
     assert [row.iteration for row in rows] == list(range(SETTINGS.iterations))
@@ -93,7 +93,7 @@ def test_a_killed_process_changes_nothing(
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)")
 def test_mosquitto_killed(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(SETTINGS, embedded=False)
-    killer = Killer("broker")
+    killer = Killer({6: "broker"})
     assert execute(prepared, tmp_path / "run", killer, settings) == undisturbed
     assert killer.restarts == ["broker"]
 
@@ -126,7 +126,7 @@ class Hostile(Killer):
 
 
 def test_hostile_messages_change_nothing(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
-    hostile = Hostile(None, jobs.read(prepared).session)
+    hostile = Hostile({}, jobs.read(prepared).session)
     assert execute(prepared, tmp_path / "run", hostile) == undisturbed
     assert hostile.restarts == []
     assert "message dropped" in (tmp_path / "run/logs/codec-server.log").read_text()
@@ -141,7 +141,7 @@ def test_resume_after_everything_died(prepared: Path, undisturbed: training.Resu
                 self.task.cancel()
 
     async def interrupted() -> None:
-        stop = Stop(None)
+        stop = Stop({})
         stop.task = asyncio.create_task(run.execute(SETTINGS, folder, stop))
         with pytest.raises(asyncio.CancelledError):
             await stop.task
@@ -149,5 +149,5 @@ def test_resume_after_everything_died(prepared: Path, undisturbed: training.Resu
     shutil.copytree(prepared, folder)
     asyncio.run(interrupted())
     assert not msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result).after
-    asyncio.run(run.execute(SETTINGS, folder, Killer(None)))
+    asyncio.run(run.execute(SETTINGS, folder, Killer({})))
     assert msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result) == undisturbed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -80,13 +81,14 @@ def memory(folder: Path, side: str) -> dict[str, str]:
     return {"R2F_SHM_DIR": str(where)}
 
 
-async def test_two_sides_with_both_brokers_killed_end_with_the_model_of_one_process(tmp_path: Path) -> None:
+async def test_two_sides_with_both_brokers_killed_end_with_the_model_of_one_process(
+    prepare: Callable[[run.Settings, Path], None], tmp_path: Path
+) -> None:
     port = free_port()
     urls = {side: f"mqtt://{side}:{PASSWORDS[side]}@{host}:{port}" for side, host in HOSTS.items()}
     settings = msgspec.structs.replace(SETTINGS, broker=urls["server"])
     folder = tmp_path / "runs" / "one"
-    with Live(Console(quiet=True)) as live:
-        run.prepare(settings, folder, live)
+    prepare(settings, folder)
     arguments = ("--next", str(folder.parent), "--broker", urls["server"])
     trainer = Program("trainer", "services.trainer", arguments, memory(tmp_path, "server"))
     async with pipeline.running(programs(tmp_path, urls, port), tmp_path / "logs", lambda _: None) as everything:
