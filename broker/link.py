@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from services.bus.chunks import chunk_size, count_of
-from services.bus.messages import Chunk, Manifest
+from services.bus.messages import ROOT, Chunk, Manifest
 
 Direction = Literal["up", "down"]
 
@@ -31,6 +31,7 @@ SEGMENT_HEADERS = 52
 STAMP = 25
 """Bytes of ``origin`` and ``n``, which ``Bus.publish`` adds to an encoded message (``n`` of three bytes)."""
 _SLICE_S = 0.005
+_DEVICE = "edge-0"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,15 @@ def wire_bytes(topic: str, payload: int, qos: int = 1, chunk: int | None = None)
         if qos:
             backward += 4 + SEGMENT_HEADERS
     return WireBytes(forward, backward)
+
+
+def message_bytes(name: str, payload: int, link: Profile | None = None) -> int:
+    """Bytes on the wire of a message on ``up/...`` or ``down/...`` of a device with a name of usual length.
+
+    In the chunks that the Bus cuts for that direction of ``link``, else in its largest; ``payload`` as for ``wire_bytes``.
+    """
+    chunk = chunk_size(None if link is None else link.rate("up" if name.startswith("up/") else "down"))
+    return wire_bytes(f"{ROOT}/{_DEVICE}/{name}", payload, chunk=chunk).forward
 
 
 def seconds(wire: int, link: Profile, direction: Direction) -> float:

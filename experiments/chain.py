@@ -16,14 +16,11 @@ from accelsim import referee
 from accelsim.accelerator import Simulated
 from accelsim.engine import Engine
 from accelsim.network import INPUT, Conv, Int8
-from broker.link import wire_bytes
+from broker.link import Profile, message_bytes
 from services.bus import wire
-from services.bus.messages import EncodedLayer, EncodedLayers, EncodedRepair, Repair, Vote
+from services.bus.messages import SEGMENT_BYTES, EncodedLayer, EncodedLayers, EncodedRepair, Repair, Vote
 from services.codec import entropy, layers, repair
 from services.voter.vote import vote
-
-SEGMENT_BYTES: Final = 512 * 1024
-"""Raw outputs in one message, as the edge agent gathers them."""
 
 _SESSION: Final = "0123456789abcdef"
 
@@ -50,6 +47,8 @@ class Sent:
     """Elements of the server's tensor that are not the device's."""
     encode_s: float = 0.0
     decode_s: float = 0.0
+    rebuild_s: float = 0.0
+    """Of the server: fault-free outputs of this layer, and of those without multiplications before it, over its threads."""
 
 
 @dataclass(slots=True)
@@ -59,9 +58,13 @@ class Batch:
     images: int
     layers: list[Sent] = field(default_factory=list)
     round_trips: int = 0
-    repair_up: int = 0
-    repair_down: int = 0
+    requests: list[int] = field(default_factory=list)
+    """Payload lengths of the ``down/repair`` messages."""
+    answers: list[int] = field(default_factory=list)
+    """And of the ``up/repair`` ones."""
     repair_macs: int = 0
+    repair_s: float = 0.0
+    """Of the server, to compute again what follows on a repaired layer, over its threads."""
     outputs: dict[int, Int8] = field(default_factory=dict)
     """Of the chained codec: what the server rebuilt, by MAC layer."""
 
@@ -82,19 +85,46 @@ class Batch:
 
     @property
     def wire(self) -> int:
-        """Bytes on the wire upwards: bodies, digests, messages, MQTT and TCP framing, and repairs."""
-        return sum(wire_bytes("up/layers", length).forward for length in self.messages()) + self.repair_up
+        """``up`` where no link makes the chunks smaller."""
+        return self.up()
 
-    def messages(self) -> Iterator[int]:
-        """Payload lengths of the ``up/layers`` messages, as really encoded."""
-        segment: list[EncodedLayer] = []
-        gathered = number = 0
-        for position, sent in enumerate(self.layers):
-            segment.append(EncodedLayer(sent.index, sent.digest, sent.body))
-            gathered += sent.raw
-            if gathered >= SEGMENT_BYTES or position == len(self.layers) - 1:
-                yield len(wire.encode(self._message(number, segment)))
-                segment, gathered, number = [], 0, number + 1
+    @property
+    def repair_up(self) -> int:
+        """Bytes of the repairs in ``up``."""
+        return sum(message_bytes("up/repair", length) for length in self.answers)
+
+    @property
+    def repair_down(self) -> int:
+        """``down`` where no link makes the chunks smaller."""
+        return self.down()
+
+    def up(self, link: Profile | None = None) -> int:
+        """Bytes on the wire upwards: bodies, digests, messages, MQTT and TCP framing, and repairs."""
+        return sum(self.segments_up(link)) + sum(message_bytes("up/repair", length, link) for length in self.answers)
+
+    def down(self, link: Profile | None = None) -> int:
+        """Bytes on the wire downwards, which repairs take."""
+        return sum(message_bytes("down/repair", length, link) for length in self.requests)
+
+    def segments_up(self, link: Profile | None = None) -> list[int]:
+        """Bytes on the wire of each of ``segments``."""
+        return [message_bytes("up/layers", len(wire.encode(message)), link) for message in self.messages()]
+
+    def segments(self) -> Iterator[list[Sent]]:
+        """The layers as the edge agent gathers them for one message."""
+        segment: list[Sent] = []
+        for sent in self.layers:
+            segment.append(sent)
+            if sum(gathered.raw for gathered in segment) >= SEGMENT_BYTES:
+                yield segment
+                segment = []
+        if segment:
+            yield segment
+
+    def messages(self) -> Iterator[EncodedLayers]:
+        """The ``up/layers`` messages, as really sent but for the Bus's stamp."""
+        for number, segment in enumerate(self.segments()):
+            yield self._message(number, [EncodedLayer(sent.index, sent.digest, sent.body) for sent in segment])
 
     def _message(self, number: int, segment: list[EncodedLayer]) -> EncodedLayers:
         return EncodedLayers(
@@ -141,12 +171,16 @@ def chained(
     rebuilt: dict[int, Int8] = {INPUT: x}
     votes: dict[int, Int8 | None] = {}
     batch = Batch(images=len(x))
+    waited = 0.0
     for index, layer in enumerate(network.layers):
         operands = [actual[i] for i in layer.inputs]
         given = [rebuilt[i] for i in layer.inputs]
         if not isinstance(layer, Conv):
             actual[index] = device.golden(index, operands)
-            rebuilt[index] = server.golden(index, given)
+        start = time.process_time()
+        rebuilt[index] = server.golden(index, given)
+        waited += (time.process_time() - start) / server.threads
+        if not isinstance(layer, Conv):
             continue
         voted, settled = _settle(accelerator, index, operands[0], iteration, kind, longest if settle else None)
         actual[index], votes[index] = settled.replicas[0], voted
@@ -160,7 +194,8 @@ def chained(
             sent.bound = min(entropy.bound(np.subtract(actual[index], voted)), sent.raw)
         else:
             sent.bound = float(len(sent.body))
-        rebuilt[index] = _decode(sent, server.golden(index, given), actual[index].shape)
+        sent.rebuild_s, waited = waited, 0.0
+        rebuilt[index] = _decode(sent, rebuilt[index], actual[index].shape)
         batch.layers.append(sent)
     if exact:
         _repair(batch, device, server, actual, rebuilt, votes)
@@ -177,7 +212,7 @@ def golden(
 
     ``direct_layers`` are those under the similarity threshold. The votes are bitwise, as in the paper.
     """
-    fault_free = server.run(x)
+    fault_free, seconds = _fault_free(server, x)
     references = tmr_votes(accelerator, x, iteration, redundancy)
     batch = Batch(images=len(x))
     for index, _, actual in _actual(accelerator, x, iteration):
@@ -185,11 +220,26 @@ def golden(
         start = time.thread_time()
         body = layers.encode(actual, reference, "golden")
         sent = Sent(index, actual.nbytes, body, layers.digest(actual), encode_s=time.thread_time() - start, executions=4)
+        sent.rebuild_s = seconds[index]
         rebuilt = _decode(sent, fault_free[index], actual.shape)
         sent.mismatched = int(np.count_nonzero(rebuilt != actual))
         sent.bound = float(len(body))
         batch.layers.append(sent)
     return batch
+
+
+def _fault_free(server: Engine, x: Int8) -> tuple[dict[int, Int8], dict[int, float]]:
+    """Outputs of every layer, and ``Sent.rebuild_s`` of every MAC layer."""
+    outputs: dict[int, Int8] = {INPUT: x}
+    seconds: dict[int, float] = {}
+    waited = 0.0
+    for index, layer in enumerate(server.network.layers):
+        start = time.process_time()
+        outputs[index] = server.golden(index, [outputs[i] for i in layer.inputs])
+        waited += (time.process_time() - start) / server.threads
+        if isinstance(layer, Conv):
+            seconds[index], waited = waited, 0.0
+    return outputs, seconds
 
 
 def tmr_votes(accelerator: Simulated, x: Int8, iteration: int, redundancy: Redundancy) -> dict[int, Int8]:
@@ -307,8 +357,10 @@ def _repair(
             operand = actual[server.network.layers[index].inputs[0]]
             fixes[index] = repair.correction(device, index, operand, actual[index], voted, digests)
             channels = actual[index].shape[-1]
-            differ = channels if whole else np.count_nonzero(
-                repair.channel_digests(actual[index]) != repair.channel_digests(rebuilt[index])
+            differ = (
+                channels
+                if whole
+                else np.count_nonzero(repair.channel_digests(actual[index]) != repair.channel_digests(rebuilt[index]))
             )
             batch.repair_macs += actual[index].size // channels * int(differ) * device.conv(index).weight[0].size
         answer = EncodedRepair(
@@ -319,13 +371,15 @@ def _repair(
             layer=wrong,
             layers=tuple(EncodedLayer(i, bodies[i].digest, body) for i, body in fixes.items()),
         )
-        batch.repair_down += wire_bytes("down/repair", len(request)).forward
-        batch.repair_up += wire_bytes("up/repair", len(wire.encode(answer))).forward
+        batch.requests.append(len(request))
+        batch.answers.append(len(wire.encode(answer)))
         batch.round_trips += 1
         for index, layer in enumerate(server.network.layers):
             if index < wrong:
                 continue
+            start = time.process_time()
             prediction = server.golden(index, [rebuilt[i] for i in layer.inputs])
+            batch.repair_s += (time.process_time() - start) / server.threads
             if isinstance(layer, Conv):
                 prediction = layers.decode(bodies[index].body, prediction, prediction.shape)
                 if index in fixes:

@@ -1,8 +1,9 @@
 """What one iteration costs for every network, error rate and link: the paper's method and ours, measured on the same faults.
 
 ``python -m experiments.wire_cost --out FILE`` writes what ``fig6_time`` and ``fig7_bytes`` draw. Bytes are those really
-produced, with MQTT and TCP framing. Device times are modelled (``accelsim.timing``, ``accelsim.referee``), the server's are
-measured on this host, and the device's coding is this host's times ``DEVICE_SLOWER``.
+produced, with MQTT and TCP framing in the chunks of each link. Device times are modelled (``accelsim.timing``,
+``accelsim.referee``), the server's are CPU seconds of this host over its threads, and the device's coding is this host's times
+``DEVICE_SLOWER``. Rows with JPEG inputs are of runs on the decoded pixels, with their own faults' increments.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,7 +23,7 @@ from accelsim import referee, timing
 from accelsim.accelerator import Simulated
 from accelsim.faults import Rates
 from accelsim.network import Conv, Network, UInt8
-from broker.link import PROFILES
+from broker.link import PROFILES, Profile
 from experiments import chain, iteration
 from experiments.chain import Batch
 from experiments.networks import FIVE, photos, stored
@@ -37,8 +40,10 @@ DEVICE_SLOWER: Final = 6.0
 """A Cortex-A53 at 1.2 GHz beside one core of the host, in coding: clock and width. An assumption, not a measurement."""
 ARRAY: Final = timing.Array()
 
-Method = Literal["drm", "aprm80", "aprm60", "aprm50", "lossless", "jpeg"]
-"""The paper's direct retraining and its three thresholds, and ours with lossless and with JPEG inputs."""
+Method = Literal["drm", "aprm80", "aprm60", "aprm50", "lossless", "jpeg", "known"]
+"""The paper's direct retraining and its three thresholds, and ours with lossless inputs, with JPEG inputs, and where the server
+has the samples from an epoch before."""
+OURS: Final[tuple[Method, ...]] = ("lossless", "jpeg", "known")
 
 
 class Stages(msgspec.Struct, kw_only=True):
@@ -88,38 +93,41 @@ def measure(network: Network, name: str, random_weights: bool, images: UInt8, be
     if warm:
         chain.chained(device, engine, x, 0)
     similar = chain.similarity(device, engine, network.quantize_images(_noise(network)), "layer")
+    links = [PROFILES[name] for name in LINKS]
+    labels = np.arange(len(images)) % 1000
+    sent, pixels = _inputs(images)
     drm = chain.direct(device, x, 1)
     aprm = {
         threshold: chain.golden(device, engine, x, 1, direct_layers=chain.dissimilar(similar, threshold), redundancy="layer")
         for threshold in THRESHOLDS
     }
-    ours = {referee.short(PROFILES[link].up): Batch(0) for link in LINKS}
-    for longest in ours:
-        ours[longest] = chain.chained(device, engine, x, 1, exact=True, longest=longest)
-    step = iteration.update(network, engine, x, next(iter(ours.values())).outputs, np.arange(len(images)) % 1000)
-    float_inputs = iteration.inputs_wire(4 * images.size, len(images))
-    lossless = iteration.inputs_wire(len(inputs.encode(images)), len(images))
-    jpeg = iteration.inputs_wire(len(inputs.lossy(images, JPEG_QUALITY)[0]), len(images))
-    whole, delta = iteration.model_wire(step.whole), iteration.model_wire(step.delta)
+    ours: dict[tuple[Method, int], Batch] = {}
+    for method, shown in pixels.items():
+        seen = network.quantize_images(shown)
+        for longest in {referee.short(link.up) for link in links}:
+            ours[method, longest] = chain.chained(device, engine, seen, 1, exact=True, longest=longest)
+    for longest in {referee.short(link.up) for link in links}:
+        ours["known", longest] = ours["lossless", longest]
+    step = iteration.update(network, engine, x, ours["lossless", referee.short(links[0].up)].outputs, labels)
     macs = len(images) * sum(int(np.prod(layer.shape)) * layer.weight[0].size for _, layer in network.convs())
     costs = []
-    for link in LINKS:
-        mine = ours[referee.short(PROFILES[link].up)]
-        methods: list[tuple[Method, Batch, int, int]] = [
-            ("drm", drm, float_inputs, whole),
-            *((f"aprm{round(100 * t)}", batch, float_inputs, whole) for t, batch in aprm.items()),  # type: ignore[list-item]
-            ("lossless", mine, lossless, delta),
-            ("jpeg", mine, jpeg, delta),
+    for link in links:
+        rows: list[tuple[Method, Batch]] = [
+            ("drm", drm),
+            *((f"aprm{round(100 * t)}", batch) for t, batch in aprm.items()),  # type: ignore[list-item]
+            *((method, ours[method, referee.short(link.up)]) for method in OURS),
         ]
-        for method, batch, input_bytes, model_bytes in methods:
+        for method, batch in rows:
+            input_bytes = iteration.inputs_wire(sent[method].body, len(images), link, known=method == "known")
+            model_bytes = iteration.model_wire(step.delta if method in OURS else step.whole, link)
             costs.append(
                 Cost(
                     network=name,
                     random_weights=random_weights,
                     ber=ber,
-                    link=link,
+                    link=link.name,
                     method=method,
-                    layers_bytes=batch.wire,
+                    layers_bytes=batch.up(link),
                     input_bytes=input_bytes,
                     model_bytes=model_bytes,
                     bound_bytes=sum(s.bound for s in batch.layers),
@@ -128,49 +136,117 @@ def measure(network: Network, name: str, random_weights: bool, images: UInt8, be
                     referee_share=(sum(s.refereed for s in batch.layers) + batch.repair_macs) / macs,
                     executions=sum(s.executions * s.raw for s in batch.layers) / batch.raw,
                     layers_direct=sum(s.body[0] <= 1 for s in batch.layers),
-                    stages=_stages(network, batch, method, link, input_bytes, model_bytes, step),
+                    stages=_stages(network, batch, method, link, sent[method], input_bytes, model_bytes, step),
                 )
             )
     return costs
 
 
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """A batch's inputs on the link, and what they cost: CPU seconds of one thread of this host."""
+
+    body: int
+    before_s: float = 0.0
+    """Of the device before it can run: a JPEG has to be made and decoded again, as the network runs on its pixels."""
+    encode_s: float = 0.0
+    """Of the device while it runs."""
+    decode_s: float = 0.0
+    """Of the server."""
+
+
+def _inputs(images: UInt8) -> tuple[dict[Method, _Images], dict[Method, UInt8]]:
+    """By method, the inputs as sent and, for ours, the pixels that the device runs on."""
+    shape = images.shape[1:]
+
+    def least(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(4):
+            start = time.thread_time()
+            work()
+            times.append(time.thread_time() - start)
+        return min(times)
+
+    floats = _Images(4 * images.size)
+    packed = inputs.encode(images)
+    files, seen = inputs.lossy(images, JPEG_QUALITY)
+    lossless = _Images(
+        len(packed),
+        encode_s=least(lambda: inputs.encode(images)),
+        decode_s=least(lambda: inputs.decode(packed, len(images), shape)),
+    )
+    jpeg = _Images(
+        len(files),
+        before_s=least(lambda: inputs.lossy(images, JPEG_QUALITY)),
+        decode_s=least(lambda: inputs.decode(files, len(images), shape)),
+    )
+    sent: dict[Method, _Images] = dict.fromkeys(("drm", "aprm80", "aprm60", "aprm50"), floats)
+    return sent | {"lossless": lossless, "jpeg": jpeg, "known": _Images(0)}, {"lossless": images, "jpeg": seen}
+
+
 def _stages(
-    network: Network, batch: Batch, method: Method, link: str, input_bytes: int, model_bytes: int, step: iteration.Update
+    network: Network,
+    batch: Batch,
+    method: Method,
+    link: Profile,
+    images: _Images,
+    input_bytes: int,
+    model_bytes: int,
+    step: iteration.Update,
 ) -> Stages:
-    profile = PROFILES[link]
     forward = tmr = increment = coding = 0.0
-    device_l, link_l, server_l = [0.0], [input_bytes * 8 / profile.up], [0.0]
-    framing = batch.wire / batch.bodies
-    for sent in batch.layers:
-        layer = network.layers[sent.index]
-        assert isinstance(layer, Conv)
-        shape = network.shape_of(layer.inputs[0])
-        one = timing.layer_timing(sent.index, layer, shape, ARRAY, batch=batch.images, executions=sent.executions)
-        runs = one.forward_s + one.write_back_s
-        # The TMR run's three executions come on top of the actual one, and its vote reads three.
-        apart = 3 * runs + timing.vote_seconds(sent.raw, 3, ARRAY)
-        more = apart if method.startswith("aprm") else one.tmr_s + sent.referee_s
-        subtract = 0.0 if method == "drm" else sent.raw * 3 / ARRAY.vote_bytes_per_s
-        encode = 0.0 if method == "drm" else sent.encode_s * DEVICE_SLOWER
-        forward, tmr, increment = forward + runs, tmr + more, increment + subtract
-        coding += encode + sent.decode_s
-        device_l.append(runs + more + subtract + encode)
-        link_l.append(len(sent.body) * framing * 8 / profile.up)
-        server_l.append(sent.decode_s)
-    tmr += batch.repair_macs / referee.WHOLE_MACS_PER_S
-    uplink = (batch.wire + input_bytes) * 8 / profile.up + batch.round_trips * 2 * profile.latency_s
-    downlink = (model_bytes + batch.repair_down) * 8 / profile.down
+    # The services of the pipeline, each taking the segments in order: agent, voter, encoder, uplink, decoder.
+    agent, voter, encoder = [images.before_s * DEVICE_SLOWER], [0.0], [images.encode_s * DEVICE_SLOWER]
+    uplink, decoder = [input_bytes * 8 / link.up], [images.decode_s]
+    coding = agent[0] + encoder[0] + decoder[0]
+    for segment, on_wire in zip(batch.segments(), batch.segments_up(link), strict=True):
+        run = more = vote = subtract = encode = decode = 0.0
+        for sent in segment:
+            layer = network.layers[sent.index]
+            assert isinstance(layer, Conv)
+            shape = network.shape_of(layer.inputs[0])
+            one = timing.layer_timing(sent.index, layer, shape, ARRAY, batch=batch.images, executions=sent.executions)
+            once = one.forward_s + one.write_back_s
+            run += once
+            if method.startswith("aprm"):
+                # The TMR run's three executions come on top of the actual one, and its vote reads three.
+                more += 3 * once
+                vote += timing.vote_seconds(sent.raw, 3, ARRAY)
+            else:
+                voting = timing.vote_seconds(sent.raw, sent.executions, ARRAY) if sent.executions > 1 else 0.0
+                more += one.tmr_s - voting + sent.referee_s
+                vote += voting
+            if method != "drm":
+                subtract += sent.raw * 3 / ARRAY.vote_bytes_per_s
+                encode += sent.encode_s * DEVICE_SLOWER
+            decode += sent.decode_s + sent.rebuild_s
+        forward, tmr, increment, coding = forward + run, tmr + more + vote, increment + subtract, coding + encode + decode
+        agent.append(run + more)
+        voter.append(vote)
+        encoder.append(subtract + encode)
+        uplink.append(on_wire * 8 / link.up)
+        decoder.append(decode)
+    repairing = batch.repair_macs / referee.WHOLE_MACS_PER_S
+    asked = (batch.up(link) - sum(batch.segments_up(link))) * 8 / link.up + batch.round_trips * 2 * link.latency_s
+    downlink = (model_bytes + batch.down(link)) * 8 / link.down
     backward = step.backward_s + step.quantise_s
-    tail = backward + downlink + batch.repair_macs / referee.WHOLE_MACS_PER_S
+    model = 0.0 if method not in OURS else step.encode_s + step.decode_s * DEVICE_SLOWER
     return Stages(
         forward=forward,
-        tmr=tmr,
+        tmr=tmr + repairing,
         increment=increment,
-        coding=coding,
-        uplink=uplink,
+        coding=coding + batch.repair_s + model,
+        uplink=sum(uplink) + asked,
         backward=backward,
         downlink=downlink,
-        overlapped=_pipelined(device_l, link_l, server_l) + tail,
+        # Repairs come when everything else is there, and only then does the backward pass begin, at the last layer.
+        overlapped=_pipelined(agent, voter, encoder, uplink, decoder)
+        + repairing
+        + batch.repair_s
+        + asked
+        + backward
+        + model
+        + downlink,
     )
 
 

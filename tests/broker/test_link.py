@@ -101,6 +101,52 @@ async def test_the_clock_counts_the_bytes_that_pass() -> None:
                 assert 0 <= counted - (shaped.up_bytes - before) <= 4 * len(lengths)
 
 
+@pytest.mark.parametrize("rate", [50e3, 800e3], ids=["lora", "802.15.4g"])
+async def test_messages_are_counted_as_they_pass_in_the_chunks_of_the_link(rate: float) -> None:
+    """What the experiments count, against the packets of a real exchange over a proxy that has the link's chunks alone."""
+    wide, narrow = Profile("wide", 1e9, 1e9), Profile("narrow", rate, rate)
+    async with launch() as running, link.shape(wide, (running.host, running.port)) as shaped:
+        url = f"mqtt://{shaped.host}:{shaped.port}"
+        async with (
+            Bus(running.url(), "codec", "edge-0") as server,
+            Bus(url, "codec", "edge-0", link_bits_per_s=narrow.up) as device,
+        ):
+            await server.subscribe("up/outputs")
+            await device.publish("up/outputs", outputs(0))
+            await server.receive(5)
+            await device.flush()
+            for nbytes in (100, 12_000, 60_000, 300_000):
+                before = -1
+                while before != shaped.up_bytes:  # until nothing else is on its way
+                    before = shaped.up_bytes
+                    await asyncio.sleep(0.2)
+                message = outputs(nbytes)
+                payload = len(wire.encode(message))
+                await device.publish("up/outputs", message)
+                await server.receive(10)
+                await device.flush()
+                passed = shaped.up_bytes - before
+                packets = 1 if payload <= chunk_size(rate) else 1 + -(-payload // chunk_size(rate))
+                # Each packet is a burst of its own, so the last segment of each is not full.
+                headers = sum(
+                    -(-part // link.MSS) * link.SEGMENT_HEADERS
+                    for part in [chunk_size(rate)] * (payload // chunk_size(rate)) + [payload % chunk_size(rate)]
+                )
+                counted = link.message_bytes("up/outputs", payload, narrow)
+                assert abs(counted - passed - headers) <= packets * (link.SEGMENT_HEADERS + 4)
+                assert counted > passed
+
+
+def test_a_message_is_counted_under_its_whole_topic_and_the_rate_of_its_direction() -> None:
+    # 23 bytes of topic.
+    assert (
+        link.message_bytes("up/layers", 10) == link.wire_bytes("r2f/v1/edge-0/up/layers", 10).forward == 23 + 6 + 10 + 25 + 52
+    )
+    slow_up = Profile("slow up", 50e3, 1e9)
+    assert link.message_bytes("up/model", 50_000, slow_up) > link.message_bytes("down/model", 50_000, slow_up)
+    assert link.message_bytes("down/model", 50_000, slow_up) == link.message_bytes("down/model", 50_000)
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 async def test_the_proxy_keeps_time_with_the_clock(direction: link.Direction) -> None:
     """Within 5 %; the machine may be busy, so the best of three counts."""

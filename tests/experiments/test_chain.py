@@ -9,8 +9,14 @@ from accelsim.accelerator import Simulated
 from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.network import Network, UInt8
+from broker.link import PROFILES, STAMP, packet_bytes, stream_bytes
 from experiments import chain, iteration
 from experiments.networks import FIVE, int8_network
+from services.bus import wire
+from services.bus.chunks import chunk_size, split
+from services.bus.messages import SEGMENT_BYTES
+
+TOPIC = "r2f/v1/edge-0/up/layers"
 
 
 def images(count: int) -> UInt8:
@@ -100,10 +106,49 @@ def test_wire_counts_framing(squeezenet: Network) -> None:
     assert batch.bodies + 9 * len(batch.layers) + 52 < batch.wire < batch.bodies + 40 * len(batch.layers) + 1000
 
 
+def test_messages_hold_all_layers_in_segments_and_are_counted_with_every_header(squeezenet: Network) -> None:
+    simulated = device(squeezenet, 1e-4)
+    batch = chain.direct(simulated, squeezenet.quantize_images(images(32)), 0)
+    segments = list(batch.segments())
+    assert [sent for segment in segments for sent in segment] == batch.layers
+    assert len(segments) > 1
+    for segment in segments[:-1]:
+        assert sum(sent.raw for sent in segment) >= SEGMENT_BYTES > sum(sent.raw for sent in segment[:-1])
+    lora = PROFILES["lora"]
+    counted = 0
+    for message in batch.messages():
+        payload = wire.encode(message)
+        message.origin, message.n = "0" * 12, 999
+        stamped = len(wire.encode(message))
+        assert stamped == len(payload) + STAMP
+        chunks = -(-len(payload) // chunk_size(lora.up))
+        if chunks == 1:
+            counted += stream_bytes(packet_bytes(TOPIC, stamped)).forward
+            continue
+        for n, frame in enumerate(split(message.session, payload, chunk_size(lora.up)), 10_000):
+            frame.origin, frame.n = "0" * 12, n
+            counted += stream_bytes(packet_bytes(TOPIC, len(wire.encode(frame)))).forward
+    # Numbers of messages and chunks have one to three bytes.
+    assert abs(batch.up(lora) / counted - 1) < 1e-3
+    assert batch.up(lora) > batch.up(PROFILES["hspa"]) == batch.wire > batch.bodies
+
+
+def test_repairs_count_in_both_directions(squeezenet: Network) -> None:
+    simulated = device(squeezenet, 1e-3)
+    x = squeezenet.quantize_images(images(4))
+    batch = chain.chained(simulated, simulated.engine, x, 0, settle=False, exact=True)
+    assert batch.round_trips == len(batch.requests) == len(batch.answers) > 0
+    assert batch.repair_up > sum(batch.answers)
+    assert batch.down(PROFILES["lora"]) >= batch.repair_down > sum(batch.requests)
+    assert batch.up() == sum(batch.segments_up()) + batch.repair_up
+    assert batch.repair_s > 0
+
+
 def test_a_step_of_training_sends_under_five_per_cent_of_the_model(squeezenet: Network) -> None:
     simulated = device(squeezenet, 1e-5)
     x = squeezenet.quantize_images(images(4))
     outputs = chain.chained(simulated, simulated.engine, x, 0).outputs
     step = iteration.update(squeezenet, simulated.engine, x, outputs, np.arange(4))
     assert 0 < step.delta < 0.05 * step.whole
+    assert min(step.backward_s, step.quantise_s, step.encode_s, step.decode_s) > 0
     assert iteration.model_wire(step.delta) > step.delta

@@ -6,17 +6,21 @@ import csv
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
-from experiments import fig6_time, fig7_bytes, wire_cost
+from accelsim import timing
+from broker.link import Profile
+from experiments import chain, fig6_time, fig7_bytes, iteration, wire_cost
+from experiments.networks import int8_network
 from experiments.wire_cost import BERS, LINKS, Cost, Method, Stages
 
-METHODS: tuple[Method, ...] = ("drm", "aprm80", "aprm60", "aprm50", "lossless", "jpeg")
+METHODS: tuple[Method, ...] = ("drm", "aprm80", "aprm60", "aprm50", "lossless", "jpeg", "known")
 
 
 def cost(network: str, ber: float, link: str, method: Method) -> Cost:
     """Direct takes 100 s and 1000 bytes, the paper's method half of that, ours 4 and 2 %."""
-    part = {"drm": 1.0, "lossless": 0.04, "jpeg": 0.02}.get(method, 0.5)
+    part = {"drm": 1.0, "lossless": 0.04, "jpeg": 0.02, "known": 0.01}.get(method, 0.5)
     stages = Stages(
         forward=10 * part,
         tmr=0,
@@ -54,6 +58,7 @@ def test_reductions_are_shares_of_directs_time() -> None:
     assert found["APRM-60%"][1e-5] == pytest.approx(0.5)
     assert found["ours"][1e-4] == pytest.approx(0.96)
     assert found["ours, JPEG 90, overlapped"][1e-6] == pytest.approx(0.982)
+    assert found["ours, samples known"][1e-6] == pytest.approx(0.99)
 
 
 def test_ratios_are_shares_of_directs_bytes() -> None:
@@ -72,6 +77,38 @@ def test_figures_are_written(module: object, name: str, tmp_path: Path, monkeypa
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / f"{name}.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= len(BERS) * 2 * len(METHODS)
+
+
+def test_stages_of_a_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers in one message: nothing overlaps but the images and what the device does meanwhile."""
+    network = int8_network("resnet20", None, np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
+    convs = [index for index, _ in network.convs()][:2]
+    layers = [
+        chain.Sent(i, 4 * 32 * 32 * 16, bytes(100), 1, executions=2, referee_s=0.25, encode_s=0.5, decode_s=2.0, rebuild_s=1.0)
+        for i in convs
+    ]
+    batch = chain.Batch(images=4, layers=layers)
+    link = Profile("slow", 8e3, 80e3)
+    images = wire_cost._Images(0, before_s=1.0, encode_s=2.0, decode_s=4.0)
+    step = iteration.Update(delta=0, whole=0, backward_s=10.0, quantise_s=1.0, encode_s=3.0, decode_s=5.0)
+    stages = wire_cost._stages(network, batch, "jpeg", link, images, 100_000, 10_000, step)
+    slower = wire_cost.DEVICE_SLOWER
+    assert stages.coding == pytest.approx(slower * (1 + 2 + 2 * 0.5 + 5) + 4 + 2 * (2 + 1) + 3)
+    assert stages.uplink == pytest.approx((100_000 + batch.up(link)) / 1e3)
+    assert stages.downlink == pytest.approx(1.0)
+    assert stages.backward == 11.0
+    once = sum(
+        timing.layer_seconds(network.layers[i], network.shape_of(network.layers[i].inputs[0]), wire_cost.ARRAY, batch=4)
+        + timing.write_back_seconds(network.layers[i], wire_cost.ARRAY, batch=4)
+        for i in convs
+    )
+    votes = 2 * timing.vote_seconds(4 * 32 * 32 * 16, 2, wire_cost.ARRAY)
+    assert stages.forward == pytest.approx(once)
+    assert stages.tmr == pytest.approx(once + votes + 0.5)
+    # The link is busy with the images until second 118, then with the outputs, and the server starts when all of them are there.
+    ready = slower * (1 + 2) + 100
+    after = batch.up(link) / 1e3 + 2 * 3 + 11 + 3 + slower * 5 + 1
+    assert stages.overlapped == pytest.approx(ready + after)  # the votes are long done by then
 
 
 def test_overlapping_stages_take_as_long_as_the_slowest_and_the_way_to_it() -> None:

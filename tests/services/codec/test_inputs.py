@@ -65,6 +65,19 @@ def test_lossy_gives_the_pixels_that_the_other_side_will_see(channels: int, kind
     assert np.abs(seen.astype(int) - images).mean() < 6
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_is_smaller_than_a_plain_one_of_the_same_pixels(channels: int) -> None:
+    images = photo(3, 64, 64, channels)
+    body, seen = inputs.lossy(images, 90)
+    plain = []
+    for image, expected in zip(images, seen, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image if channels == 3 else image[:, :, 0]).save(buffer, "JPEG", quality=90)
+        plain.append(buffer.getvalue())
+        assert np.array_equal(np.asarray(Image.open(buffer)).reshape(expected.shape), expected)
+    assert len(body) < len(inputs.pack(plain))
+
+
 def test_sample_hash_names_content() -> None:
     images = photo(2, 8, 8, 3)
     assert inputs.sample_hash(images[0]) == inputs.sample_hash(np.asfortranarray(images[0]))

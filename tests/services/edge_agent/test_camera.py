@@ -18,6 +18,11 @@ def test_the_server_decodes_the_pixels_that_the_device_ran_on(channels: int) -> 
     assert np.abs(pixels.astype(int) - smooth).mean() < 8
 
 
+def test_files_are_those_that_experiments_count() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    assert inputs.pack(photograph(noise, 90)[0]) == inputs.lossy(noise, 90)[0]
+
+
 def test_lower_quality_is_fewer_bytes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     assert len(photograph(noise, 30)[0][0]) < len(photograph(noise, 95)[0][0])
