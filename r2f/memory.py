@@ -19,6 +19,8 @@ COPIES = 5
 """Of the network: the agent's, packed for its kernels; the codec's, what it is made from, and on its way to the agent."""
 EXECUTIONS = 7
 """The most that a layer gets (``accelsim.referee``)."""
+SETTLED = 1.25
+"""Bytes an output of what the referee says at most: value and position of a quarter of them."""
 
 
 class Shares(msgspec.Struct, frozen=True):
@@ -38,7 +40,9 @@ def shares(device_mb: int, network: Network, batch: int, data_bytes: int) -> Sha
     """
     fixed = PROCESSES_MB + (data_bytes + COPIES * _weights(network)) / MB
     largest = max(math.prod(layer.shape) for _, layer in network.convs())
-    needed = batch * (live_bytes(network) + EXECUTIONS * largest) / MB
+    held = live_bytes(network) + EXECUTIONS * largest
+    under_way = (EXECUTIONS + SETTLED) * largest
+    needed = batch * max(held, under_way) / MB
     # A quarter stays free for what is on its way from one form to another.
     agent = (device_mb - fixed) / 4
     if agent < needed:

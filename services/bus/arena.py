@@ -27,6 +27,7 @@ import re
 import stat
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,23 @@ class Arena:
         """Slots not released yet, as far as ``collect`` has seen."""
         return len(self._used)
 
-    @property
-    def free(self) -> int:
-        """Bytes not in use, as far as ``collect`` has seen."""
-        return sum(length for _, length in self._holes)
+    def fits(self, sizes: Sequence[int]) -> bool:
+        """Whether arrays of so many bytes could be ``put`` one after another, as far as ``collect`` has seen."""
+        holes = [length for _, length in self._holes]
+        for size in sizes:
+            room = _room(size)
+            i = next((i for i, length in enumerate(holes) if length >= room), None)
+            if i is None:
+                return False
+            holes[i] -= room
+        return len(sizes) <= len(self._free_slots)
 
     def put(self, array: NDArray[Any], readers: int = 1) -> Tensor:
         """Copy an array in and return its reference, for ``readers`` services to open and release.
 
         Raises ArenaFull where there is no room even after collecting what was released.
         """
-        room = max(PAGE, -(-array.nbytes // PAGE) * PAGE)
+        room = _room(array.nbytes)
         offset = self._take(room)
         if offset is None or not self._free_slots:
             if offset is not None:
@@ -226,6 +233,10 @@ class Arena:
             else:
                 merged.append((start, length))
         self._holes = merged
+
+
+def _room(nbytes: int) -> int:
+    return max(PAGE, -(-nbytes // PAGE) * PAGE)
 
 
 class _Mapped:

@@ -717,18 +717,19 @@ class Bus:
                 self._log.warning("tensor sent inline", reason=str(error), times=self.counts["arena_full"])
             return wire.inline(array)
 
-    async def room(self, nbytes: int) -> None:
-        """Wait until the readers have given back enough of the arena for ``nbytes`` more, or it is plain that they will not.
+    async def room(self, *sizes: int) -> None:
+        """Wait until the readers have given back enough of the arena for tensors of so many bytes to be shared.
 
         So a sender that is faster than its readers slows down, and its memory stays under ``arena_bytes``. Raises ValueError
-        where that would never be enough.
+        where that would never be enough. After ``arena_age_s`` it is plain that they will not, and it returns.
         """
-        if self._where is not None and nbytes > self._arena_bytes:
-            raise ValueError(f"{nbytes >> 20} MiB of tensors at once do not fit --arena-mb {self._arena_bytes >> 20}; raise it")
+        if self._where is not None and sum(sizes) > self._arena_bytes:
+            needed = math.ceil(sum(sizes) / 2**20)
+            raise ValueError(f"{needed} MiB of tensors at once do not fit --arena-mb {self._arena_bytes >> 20}; raise it")
         deadline = time.monotonic() + self._arena_age_s
-        while self._arena is not None and self._arena.free < nbytes and time.monotonic() < deadline:
+        while self._arena is not None and not self._arena.fits(sizes) and time.monotonic() < deadline:
             self._arena.collect()
-            if self._arena.free < nbytes:
+            if not self._arena.fits(sizes):
                 await asyncio.sleep(0.002)
 
     def withdraw(self, tensor: Tensor) -> None:

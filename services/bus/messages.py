@@ -172,7 +172,7 @@ class LayerReplicas(msgspec.Struct, kw_only=True, omit_defaults=True):
     The first replica is the actual output, which fed the next layer, unless ``actual`` names another one (the golden
     codec: the replicas are of the TMR run beside it) or the layer is ``protected``: then the vote itself goes on.
 
-    ``values`` (int8) override the vote at the flat NHWC ``positions`` (int64), or everywhere where there are none: there
+    ``values`` (int8) override the vote at the flat NHWC ``positions`` (int32), or everywhere where there are none: there
     the referee computed the fault-free output.
     ``direct``: the replicas disagree too much for a vote that could be believed; the outputs go as they are.
     """

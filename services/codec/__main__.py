@@ -44,6 +44,8 @@ def main(
 
             await ServerCodec(bus, path).serve()
 
+    if side is Side.device:
+        service.give_memory_back()
     reader = "agent" if side is Side.device else "trainer"
     service.run(f"codec-{side.value}", broker, device, json_logs, serve, arena_mb=arena_mb, readers=(reader,))
 

@@ -46,7 +46,8 @@ def main(
             return OnnxAccelerator(rates, seed, device)
         return Simulated(rates, seed, device, path)
 
-    keep_idle(arena_mb << 20)
+    service.give_memory_back()
+    keep_idle(arena_mb << 18)  # a quarter of what may be under way
 
     async def serve(bus: Bus) -> None:
         timed = Array() if array is None else read_config(array)

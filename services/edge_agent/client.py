@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from accelsim.network import Int8, UInt8
 from r2f.data import Int64
 from services.bus import Bus
@@ -64,7 +66,7 @@ class Client:
 
     async def send_segment(self, forward: Forward, number: int, segment: Segment, vote: Vote) -> None:
         """Some layers' executions, to the voter. The actual output goes on from there to the codec."""
-        await self.bus.room(sum(y.nbytes for executed in segment.layers for y in executed.replicas))
+        await self.bus.room(*(size for executed in segment.layers for size in _sizes(executed)))
         layers = tuple(
             LayerReplicas(
                 index=executed.index,
@@ -95,9 +97,21 @@ class Client:
         values = self.bus.share(settled.values)
         if settled.positions is None:
             return {"values": values}
-        return {"positions": self.bus.share(settled.positions), "values": values}
+        return {"positions": self.bus.share(settled.positions.astype(np.int32)), "values": values}
 
 
 def _passed_on(executed: Executed, replica: int) -> bool:
     """Whether the voter hands this replica on to the codec, as the layer's actual output."""
     return replica == 0 and executed.actual is None and not executed.protected
+
+
+def _sizes(executed: Executed) -> list[int]:
+    """Bytes of the tensors that ``send_segment`` shares of a layer."""
+    sizes = [y.nbytes for y in executed.replicas]
+    if executed.actual is not None:
+        sizes.append(executed.actual.nbytes)
+    if executed.settled is not None:
+        sizes.append(executed.settled.values.nbytes)
+        if executed.settled.positions is not None:
+            sizes.append(4 * executed.settled.positions.size)
+    return sizes

@@ -15,6 +15,7 @@ def main(
     json_logs: service.JsonLogs = None,
 ) -> None:
     """TMR voter: takes edge/replicas, answers with edge/voted. Runs on the device."""
+    service.give_memory_back()
     service.run("voter", broker, device, json_logs, voter.serve, arena_mb=arena_mb, readers=("codec-device", "agent"))
 
 

@@ -82,10 +82,10 @@ def _override(winner: Int8, positions: npt.NDArray[Any] | None, values: npt.NDAr
             raise ValueError(f"edge/replicas: values {values.dtype} {values.shape} for a layer of {winner.size} elements")
         winner.reshape(-1)[:] = values
         return
-    if positions.dtype != np.int64 or values.dtype != np.int8 or positions.shape != values.shape or positions.ndim != 1:
+    if positions.dtype != np.int32 or values.dtype != np.int8 or positions.shape != values.shape or positions.ndim != 1:
         raise ValueError(
             f"edge/replicas: positions {positions.dtype} {positions.shape} and values {values.dtype} {values.shape}; "
-            "expected int64 and int8 of one length"
+            "expected int32 and int8 of one length"
         )
     if positions.size and not 0 <= positions.min() <= positions.max() < winner.size:
         raise ValueError(f"edge/replicas: positions must lie in 0..{winner.size - 1}")

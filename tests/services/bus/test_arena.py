@@ -121,6 +121,51 @@ def test_slots_run_out_before_room_does(tmp_path: Path) -> None:
     sender.close()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 3 * 4096), max_size=8),
+    st.lists(st.integers(0, 7), max_size=6),
+    st.lists(st.integers(1, 3 * 4096), max_size=5),
+)
+def test_what_fits_can_be_put(
+    tmp_path_factory: pytest.TempPathFactory, first: list[int], gone: list[int], then: list[int]
+) -> None:
+    """``fits`` is just what putting one after another comes to, holes and all."""
+    where = tmp_path_factory.mktemp("shm")
+    sender, reader = Arena(where, "r2f-a", 10 * 4096), Reader(where, "reader")
+    live = []
+    for size in first:
+        if sender.fits([size]):
+            live.append(sender.put(array_of(0, size)))
+    for i in gone:
+        if i < len(live):
+            reader.release(live[i])
+    sender.collect()
+    promised = sender.fits(then)
+    try:
+        for size in then:
+            sender.put(array_of(1, size))
+        done = True
+    except ArenaFull:
+        done = False
+    sender.close()
+    assert promised == done
+
+
+def test_all_slots_taken_back(tmp_path: Path) -> None:
+    sender, reader = Arena(tmp_path, "r2f-a", 8 * 4096), Reader(tmp_path, "reader")
+    tensors = [sender.put(array_of(i, 4096), readers=2) for i in range(8)]
+    assert not sender.fits([1])
+    assert sender.withdraw_all() == 8
+    assert sender.in_use == 0
+    assert sender.fits([8 * 4096])
+    for tensor in tensors:
+        assert not reader.release(tensor)
+        with pytest.raises(MessageError, match="another tensor"):
+            reader.open(tensor)
+    sender.close()
+
+
 # -- references that must not be followed -----------------------------------------------------------------------------
 
 

@@ -683,3 +683,33 @@ async def test_chunks_are_small_only_where_they_cross_a_thin_link(monkeypatch: p
         monkeypatch.setenv("R2F_LINK_BITS_PER_S", text)
         with pytest.raises(BusError, match="R2F_LINK_BITS_PER_S is"):
             Bus("mqtt://127.0.0.1:1", "agent", "d")
+
+
+# -- back-pressure through shared memory ------------------------------------------------------------------------------
+
+
+async def test_a_sender_waits_for_room(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "agent", device, arena_bytes=64 << 10) as sender, Bus(broker_url, "voter", device) as reader:
+        full = [sender.share(np.zeros(30 << 10, np.int8)) for _ in range(2)]
+        waiting = asyncio.create_task(sender.room(20 << 10, 8 << 10))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        assert reader.release(full[1])
+        await asyncio.wait_for(waiting, 5)
+        assert sender.share(np.zeros(20 << 10, np.int8)).ref is not None
+        assert sender.share(np.zeros(8 << 10, np.int8)).ref is not None
+        with pytest.raises(ValueError, match="--arena-mb 0"):
+            await sender.room(40 << 10, 40 << 10)
+
+
+async def test_a_reader_that_starts_anew_gives_everything_back(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "agent", device, arena_bytes=64 << 10, readers=("voter",)) as sender:
+        async with Bus(broker_url, "voter", device):
+            tensor = sender.share(np.zeros(60 << 10, np.int8))
+            waiting = asyncio.create_task(sender.room(60 << 10))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+        assert not waiting.done()  # a goodbye is no beginning: its successor may be another process that knows more
+        async with Bus(broker_url, "voter", device) as successor:
+            await asyncio.wait_for(waiting, 5)
+            assert not successor.release(tensor)

@@ -1,0 +1,222 @@
+"""Both ends of the link against each other, without a broker: what the server rebuilds, and what the device has to keep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from accelsim import storage, zoo
+from accelsim.engine import Engine
+from accelsim.lowering import lower
+from accelsim.network import INPUT, Conv, Int8, Network, UInt8
+from services.bus import Bus, wire
+from services.bus.messages import (
+    Activations,
+    Deploy,
+    Forward,
+    Inputs,
+    LayerVoted,
+    Message,
+    Rebuilt,
+    Repair,
+    SetMode,
+    Tensor,
+    Timing,
+    Voted,
+)
+from services.codec.device import DeviceCodec
+from services.codec.server import ServerCodec
+
+SESSION = "s"
+
+
+class Wire:
+    """Stands in for the bus: what is published waits here; tensors travel inline, and those given back are counted."""
+
+    def __init__(self) -> None:
+        self.sent: deque[tuple[str, Message]] = deque()
+        self.rejected: list[str] = []
+        self.released = 0
+
+    async def publish(self, topic: str, message: Message) -> int:
+        if not isinstance(message, Timing):
+            self.sent.append((topic, message))
+        return 0
+
+    def share(self, array: Any, readers: int = 1) -> Tensor:
+        return wire.inline(array)
+
+    def open(self, tensor: Tensor) -> Any:
+        return wire.view(tensor)
+
+    def release(self, tensor: Tensor) -> bool:
+        self.released += 1
+        return True
+
+    def withdraw(self, tensor: Tensor) -> None: ...
+
+    def reject(self, topic: str, reason: str) -> None:
+        self.rejected.append(reason)
+
+
+class Pair:
+    """A device's and a server's codec with the same network, an iteration under way."""
+
+    def __init__(self, network: Network, images: UInt8, keep_bytes: int) -> None:
+        self.up, self.down = Wire(), Wire()
+        self.device = DeviceCodec(cast(Bus, self.up), "auto", keep_bytes)
+        self.server = ServerCodec(cast(Bus, self.down), "auto")
+        self.images = images
+        mode = SetMode(session=SESSION, seq=1, mode="training")
+        asyncio.run(self.device._take(mode))
+        self.server.exact = True
+        data = wire.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
+        asyncio.run(self.server._deploy(Deploy(session=SESSION, iteration=0, version=1, network=data)))
+        self.activations: dict[int, Int8] = {}
+        self.rebuilt: list[Rebuilt] = []
+        self.repairs = 0
+        self.answer()
+        self.up.sent.clear()
+
+    def begin(self, iteration: int, attempt: int) -> None:
+        forward = Forward(
+            session=SESSION, iteration=iteration, attempt=attempt, mode="training", version=1, split="train", samples=(0,)
+        )
+        self.server._forward(forward)
+        labels = np.zeros(len(self.images), np.int64)
+        inputs = Inputs(
+            session=SESSION,
+            iteration=iteration,
+            attempt=attempt,
+            images=wire.inline(self.images),
+            labels=wire.inline(labels),
+        )
+        asyncio.run(self.device._take(inputs))
+        self.activations.clear()
+
+    def voted(self, iteration: int, attempt: int, number: int, index: int, actual: Int8, vote: Int8) -> None:
+        layer = LayerVoted(index=index, actual=wire.inline(actual), vote=wire.inline(vote))
+        message = Voted(
+            session=SESSION, iteration=iteration, attempt=attempt, segment=number, mode="training", layers=(layer,)
+        )
+        asyncio.run(self.device._take(message))
+
+    def answer(self) -> None:
+        """Let everything that waits on the link arrive, and what it makes the other end say."""
+        while self.up.sent or self.down.sent:
+            while self.up.sent:
+                topic, message = self.up.sent.popleft()
+                take = {"up/inputs": "_inputs", "up/layers": "_layers", "up/repair": "_repaired"}.get(topic)
+                if take is not None:
+                    asyncio.run(getattr(self.server, take)(message))
+            while self.down.sent:
+                topic, message = self.down.sent.popleft()
+                if isinstance(message, Activations):
+                    self.activations |= {a.index: wire.view(a.actual) for a in message.layers}
+                elif topic.startswith("down/"):
+                    self.rebuilt += [message] if isinstance(message, Rebuilt) else []
+                    self.repairs += isinstance(message, Repair)
+                    asyncio.run(self.device._take(message))
+
+
+@pytest.fixture(scope="module")
+def images() -> UInt8:
+    return np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network(images: UInt8) -> Network:
+    torch.manual_seed(0)
+    return lower(zoo.build("resnet20", 10).eval(), np.tile(images, (4, 1, 1, 1)), (0.5,) * 3, (0.25,) * 3, name="resnet20")
+
+
+@pytest.fixture(scope="module")
+def layers(network: Network, images: UInt8) -> dict[int, tuple[Int8, Int8]]:
+    """Of each MAC layer the actual output and a vote; some votes are wrong."""
+    engine, generator = Engine(network), np.random.default_rng(1)
+    actual: dict[int, Int8] = {INPUT: network.quantize_images(images)}
+    found = {}
+    for index, layer in enumerate(network.layers):
+        golden = engine.golden(index, [actual[i] for i in layer.inputs])
+        actual[index] = golden
+        if isinstance(layer, Conv):
+            actual[index] = np.where(generator.random(golden.shape) < 0.02, golden + np.int8(7), golden)
+            vote = golden.copy()
+            if len(found) in (2, 9, 15):
+                vote[0, 0, 0, :3] += 1
+            found[index] = actual[index], vote
+    return found
+
+
+LARGEST = 2 * 32 * 32 * 16
+
+
+@pytest.mark.parametrize("keep_bytes", [0, LARGEST, 3 * LARGEST, 1 << 30])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_server_has_the_devices_tensors_however_little_the_device_may_keep(
+    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]], keep_bytes: int, late: bool
+) -> None:
+    pair = Pair(network, images, keep_bytes)
+    pair.begin(0, 0)
+    waited = 0
+    for number, (index, (actual, vote)) in enumerate(layers.items()):
+        pair.voted(0, 0, number, index, actual, vote)
+        waited = max(waited, len(pair.device.waiting))
+        kept = pair.device.kept
+        assert kept is not None
+        # Beside what one message brings: the inputs, and what later layers read of those confirmed.
+        assert kept.nbytes <= keep_bytes + 4 * LARGEST
+        if not late:
+            pair.answer()
+    pair.answer()
+    assert not pair.device.waiting
+    assert pair.repairs == 2
+    assert pair.up.rejected == pair.down.rejected == []
+    assert pair.activations.keys() == layers.keys()
+    for index, (actual, _) in layers.items():
+        np.testing.assert_array_equal(pair.activations[index], actual)
+    # Where there is no bound to speak of nobody asks; SEGMENT_BYTES makes all of this network's layers large.
+    assert bool(pair.rebuilt) == (keep_bytes < 1 << 30)
+    assert (waited > 0) == (late and keep_bytes < 1 << 30)
+    assert pair.up.released == 1 + 2 * len(layers)
+
+
+def test_a_pass_that_is_given_up_leaves_nothing_behind(
+    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]]
+) -> None:
+    pair = Pair(network, images, 0)
+    pair.begin(0, 0)
+    for number, (index, (actual, vote)) in enumerate(layers.items()):
+        pair.voted(0, 0, number, index, actual, vote)
+    assert len(pair.device.waiting) == len(layers) - 1
+    pair.up.sent.clear()  # the link is down, and the trainer repeats the iteration
+    pair.begin(0, 1)
+    assert not pair.device.waiting
+    assert pair.up.released == 2 + 2 * len(layers)
+    for number, (index, (actual, vote)) in enumerate(layers.items()):
+        pair.voted(0, 1, number, index, actual, vote)
+        pair.answer()
+    for index, (actual, _) in layers.items():
+        np.testing.assert_array_equal(pair.activations[index], actual)
+
+
+@pytest.mark.parametrize("layer", [-1, 1, 10**6])
+def test_a_confirmation_of_what_was_not_sent_is_dropped(
+    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]], layer: int
+) -> None:
+    pair = Pair(network, images, 0)
+    pair.begin(0, 0)
+    index, (actual, vote) = next(iter(layers.items()))
+    pair.voted(0, 0, 0, index, actual, vote)
+    kept = pair.device.kept
+    assert kept is not None
+    before = kept.nbytes
+    with pytest.raises(ValueError, match="not kept"):  # which ``serve`` counts and drops
+        asyncio.run(pair.device._take(Rebuilt(session=SESSION, iteration=0, attempt=0, layer=layer)))
+    asyncio.run(pair.device._take(Rebuilt(session=SESSION, iteration=0, attempt=7, layer=index)))
+    assert kept.nbytes == before
