@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from accelsim import storage
 from accelsim.accelerator import Simulated
@@ -28,6 +30,27 @@ from experiments.networks import int8_network
 from r2f import data as datasets
 from services.codec import inputs, layers
 from services.voter.vote import Kind, vote
+
+CODECS: Final = {
+    "direct": "direct (DRM)",
+    "zstd": "zstd on direct",
+    "golden": "golden, 60 %, layer-wise",
+    "plain": "chained, three-way votes",
+    "chained": "chained",
+    "exact": "chained, exact",
+}
+OURS: Final = ("plain", "chained", "exact")
+"""These send inputs losslessly packed and the model as a delta; the others pixels and the whole model."""
+OUTPUT_COLUMNS: Final = (
+    "bodies, B",
+    "digests, framing, B",
+    "of direct",
+    "of the bound",
+    "wrong elements",
+    "encode, decode MB/s",
+)
+ITERATION_COLUMNS: Final = ("outputs, B", "inputs, B", "model, B", "all, B", "of direct")
+WIDTH: Final = 132
 
 
 def vote_against_copy(count: int, kind: Kind) -> float:
@@ -49,8 +72,10 @@ def _best(work: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def measure(network: Network, data: datasets.Dataset, ber: float, batch: int, batches: int, seed: int) -> dict[str, Any]:
-    """Every codec on ``batches`` batches; sums of bytes, shares of elements, MB/s of the chained codec."""
+def measure(
+    network: Network, data: datasets.Dataset, ber: float, batch: int, batches: int, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Every codec on ``batches`` batches; sums of bytes, shares of elements, MB/s. ``say`` is told of each batch."""
     device = Simulated(Rates.uniform(ber), seed)
     device.load(network)
     engine = device.engine
@@ -58,15 +83,17 @@ def measure(network: Network, data: datasets.Dataset, ber: float, batch: int, ba
     similar = chain.similarity(device, engine, network.quantize_images(_noise(network)), "layer")
     under = chain.dissimilar(similar, 0.60)
     order = rng.permutation(len(data.train_images))
-    runs: dict[str, list[Batch]] = {name: [] for name in ("direct", "zstd", "golden", "plain", "chained", "exact")}
+    runs: dict[str, list[Batch]] = {name: [] for name in CODECS}
     input_raw = input_sent = 0
     updates = []
     for number in range(batches + 1):
-        samples = order[(number * batch) % len(order) :][:batch]
+        start = time.perf_counter()
+        samples = np.take(order, np.arange(number * batch, (number + 1) * batch), mode="wrap")
         images = data.train_images[samples]
         x = network.quantize_images(images)
         exact = chain.chained(device, engine, x, number, exact=True)
         if number == 0:
+            say(f"warm-up: {time.perf_counter() - start:.1f} s")
             continue  # the first batch compiles and warms the caches
         runs["exact"].append(exact)
         runs["chained"].append(chain.chained(device, engine, x, number) if exact.round_trips else exact)
@@ -77,6 +104,7 @@ def measure(network: Network, data: datasets.Dataset, ber: float, batch: int, ba
         input_raw += iteration.inputs_wire(images.nbytes, batch)
         input_sent += iteration.inputs_wire(len(inputs.encode(images)), batch)
         updates.append(iteration.update(network, engine, x, exact.outputs, data.train_labels[samples]))
+        say(f"batch {number} of {batches}: {time.perf_counter() - start:.1f} s")
     chained = runs["chained"]
     raw = sum(b.raw for b in chained)
     macs = batches * batch * sum(int(np.prod(layer.shape)) * layer.weight[0].size for _, layer in network.convs())
@@ -88,14 +116,11 @@ def measure(network: Network, data: datasets.Dataset, ber: float, batch: int, ba
         "bound_bytes": sum(s.bound for b in chained for s in b.layers),
         "increment_bytes": sum(b.bodies for b in chained),
         "framing_bytes": sum(b.wire - b.bodies for b in chained),
-        "mismatched_share": sum(b.mismatched_share * b.raw for b in chained) / raw,
-        "plain_mismatched_share": sum(b.mismatched_share * b.raw for b in runs["plain"]) / raw,
-        "golden_mismatched_share": sum(b.mismatched_share * b.raw for b in runs["golden"]) / raw,
-        "exact_mismatched_share": sum(b.mismatched_share * b.raw for b in runs["exact"]) / raw,
+        "mismatched_share": _wrong(chained),
+        "encode_mb_s": _speed(chained, "encode_s"),
+        "decode_mb_s": _speed(chained, "decode_s"),
         "exact_round_trips": sum(b.round_trips for b in runs["exact"]),
         "exact_repair_bytes": sum(b.repair_up + b.repair_down for b in runs["exact"]),
-        "encode_mb_s": raw / sum(s.encode_s for b in chained for s in b.layers) / 1e6,
-        "decode_mb_s": raw / sum(s.decode_s for b in chained for s in b.layers) / 1e6,
         "executions": sum(s.executions * s.raw for b in chained for s in b.layers) / raw,
         "referee_share": sum(s.refereed for b in chained for s in b.layers) / macs,
         "referee_s": sum(s.referee_s for b in chained for s in b.layers) / batches,
@@ -108,8 +133,31 @@ def measure(network: Network, data: datasets.Dataset, ber: float, batch: int, ba
         "iteration_direct_bytes": result["direct_bytes"] + input_raw + model_whole,
         "iteration_chained_bytes": result["chained_bytes"] + input_sent + model_delta,
         "batches": batches,
+        "codecs": {
+            name: {
+                "bodies": sum(b.bodies for b in done),
+                "framing": sum(b.wire - b.bodies for b in done),
+                "inputs": input_sent if name in OURS else input_raw,
+                "model": model_delta if name in OURS else model_whole,
+                "mismatched_share": _wrong(done),
+                "encode_mb_s": _speed(done, "encode_s"),
+                "decode_mb_s": _speed(done, "decode_s"),
+            }
+            for name, done in runs.items()
+        },
     }
     return result
+
+
+def _wrong(done: list[Batch]) -> float:
+    """Share (0 to 1) of the elements that the server has wrong."""
+    return sum(b.mismatched_share * b.raw for b in done) / sum(b.raw for b in done)
+
+
+def _speed(done: list[Batch], seconds: Literal["encode_s", "decode_s"]) -> float:
+    """MB/s of raw outputs."""
+    taken: float = sum(getattr(s, seconds) for b in done for s in b.layers)
+    return sum(b.raw for b in done) / taken / 1e6
 
 
 def _noise(network: Network) -> Any:
@@ -119,38 +167,67 @@ def _noise(network: Network) -> Any:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """The table that the JSON holds, for people."""
-    raw, bound = result["raw_bytes"], result["bound_bytes"]
-    table = Table("codec", "bytes", "of direct", "of the bound", "wrong elements")
-    wrong = {"golden": "golden_mismatched_share", "plain": "plain_mismatched_share", "chained": "mismatched_share"}
-    names = {
-        "direct": "direct (DRM)",
-        "zstd": "zstd on direct",
-        "golden": "golden, 60 %, layer-wise",
-        "plain": "chained, three-way votes",
-        "chained": "chained",
-        "exact": "chained, exact",
-    }
-    for name, title in names.items():
-        sent = result[f"{name}_bytes"]
-        share = result[wrong[name]] if name in wrong else 0.0
-        table.add_row(title, f"{sent:,}", f"{sent / raw:.3%}", f"{sent / bound:.2f}" if bound else "-", f"{share:.5%}")
-    console.print(table)
+    bound, whole = result["bound_bytes"], result["iteration_direct_bytes"]
+    sent = Table("codec", *(Column(name, justify="right") for name in OUTPUT_COLUMNS), title="intermediate outputs")
+    all_ = Table("codec", *(Column(name, justify="right") for name in ITERATION_COLUMNS), title="whole iteration")
+    for name, title in CODECS.items():
+        parts, total = result["codecs"][name], result[f"{name}_bytes"]
+        sent.add_row(
+            title,
+            f"{parts['bodies']:,}",
+            f"{parts['framing']:,}",
+            f"{total / result['direct_bytes']:.3%}",
+            f"{total / bound:.2f}" if bound else "-",
+            f"{parts['mismatched_share']:.5%}",
+            f"{parts['encode_mb_s']:.0f}, {parts['decode_mb_s']:.0f}",
+        )
+        iteration_bytes = total + parts["inputs"] + parts["model"]
+        share = f"{iteration_bytes / whole:.2%}"
+        all_.add_row(title, f"{total:,}", f"{parts['inputs']:,}", f"{parts['model']:,}", f"{iteration_bytes:,}", share)
+    console.print(sent)
+    console.print(all_)
     console.print(
-        f"increments {result['increment_bytes']:,} B ({result['increment_bytes'] / bound if bound else 0:.2f} of the bound), "
-        f"digests and framing {result['framing_bytes']:,} B; "
-        f"inputs {result['input_bytes']:,} of {result['input_raw_bytes']:,} B; "
-        f"model {result['model_bytes']:,} of {result['model_full_bytes']:,} B"
+        f"increments are {result['increment_bytes'] / bound if bound else 0:.2f} of the bound; "
+        f"executions a layer {result['executions']:.2f}; referee {result['referee_share']:.2%} of the MACs "
+        f"({result['referee_s']:.2f} s a batch, modelled); exact: {result['exact_round_trips']} round trips in "
+        f"{result['batches']} batches, {result['exact_repair_bytes']:,} B; golden sends {result['golden_layers_direct']} "
+        "layers direct. Inputs are uint8 pixels, or lossless; the model goes whole, or as a delta."
     )
-    console.print(
-        f"encode {result['encode_mb_s']:.0f} MB/s, decode {result['decode_mb_s']:.0f} MB/s; "
-        f"executions a layer {result['executions']:.2f}, referee {result['referee_share']:.2%} of the MACs "
-        f"({result['referee_s']:.2f} s a batch); exact: {result['exact_round_trips']} round trips in "
-        f"{result['batches']} batches, {result['exact_repair_bytes']:,} B"
-    )
-    console.print(
-        f"whole iteration: {result['iteration_chained_bytes']:,} of {result['iteration_direct_bytes']:,} B, "
-        f"{result['iteration_chained_bytes'] / result['iteration_direct_bytes']:.2%}"
-    )
+
+
+def prepare(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[Network, datasets.Dataset]:
+    """The network and the data set that the options name. Raises ValueError or OSError saying which does not fit."""
+    if min(given.batch, given.batches) < 1:
+        raise ValueError(f"--batch {given.batch} and --batches {given.batches}: both must be 1 or more")
+    Rates.uniform(given.ber)
+    if not (given.data == datasets.DIGITS or Path(given.data).exists()):
+        raise FileNotFoundError(f"--data {given.data}: not found; give an .npz file with train_images and train_labels")
+    for path in (given.weights, Path(given.network) if is_stored(given.network) else None):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path}: not found")
+    if given.json and not given.json.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json {given.json}: no such folder")
+    data = datasets.load(given.data)
+    start = time.perf_counter()
+    if is_stored(given.network):
+        network = storage.load(given.network)
+    else:
+        shape = "x".join(map(str, data.shape))
+        if data.shape[2] != 3:
+            raise ValueError(f"{given.data}: images are {shape}; only an int8 network's file can take other than RGB")
+        say(f"lowering {given.network}, calibrated on images of {given.data} ...")
+        try:
+            network = int8_network(given.network, given.weights, data.train_images)
+        except RuntimeError as error:
+            raise ValueError(f"{given.network} does not run on the {shape} images of {given.data}: {error}") from error
+    data.check(network)
+    say(f"{network.name}: {len(list(network.convs()))} MAC layers, {time.perf_counter() - start:.1f} s")
+    return network, data
+
+
+def is_stored(network: str) -> bool:
+    """Whether the option names an int8 network's file."""
+    return Path(network).suffix == ".safetensors"
 
 
 def main() -> None:
@@ -166,18 +243,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    console = Console()
-    data = datasets.load(given.data)
-    stored = Path(given.network).suffix == ".safetensors"
-    network = storage.load(given.network) if stored else int8_network(given.network, given.weights, data.train_images)
-    data.check(network)
-    result = measure(network, data, given.ber, given.batch, given.batches, given.seed)
-    result |= {"network": network.name, "ber": given.ber, "random_weights": given.weights is None and not stored}
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        network, data = prepare(given, say)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    result = measure(network, data, given.ber, given.batch, given.batches, given.seed, say)
+    random = given.weights is None and not is_stored(given.network)
+    result |= {"network": network.name, "ber": given.ber, "random_weights": random}
     result["vote_of_copy"] = {f"{kind}{n}": vote_against_copy(n, kind) for kind in ("median", "bitwise") for n in (3, 5, 7)}
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH  # what is kept in a file has no need to wrap
     show(result, console)
     console.print("vote, of a copy's speed: " + ", ".join(f"{k} {v:.0%}" for k, v in result["vote_of_copy"].items()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    console.print(f"{'random weights; ' if random else ''}peak memory of this process {peak:,.0f} MB")
     if given.json:
-        given.json.write_text(json.dumps(result, indent=2))
+        given.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
