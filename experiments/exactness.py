@@ -28,8 +28,8 @@ from experiments.networks import FIVE, photos, stored
 
 BERS: Final = (1e-6, 1e-5, 1e-4, 1e-3)
 HEAD: Final = (
-    "| network | BER | votes | layers | wrong before | wrong | round trips | repair up B | down B | of the chained bytes "
-    "| repair GMAC | of a pass | referee, of a pass |"
+    "| network | BER | votes | layers | wrong before | wrong | sent, of raw | round trips | repair up B | down B "
+    "| of the chained bytes | repair GMAC | of a pass | referee, of a pass |"
 )
 
 
@@ -47,6 +47,8 @@ class Row:
     """Share (0 to 1) of the elements that the server would have wrong without repair."""
     wrong: int
     """Elements that are not the device's in exact mode."""
+    raw: int
+    """Bytes of the outputs of all these layers."""
     round_trips: int
     up: int
     """Bytes of repairs on the wire, upwards."""
@@ -63,7 +65,8 @@ class Row:
     def __str__(self) -> str:
         return (
             f"| {self.network} | {self.ber:.0e} | {'settled' if self.settled else 'three-way'} | {self.layers} "
-            f"| {self.before:.2%} | {self.wrong} | {self.round_trips} | {self.up:,} | {self.down:,} "
+            f"| {self.before:.2%} | {self.wrong} | {(self.chained + self.up) / self.raw:.3%} "
+            f"| {self.round_trips} | {self.up:,} | {self.down:,} "
             f"| {(self.up + self.down) / self.chained:.2%} | {self.repair_macs / 1e9:.3g} | {self.repair_macs / self.macs:.2%} "
             f"| {self.referee_macs / self.macs:.2%} |"
         )
@@ -90,6 +93,7 @@ def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: i
             layers=len(exact.outputs),
             before=before,
             wrong=sum(int(np.count_nonzero(exact.outputs[index] != computed[index])) for index, _ in network.convs()),
+            raw=exact.raw,
             round_trips=exact.round_trips,
             up=exact.repair_up,
             down=exact.repair_down,
