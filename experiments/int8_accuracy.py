@@ -2,12 +2,15 @@
 
 ``python -m experiments.int8_accuracy --shared ../shared`` prints the table of docs/networks.md. The networks are those
 whose weights are at hand; calibration takes the training images, the accuracy is of the test (validation) images.
+``--jpeg 95 90 80 70`` prints instead what JPEG inputs cost (docs/wire.md, "Inputs"): the same networks on the pixels that
+both sides of the link decode, at each quality.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from accelsim.lowering import lower
 from accelsim.network import Float32, Network, UInt8
 from r2f.data import IMAGENET_MEAN as MEAN
 from r2f.data import IMAGENET_STD as STD
+from services.codec import inputs
 
 _BATCH = 20
 
@@ -84,6 +88,20 @@ def int8_logits(network: Network, images: UInt8) -> Float32:
     return np.concatenate([engine.run(b)[-1].reshape(len(b), -1) for b in batches]).astype(np.float32)
 
 
+def jpeg_rows(name: str, shared: Path, calibration: int, qualities: Sequence[int]) -> Iterator[str]:
+    """A row for lossless inputs and one for each JPEG quality, on the test images; the network is calibrated without loss."""
+    module, network = module_of(name, shared), lowered(name, shared, calibration)
+    images, labels = images_of(name, shared, "test")
+    right = float_logits(module, images).argmax(1), int8_logits(network, images).argmax(1)
+    for quality in (None, *qualities):
+        body, seen = (inputs.encode(images), images) if quality is None else inputs.lossy(images, quality)
+        logits = float_logits(module, seen), int8_logits(network, seen)
+        cells = [f"{top(v, labels, 1):.1f} / {top(v, labels, 5):.1f}" for v in logits]
+        same = [f"{100 * (v.argmax(1) == before).mean():.1f}" for v, before in zip(logits, right, strict=True)]
+        kind = "lossless" if quality is None else f"JPEG {quality}"
+        yield f"| {name} | {kind} | {100 * len(body) / images.nbytes:.1f} % | {cells[0]} | {cells[1]} | {' / '.join(same)} |"
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -91,7 +109,15 @@ def main() -> None:
     parser.add_argument("--network", nargs="*", default=list(TRAINED), choices=list(TRAINED))
     parser.add_argument("--calibration", type=int, default=128, help="training images to calibrate on")
     parser.add_argument("--train", action="store_true", help="measure on training images behind those of calibration")
+    parser.add_argument("--jpeg", nargs="+", type=int, metavar="Q", help="instead: accuracy on JPEG inputs of these qualities")
     args = parser.parse_args()
+    if args.jpeg:
+        print("| network | inputs | of raw | float top-1 / top-5 | int8 top-1 / top-5 | top-1 as on lossless, float / int8 |")
+        print("|---|---|---|---|---|---|")
+        for name in args.network:
+            for row in jpeg_rows(name, args.shared, args.calibration, args.jpeg):
+                print(row, flush=True)
+        return
     print("| network | images | float top-1 / top-5 | int8 top-1 / top-5 | same top-1 | lowering, CPU time |")
     print("|---|---|---|---|---|---|")
     for name in args.network:
