@@ -43,14 +43,16 @@ def shares(device_mb: int, network: Network, batch: int, data_bytes: int) -> Sha
     held = live_bytes(network) + EXECUTIONS * largest
     under_way = (EXECUTIONS + SETTLED) * largest
     needed = batch * max(held, under_way) / MB
-    # A quarter stays free for what is on its way from one form to another.
+    # Twice for the agent, a quarter each for voter, codec and what the agent may use again; the rest is for what is on
+    # its way from one form to another.
     agent = (device_mb - fixed) / 4
     if agent < needed:
         raise ValueError(
             f"{network.name}: batches of {batch} need {math.ceil(fixed + 4 * needed)} MB on the device, it has {device_mb}; "
             "lower --batch or raise --device-memory-mb"
         )
-    return Shares(agent=int(agent), voter=int(agent / 2), codec=16 + 2 * math.ceil(_weights(network) / MB), keep=int(agent / 2))
+    quarter = max(1, int(agent / 4))
+    return Shares(agent=int(agent), voter=quarter, codec=16 + 2 * math.ceil(_weights(network) / MB), keep=quarter)
 
 
 def live_bytes(network: Network) -> int:
