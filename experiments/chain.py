@@ -20,7 +20,7 @@ from broker.link import Profile, message_bytes
 from services.bus import wire
 from services.bus.messages import SEGMENT_BYTES, EncodedLayer, EncodedLayers, EncodedRepair, Repair, Vote
 from services.codec import entropy, layers, repair
-from services.voter.vote import vote
+from services.voter.vote import settled_vote, vote
 
 _SESSION: Final = "0123456789abcdef"
 
@@ -185,7 +185,7 @@ def chained(
         voted, settled = _settle(accelerator, index, operands[0], iteration, kind, longest if settle else None)
         actual[index], votes[index] = settled.replicas[0], voted
         sent = _encode(index, actual[index], voted, True)
-        sent.executions = len(settled.replicas) if not settled.direct else referee.FIRST
+        sent.executions = settled.executions
         sent.refereed = len(settled.values) * layer.weight[0].size
         sent.referee_s = referee.seconds(settled, layer.weight[0].size)
         if sent.body[0] <= layers.ZSTD:
@@ -303,7 +303,7 @@ def _settle(
     if longest is None:
         replicas = tuple(execute(0, 3))
         none = np.empty(0, np.int64)
-        settled = referee.Settled(replicas=replicas, positions=none, values=np.empty(0, np.int8), direct=False)
+        settled = referee.Settled(replicas=replicas, positions=none, values=np.empty(0, np.int8), direct=False, executions=3)
         return vote(replicas, kind), settled
     engine = accelerator.engine
     settled = referee.settle(
@@ -315,7 +315,7 @@ def _settle(
     )
     if settled.direct:
         return None, settled
-    return referee.override(vote(settled.replicas, kind), settled), settled
+    return settled_vote(settled.replicas, kind, settled.positions, settled.values), settled
 
 
 def _encode(index: int, actual: Int8, voted: Int8 | None, compressed: bool) -> Sent:

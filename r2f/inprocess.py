@@ -17,7 +17,6 @@ from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.network import INPUT, Conv, Int8, Network, UInt8
 from accelsim.parameters import dequantize, quantize
-from accelsim.referee import override
 from r2f.data import Dataset, Int64
 from services.bus.messages import FaultRates
 from services.codec import inputs, layers, model
@@ -27,7 +26,7 @@ from services.trainer.job import Job
 from services.trainer.labels import choose, teach
 from services.trainer.replay import replay
 from services.trainer.training import EVALUATION
-from services.voter.vote import vote
+from services.voter.vote import settled_vote, vote
 from services.voter.voter import TMR
 
 
@@ -219,10 +218,10 @@ def _run(
         clock.tick("forward")
         for e in segment.layers:
             actual[e.index] = vote(e.replicas[:TMR], job.vote) if e.protected else e.replicas[0]
-            if len(e.replicas) > 1 and not (e.settled is not None and e.settled.direct):
+            if e.settled is not None and not e.settled.direct:
+                votes[e.index] = settled_vote(e.replicas, job.vote, e.settled.positions, e.settled.values)
+            elif e.settled is None and len(e.replicas) > 1:
                 votes[e.index] = vote(e.replicas, job.vote)
-                if e.settled is not None:
-                    override(votes[e.index], e.settled)
         clock.tick("tmr")
         executed += segment.layers
         answer = {e.index: actual[e.index] for e in segment.layers} if segment.awaits_vote else None

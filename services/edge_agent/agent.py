@@ -252,7 +252,7 @@ class Agent:
         self, forward: Forward, network: Network, number: int, segment: Segment, host: float, batch: int
     ) -> None:
         """Modelled accelerator time of the actual run (FP) and of all further executions (TMR), beside the host's."""
-        executions = [len(e.replicas) + (e.actual is not None) for e in segment.layers]
+        executions = [e.executions for e in segment.layers]
         modelled = [self._timing(network, e.index, batch, n) for e, n in zip(segment.layers, executions, strict=True)]
         # The host computes all executions at once; the actual one is charged its share.
         share = len(executions) / sum(executions)

@@ -28,6 +28,12 @@ class Executed:
     direct: bool = False
     """Of the golden codec: under the similarity threshold, so its outputs go as they are."""
 
+    @property
+    def executions(self) -> int:
+        """How often the layer ran, in all: not all of its outputs are needed for the vote."""
+        settled = 0 if self.settled is None else self.settled.executions
+        return max(settled, len(self.replicas) + (self.actual is not None))
+
 
 @dataclass(slots=True)
 class Segment:
@@ -143,6 +149,7 @@ def _run(
         )
         replicas = list(settled.replicas)
         if protected and len(replicas) < PROTECTED_REPLICAS:
+            # Of a layer that ran three times or more these are the same again, as the faults are keyed by the replica.
             replicas += more(len(replicas), PROTECTED_REPLICAS - len(replicas))
         return Executed(index, replicas, protected=protected, settled=settled)
     count = max(plan.replicas, PROTECTED_REPLICAS) if protected else plan.replicas

@@ -6,10 +6,11 @@ One pass over memory: every replica is read once and the vote written once, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from accelsim.network import Int8
 
@@ -109,3 +110,68 @@ def vote(replicas: Sequence[Int8], kind: Kind) -> Int8:
     out = np.empty(first.shape, np.int8)
     kernel(*(np.ascontiguousarray(replica).reshape(-1) for replica in replicas), out.reshape(-1))
     return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _first_open(a: Int8, b: Int8, positions: npt.NDArray[np.int64]) -> int:
+    """The first place at which a and b differ that is not among the sorted positions; -1 if there is none."""
+    start = 0
+    for named in range(positions.size + 1):
+        end = positions[named] if named < positions.size else a.size
+        for i in range(start, end):
+            if a[i] != b[i]:
+                return i
+        start = end + 1
+    return -1
+
+
+def settled_vote(
+    replicas: Sequence[Int8], kind: Kind, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any] | None
+) -> Int8:
+    """The vote with the referee's values (``accelsim.referee``) in its place, a fresh int8 array of the replicas' shape.
+
+    ``values`` (int8, flat) are the fault-free outputs at the flat ``positions`` (integers, rising), or of the whole layer
+    where there are none. Without values it is ``vote``. Two replicas cannot outvote one another: there values must be
+    given wherever they differ. One cannot be voted on at all: there they must be the whole layer.
+
+    Raises ValueError saying what does not fit, and what ``vote`` raises.
+    """
+    if values is None:
+        if len(replicas) < 3:
+            raise ValueError(f"vote: {len(replicas)} replicas cannot be voted on without the referee's values; send 3, 5 or 7")
+        return vote(replicas, kind)
+    first = replicas[0]
+    size = first.size
+    if positions is None:
+        if values.dtype != np.int8 or values.shape != (size,):
+            raise ValueError(f"vote: values {values.dtype} {values.shape} for a layer of {size} elements")
+        return np.array(values.reshape(first.shape))
+    if positions.dtype.kind != "i" or values.dtype != np.int8 or positions.shape != values.shape or positions.ndim != 1:
+        raise ValueError(
+            f"vote: positions {positions.dtype} {positions.shape} and values {values.dtype} {values.shape}; "
+            "expected integers and int8 of one length"
+        )
+    at = positions.astype(np.int64)
+    if at.size and not (at[0] >= 0 and at[-1] < size and (at[1:] > at[:-1]).all()):
+        raise ValueError(f"vote: positions must rise within 0..{size - 1}")
+    voted = vote(replicas, kind) if len(replicas) > 2 else _agreed(replicas, at)
+    voted.reshape(-1)[at] = values
+    return voted
+
+
+def _agreed(replicas: Sequence[Int8], positions: npt.NDArray[np.int64]) -> Int8:
+    """A copy of what two replicas agree on. Raises ValueError where they differ elsewhere than at the positions."""
+    if len(replicas) != 2:
+        raise ValueError("vote: one replica needs the referee's values of the whole layer")
+    first, second = replicas
+    if first.dtype != np.int8 or second.dtype != np.int8 or first.shape != second.shape:
+        raise ValueError(
+            f"vote: replicas are {first.dtype} {first.shape} and {second.dtype} {second.shape}, expected int8 alike"
+        )
+    flat = [np.ascontiguousarray(replica).reshape(-1) for replica in replicas]
+    place = _first_open(flat[0], flat[1], positions)
+    if place >= 0:
+        raise ValueError(
+            f"vote: two replicas differ at {place}, where the referee gave no value; they cannot outvote one another"
+        )
+    return first.copy()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from accelsim.network import Int8
 from services.bus import Bus
 from services.bus.messages import LayerReplicas, LayerVoted, Replicas, Timing, Voted
-from services.voter.vote import vote
+from services.voter.vote import settled_vote, vote
 
 TMR = 3
 
@@ -54,16 +51,18 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
     training = message.mode == "training"
     actual = layer.replicas[0] if layer.actual is None else layer.actual
     voted = None
-    if len(layer.replicas) > 1:
+    if len(layer.replicas) > 1 or layer.values is not None:
         replicas = [bus.open(tensor).astype(np.int8, copy=False) for tensor in layer.replicas]
-        winner = await asyncio.to_thread(vote, replicas, message.vote)
+        positions = None if layer.positions is None else bus.open(layer.positions)
+        values = None if layer.values is None else bus.open(layer.values)
+        winner = await asyncio.to_thread(settled_vote, replicas, message.vote, positions, values)
         if layer.protected:
             # In TMR the device has three executions, however many more were run to know its errors.
-            tmr = winner if len(replicas) == TMR else await asyncio.to_thread(vote, replicas[:TMR], message.vote)
+            tmr = winner
+            if len(replicas) != TMR or values is not None:
+                tmr = await asyncio.to_thread(vote, replicas[:TMR], message.vote)
             await bus.room(tmr.nbytes)
             actual = bus.share(tmr, readers=1 + training)
-        if layer.values is not None:
-            _override(winner, None if layer.positions is None else bus.open(layer.positions), bus.open(layer.values))
         readers = (training and not layer.direct) + (layer.actual is not None)
         if readers:
             await bus.room(winner.nbytes)
@@ -73,20 +72,3 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
     if not all(intact):
         raise ValueError(f"layer {layer.index} was taken back while it was being voted on")
     return LayerVoted(index=layer.index, actual=actual, vote=voted, direct=layer.direct)
-
-
-def _override(winner: Int8, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any]) -> None:
-    """The referee's values in place of the vote's. Raises ValueError where they do not fit the layer."""
-    if positions is None:
-        if values.dtype != np.int8 or values.shape != (winner.size,):
-            raise ValueError(f"edge/replicas: values {values.dtype} {values.shape} for a layer of {winner.size} elements")
-        winner.reshape(-1)[:] = values
-        return
-    if positions.dtype != np.int32 or values.dtype != np.int8 or positions.shape != values.shape or positions.ndim != 1:
-        raise ValueError(
-            f"edge/replicas: positions {positions.dtype} {positions.shape} and values {values.dtype} {values.shape}; "
-            "expected int32 and int8 of one length"
-        )
-    if positions.size and not 0 <= positions.min() <= positions.max() < winner.size:
-        raise ValueError(f"edge/replicas: positions must lie in 0..{winner.size - 1}")
-    winner.reshape(-1)[positions] = values
