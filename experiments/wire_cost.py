@@ -12,7 +12,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -97,25 +97,26 @@ def measure(network: Network, name: str, random_weights: bool, images: UInt8, be
     labels = np.arange(len(images)) % 1000
     sent, pixels = _inputs(images)
     drm = chain.direct(device, x, 1)
-    aprm = {
-        threshold: chain.golden(device, engine, x, 1, direct_layers=chain.dissimilar(similar, threshold), redundancy="layer")
-        for threshold in THRESHOLDS
-    }
+    increments = chain.golden(device, engine, x, 1, direct_layers=frozenset(), redundancy="layer")
+    aprm = {threshold: _mixed(increments, drm, chain.dissimilar(similar, threshold)) for threshold in THRESHOLDS}
+    lengths = {layer.weight[0].size for _, layer in network.convs()}
+    # Links between whose limits no dot product lies send the same.
+    limits = {link.name: max((n for n in lengths if n <= referee.short(link.up)), default=0) for link in links}
     ours: dict[tuple[Method, int], Batch] = {}
     for method, shown in pixels.items():
         seen = network.quantize_images(shown)
-        for longest in {referee.short(link.up) for link in links}:
-            ours[method, longest] = chain.chained(device, engine, seen, 1, exact=True, longest=longest)
-    for longest in {referee.short(link.up) for link in links}:
-        ours["known", longest] = ours["lossless", longest]
-    step = iteration.update(network, engine, x, ours["lossless", referee.short(links[0].up)].outputs, labels)
+        for limit in set(limits.values()):
+            ours[method, limit] = chain.chained(device, engine, seen, 1, exact=True, longest=limit)
+    for limit in set(limits.values()):
+        ours["known", limit] = ours["lossless", limit]
+    step = iteration.update(network, engine, x, ours["lossless", limits[links[0].name]].outputs, labels)
     macs = len(images) * sum(int(np.prod(layer.shape)) * layer.weight[0].size for _, layer in network.convs())
     costs = []
     for link in links:
         rows: list[tuple[Method, Batch]] = [
             ("drm", drm),
             *((f"aprm{round(100 * t)}", batch) for t, batch in aprm.items()),  # type: ignore[list-item]
-            *((method, ours[method, referee.short(link.up)]) for method in OURS),
+            *((method, ours[method, limits[link.name]]) for method in OURS),
         ]
         for method, batch in rows:
             input_bytes = iteration.inputs_wire(sent[method].body, len(images), link, known=method == "known")
@@ -140,6 +141,15 @@ def measure(network: Network, name: str, random_weights: bool, images: UInt8, be
                 )
             )
     return costs
+
+
+def _mixed(increments: Batch, direct: Batch, direct_layers: frozenset[int]) -> Batch:
+    """The paper's method at a threshold: the layers under it as they are, the TMR run goes on through them."""
+    layers = [
+        replace(plain, executions=sent.executions, rebuild_s=sent.rebuild_s) if sent.index in direct_layers else sent
+        for sent, plain in zip(increments.layers, direct.layers, strict=True)
+    ]
+    return Batch(images=increments.images, layers=layers)
 
 
 @dataclass(frozen=True, slots=True)

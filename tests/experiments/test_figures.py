@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from accelsim import timing
+from accelsim.accelerator import Simulated
+from accelsim.faults import Rates
 from broker.link import Profile
 from experiments import chain, fig6_time, fig7_bytes, iteration, wire_cost
 from experiments.networks import int8_network
@@ -110,6 +112,22 @@ def test_stages_of_a_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch.up(link) / 1e3 < 4
     after = 2 * 3 + 11 + 3 + slower * 5 + 1
     assert stages.overlapped == pytest.approx(ready + after)
+
+
+def test_a_threshold_mixes_the_batches_that_a_run_of_its_own_would_send() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    network = int8_network("resnet20", None, images)
+    device = Simulated(Rates.uniform(1e-4), seed=1)
+    device.load(network)
+    x = network.quantize_images(images)
+    under = frozenset(index for index, _ in list(network.convs())[5:])
+    whole = chain.golden(device, device.engine, x, 1, direct_layers=under, redundancy="layer")
+    increments = chain.golden(device, device.engine, x, 1, direct_layers=frozenset(), redundancy="layer")
+    mixed = wire_cost._mixed(increments, chain.direct(device, x, 1), under)
+    for one, other in zip(mixed.layers, whole.layers, strict=True):
+        assert (one.index, one.body, one.digest, one.executions) == (other.index, other.body, other.digest, other.executions)
+        assert one.mismatched == other.mismatched
+    assert mixed.up() == whole.up() != increments.up()
 
 
 def test_overlapping_stages_take_as_long_as_the_slowest_and_the_way_to_it() -> None:
