@@ -50,6 +50,11 @@ class VoteName(StrEnum):
     bitwise = "bitwise"
 
 
+class RedundancyName(StrEnum):
+    layer = "layer"
+    network = "network"
+
+
 class LabelSource(StrEnum):
     device = "device"
     server = "server"
@@ -101,7 +106,9 @@ def retrain(
     referee: Annotated[bool, typer.Option(help="As many executions as a layer needs, the CPU settling the rest.")] = True,
     exact: Annotated[bool, typer.Option(help="Repair what the server's digests say is wrong.")] = True,
     theta: Annotated[float, typer.Option(min=0, max=1, help="Codec golden: less similar layers go direct.")] = 0.6,
+    redundancy: Annotated[RedundancyName, typer.Option(help="Codec golden: whose TMR it refers to.")] = RedundancyName.layer,
     jpeg: Annotated[int, typer.Option(min=0, max=100, help="Quality of JPEG images that the device runs on; 0: none.")] = 0,
+    float_inputs: Annotated[bool, typer.Option("--float-inputs", help="Send images as float32, as the paper.")] = False,
     protect: Annotated[str, typer.Option(help="Layers (indices, comma-separated) that run in TMR.")] = "",
     iterations: Annotated[int, typer.Option(help="Training iterations.")] = 100,
     batch: Annotated[int, typer.Option(help="Images an iteration.")] = 16,
@@ -133,6 +140,8 @@ def retrain(
     if resume is not None:
         _guarded(lambda live: _finish(run.read_settings(resume), resume, live))
         return
+    if jpeg and float_inputs:
+        raise typer.BadParameter("give it or --jpeg, not both", param_hint="--float-inputs")
     settings = run.Settings(
         network=network,
         weights=weights,
@@ -150,7 +159,9 @@ def retrain(
         referee=referee,
         exact=exact,
         theta=theta,
+        redundancy=redundancy.value,
         jpeg=jpeg,
+        float_inputs=float_inputs,
         protected=_indices(protect),
         iterations=iterations,
         batch=batch,

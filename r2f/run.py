@@ -28,7 +28,7 @@ from r2f.live import Live
 from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.pipeline import PipelineError, Program
 from services.bus import Bus, BusError
-from services.bus.messages import Codec, FaultRates, Progress, Timing, Vote
+from services.bus.messages import Codec, FaultRates, Progress, Redundancy, Timing, Vote
 from services.trainer import job as jobs
 from services.trainer import waiting
 from services.trainer.job import Job
@@ -53,7 +53,9 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     referee: bool = True
     exact: bool = True
     theta: float = 0.0
+    redundancy: Redundancy = "layer"
     jpeg: int = 0
+    float_inputs: bool = False
     protected: tuple[int, ...] = ()
     iterations: int = 100
     batch: int = 16
@@ -269,7 +271,10 @@ def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_
         referee=settings.referee,
         exact=settings.exact,
         theta=settings.theta,
+        redundancy=settings.redundancy,
+        uplink_bits_per_s=0.0 if settings.link is None else profile(settings.link).up,
         jpeg=settings.jpeg,
+        float_inputs=settings.float_inputs,
         protected=settings.protected,
         iterations=settings.iterations,
         batch=settings.batch,

@@ -34,6 +34,8 @@ ROOT = f"r2f/v{VERSION}"
 Mode = Literal["training", "inference"]
 Codec = Literal["direct", "golden", "chained"]
 Vote = Literal["bitwise", "median"]
+Redundancy = Literal["layer", "network"]
+"""Of the golden codec's reference: the vote of a layer feeds the next one, or each of three runs goes on by itself."""
 Command = Literal["mode", "model", "base", "forward"]
 """What an Ack answers; ``base`` is the device's codec asking for a model whole, for it lacks what the delta builds on."""
 Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink"]
@@ -118,8 +120,14 @@ class SetMode(Message):
     """The server asks for what its digests say it has wrong, until its tensors are the device's, bit for bit."""
     theta: Rate = 0.0
     """Of the golden codec: a layer of which a smaller share of outputs equals the vote goes direct (the paper's threshold)."""
+    redundancy: Redundancy = "layer"
+    """Of the golden codec: layer-wise or network-wise TMR as the reference (section V.C of the paper)."""
+    uplink_bits_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of the device's link, where known (0: not): the referee leaves to the link what that does sooner; else it assumes HSPA."""
     jpeg: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     """Quality of the JPEG files that the device's camera gives and the device itself runs on; 0 for images as they are."""
+    float_inputs: bool = False
+    """Images cross the link as float32, each time they are used, as in the paper."""
     rates: FaultRates = FaultRates()
     seed: int = 0
     protected: tuple[int, ...] = ()
@@ -175,6 +183,7 @@ class LayerReplicas(msgspec.Struct, kw_only=True, omit_defaults=True):
     ``values`` (int8) override the vote at the flat NHWC ``positions`` (int32), or everywhere where there are none: there
     the referee computed the fault-free output.
     ``direct``: the replicas disagree too much for a vote that could be believed; the outputs go as they are.
+    ``awaited``: the agent reads the vote, too, beside the codec.
     """
 
     index: int
@@ -184,6 +193,7 @@ class LayerReplicas(msgspec.Struct, kw_only=True, omit_defaults=True):
     positions: Tensor | None = None
     values: Tensor | None = None
     direct: bool = False
+    awaited: bool = False
 
 
 class Replicas(Message):

@@ -63,6 +63,7 @@ class DeviceCodec:
         """Hashes of the samples that the server's end, since it last started, has been sent."""
         self.boots: dict[str, str] = {}
         self.exact = False
+        self.float_inputs = False
         self.kept: Kept | None = None
         """The running iteration, for repairs."""
         self.asked = -1
@@ -85,6 +86,7 @@ class DeviceCodec:
         match message:
             case SetMode():
                 self.codec = message.codec
+                self.float_inputs = message.float_inputs
                 self.exact = message.exact and message.codec == "chained"
             case Repair():
                 await self._repair(message)
@@ -151,11 +153,14 @@ class DeviceCodec:
             self.kept = Kept(self.network, self.path, message.iteration, message.attempt, images)
         hashes = tuple(inputs.sample_hash(image) for image in images)
         # A repeat is sent whole: what the first attempt sent may be what got lost.
-        known = self.known if message.attempt == 0 else set()
+        known = self.known if message.attempt == 0 and not self.float_inputs else set()
         fresh = [i for i, name in enumerate(hashes) if name not in known]
         if message.files and len(message.files) != len(images):
             raise ValueError(f"{len(message.files)} files for {len(images)} images")
-        body = inputs.pack([message.files[i] for i in fresh]) if message.files else inputs.encode(images[fresh])
+        if self.float_inputs:
+            body = inputs.floats(images[fresh])
+        else:
+            body = inputs.pack([message.files[i] for i in fresh]) if message.files else inputs.encode(images[fresh])
         shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         self.bus.release(message.images)
         encoded = EncodedInputs(

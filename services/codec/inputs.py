@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -19,6 +20,9 @@ from PIL import Image
 from accelsim.network import UInt8
 from services.codec import pixels
 from services.codec.layers import CodecError
+
+# A header that promises more pixels than Pillow likes is refused like any other, not printed and remembered in this process.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 _ZSTD: Final = 0
 _IMAGES: Final = 1

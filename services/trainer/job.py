@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from services.bus.messages import Codec, FaultRates, Vote
+from services.bus.messages import Codec, FaultRates, Redundancy, Vote
 from services.trainer.labels import Source
 from services.trainer.optimiser import Sgd
 
@@ -28,7 +28,11 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     referee: bool = True
     exact: bool = True
     theta: float = 0.0
+    redundancy: Redundancy = "layer"
+    uplink_bits_per_s: float = 0.0
+    """Of the device's link, where known: see ``SetMode``."""
     jpeg: int = 0
+    float_inputs: bool = False
     protected: tuple[int, ...] = ()
     iterations: int
     batch: int = 16

@@ -28,6 +28,7 @@ from services.bus.messages import (
     Outputs,
     Phase,
     Progress,
+    Redundancy,
     SetMode,
     Stage,
     State,
@@ -112,7 +113,10 @@ class Server:
         referee: bool = True,
         exact: bool = True,
         theta: float = 0.0,
+        redundancy: Redundancy = "layer",
+        uplink_bits_per_s: float = 0.0,
         jpeg: int = 0,
+        float_inputs: bool = False,
     ) -> None:
         """``server.setAIoTMode``: how the device runs from now on (see ``SetMode``). Returns when it has acknowledged."""
         known = await self._device(device)
@@ -128,7 +132,10 @@ class Server:
             referee=referee,
             exact=exact,
             theta=theta,
+            redundancy=redundancy,
+            uplink_bits_per_s=uplink_bits_per_s,
             jpeg=jpeg,
+            float_inputs=float_inputs,
             rates=rates,
             seed=seed,
             protected=tuple(protected),

@@ -101,7 +101,10 @@ async def _train(
         referee=todo.referee,
         exact=todo.exact,
         theta=todo.theta,
+        redundancy=todo.redundancy,
+        uplink_bits_per_s=todo.uplink_bits_per_s,
         jpeg=todo.jpeg,
+        float_inputs=todo.float_inputs,
         protected=todo.protected,
     )
     await server.deploy_model(todo.device, network, version=version)

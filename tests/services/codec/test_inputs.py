@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +32,21 @@ def test_lossless_round_trip(shape: tuple[int, int, int, int]) -> None:
     images = photo(*shape)
     body = inputs.encode(images)
     assert np.array_equal(inputs.decode(body, len(images), shape[1:]), images)
+
+
+def test_floats_are_four_bytes_a_value_and_come_back_as_they_were() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    body = inputs.floats(images)
+    assert len(body) == 1 + 4 * images.size
+    assert np.array_equal(inputs.decode(body, 1, (16, 16, 1)), images)
+    assert inputs.decode(inputs.floats(images[:0]), 0, (16, 16, 1)).shape == (0, 16, 16, 1)
+    for wrong in (np.nan, np.inf, -0.1, 1.1):
+        forged = body[:5] + np.float32(wrong).tobytes() + body[9:]
+        with pytest.raises(CodecError, match="outside"):
+            inputs.decode(forged, 1, (16, 16, 1))
+    for length in (2, len(body) - 1):
+        with pytest.raises(CodecError, match="expected 1024"):
+            inputs.decode(body[:length], 1, (16, 16, 1))
 
 
 def test_lossless_is_smaller_than_webp_and_png() -> None:
@@ -91,6 +108,28 @@ def test_bomb_is_refused_by_its_header() -> None:
     body = bytes([1]) + len(buffer.getvalue()).to_bytes(4, "little") + buffer.getvalue()
     with pytest.raises(CodecError, match="8000x8000"):
         inputs.decode(body, 1, (64, 64, 3))
+
+
+def test_hostile_headers_leave_nothing_behind() -> None:
+    """Pillow would warn of each, and Python remember each warning; a process of its own, as tests make warnings errors."""
+    code = """
+import io
+from PIL import Image
+from services.codec import inputs
+buffer = io.BytesIO()
+Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+plain = bytearray(buffer.getvalue())
+at = plain.index(bytes([255, 192])) + 5
+for width in range(20000, 20020):
+    plain[at : at + 4] = (6000).to_bytes(2, "big") + width.to_bytes(2, "big")
+    try:
+        inputs.decode(inputs.pack([bytes(plain)]), 1, (8, 8, 3))
+    except inputs.CodecError as error:
+        assert "exceeds limit" in str(error), error
+print(len(Image.__dict__.get("__warningregistry__", {})))
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (process.stderr, process.stdout) == ("", "0\n")
 
 
 def test_wrong_count_or_shape_is_refused() -> None:
