@@ -18,14 +18,13 @@ PROCESSES_MB = 260
 COPIES = 5
 """Of the network: the agent's, packed for its kernels; the codec's, what it is made from, and on its way to the agent."""
 EXECUTIONS = 7
-"""The most that a layer gets (``accelsim.referee``)."""
-SETTLED = 1.25
-"""Bytes an output of what the referee says at most: value and position of a quarter of them."""
+"""The most that a layer gets (``accelsim.referee``), all in the agent until it is clear which of their outputs agree."""
+UNDER_WAY = 4.25
+"""Bytes an output that go to the voter at most: three replicas, and value and position of a quarter of the outputs."""
 
 
 class Shares(msgspec.Struct, frozen=True):
-    """Bounds in MiB: ``agent`` for its executions and again for its tensors under way, ``voter`` and ``codec`` for theirs,
-    ``keep`` for what the codec keeps for repairs."""
+    """Bounds in MiB: tensors of ``agent``, ``voter`` and ``codec`` under way, and what the codec keeps for repairs."""
 
     agent: int
     voter: int
@@ -38,21 +37,20 @@ def shares(device_mb: int, network: Network, batch: int, data_bytes: int) -> Sha
 
     Raises ValueError where that many images cannot be run; the message says how much they need.
     """
-    fixed = PROCESSES_MB + (data_bytes + COPIES * _weights(network)) / MB
-    largest = max(math.prod(layer.shape) for _, layer in network.convs())
-    held = live_bytes(network) + EXECUTIONS * largest
-    under_way = (EXECUTIONS + SETTLED) * largest
-    needed = batch * max(held, under_way) / MB
-    # Twice for the agent, a quarter each for voter, codec and what the agent may use again; the rest is for what is on
-    # its way from one form to another.
-    agent = (device_mb - fixed) / 4
-    if agent < needed:
+    largest = batch * max(math.prod(layer.shape) for _, layer in network.convs()) / MB
+    held = batch * live_bytes(network) / MB + EXECUTIONS * largest
+    fixed = PROCESSES_MB + held + data_bytes / MB + COPIES * _weights(network) / MB
+    # Room for one layer under way, and for two votes on it, is the least; more lets the services work at the same time.
+    least = max(3 * UNDER_WAY * largest, 16 * largest)
+    rest = device_mb - fixed
+    if rest < least:
         raise ValueError(
-            f"{network.name}: batches of {batch} need {math.ceil(fixed + 4 * needed)} MB on the device, it has {device_mb}; "
+            f"{network.name}: batches of {batch} need {math.ceil(fixed + least)} MB on the device, it has {device_mb}; "
             "lower --batch or raise --device-memory-mb"
         )
-    quarter = max(1, int(agent / 4))
-    return Shares(agent=int(agent), voter=quarter, codec=16 + 2 * math.ceil(_weights(network) / MB), keep=quarter)
+    # A third of the rest is for what is on its way from one form to another.
+    codec = 16 + 2 * math.ceil(_weights(network) / MB)
+    return Shares(agent=math.ceil(rest / 3), voter=math.ceil(rest / 8), codec=codec, keep=math.ceil(rest / 6))
 
 
 def live_bytes(network: Network) -> int:
