@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -18,13 +18,11 @@ from accelsim.engine import Engine
 from accelsim.network import INPUT, Conv, Int8
 from broker.link import Profile, message_bytes
 from services.bus import wire
-from services.bus.messages import SEGMENT_BYTES, EncodedLayer, EncodedLayers, EncodedRepair, Repair, Vote
+from services.bus.messages import SEGMENT_BYTES, EncodedLayer, EncodedLayers, EncodedRepair, Redundancy, Repair, Vote
 from services.codec import entropy, layers, repair
 from services.voter.vote import settled_vote, vote
 
 _SESSION: Final = "0123456789abcdef"
-
-Redundancy = Literal["layer", "network"]
 
 
 @dataclass(slots=True)

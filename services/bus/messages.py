@@ -123,7 +123,7 @@ class SetMode(Message):
     redundancy: Redundancy = "layer"
     """Of the golden codec: layer-wise or network-wise TMR as the reference (section V.C of the paper)."""
     uplink_bits_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Of the device's link, where known (0: not): the referee leaves to the link what that does sooner; else it assumes HSPA."""
+    """Of the device's link, 0 where not known: the referee leaves to the link what that does sooner, and assumes HSPA else."""
     jpeg: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     """Quality of the JPEG files that the device's camera gives and the device itself runs on; 0 for images as they are."""
     float_inputs: bool = False

@@ -188,7 +188,7 @@ class Agent:
             votes: Votes | None = None
             while not isinstance(segment := await asyncio.to_thread(_advance, steps, votes), _Done):
                 number = segment.layers[0].index
-                await client.send_segment(alone, number, segment, mode.vote)
+                await client.send_segment(alone, number, segment, mode.vote, awaited=True)
                 votes = await self._await_votes(alone, number, golden=True)
                 shares |= {e.index: float(np.mean(e.actual == votes[e.index])) for e in segment.layers}
             self.similarity = {"session": forward.session, "shares": shares}
@@ -225,8 +225,8 @@ class Agent:
                 return segment.outputs
             host = time.perf_counter() - start
             if forward.mode == "training" or segment.awaits_vote:
-                await client.send_segment(forward, number, segment, mode.vote)
-            votes = await self._await_votes(forward, number, plan.golden) if segment.awaits_vote else None
+                await client.send_segment(forward, number, segment, mode.vote, awaited=segment.awaits_vote)
+            votes = await self._await_votes(forward, number, plan.golden is not None) if segment.awaits_vote else None
             await self._publish_times(forward, loaded.network, number, segment, host, len(x))
             segment.done()
             number += 1
@@ -304,4 +304,10 @@ def _plan(mode: SetMode, training: bool) -> Plan:
     if not training or mode.codec == "direct":
         return Plan(replicas=1, protected=protected)
     golden = mode.codec == "golden"
-    return Plan(replicas=mode.replicas, protected=protected, golden=golden, referee=mode.referee and not golden)
+    return Plan(
+        replicas=mode.replicas,
+        protected=protected,
+        golden=mode.redundancy if golden else None,
+        referee=mode.referee and not golden,
+        longest=referee.short(mode.uplink_bits_per_s) if mode.uplink_bits_per_s else referee.SHORT,
+    )

@@ -64,8 +64,11 @@ class Client:
         )
         await self.bus.publish(self.bus.topic("edge/inputs"), message)
 
-    async def send_segment(self, forward: Forward, number: int, segment: Segment, vote: Vote) -> None:
-        """Some layers' executions, to the voter. The actual output goes on from there to the codec."""
+    async def send_segment(self, forward: Forward, number: int, segment: Segment, vote: Vote, *, awaited: bool) -> None:
+        """Some layers' executions, to the voter. The actual output goes on from there to the codec.
+
+        ``awaited``: the votes are read here, too.
+        """
         await self.bus.room(*(size for executed in segment.layers for size in _sizes(executed)))
         layers = tuple(
             LayerReplicas(
@@ -73,6 +76,7 @@ class Client:
                 replicas=tuple(self.bus.share(y, readers=1 + _passed_on(executed, i)) for i, y in enumerate(executed.replicas)),
                 actual=None if executed.actual is None else self.bus.share(executed.actual, readers=2),
                 protected=executed.protected,
+                awaited=awaited and not executed.protected,
                 **self._settled(executed),
             )
             for executed in segment.layers

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from accelsim.accelerator import Accelerator
 from accelsim.engine import Engine
 from accelsim.network import INPUT, Conv, Int8, Layer, Network
-from accelsim.referee import Settled, settle
-from services.bus.messages import SEGMENT_BYTES
+from accelsim.referee import SHORT, Settled, settle
+from services.bus.messages import SEGMENT_BYTES, Redundancy
 
 
 @dataclass(slots=True)
@@ -54,14 +54,17 @@ class Plan:
 
     ``replicas``: executions of each layer on its actual input (1 for the direct codec, 3 or more for chained).
     ``protected``: layers whose vote over three runs goes on (section V.B). ``golden``: beside the actual pass run a
-    layer-wise TMR pass of ``replicas`` executions (section V.C), whose votes are the reference of the increments.
-    ``referee``: as many executions as the layer needs, in place of ``replicas`` (see ``accelsim.referee``).
+    TMR pass of ``replicas`` executions (section V.C), whose votes are the reference of the increments. Layer-wise the vote
+    goes on to its next layer, network-wise each of its runs goes on with its own outputs and waits for no vote.
+    ``referee``: as many executions as the layer needs, in place of ``replicas`` (see ``accelsim.referee``), ``longest`` MACs
+    an output being what ``accelsim.referee.short`` says of the link.
     """
 
     replicas: int
     protected: frozenset[int] = frozenset()
-    golden: bool = False
+    golden: Redundancy | None = None
     referee: bool = False
+    longest: int = SHORT
     direct: frozenset[int] = frozenset()
     """Of the golden codec: the layers under the similarity threshold."""
 
@@ -85,15 +88,19 @@ def execute(
     """
     last_use = _last_uses(network)
     actual: dict[int, Int8] = {INPUT: x}
-    reference: dict[int, Int8] = {INPUT: x}
+    # Of the golden codec's TMR pass: the outputs that its runs go on with, one dict for all of them or one for each.
+    references: list[dict[int, Int8]] = [{INPUT: x} for _ in range(plan.replicas if plan.golden == "network" else 1)]
     segment, gathered = Segment(), 0
     for index, layer in enumerate(network.layers):
         if isinstance(layer, Conv):
-            executed = _run(engine, accelerator, index, layer, actual, reference, iteration, plan)
-            waits = plan.golden or executed.protected
+            executed = _run(engine, accelerator, index, layer, actual, references, iteration, plan)
+            waits = plan.golden == "layer" or executed.protected
             segment.layers.append(executed)
             gathered += executed.replicas[0].nbytes
             actual[index] = executed.replicas[0] if executed.actual is None else executed.actual
+            if plan.golden == "network":
+                for reference, run in zip(references, executed.replicas, strict=True):
+                    reference[index] = run
             votes: Votes | None = None
             if waits or gathered >= SEGMENT_BYTES:
                 segment.awaits_vote = waits
@@ -103,16 +110,18 @@ def execute(
                 raise RuntimeError(f"layer {index} ({layer.name}) awaits its vote, but none was sent")
             if executed.protected and votes is not None:
                 actual[index] = votes[index]
-            if plan.golden and votes is not None:
-                reference[index] = votes[index]
+            if plan.golden == "layer" and votes is not None:
+                references[0][index] = votes[index]
         else:
             actual[index] = engine.golden(index, [actual[i] for i in layer.inputs])
             if plan.golden:
-                reference[index] = engine.golden(index, [reference[i] for i in layer.inputs])
+                for reference in references:
+                    reference[index] = engine.golden(index, [reference[i] for i in layer.inputs])
         for operand in layer.inputs:
             if last_use[operand] == index:
                 actual.pop(operand, None)
-                reference.pop(operand, None)
+                for reference in references:
+                    reference.pop(operand, None)
     if segment.layers:
         yield segment
     return actual[len(network.layers) - 1]
@@ -124,14 +133,20 @@ def _run(
     index: int,
     layer: Conv,
     actual: dict[int, Int8],
-    reference: dict[int, Int8],
+    references: list[dict[int, Int8]],
     iteration: int,
     plan: Plan,
 ) -> Executed:
     operand = layer.inputs[0]
     if plan.golden:
         # Replica 0 is the actual execution; the TMR run beside it draws its own faults.
-        runs = accelerator.run_replicas(index, reference[operand], iteration=iteration, count=plan.replicas, first=1)
+        if plan.golden == "layer":
+            runs = accelerator.run_replicas(index, references[0][operand], iteration=iteration, count=plan.replicas, first=1)
+        else:
+            runs = [
+                accelerator.run_layer(index, reference[operand], iteration=iteration, replica=replica)
+                for replica, reference in enumerate(references, start=1)
+            ]
         one = accelerator.run_layer(index, actual[operand], iteration=iteration)
         return Executed(index, runs, actual=one, direct=index in plan.direct)
     protected = index in plan.protected
@@ -146,6 +161,7 @@ def _run(
             lambda positions: engine.elements(index, x, positions),
             lambda: engine.golden(index, [x]),
             layer.weight[0].size,
+            plan.longest,
         )
         replicas = list(settled.replicas)
         if protected and len(replicas) < PROTECTED_REPLICAS:

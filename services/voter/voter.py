@@ -63,7 +63,7 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
                 tmr = await asyncio.to_thread(vote, replicas[:TMR], message.vote)
             await bus.room(tmr.nbytes)
             actual = bus.share(tmr, readers=1 + training)
-        readers = (training and not layer.direct) + (layer.actual is not None)
+        readers = (training and not layer.direct) + layer.awaited
         if readers:
             await bus.room(winner.nbytes)
             voted = bus.share(winner, readers=readers)

@@ -14,7 +14,7 @@ from experiments import chain, iteration
 from experiments.networks import FIVE, int8_network
 from services.bus import wire
 from services.bus.chunks import chunk_size, split
-from services.bus.messages import SEGMENT_BYTES
+from services.bus.messages import SEGMENT_BYTES, Redundancy
 
 TOPIC = "r2f/v1/edge-0/up/layers"
 
@@ -77,7 +77,7 @@ def test_without_faults_every_codec_is_exact_and_increments_are_nothing(squeezen
 
 
 @pytest.mark.parametrize("redundancy", ["layer", "network"])
-def test_golden_sends_dissimilar_layers_as_they_are(squeezenet: Network, redundancy: chain.Redundancy) -> None:
+def test_golden_sends_dissimilar_layers_as_they_are(squeezenet: Network, redundancy: Redundancy) -> None:
     simulated = device(squeezenet, 3e-4)
     x = squeezenet.quantize_images(images(2))
     shares = chain.similarity(simulated, simulated.engine, x[:1], redundancy)

@@ -12,6 +12,8 @@ from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.lowering import lower
 from accelsim.network import INPUT, Conv, Int8, Network
+from experiments.chain import tmr_votes
+from services.bus.messages import Redundancy
 from services.edge_agent import execution
 from services.edge_agent.execution import Executed, Plan, Votes, execute
 from services.voter.vote import vote
@@ -90,9 +92,38 @@ def test_a_protected_layers_vote_goes_on(network: Network, accelerator: Simulate
     assert not np.array_equal(output, accelerator.run(x, iteration=5)[-1])
 
 
-def test_golden_runs_a_pass_beside_the_actual_one(network: Network, accelerator: Simulated) -> None:
+@pytest.mark.parametrize("redundancy", ["layer", "network"])
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+def test_references_are_those_of_the_experiments(
+    network: Network, accelerator: Simulated, redundancy: Redundancy, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "SEGMENT_BYTES", limit)
     x = inputs(network)
-    executed, output, _ = collect(network, accelerator, x, Plan(replicas=3, golden=True))
+    steps = execute(network, Engine(network, "portable"), accelerator, x, 5, Plan(replicas=3, golden=redundancy))
+    expected = tmr_votes(accelerator, x, 5, redundancy)
+    votes: Votes = {}
+    answer: Votes | None = None
+    while True:
+        try:
+            segment = steps.send(answer)
+        except StopIteration:
+            break
+        assert segment.awaits_vote == (redundancy == "layer")
+        voted = {e.index: vote(e.replicas, "bitwise") for e in segment.layers}
+        votes |= voted
+        segment.done()  # as the agent does, whose memory is small
+        answer = voted if segment.awaits_vote else None
+    assert list(votes) == list(expected)
+    for index, reference in expected.items():
+        np.testing.assert_array_equal(votes[index], reference)
+    other = tmr_votes(accelerator, x, 5, "network" if redundancy == "layer" else "layer")
+    assert any(not np.array_equal(other[index], reference) for index, reference in expected.items())
+
+
+@pytest.mark.parametrize("redundancy", ["layer", "network"])
+def test_golden_runs_a_pass_beside_the_actual_one(network: Network, accelerator: Simulated, redundancy: Redundancy) -> None:
+    x = inputs(network)
+    executed, output, _ = collect(network, accelerator, x, Plan(replicas=3, golden=redundancy))
     whole = accelerator.run(x, iteration=5)
     for e in executed:
         assert e.actual is not None
