@@ -6,6 +6,7 @@ For a machine without Mosquitto. MQTT 3.1.1 only, no keepalive enforcement, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from amqtt.contexts import Action
 from broker.config import READS, WRITES, Account, Tls, hash_password, is_loopback, password_is, patterns
 from services.bus.topics import matches
 from services.bus.wire import PACKET_LIMIT
+
+GOODBYE_S = 1.0
+"""A client that acknowledges nothing would keep amqtt from its end for ever."""
 
 
 class _Bounded(StreamReaderAdapter):  # type: ignore[misc]
@@ -91,4 +95,9 @@ async def serve(host: str, port: int, accounts: Sequence[Account] = (), tls: Tls
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await broker.start()
     await stop.wait()
-    await broker.shutdown()
+    # amqtt closes the door last, and takes clients in while it says goodbye to the others, for as long as that takes.
+    for server in broker._servers.values():
+        server.instance.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE_S):
+            await broker.shutdown()

@@ -19,6 +19,7 @@ from broker import launch as launching
 from broker.config import Account, Bridge, Tls
 from broker.launch import BrokerError, find_mosquitto, free_port, launch
 from services.bus import Bus, BusError
+from services.bus.messages import Progress
 from services.bus.topics import matches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +127,22 @@ async def test_a_predecessor_may_take_a_moment_to_leave_its_port() -> None:
     async with launch(taken.getsockname()[1], embedded=True) as running:
         assert taken.fileno() == -1
         assert running.process.returncode is None
+
+
+@pytest.mark.parametrize("embedded", KINDS)
+async def test_a_broker_that_ends_takes_nobody_in_again(embedded: bool) -> None:
+    """amqtt did, as long as it waited for a client that acknowledges nothing, and so did not end at all."""
+    async with launch(embedded=embedded) as broker, Bus(broker.url(), "agent", "d", give_up_s=60) as bus:
+        reader, mute = await asyncio.open_connection(broker.host, broker.port)
+        mute.write(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04mute" + b"\x82\x06\x00\x01\x00\x01#\x01")
+        await reader.readexactly(4 + 5)  # the connection and the subscription, accepted
+        await bus.publish("event/progress", Progress(session="s", phase="train", step=1, steps=2, value=0.5))
+        await reader.readexactly(1)  # it comes here too, and is never acknowledged
+        broker.process.terminate()
+        assert await asyncio.wait_for(broker.process.wait(), 20) == 0
+        assert bus.counts["reconnected"] == 0
+        bus._failure = BusError("it has nobody to say goodbye to")
+        mute.close()
 
 
 async def test_without_mosquitto_the_embedded_one_runs_and_nothing_bridges(monkeypatch: pytest.MonkeyPatch) -> None:
