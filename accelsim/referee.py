@@ -6,7 +6,7 @@ get there:
 
 1. Where dot products are a few terms long, as in depthwise layers, the general-purpose processor, which is reliable, computes
    the layer itself (the *referee*) sooner than the accelerator runs it twice and the runs are compared.
-2. Elsewhere more executions on the accelerator, which cost little beside the link: 2, or up to 7 the more those disagree.
+2. Elsewhere more executions on the accelerator, which cost little beside the link: 2, or up to 11 the more those differ.
 3. The referee computes the elements on which too few replicas agree, one dot product each. What it computed is exact. Where
    that would be most of a layer it computes all of it.
 4. Where the dot products are so long that the link is faster than the referee, such a layer's outputs are sent themselves.
@@ -22,19 +22,22 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.kernels import _pointer
-from accelsim.network import Int8
+from accelsim.network import Int8, UInt8
 
 Int64 = npt.NDArray[np.int64]
 
 FIRST: Final = 2
 """Executions that every longer layer gets; how often these differ decides the rest."""
 VOTING: Final = 3
-"""Replicas that a vote needs, however many executions have shown where it may be believed."""
+"""Replicas that a vote needs, however many executions have shown where it may be believed: all but one agree there, so that at
+least two of the first three do."""
+HELD: Final = 7
+"""The most arrays of a layer's size that settling it holds at once."""
 CALM: Final = 0.0003
 BREEZY: Final = 0.003
 WINDY: Final = 0.02
-STORMY: Final = 0.08
+GUSTY: Final = 0.08
+STORMY: Final = 0.12
 WILD: Final = 0.17
 BRIEF: Final = 16
 """MACs an output up to which the referee computes the whole layer at once: what running again and comparing takes."""
@@ -77,7 +80,9 @@ def rule(differing: float, macs: int, longest: int = SHORT) -> Rule | None:
     if differing > WILD:
         return Rule(executions=FIRST, agree=FIRST + 1) if macs <= longest else None
     if differing > STORMY:
-        return Rule(executions=7, agree=7)
+        return Rule(executions=11, agree=10)
+    if differing > GUSTY:
+        return Rule(executions=9, agree=8)
     if differing > WINDY:
         return Rule(executions=7, agree=6)
     if differing > BREEZY:
@@ -88,74 +93,29 @@ def rule(differing: float, macs: int, longest: int = SHORT) -> Rule | None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _scan(addresses: Int64, size: int, agree: int, out: Int64) -> int:
-    """How many positions have fewer than ``agree`` equal values; the first ``out.size`` of them are written to ``out``."""
-    count = addresses.size
-    first = numba.carray(_pointer(addresses[0]), size, np.int8)
-    found = 0
-    block = 64
-    for start in range(0, size, block):
-        end = min(start + block, size)
-        # Most blocks are unanimous, and this first loop is the one that is vectorised.
-        differs = np.int8(0)
-        for r in range(1, count):
-            other = numba.carray(_pointer(addresses[r]), size, np.int8)
-            for i in range(start, end):
-                differs |= other[i] ^ first[i]
-        if differs == 0:
-            continue
-        for i in range(start, end):
-            same = 0
-            candidate = 0
-            # A value that enough replicas share is held by one of the first few.
-            while same < agree and candidate <= count - agree:
-                value = numba.carray(_pointer(addresses[candidate]), size, np.int8)[i]
-                same = 0
-                for r in range(count):
-                    same += numba.carray(_pointer(addresses[r]), size, np.int8)[i] == value
-                candidate += 1
-            if same < agree:
-                if found < out.size:
-                    out[found] = i
-                found += 1
-    return found
+def _dissent(replica: Int8, candidate: Int8, dissents: UInt8) -> None:
+    """Count where a replica differs from what is to be believed."""
+    for i in range(candidate.size):
+        dissents[i] += replica[i] != candidate[i]
 
 
-def _flat(replicas: Sequence[Int8]) -> list[Int8]:
-    """The replicas as rows of bytes, where they lie: a copy of all of them is more than a small device has room for."""
-    size = replicas[0].size
+@numba.njit(cache=True, nogil=True)
+def _third(second: Int8, third: Int8, candidate: Int8, dissents: UInt8) -> None:
+    """The same for the third, with which two may outvote the first, the candidate so far: one dissents all the same."""
+    for i in range(candidate.size):
+        if third[i] != candidate[i]:
+            if dissents[i] and third[i] == second[i]:
+                candidate[i] = third[i]
+            else:
+                dissents[i] += 1
+
+
+def _flat(replicas: Sequence[Int8], size: int) -> list[Int8]:
+    """The replicas as rows of bytes, where they lie. Raises ValueError where a dtype or a size differs."""
     for i, replica in enumerate(replicas):
         if replica.dtype != np.int8 or replica.size != size:
-            raise ValueError(f"referee: replica {i} is {replica.dtype} of {replica.size} elements, expected int8 of {size}")
+            raise ValueError(f"referee: execution {i} is {replica.dtype} of {replica.size} elements, expected int8 of {size}")
     return [np.ascontiguousarray(replica).reshape(-1) for replica in replicas]
-
-
-def _addresses(flat: Sequence[Int8]) -> Int64:
-    return np.array([replica.__array_interface__["data"][0] for replica in flat], np.int64)
-
-
-def unsettled(replicas: Sequence[Int8], agree: int) -> Int64:
-    """Sorted flat positions (int64) at which fewer than ``agree`` of the replicas (int8, one shape) have one value.
-
-    ``agree`` is more than half of them, so that elsewhere the median and the bitwise majority are that value.
-    Raises ValueError if it is not, or where a dtype or a size differs.
-    """
-    if not len(replicas) < 2 * agree <= 2 * len(replicas):
-        raise ValueError(f"unsettled: {agree} of {len(replicas)} is no majority")
-    flat = _flat(replicas)
-    addresses, size = _addresses(flat), flat[0].size
-    positions = np.empty(_scan(addresses, size, agree, np.empty(0, np.int64)), np.int64)
-    _scan(addresses, size, agree, positions)
-    return positions
-
-
-def disagreeing(replicas: Sequence[Int8]) -> float:
-    """Share (0 to 1) of elements on which the replicas (int8, one shape) are not unanimous.
-
-    Raises ValueError where a dtype or a size differs.
-    """
-    flat = _flat(replicas)
-    return _scan(_addresses(flat), flat[0].size, len(flat), np.empty(0, np.int64)) / max(1, flat[0].size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,23 +147,40 @@ def settle(
     on; ``elements(positions)`` and ``golden()`` are ``Engine.elements`` and ``Engine.golden`` of the same layer and input.
     ``macs`` is the length of its dot products, ``longest`` what ``short`` says of the link. Replica 0 is the actual output.
     """
-    replicas = list(execute(0, 1 if macs <= BRIEF else FIRST))
-    chosen = rule(disagreeing(replicas), macs, longest)
+    if macs <= BRIEF:
+        return Settled(replicas=tuple(execute(0, 1)), positions=None, values=golden().reshape(-1), direct=False, executions=1)
+    replicas = list(execute(0, FIRST))
+    shape, size = replicas[0].shape, replicas[0].size
+    flat = _flat(replicas, size)
+    candidate, dissents = flat[0].copy(), np.zeros(size, np.uint8)
+    _dissent(flat[1], candidate, dissents)
+    chosen = rule(np.count_nonzero(dissents) / max(1, size), macs, longest)
     if chosen is None:
         none = np.empty(0, np.int64)
         return Settled(replicas=(replicas[0],), positions=none, values=np.empty(0, np.int8), direct=True, executions=FIRST)
     if chosen.agree > chosen.executions:
-        ran = len(replicas)
-        return Settled(replicas=(replicas[0],), positions=None, values=golden().reshape(-1), direct=False, executions=ran)
-    if chosen.executions > FIRST:
-        replicas += execute(FIRST, chosen.executions - FIRST)
-    positions = unsettled(replicas, chosen.agree)
+        values = golden().reshape(-1)
+        return Settled(replicas=(replicas[0],), positions=None, values=values, direct=False, executions=FIRST)
+    ran = FIRST
+    while ran < chosen.executions:
+        # The candidates and the count of dissents are as large as a replica each.
+        count = min(chosen.executions - ran, HELD - 2 - len(replicas))
+        more = execute(ran, count)
+        if len(more) != count:
+            raise ValueError(f"referee: asked for {count} executions from {ran} on, got {len(more)}")
+        ran += count
+        others = _flat(more, size)
+        if len(replicas) < VOTING:
+            _third(flat[1], others[0], candidate, dissents)
+            replicas.append(more[0].reshape(shape))
+            others = others[1:]
+        for other in others:
+            _dissent(other, candidate, dissents)
+    positions = np.flatnonzero(dissents > chosen.executions - chosen.agree)
     # Many scattered dot products take longer than the layer's regular loops.
-    many = 16 * len(positions) > replicas[0].size
+    many = 16 * len(positions) > size
     values = golden().reshape(-1)[positions] if many else elements(positions)
-    # All but one agree elsewhere, so at least two of the first three: their vote is that of all, and the others can go.
-    voting = tuple(replicas[:VOTING])
-    return Settled(replicas=voting, positions=positions, values=values, direct=False, executions=len(replicas))
+    return Settled(replicas=tuple(replicas), positions=positions, values=values, direct=False, executions=ran)
 
 
 def refereeing(elements: int, size: int, macs: int) -> float:
