@@ -127,7 +127,8 @@ def _unzstd(payload: memoryview, shape: tuple[int, int, int, int]) -> UInt8:
 def _unfloat(payload: memoryview, shape: tuple[int, int, int, int]) -> UInt8:
     if len(payload) != 4 * math.prod(shape):
         raise CodecError(f"images: {len(payload)} bytes of float32 for shape {shape}, expected {4 * math.prod(shape)}")
-    levels = np.frombuffer(payload, "<f4") * np.float32(255)
+    with np.errstate(over="ignore", invalid="ignore"):
+        levels = np.frombuffer(payload, "<f4") * np.float32(255)
     if not bool(np.all((levels >= 0) & (levels <= 255))):  # nor is NaN
         raise CodecError("images: float32 values outside 0..1")
     return np.rint(levels).astype(np.uint8).reshape(shape)
