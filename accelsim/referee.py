@@ -104,7 +104,7 @@ def _third(second: Int8, third: Int8, candidate: Int8, dissents: UInt8) -> None:
     """The same for the third, with which two may outvote the first, the candidate so far: one dissents all the same."""
     for i in range(candidate.size):
         if third[i] != candidate[i]:
-            if dissents[i] and third[i] == second[i]:
+            if third[i] == second[i]:
                 candidate[i] = third[i]
             else:
                 dissents[i] += 1
