@@ -97,6 +97,7 @@ class DeviceCodec:
             case Inputs():
                 await self._inputs(message)
             case Voted(mode="training"):
+                self._check(message)
                 if self.waiting or not self._fits(message):
                     self.waiting.append(message)
                 else:
@@ -147,6 +148,8 @@ class DeviceCodec:
 
     async def _inputs(self, message: Inputs) -> None:
         start = time.perf_counter()
+        if len(message.images.shape) != 4:
+            raise ValueError(f"images of shape {message.images.shape}, expected (N, H, W, C)")
         images = self.bus.open(message.images)
         self._forget()
         if self.exact and self.network is not None:
@@ -192,6 +195,15 @@ class DeviceCodec:
         if kept is None or (kept.iteration, kept.attempt) != (message.iteration, message.attempt):
             return None
         return kept
+
+    def _check(self, message: Voted) -> None:
+        """Raises ValueError for what is no part of a pass."""
+        for layer in message.layers:
+            unknown = self.network is not None and not 0 <= layer.index < len(self.network.layers)
+            if unknown or len(layer.actual.shape) != 4:
+                raise ValueError(f"outputs of shape {layer.actual.shape} for layer {layer.index}")
+        if not message.layers:
+            raise ValueError(f"segment {message.segment} has no layers")
 
     def _fits(self, message: Voted) -> bool:
         """Whether there is room to keep it. Without a question open there is: the server would have nothing to answer."""

@@ -242,7 +242,9 @@ class ServerCodec:
         if not 0 < len(message.hashes) <= MAX_BATCH:
             raise ValueError(f"a batch of {len(message.hashes)} images; 1 to {MAX_BATCH} are taken")
         if any(not 0 <= i < len(message.hashes) for i in message.fresh_of):
-            raise ValueError(f"fresh_of {message.fresh_of} names images outside the batch of {len(message.hashes)}")
+            raise ValueError(f"fresh_of names images outside the batch of {len(message.hashes)}")
+        if len(set(message.fresh_of)) != len(message.fresh_of):
+            raise ValueError(f"fresh_of names {len(message.fresh_of)} images, some of them twice")
         if message.fresh_of:
             decoded = inputs.decode(message.fresh, len(message.fresh_of), message.shape)
             for i, image in zip(message.fresh_of, decoded, strict=True):
@@ -358,8 +360,8 @@ class ServerCodec:
                 now.reference[now.next_layer] = engine.golden(now.next_layer, operands)
             now.next_layer += 1
         index = now.next_layer
-        if encoded.index != index:
-            raise ValueError(f"layer {encoded.index} came where layer {index} is next")
+        if encoded.index != index or index == len(network.layers):
+            raise ValueError(f"layer {encoded.index} came where layer {index} of {len(network.layers)} is next")
         shape = (now.outputs[INPUT].shape[0], *network.shape_of(index))
         predicted = layers.needs_prediction(encoded.body)
         prediction = None
