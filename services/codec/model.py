@@ -26,8 +26,8 @@ DELTA: Final = 1
 
 _TRAINED: Final = ("weight", "bias", "weight_scale", "multiplier")
 _LEVEL: Final = 9
-_WHOLE_LIMIT: Final = 1 << 30
-"""Bytes of a whole network, far above any that fits a device."""
+_WHOLE_LIMIT: Final = 1 << 28
+"""Bytes of a whole network: ten ResNet-50, a quarter of the memory of a device (design section 7)."""
 
 
 def encode(base: Network | None, new: Network) -> bytes:
@@ -53,7 +53,7 @@ def encode(base: Network | None, new: Network) -> bytes:
 
 
 def decode(base: Network | None, body: bytes) -> Network:
-    """The network that ``encode`` was given as ``new``. Memory is bounded by ``base``, or by 1 GiB for a whole network.
+    """The network that ``encode`` was given as ``new``. Memory is bounded by ``base``, or by 256 MiB for a whole network.
 
     Raises CodecError on anything that no encoder writes, or on a delta where there is no base.
     """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import zstandard
 
-from services.codec import inputs
+from services.codec import inputs, model
 from services.codec.layers import CodecError
 
 
@@ -21,3 +22,10 @@ def test_a_signalling_nan_is_refused_without_a_warning() -> None:
     body = b"\x03" + b"\x01\x00\xa0\x7f" * 4
     with pytest.raises(CodecError, match=r"outside 0\.\.1"):
         inputs.decode(body, 1, (2, 2, 1))
+
+
+def test_a_network_that_would_unpack_to_more_than_a_device_has_is_refused_before_it_is() -> None:
+    bomb = zstandard.ZstdCompressor(level=1).compress(bytes((1 << 28) + 1))
+    assert len(bomb) < 1 << 16
+    with pytest.raises(CodecError, match=f"declares {(1 << 28) + 1} bytes, at most"):
+        model.decode(None, bytes((model.WHOLE,)) + bomb)
