@@ -29,7 +29,7 @@ from accelsim.network import Network
 from experiments.int8_accuracy import TRAINED, module_of
 from r2f import float_training, inprocess
 from r2f.data import Dataset, load
-from services.bus.messages import FaultRates
+from services.bus.messages import FaultRates, Scheme
 from services.trainer.job import Job
 from services.trainer.optimiser import Sgd
 
@@ -80,9 +80,7 @@ def retrain(name: str, network: Network, data: Dataset, codec: str, seed: int) -
         session="experiment",
         device="device",
         rates=_rates(setting.ber),
-        codec="direct" if codec == "direct" else "chained",
-        referee=exact,
-        exact=exact,
+        scheme=Scheme(codec="direct" if codec == "direct" else "chained", referee=exact, exact=exact),
         iterations=setting.iterations,
         batch=setting.batch,
         sgd=setting.sgd,

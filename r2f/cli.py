@@ -18,7 +18,7 @@ from r2f import run, tap
 from r2f.live import Live
 from r2f.pipeline import PipelineError
 from services.bus import BusError
-from services.bus.messages import FaultRates
+from services.bus.messages import FaultRates, Scheme
 from services.trainer.optimiser import Sgd
 
 app = typer.Typer(
@@ -153,16 +153,18 @@ def retrain(
             accumulator=ber_accumulator,
             output=ber if ber_output is None else ber_output,
         ),
-        codec=codec.value,
-        vote=vote.value,
-        replicas=_replicas(replicas),
-        referee=referee,
-        exact=exact,
-        theta=theta,
-        redundancy=redundancy.value,
-        jpeg=jpeg,
-        float_inputs=float_inputs,
-        protected=_indices(protect),
+        scheme=Scheme(
+            codec=codec.value,
+            vote=vote.value,
+            replicas=_replicas(replicas),
+            referee=referee,
+            exact=exact,
+            theta=theta,
+            redundancy=redundancy.value,
+            jpeg=jpeg,
+            float_inputs=float_inputs,
+            protected=_indices(protect),
+        ),
         iterations=iterations,
         batch=batch,
         sgd=Sgd(rate=lr, momentum=momentum, weight_decay=weight_decay, clip=clip),

@@ -70,7 +70,7 @@ def retrain(
     ``watch`` is called after each iteration. Labels come from ``data`` whether the job says device or server.
     Raises ValueError for the golden codec, and TrainingDiverged.
     """
-    if job.codec == "golden":
+    if job.scheme.codec == "golden":
         raise ValueError("in process: codec golden is not covered; take direct or chained")
     order = np.random.Generator(np.random.PCG64(job.seed))
     parameters = dequantize(network)
@@ -97,7 +97,7 @@ def retrain(
         clock.tick("compress")
         executed, votes, actual = _run(device, on_device, images, iteration, job, clock)
         bodies = {
-            e.index: layers.encode(actual[e.index], votes.get(e.index), job.codec) for e in executed
+            e.index: layers.encode(actual[e.index], votes.get(e.index), job.scheme.codec) for e in executed
         }  # fmt: skip
         digests = {e.index: layers.digest(actual[e.index]) for e in executed}
         clock.tick("compress")
@@ -108,7 +108,7 @@ def retrain(
         for e in executed:
             if layers.digest(outputs[e.index]) != digests[e.index]:
                 wrong += int((outputs[e.index] != actual[e.index]).sum())
-        if wrong and job.exact and job.codec == "chained":
+        if wrong and job.scheme.exact and job.scheme.codec == "chained":
             # What repairs over the link come to; their round trips have no meaning here.
             outputs = actual
             repaired, wrong = wrong, 0
@@ -201,9 +201,9 @@ def _run(
     device: Simulated, network: Network, images: UInt8, iteration: int, job: Job, clock: _Clock
 ) -> tuple[list[Executed], Votes, Votes]:
     """Every MAC layer's executions, the votes that increments are against, and every layer's actual output."""
-    replicas = 1 if job.codec == "direct" else job.replicas
-    referee = job.referee and job.codec == "chained"
-    plan = Plan(replicas=replicas, protected=frozenset(job.protected), referee=referee)
+    replicas = 1 if job.scheme.codec == "direct" else job.scheme.replicas
+    referee = job.scheme.referee and job.scheme.codec == "chained"
+    plan = Plan(replicas=replicas, protected=frozenset(job.scheme.protected), referee=referee)
     steps = execute(network, device.engine, device, network.quantize_images(images), iteration, plan)
     executed: list[Executed] = []
     votes: Votes = {}
@@ -217,11 +217,11 @@ def _run(
             return executed, votes, actual
         clock.tick("forward")
         for e in segment.layers:
-            actual[e.index] = vote(e.replicas[:TMR], job.vote) if e.protected else e.replicas[0]
+            actual[e.index] = vote(e.replicas[:TMR], job.scheme.vote) if e.protected else e.replicas[0]
             if e.settled is not None and not e.settled.direct:
-                votes[e.index] = settled_vote(e.replicas, job.vote, e.settled.positions, e.settled.values)
+                votes[e.index] = settled_vote(e.replicas, job.scheme.vote, e.settled.positions, e.settled.values)
             elif e.settled is None and len(e.replicas) > 1:
-                votes[e.index] = vote(e.replicas, job.vote)
+                votes[e.index] = vote(e.replicas, job.scheme.vote)
         clock.tick("tmr")
         executed += segment.layers
         answer = {e.index: actual[e.index] for e in segment.layers} if segment.awaits_vote else None

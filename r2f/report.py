@@ -131,7 +131,7 @@ def collect(folder: Path, *, network: str, link: Profile | None, float_accuracy:
         network=network,
         ber=max(rates.input, rates.weight, rates.accumulator, rates.output),
         rates=rates,
-        codec=todo.codec,
+        codec=todo.scheme.codec,
         link="none" if link is None else link.name,
         iterations=todo.iterations,
         batch=todo.batch,

@@ -28,7 +28,7 @@ from r2f.live import Live
 from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.pipeline import PipelineError, Program
 from services.bus import Bus, BusError
-from services.bus.messages import Codec, FaultRates, Progress, Redundancy, Timing, Vote
+from services.bus.messages import CHAINED, FaultRates, Progress, Scheme, Timing
 from services.trainer import job as jobs
 from services.trainer import waiting
 from services.trainer.job import Job
@@ -47,16 +47,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     weights: str | None = None
     data: str = DIGITS
     rates: FaultRates
-    codec: Codec = "chained"
-    vote: Vote = "median"
-    replicas: Literal[3, 5, 7] = 3
-    referee: bool = True
-    exact: bool = True
-    theta: float = 0.0
-    redundancy: Redundancy = "layer"
-    jpeg: int = 0
-    float_inputs: bool = False
-    protected: tuple[int, ...] = ()
+    scheme: Scheme = CHAINED
     iterations: int = 100
     batch: int = 16
     sgd: Sgd = Sgd()
@@ -261,21 +252,12 @@ def _network(settings: Settings, data: Dataset, say: Live) -> tuple[Network, flo
 
 def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_BATCH) -> Job:
     """The trainer's half of the settings."""
+    uplink = 0.0 if settings.link is None else profile(settings.link).up
     return Job(
         session=session,
         device=settings.device,
         rates=settings.rates,
-        codec=settings.codec,
-        vote=settings.vote,
-        replicas=settings.replicas,
-        referee=settings.referee,
-        exact=settings.exact,
-        theta=settings.theta,
-        redundancy=settings.redundancy,
-        uplink_bits_per_s=0.0 if settings.link is None else profile(settings.link).up,
-        jpeg=settings.jpeg,
-        float_inputs=settings.float_inputs,
-        protected=settings.protected,
+        scheme=msgspec.structs.replace(settings.scheme, uplink_bits_per_s=uplink),
         iterations=settings.iterations,
         batch=settings.batch,
         sgd=settings.sgd,

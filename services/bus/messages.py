@@ -105,33 +105,44 @@ class FaultRates(msgspec.Struct, kw_only=True, frozen=True):
     output: Rate = 0.0
 
 
+class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How a device runs the layers and what it sends of them."""
+
+    codec: Codec = "chained"
+    vote: Vote = "median"
+    replicas: Literal[3, 5, 7] = 3
+    """Executions of each layer for the vote, where no referee chooses."""
+    referee: bool = True
+    """Of the chained codec: run layers as often as they need, and settle what stays open on the reliable processor
+    (see ``accelsim.referee``); ``replicas`` is not looked at then."""
+    uplink_bits_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of the device's link, 0 where not known: the referee leaves to the link what that does sooner, and assumes HSPA else."""
+    exact: bool = True
+    """Of the chained codec: the server asks for what its digests say it has wrong, until its tensors are the device's."""
+    theta: Rate = 0.0
+    """Of the golden codec: a layer of which a smaller share of outputs equals the vote goes direct (the paper's threshold)."""
+    redundancy: Redundancy = "layer"
+    """Of the golden codec: layer-wise or network-wise TMR as the reference (section V.C of the paper)."""
+    jpeg: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    """Quality of the JPEG files that the device's camera gives and the device itself runs on; 0 for images as they are."""
+    float_inputs: bool = False
+    """Images cross the link as float32, each time they are used, as in the paper."""
+    protected: tuple[int, ...] = ()
+    """Layers that run three times and whose vote goes on (section V.B of the paper)."""
+
+
+CHAINED = Scheme()
+"""Chained increments, the referee, exact: what R2F is for."""
+
+
 class SetMode(Message):
     """``down/mode``, retained: how the device is to run from now on."""
 
     seq: int
     mode: Mode
-    codec: Codec = "chained"
-    vote: Vote = "median"
-    replicas: Literal[3, 5, 7] = 3
-    referee: bool = True
-    """Of the chained codec: run more replicas where three disagree, and settle what stays open on the reliable processor
-    (see ``accelsim.referee``); ``replicas`` is not looked at then."""
-    exact: bool = True
-    """The server asks for what its digests say it has wrong, until its tensors are the device's, bit for bit."""
-    theta: Rate = 0.0
-    """Of the golden codec: a layer of which a smaller share of outputs equals the vote goes direct (the paper's threshold)."""
-    redundancy: Redundancy = "layer"
-    """Of the golden codec: layer-wise or network-wise TMR as the reference (section V.C of the paper)."""
-    uplink_bits_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Of the device's link, 0 where not known: the referee leaves to the link what that does sooner, and assumes HSPA else."""
-    jpeg: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
-    """Quality of the JPEG files that the device's camera gives and the device itself runs on; 0 for images as they are."""
-    float_inputs: bool = False
-    """Images cross the link as float32, each time they are used, as in the paper."""
     rates: FaultRates = FaultRates()
     seed: int = 0
-    protected: tuple[int, ...] = ()
-    """Layers that run three times and whose vote goes on (section V.B of the paper)."""
+    scheme: Scheme = CHAINED
 
 
 class Forward(Message):

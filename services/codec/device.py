@@ -85,9 +85,9 @@ class DeviceCodec:
     async def _take(self, message: Message) -> None:
         match message:
             case SetMode():
-                self.codec = message.codec
-                self.float_inputs = message.float_inputs
-                self.exact = message.exact and message.codec == "chained"
+                self.codec = message.scheme.codec
+                self.float_inputs = message.scheme.float_inputs
+                self.exact = message.scheme.exact and self.codec == "chained"
             case Repair():
                 await self._repair(message)
             case Rebuilt():

@@ -123,8 +123,8 @@ class ServerCodec:
                     case EncodedRepair():
                         await self._repaired(message)
                     case SetMode():
-                        self.codec = message.codec
-                        self.exact = message.exact and message.codec == "chained"
+                        self.codec = message.scheme.codec
+                        self.exact = message.scheme.exact and self.codec == "chained"
                     case Ack():
                         await self._ack(message)
                     case State():

@@ -21,7 +21,7 @@ from accelsim.network import Conv, Int8, Network
 from accelsim.timing import Array, LayerTiming, layer_timing
 from r2f.data import Dataset
 from services.bus import Bus, MessageError
-from services.bus.messages import Deploy, FaultRates, Forward, SetMode, Timing, Voted
+from services.bus.messages import Deploy, FaultRates, Forward, Scheme, SetMode, Timing, Voted
 from services.edge_agent.camera import photograph
 from services.edge_agent.client import Client
 from services.edge_agent.execution import Executed, Plan, Segment, Votes, execute
@@ -162,13 +162,13 @@ class Agent:
         chosen = list(forward.samples)
         batch, truth = images[chosen], labels[chosen]
         files: list[bytes] = []
-        if mode.jpeg:
-            files, batch = await asyncio.to_thread(photograph, batch, mode.jpeg)
+        if mode.scheme.jpeg:
+            files, batch = await asyncio.to_thread(photograph, batch, mode.scheme.jpeg)
         training = forward.mode == "training"
         if training:
             await client.send_inputs(forward, batch, truth, files)
-        plan = _plan(mode, training)
-        if plan.golden and mode.theta > 0:
+        plan = _plan(mode.scheme, training)
+        if plan.golden and mode.scheme.theta > 0:
             plan = dataclasses.replace(plan, direct=await self._dissimilar(client, forward, mode, loaded))
         x = loaded.network.quantize_images(batch)
         accelerator = self._accelerator(loaded, mode, forward)
@@ -182,18 +182,18 @@ class Agent:
             random = np.random.default_rng(mode.seed)
             x = random.integers(-128, 128, (1, *loaded.network.input_shape), np.int8)
             alone = msgspec.structs.replace(forward, iteration=SIMILARITY, mode="inference")
-            plan = _plan(mode, training=True)
+            plan = _plan(mode.scheme, training=True)
             steps = execute(loaded.network, loaded.engine, self._accelerator(loaded, mode, forward), x, SIMILARITY, plan)
             shares: dict[int, float] = {}
             votes: Votes | None = None
             while not isinstance(segment := await asyncio.to_thread(_advance, steps, votes), _Done):
                 number = segment.layers[0].index
-                await client.send_segment(alone, number, segment, mode.vote, awaited=True)
+                await client.send_segment(alone, number, segment, mode.scheme.vote, awaited=True)
                 votes = await self._await_votes(alone, number, golden=True)
                 shares |= {e.index: float(np.mean(e.actual == votes[e.index])) for e in segment.layers}
             self.similarity = {"session": forward.session, "shares": shares}
             log.info("similarity", shares={i: round(share, 3) for i, share in shares.items()})
-        return frozenset(i for i, share in self.similarity["shares"].items() if share < mode.theta)
+        return frozenset(i for i, share in self.similarity["shares"].items() if share < mode.scheme.theta)
 
     def _accelerator(self, loaded: Loaded, mode: SetMode, forward: Forward) -> Accelerator:
         key = (mode.rates, mode.seed if forward.seed is None else forward.seed)
@@ -225,7 +225,7 @@ class Agent:
                 return segment.outputs
             host = time.perf_counter() - start
             if forward.mode == "training" or segment.awaits_vote:
-                await client.send_segment(forward, number, segment, mode.vote, awaited=segment.awaits_vote)
+                await client.send_segment(forward, number, segment, mode.scheme.vote, awaited=segment.awaits_vote)
             votes = await self._await_votes(forward, number, plan.golden is not None) if segment.awaits_vote else None
             await self._publish_times(forward, loaded.network, number, segment, host, len(x))
             segment.done()
@@ -299,15 +299,15 @@ def _referee_seconds(network: Network, executed: Executed) -> float:
     return referee.seconds(executed.settled, layer.weight[0].size)
 
 
-def _plan(mode: SetMode, training: bool) -> Plan:
-    protected = frozenset(mode.protected)
-    if not training or mode.codec == "direct":
+def _plan(scheme: Scheme, training: bool) -> Plan:
+    protected = frozenset(scheme.protected)
+    if not training or scheme.codec == "direct":
         return Plan(replicas=1, protected=protected)
-    golden = mode.codec == "golden"
+    golden = scheme.codec == "golden"
     return Plan(
-        replicas=mode.replicas,
+        replicas=scheme.replicas,
         protected=protected,
-        golden=mode.redundancy if golden else None,
-        referee=mode.referee and not golden,
-        longest=referee.short(mode.uplink_bits_per_s) if mode.uplink_bits_per_s else referee.SHORT,
+        golden=scheme.redundancy if golden else None,
+        referee=scheme.referee and not golden,
+        longest=referee.short(scheme.uplink_bits_per_s) if scheme.uplink_bits_per_s else referee.SHORT,
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-from services.bus.messages import Codec, FaultRates, Redundancy, Vote
+from services.bus.messages import CHAINED, FaultRates, Scheme
 from services.trainer.labels import Source
 from services.trainer.optimiser import Sgd
 
@@ -22,18 +21,7 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     session: str
     device: str
     rates: FaultRates
-    codec: Codec = "chained"
-    vote: Vote = "median"
-    replicas: Literal[3, 5, 7] = 3
-    referee: bool = True
-    exact: bool = True
-    theta: float = 0.0
-    redundancy: Redundancy = "layer"
-    uplink_bits_per_s: float = 0.0
-    """Of the device's link, where known: see ``SetMode``."""
-    jpeg: int = 0
-    float_inputs: bool = False
-    protected: tuple[int, ...] = ()
+    scheme: Scheme = CHAINED
     iterations: int
     batch: int = 16
     sgd: Sgd = Sgd()

@@ -17,9 +17,9 @@ from accelsim import storage
 from accelsim.network import Int8, Network, UInt8
 from services.bus import Bus, BusError, topics
 from services.bus.messages import (
+    CHAINED,
     Ack,
     Activations,
-    Codec,
     Deploy,
     FaultRates,
     Forward,
@@ -28,13 +28,12 @@ from services.bus.messages import (
     Outputs,
     Phase,
     Progress,
-    Redundancy,
+    Scheme,
     SetMode,
     Stage,
     State,
     Tensor,
     Timing,
-    Vote,
 )
 
 log = structlog.get_logger()
@@ -106,17 +105,7 @@ class Server:
         *,
         rates: FaultRates,
         seed: int,
-        codec: Codec = "chained",
-        vote: Vote = "median",
-        replicas: Literal[3, 5, 7] = 3,
-        protected: Sequence[int] = (),
-        referee: bool = True,
-        exact: bool = True,
-        theta: float = 0.0,
-        redundancy: Redundancy = "layer",
-        uplink_bits_per_s: float = 0.0,
-        jpeg: int = 0,
-        float_inputs: bool = False,
+        scheme: Scheme = CHAINED,
     ) -> None:
         """``server.setAIoTMode``: how the device runs from now on (see ``SetMode``). Returns when it has acknowledged."""
         known = await self._device(device)
@@ -126,19 +115,9 @@ class Server:
             session=self.session,
             seq=known.sequence,
             mode=mode.value,
-            codec=codec,
-            vote=vote,
-            replicas=replicas,
-            referee=referee,
-            exact=exact,
-            theta=theta,
-            redundancy=redundancy,
-            uplink_bits_per_s=uplink_bits_per_s,
-            jpeg=jpeg,
-            float_inputs=float_inputs,
             rates=rates,
             seed=seed,
-            protected=tuple(protected),
+            scheme=scheme,
         )
 
         def send(attempt: int) -> Awaitable[object]:

@@ -95,17 +95,7 @@ async def _train(
         Mode.TRAINING,
         rates=todo.rates,
         seed=todo.seed,
-        codec=todo.codec,
-        vote=todo.vote,
-        replicas=todo.replicas,
-        referee=todo.referee,
-        exact=todo.exact,
-        theta=todo.theta,
-        redundancy=todo.redundancy,
-        uplink_bits_per_s=todo.uplink_bits_per_s,
-        jpeg=todo.jpeg,
-        float_inputs=todo.float_inputs,
-        protected=todo.protected,
+        scheme=todo.scheme,
     )
     await server.deploy_model(todo.device, network, version=version)
     engine = await asyncio.to_thread(Engine, network, path)
@@ -146,10 +136,8 @@ async def _train(
 async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, rates: FaultRates) -> list[float]:
     """Top-1 in per cent on held-out samples, for each fault seed; a single run where there are no faults."""
     seeds = todo.evaluation_seeds if rates != FaultRates() else todo.evaluation_seeds[:1]
-    protected = todo.protected if rates != FaultRates() else ()
-    await server.set_mode(
-        todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, vote=todo.vote, protected=protected, jpeg=todo.jpeg
-    )
+    scheme = todo.scheme if rates != FaultRates() else msgspec.structs.replace(todo.scheme, protected=())
+    await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, scheme=scheme)
     samples = range(min(todo.evaluation_samples, available))
     found = []
     for i, seed in enumerate(seeds):

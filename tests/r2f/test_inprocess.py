@@ -11,7 +11,7 @@ from accelsim.lowering import lower
 from accelsim.network import Network
 from r2f.data import Dataset, load
 from r2f.inprocess import evaluate, retrain
-from services.bus.messages import FaultRates
+from services.bus.messages import FaultRates, Scheme
 from services.trainer.job import Job
 from services.trainer.optimiser import Sgd
 
@@ -35,9 +35,9 @@ def job(**settings: object) -> Job:
 
 
 def test_exact_chained_ends_with_the_model_of_direct(network: Network, digits: Dataset) -> None:
-    direct = retrain(network, digits, job(codec="direct"))
-    chained = retrain(network, digits, job(codec="chained"))
-    again = retrain(network, digits, job(codec="chained"))
+    direct = retrain(network, digits, job(scheme=Scheme(codec="direct")))
+    chained = retrain(network, digits, job(scheme=Scheme(codec="chained")))
+    again = retrain(network, digits, job(scheme=Scheme(codec="chained")))
     assert storage.digest(direct.network) != storage.digest(network)
     assert storage.digest(chained.network) == storage.digest(direct.network) == storage.digest(again.network)
     for a, b in zip(direct.iterations, chained.iterations, strict=True):
@@ -47,14 +47,14 @@ def test_exact_chained_ends_with_the_model_of_direct(network: Network, digits: D
 
 def test_plain_votes_err_and_say_so(network: Network, digits: Dataset) -> None:
     many = FaultRates(input=4e-3, weight=4e-3, output=4e-3)
-    found = retrain(network, digits, job(rates=many, referee=False, exact=False))
+    found = retrain(network, digits, job(rates=many, scheme=Scheme(referee=False, exact=False)))
     assert 0 < sum(i.mismatched for i in found.iterations) < sum(i.elements for i in found.iterations)
     assert sum(i.repaired for i in found.iterations) == 0
 
 
 def test_seed_iteration_and_device_decide_the_faults(network: Network, digits: Dataset) -> None:
     def model(**settings: object) -> str:
-        return storage.digest(retrain(network, digits, job(codec="direct", iterations=2, **settings)).network)
+        return storage.digest(retrain(network, digits, job(scheme=Scheme(codec="direct"), iterations=2, **settings)).network)
 
     assert len({model(), model(seed=1), model(device="other"), model(rates=FaultRates())}) == 4
 
@@ -90,4 +90,4 @@ def test_evaluation_counts_right_answers(network: Network, digits: Dataset) -> N
 
 def test_the_golden_codec_is_refused(network: Network, digits: Dataset) -> None:
     with pytest.raises(ValueError, match="golden is not covered"):
-        retrain(network, digits, job(codec="golden"))
+        retrain(network, digits, job(scheme=Scheme(codec="golden")))

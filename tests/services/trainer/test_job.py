@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.bus.messages import FaultRates
+from services.bus.messages import FaultRates, Scheme
 from services.trainer import job
 from services.trainer.job import Job
 
@@ -26,7 +26,7 @@ def test_a_checkpoint_is_of_another_job_where_that_would_end_in_another_model() 
         return job.digest(msgspec.structs.replace(JOB, **changes))
 
     assert other(checkpoint_every=3) == other(patience_s=1.0) == job.digest(JOB)
-    assert len({other(seed=1), other(batch=4), other(vote="bitwise"), job.digest(JOB)}) == 4
+    assert len({other(seed=1), other(batch=4), other(scheme=Scheme(vote="bitwise")), job.digest(JOB)}) == 4
 
 
 @pytest.mark.parametrize("change", [{"batch": 0}, {"patience_s": 0.0}, {"seed": 1001}, {"evaluation_seeds": ()}])
