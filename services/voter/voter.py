@@ -48,6 +48,8 @@ async def _answer(bus: Bus, message: Replicas) -> None:
 
 async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted:
     """The layer's vote, and its actual output passed on by reference: nothing but the vote is copied."""
+    if not layer.replicas:
+        raise ValueError(f"layer {layer.index} came without replicas")
     training = message.mode == "training"
     actual = layer.replicas[0] if layer.actual is None else layer.actual
     voted = None

@@ -1,0 +1,74 @@
+"""The voter against messages that are well-formed and lie: each is dropped, and the next one is answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.bus import wire
+from services.bus.messages import LayerReplicas, Message, Replicas, Tensor, Voted
+from services.voter import voter
+
+Y = np.arange(24, dtype=np.int8).reshape(1, 2, 3, 4)
+
+
+class FakeBus:
+    def __init__(self, *messages: Message) -> None:
+        self.messages = messages
+        self.published: list[Message] = []
+        self.rejected: list[str] = []
+
+    async def subscribe(self, *topics: str) -> None: ...
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, Message]]:
+        for message in self.messages:
+            yield "edge/replicas", wire.decode("r2f/v1/d/edge/replicas", wire.encode(message), whole=True)
+
+    async def publish(self, topic: str, message: Message) -> None:
+        self.published.append(message)
+
+    async def room(self, nbytes: int) -> None: ...
+
+    def share(self, array: np.ndarray, readers: int = 1) -> Tensor:
+        return wire.inline(array)
+
+    def open(self, tensor: Tensor) -> np.ndarray:
+        return wire.view(tensor)
+
+    def release(self, tensor: Tensor) -> bool:
+        return True
+
+    def withdraw_all(self) -> None: ...
+
+    def reject(self, topic: str, reason: str) -> None:
+        self.rejected.append(reason)
+
+
+def replicas(*arrays: np.ndarray, **changes: Any) -> Replicas:
+    layer = LayerReplicas(index=0, replicas=tuple(wire.inline(a) for a in arrays), **changes)
+    return Replicas(session="s", iteration=0, attempt=0, segment=0, mode="training", vote="median", layers=(layer,))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        replicas(),
+        replicas(values=wire.inline(Y.reshape(-1))),
+        replicas(Y, Y),
+        replicas(Y, Y, Y[:, :1]),
+        replicas(Y, Y, Y, values=wire.inline(Y.reshape(-1)[:1]), positions=wire.inline(np.array([24], np.int32))),
+        replicas(Y, Y, Y, values=wire.inline(Y.reshape(-1)[:1]), positions=wire.inline(np.array([-1], np.int32))),
+        replicas(Y, values=wire.inline(Y.reshape(-1)[:5])),
+        replicas(Y, protected=True, values=wire.inline(Y.reshape(-1))),
+    ],
+)
+async def test_lies_are_dropped(lie: Replicas) -> None:
+    bus = FakeBus(lie, replicas(Y, Y + 1, Y))
+    await voter.serve(bus)  # type: ignore[arg-type]
+    assert len(bus.rejected) == 1
+    (answer,) = [m for m in bus.published if isinstance(m, Voted)]
+    assert answer.layers[0].vote is not None
+    np.testing.assert_array_equal(wire.view(answer.layers[0].vote), Y)
