@@ -30,6 +30,7 @@ COLOURS: Final = ("#4c78a8", "#72b7b2", "#eeca3b", "#b279a2", "#f58518", "#54a24
 METHODS: Final = (("aprm60", "APRM-60%"), ("lossless", "ours"), ("jpeg", "ours, JPEG 90"))
 """Those in the figure; the table has one more."""
 KNOWN: Final = ("known", "ours, samples known")
+SHOWN: Final = {"hspa": "HSPA", "lora": "LoRa", "lte": "LTE"}
 REPORTED: Final = {1e-6: 0.88, 1e-5: 0.73, 1e-4: 0.38}
 """Average reduction of retraining time that the paper reports for APRM-60 % (section VI.C)."""
 GOAL: Final = {1e-6: 0.98, 1e-5: 0.97, 1e-4: 0.90}
@@ -81,7 +82,7 @@ def draw(costs: Sequence[Cost], path: Path) -> None:
                 axis.text(group * 3.6 + 1, 1.15, f"BER {ber:.0e}", ha="center", fontsize=8)
             axis.set_xticks(marks, labels, rotation=90, fontsize=7)
             random = next(c.random_weights for c in costs if c.network == name)
-            axis.set_title(f"{link} / {name}{' (random weights)' if random else ''}", fontsize=8.5)
+            axis.set_title(f"{SHOWN.get(link, link)} / {name}{' (random weights)' if random else ''}", fontsize=8.5)
             axis.set_ylim(0, 1.22)
             axis.spines[["top", "right"]].set_visible(False)
         axes[row][0].set_ylabel("time / direct retraining")
@@ -124,7 +125,7 @@ def main() -> None:
     tables: dict[str, Any] = {}
     for links in (EVALUATED, *((link,) for link in LINKS)):
         found = reductions(costs, links)
-        title = "Less retraining time than direct, average over five networks, " + " and ".join(links)
+        title = "Less retraining time than direct, average over five networks, " + " and ".join(SHOWN.get(link, link) for link in links)
         table = Table("method", *(f"{ber:g}" for ber in BERS), title=title)
         if links == EVALUATED:
             table.add_row("paper, reported", *(f"{REPORTED[ber]:.0%}" for ber in BERS))

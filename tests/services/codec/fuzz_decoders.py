@@ -82,6 +82,7 @@ def seeds(folder: Path) -> None:
     for which, shape in enumerate(IMAGES):
         images = photo(*shape)
         bodies.append(bytes([4 + which]) + inputs.encode(images))
+        bodies.append(bytes([4 + which]) + inputs.floats(images))
         if shape[3] != 4:
             bodies.append(bytes([4 + which]) + inputs.lossy(images, 80)[0])
             bodies.append(bytes([4 + which]) + inputs.lossy(images, 80, "WEBP")[0])
