@@ -125,7 +125,8 @@ def main() -> None:
     tables: dict[str, Any] = {}
     for links in (EVALUATED, *((link,) for link in LINKS)):
         found = reductions(costs, links)
-        title = "Less retraining time than direct, average over five networks, " + " and ".join(SHOWN.get(link, link) for link in links)
+        shown = " and ".join(SHOWN.get(link, link) for link in links)
+        title = f"Less retraining time than direct, average over five networks, {shown}"
         table = Table("method", *(f"{ber:g}" for ber in BERS), title=title)
         if links == EVALUATED:
             table.add_row("paper, reported", *(f"{REPORTED[ber]:.0%}" for ber in BERS))
