@@ -18,7 +18,7 @@ PROCESSES_MB = 260
 COPIES = 5
 """Of the network: the agent's, packed for its kernels; the codec's, what it is made from, and on its way to the agent."""
 EXECUTIONS = 7
-"""The most that a layer gets (``accelsim.referee``), all in the agent until it is clear which of their outputs agree."""
+"""The most outputs of a layer that the agent holds at once, until it is clear which agree (``accelsim.referee.HELD``)."""
 UNDER_WAY = 4.25
 """Bytes an output that go to the voter at most: three replicas, and value and position of a quarter of the outputs."""
 

@@ -278,7 +278,7 @@ def _traffic(report: Report) -> Table:
     ):
         grid.add_row(name, size(plain), size(sent), f"{100 * sent / plain:.1f} %" if plain else "")
     wrong = report.fidelity
-    grid.add_row("rebuilt wrong, elements", size(wrong.elements, ""), size(wrong.mismatched, ""),
+    grid.add_row("in layers rebuilt wrong, elements", size(wrong.elements, ""), size(wrong.mismatched, ""),
                  f"{100 * wrong.mismatched / wrong.elements:.4f} %" if wrong.elements else "")  # fmt: skip
     return grid
 
