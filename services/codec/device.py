@@ -134,6 +134,7 @@ class DeviceCodec:
             await self._refuse(message, "model", str(error))
             return
         self.network, self.version, self.session = network, message.version, message.session
+        self._forget()  # the iteration that this came from is over
         await self._deploy(network)
         if message.iteration >= 0:
             await self._time(message, MODEL, "downlink", max(0.0, time.time() - message.sent_at))

@@ -102,6 +102,8 @@ class Agent:
             return
         try:
             network = storage.from_bytes(self.bus.open(message.network).tobytes())
+            await self._stop_run()
+            self.loaded = None  # a device has little room for two engines, and nobody waits for a pass on the old one
             engine = await asyncio.to_thread(shared, network, self.path)
         except MessageError as error:
             self.bus.reject("edge/model", str(error))  # the server repeats it
@@ -112,7 +114,6 @@ class Agent:
             return
         finally:
             self.bus.release(message.network)
-        await self._stop_run()
         self.loaded = Loaded(message.session, message.version, network, engine, {})
         await self.bus.announce(version=message.version)
         await client.send_ack("model", message.version, version=message.version)
