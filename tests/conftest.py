@@ -1,4 +1,4 @@
-"""Where the optional real data lies. Tests that need it skip, and say so, where it is absent."""
+"""Where the optional real data lies (tests that need it skip, and say so, where it is absent), and how threads wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Threads of torch that wait for one another in a loop take the cores from the processes that the tests start, and where others
+# use the machine too, a lowering of seconds takes a minute. Set before the first import of torch; processes inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")
