@@ -41,7 +41,7 @@ def parameter_bytes(channels: int) -> int:
 
 
 def encode(images: UInt8) -> bytes:
-    """uint8 images (N, H, W, C), none of them empty. Takes five times their bytes for the time being, at most."""
+    """uint8 images (N, H, W, C). Takes five times their bytes for the time being, half of that where they are photos."""
     # Arrays that are read-only would be another type to the compiler.
     images = np.require(images, np.uint8, ["C", "W"])
     n, height, width, channels = images.shape

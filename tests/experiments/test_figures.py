@@ -12,6 +12,7 @@ import pytest
 from accelsim import timing
 from accelsim.accelerator import Simulated
 from accelsim.faults import Rates
+from accelsim.network import Network, UInt8
 from broker.link import Profile
 from experiments import chain, fig6_time, fig7_bytes, iteration, wire_cost
 from experiments.networks import int8_network
@@ -81,9 +82,18 @@ def test_figures_are_written(module: object, name: str, tmp_path: Path, monkeypa
         assert len(list(csv.DictReader(file))) >= len(BERS) * 2 * len(METHODS)
 
 
-def test_stages_of_a_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def images() -> UInt8:
+    return np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network(images: UInt8) -> Network:
+    return int8_network("resnet20", None, images)
+
+
+def test_stages_of_a_network_by_hand(network: Network) -> None:
     """Two layers in one message: nothing overlaps but the images and what the device does meanwhile."""
-    network = int8_network("resnet20", None, np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
     convs = [index for index, _ in network.convs()][:2]
     layers = [
         chain.Sent(i, 4 * 32 * 32 * 16, bytes(100), 1, executions=2, referee_s=0.25, encode_s=0.5, decode_s=2.0, rebuild_s=1.0)
@@ -91,9 +101,9 @@ def test_stages_of_a_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     batch = chain.Batch(images=4, layers=layers)
     link = Profile("slow", 8e3, 80e3)
-    images = wire_cost._Images(0, before_s=1.0, encode_s=2.0, decode_s=4.0)
+    inputs = wire_cost._Images(0, before_s=1.0, encode_s=2.0, decode_s=4.0)
     step = iteration.Update(delta=0, whole=0, backward_s=10.0, quantise_s=1.0, encode_s=3.0, decode_s=5.0)
-    stages = wire_cost._stages(network, batch, "jpeg", link, images, 100_000, 10_000, step)
+    stages = wire_cost._stages(network, batch, "jpeg", link, inputs, 100_000, 10_000, step)
     slower = wire_cost.DEVICE_SLOWER
     assert stages.coding == pytest.approx(slower * (1 + 2 + 2 * 0.5 + 5) + 4 + 2 * (2 + 1) + 3)
     assert stages.uplink == pytest.approx((100_000 + batch.up(link)) / 1e3)
@@ -114,9 +124,7 @@ def test_stages_of_a_network_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stages.overlapped == pytest.approx(ready + after)
 
 
-def test_a_threshold_mixes_the_batches_that_a_run_of_its_own_would_send() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    network = int8_network("resnet20", None, images)
+def test_a_threshold_mixes_the_batches_that_a_run_of_its_own_would_send(network: Network, images: UInt8) -> None:
     device = Simulated(Rates.uniform(1e-4), seed=1)
     device.load(network)
     x = network.quantize_images(images)
