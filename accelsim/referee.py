@@ -35,9 +35,9 @@ HELD: Final = 7
 """The most arrays of a layer's size that settling it holds at once."""
 CALM: Final = 0.0003
 BREEZY: Final = 0.003
-WINDY: Final = 0.02
-GUSTY: Final = 0.08
-STORMY: Final = 0.12
+WINDY: Final = 0.01
+GUSTY: Final = 0.04
+STORMY: Final = 0.07
 WILD: Final = 0.17
 BRIEF: Final = 16
 """MACs an output up to which the referee computes the whole layer at once: what running again and comparing takes."""

@@ -27,7 +27,7 @@ from experiments.wire_cost import BERS, EVALUATED, LINKS, Cost, load
 STAGES: Final = ("forward", "tmr", "increment", "coding", "uplink", "backward", "downlink")
 TITLES: Final = ("FP", "TMR", "increment", "(de)compression", "data transmission", "BP", "model transmission")
 COLOURS: Final = ("#4c78a8", "#72b7b2", "#eeca3b", "#b279a2", "#f58518", "#54a24b", "#9d755d")
-METHODS: Final = (("aprm60", "APRM-60%"), ("lossless", "ours"), ("jpeg", "ours, JPEG 90"))
+METHODS: Final = (("aprm60", "APRM-60%"), ("lossless", "ours"), ("jpeg", "ours, JPEG 95"))
 """Those in the figure; the table has one more."""
 KNOWN: Final = ("known", "ours, samples known")
 SHOWN: Final = {"hspa": "HSPA", "lora": "LoRa", "lte": "LTE"}

@@ -27,7 +27,7 @@ METHODS: Final = (
     ("aprm60", "APRM-60%", "#9e9e9e"),
     ("aprm50", "APRM-50%", "#6f6f6f"),
     ("lossless", "ours", "#f58518"),
-    ("jpeg", "ours, JPEG 90", "#e45756"),
+    ("jpeg", "ours, JPEG 95", "#e45756"),
 )
 KNOWN: Final = ("known", "ours, samples known", "")
 """In the table alone."""
@@ -63,7 +63,7 @@ def draw(costs: Sequence[Cost], path: Path) -> None:
                 axis.plot([at - 0.09, at + 0.09], [whole, whole], color="black", linewidth=1.2, label=tick)
             whole = found[name, ber, "jpeg"][0]
             at = column + 1.5 * 0.2
-            label = "ours, with JPEG 90 inputs" if column == 0 else None
+            label = "ours, with JPEG 95 inputs" if column == 0 else None
             axis.plot([at - 0.09, at + 0.09], [whole, whole], color="#e45756", linewidth=1.6, label=label)
         axis.set_yscale("log")
         axis.set_ylim(1e-4, 1.5)

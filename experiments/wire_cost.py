@@ -35,7 +35,7 @@ THRESHOLDS: Final = (0.80, 0.60, 0.50)
 LINKS: Final = ("802.15.4g", "hspa", "lora", "lte")
 EVALUATED: Final = ("802.15.4g", "hspa")
 """The links of the paper's Fig. 6, over which averages are taken."""
-JPEG_QUALITY: Final = 90
+JPEG_QUALITY: Final = 95
 DEVICE_SLOWER: Final = 6.0
 """A Cortex-A53 at 1.2 GHz beside one core of the host, in coding: clock and width. An assumption, not a measurement."""
 ARRAY: Final = timing.Array()

@@ -13,10 +13,12 @@ import msgspec
 from accelsim.network import INPUT, Network
 
 MB = 1 << 20
-PROCESSES_MB = 260
-"""Three interpreters with compiled kernels: 52 MB the voter, 87 MB each of the others, and what they hold of messages."""
-COPIES = 5
-"""Of the network: the agent's, packed for its kernels; the codec's, what it is made from, and on its way to the agent."""
+PROCESSES_MB = 300
+"""Three interpreters with compiled kernels, 52 MB the voter and 87 MB each of the others, and 32 MB of messages sent that the
+codec's may be asked for again; measured, as the next one."""
+COPIES = 8
+"""Of the network, when a new one comes: the agent's, its bytes, packed for its kernels; the codec's, the one before and what
+both are made from, and what is on its way to the agent."""
 EXECUTIONS = 7
 """The most outputs of a layer that the agent holds at once, until it is clear which agree (``accelsim.referee.HELD``)."""
 UNDER_WAY = 4.25

@@ -76,9 +76,9 @@ def test_refuses_executions_that_are_not_alike(odd: np.ndarray) -> None:
     [
         (0.0, 2, False),
         (0.0005, 3, False),
-        (0.005, 5, False),
-        (0.02, 7, False),
-        (0.05, 9, False),
+        (0.003, 5, False),
+        (0.012, 7, False),
+        (0.027, 9, False),
         (0.07, 11, False),
         (0.9, 2, True),
     ],

@@ -60,7 +60,7 @@ def test_reductions_are_shares_of_directs_time() -> None:
     found = fig6_time.reductions(COSTS, ("hspa",))
     assert found["APRM-60%"][1e-5] == pytest.approx(0.5)
     assert found["ours"][1e-4] == pytest.approx(0.96)
-    assert found["ours, JPEG 90, overlapped"][1e-6] == pytest.approx(0.982)
+    assert found["ours, JPEG 95, overlapped"][1e-6] == pytest.approx(0.982)
     assert found["ours, samples known"][1e-6] == pytest.approx(0.99)
 
 
