@@ -28,6 +28,7 @@ from accelsim.network import Network
 from r2f import inprocess, run
 from r2f.data import load
 from r2f.live import Live
+from r2f.memory import shares
 from services.bus.messages import FaultRates, Progress
 from services.trainer import job as jobs
 from services.trainer import ledger, training
@@ -80,6 +81,9 @@ def over_the_bus(folder: Path, network: Network, job: Job, settings: run.Setting
     folder.mkdir()
     storage.save(network, folder / jobs.NETWORK)
     jobs.write(folder, job)
+    memory = shares(settings.device_memory_mb, network, job.batch, data_bytes=0)
+    prepared = run.Prepared(float_top1=0.0, classes=10, memory=memory)
+    (folder / run.PREPARED).write_bytes(msgspec.json.encode(prepared))
     watch = Stopwatch()
     asyncio.run(run.execute(settings, folder, watch))
     result = msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)

@@ -36,6 +36,7 @@ from services.trainer.labels import Source
 from services.trainer.optimiser import Sgd
 
 FILE = "run.json"
+PREPARED = "prepared.json"
 DEMO_NETWORK = "digits_cnn"
 EVALUATION_BATCH = 128
 
@@ -99,7 +100,7 @@ def prepare(settings: Settings, folder: Path, say: Live) -> None:
     folder.mkdir(parents=True, exist_ok=False)
     storage.save(network, folder / jobs.NETWORK)
     prepared = Prepared(float_top1=float_top1, classes=data.classes, memory=memory)
-    (folder / "prepared.json").write_bytes(msgspec.json.encode(prepared))
+    (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
         np.save(folder / "train_labels.npy", data.train_labels)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
@@ -159,7 +160,7 @@ def finish(settings: Settings, folder: Path) -> Group:
 
 
 def _prepared(folder: Path) -> Prepared:
-    path = folder / "prepared.json"
+    path = folder / PREPARED
     try:
         return msgspec.json.decode(path.read_bytes(), type=Prepared)
     except msgspec.MsgspecError as error:
