@@ -11,6 +11,7 @@ import math
 import msgspec
 
 from accelsim.network import INPUT, Network
+from accelsim.referee import HELD, VOTING
 
 MB = 1 << 20
 PROCESSES_MB = 300
@@ -19,10 +20,8 @@ codec's may be asked for again; measured, as the next one."""
 COPIES = 8
 """Of the network, when a new one comes: the agent's, its bytes, packed for its kernels; the codec's, the one before and what
 both are made from, and what is on its way to the agent."""
-EXECUTIONS = 7
-"""The most outputs of a layer that the agent holds at once, until it is clear which agree (``accelsim.referee.HELD``)."""
-UNDER_WAY = 4.25
-"""Bytes an output that go to the voter at most: three replicas, and value and position of a quarter of the outputs."""
+UNDER_WAY = VOTING + 0.25 * 5
+"""Bytes an output that go to the voter at most: its replicas, and value and position (int32) of a quarter of the outputs."""
 
 
 class Shares(msgspec.Struct, frozen=True):
@@ -40,7 +39,7 @@ def shares(device_mb: int, network: Network, batch: int, data_bytes: int) -> Sha
     Raises ValueError where that many images cannot be run; the message says how much they need.
     """
     largest = batch * max(math.prod(layer.shape) for _, layer in network.convs()) / MB
-    held = batch * live_bytes(network) / MB + EXECUTIONS * largest
+    held = batch * live_bytes(network) / MB + HELD * largest
     fixed = PROCESSES_MB + held + data_bytes / MB + COPIES * _weights(network) / MB
     # Room for one layer under way, and for two votes on it, is the least; more lets the services work at the same time.
     least = max(3 * UNDER_WAY * largest, 16 * largest)

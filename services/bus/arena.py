@@ -171,16 +171,12 @@ class Arena:
         flags = self._table["flags"].sum(axis=1, dtype=np.int64)
         oldest = time.monotonic() - self.age_limit_s
         expired = 0
-        for slot, (offset, room, readers, since) in list(self._used.items()):
+        for slot, (_, _, readers, since) in list(self._used.items()):
             if flags[slot] < readers:
                 if since > oldest:
                     continue
                 expired += 1
-            # A reader that is late must find a slot that is no longer its own.
-            self._table[slot]["generation"] += 1
-            del self._used[slot]
-            self._free_slots.append(slot)
-            self._give(offset, room)
+            self._take_back(slot)
         if expired:
             log.warning("arena slots were never released", arena=self.name, slots=expired, age_s=self.age_limit_s)
         return expired
@@ -188,19 +184,13 @@ class Arena:
     def withdraw(self, ref: Ref) -> None:
         """Take a slot back although its readers may not have released it: what it held is of no use to anybody now."""
         if ref.slot in self._used and int(self._table[ref.slot]["generation"]) == ref.generation:
-            offset, room, *_ = self._used.pop(ref.slot)
-            self._table[ref.slot]["generation"] += 1
-            self._free_slots.append(ref.slot)
-            self._give(offset, room)
+            self._take_back(ref.slot)
 
     def withdraw_all(self) -> int:
         """Take every slot back, whoever may still want it; returns how many there were."""
-        for slot, (offset, room, *_) in self._used.items():
-            self._table[slot]["generation"] += 1
-            self._free_slots.append(slot)
-            self._give(offset, room)
         count = len(self._used)
-        self._used.clear()
+        for slot in list(self._used):
+            self._take_back(slot)
         return count
 
     def close(self) -> None:
@@ -222,6 +212,13 @@ class Arena:
                     self._holes[i] = (offset + room, length - room)
                 return offset
         return None
+
+    def _take_back(self, slot: int) -> None:
+        offset, room, *_ = self._used.pop(slot)
+        # A reader that is late must find a slot that is no longer its own.
+        self._table[slot]["generation"] += 1
+        self._free_slots.append(slot)
+        self._give(offset, room)
 
     def _give(self, offset: int, room: int) -> None:
         holes = sorted([*self._holes, (offset, room)])
