@@ -42,6 +42,7 @@ class Wire:
         self.sent: deque[tuple[str, Message]] = deque()
         self.rejected: list[str] = []
         self.released = 0
+        self.intact = True
 
     async def publish(self, topic: str, message: Message) -> int:
         if not isinstance(message, Timing):
@@ -56,7 +57,7 @@ class Wire:
 
     def release(self, tensor: Tensor) -> bool:
         self.released += 1
-        return True
+        return self.intact
 
     def withdraw(self, tensor: Tensor) -> None: ...
 
@@ -203,6 +204,31 @@ def test_a_pass_that_is_given_up_leaves_nothing_behind(
         pair.answer()
     for index, (actual, _) in layers.items():
         np.testing.assert_array_equal(pair.activations[index], actual)
+
+
+def test_what_was_taken_back_while_it_was_encoded_is_not_sent(
+    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]]
+) -> None:
+    pair = Pair(network, images, 1 << 30)
+    pair.begin(0, 0)
+    pair.up.sent.clear()
+    pair.up.intact = False
+    index, (actual, vote) = next(iter(layers.items()))
+    with pytest.raises(ValueError, match=f"layer {index} was taken back"):
+        pair.voted(0, 0, 0, index, actual, vote)
+    assert not pair.up.sent
+
+
+def test_a_new_network_ends_the_iteration_that_it_came_from(network: Network, images: UInt8) -> None:
+    pair = Pair(network, images, 1 << 30)
+    pair.begin(0, 0)
+    assert pair.device.kept is not None
+    data = wire.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
+    pair.server.acknowledged = 1
+    asyncio.run(pair.server._deploy(Deploy(session=SESSION, iteration=0, version=2, network=data)))
+    pair.answer()
+    assert pair.device.version == 2
+    assert pair.device.kept is None
 
 
 @pytest.mark.parametrize("layer", [-1, 1, 10**6])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ class FakeBus:
         self.messages = messages
         self.published: list[Message] = []
         self.rejected: list[str] = []
+        self.intact: Iterator[bool] = iter(())
 
     async def subscribe(self, *topics: str) -> None: ...
 
@@ -39,7 +40,7 @@ class FakeBus:
         return wire.view(tensor)
 
     def release(self, tensor: Tensor) -> bool:
-        return True
+        return next(self.intact, True)
 
     def withdraw_all(self) -> None: ...
 
@@ -72,3 +73,12 @@ async def test_lies_are_dropped(lie: Replicas) -> None:
     (answer,) = [m for m in bus.published if isinstance(m, Voted)]
     assert answer.layers[0].vote is not None
     np.testing.assert_array_equal(wire.view(answer.layers[0].vote), Y)
+
+
+async def test_a_vote_on_what_was_taken_back_meanwhile_is_dropped() -> None:
+    bus = FakeBus(replicas(Y, Y + 1, Y), replicas(Y, Y, Y))
+    bus.intact = iter([True, False, True])
+    await voter.serve(bus)  # type: ignore[arg-type]
+    (reason,) = bus.rejected
+    assert "layer 0 was taken back" in reason
+    assert len([m for m in bus.published if isinstance(m, Voted)]) == 1
