@@ -4,7 +4,7 @@ Batch 16, two threads. The rows are taken in turn, several rounds, and each is t
 spell of the machine hits none of them alone. Linux only (peak memory is read from /proc). Peers:
 
 - torch: the float32 module, batch norm folded, channels-last, one forward pass;
-- ONNX Runtime: the same int8 network (``accelsim.onnx_accelerator``), outputs of the last layer only;
+- ONNX Runtime: the same int8 network (``accelsim.accelerators.onnxruntime``), outputs of the last layer only;
 - PyTorchFI 0.6 (``pip install --no-deps pytorchfi``): its neuron and weight injections into the float module, as many
   as this accelerator flips bits in one faulty pass. Its injections are single values of convolutions, so flips in
   inputs count as neurons.
@@ -33,11 +33,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from accelsim import lowering, storage, zoo
-from accelsim.accelerator import Simulated
+from accelsim import lowering, zoo
+from accelsim.accelerators import Simulated
 from accelsim.engine import Engine, warm
 from accelsim.faults import Rates
-from accelsim.network import Int8, Network, UInt8
+from accelsim.int8 import storage
+from accelsim.int8.network import Int8, Network, UInt8
 from benchmarks.chained_step import chained
 
 BATCH = 16
@@ -172,7 +173,7 @@ def onnxruntime_int8(network: Network, x: Int8) -> Callable[[], object] | str:
     try:
         import onnxruntime
 
-        from accelsim.onnx_accelerator import network_model
+        from accelsim.accelerators.onnxruntime import network_model
     except ImportError as error:
         return str(error)
     options = onnxruntime.SessionOptions()

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.launch import find_mosquitto, launch
-from services.bus import Bus, wire
+from services.bus import Bus, encoding
 from services.bus.messages import Ack, Inputs, Message
 
 DEVICE = "bench"
@@ -154,10 +154,10 @@ def _ways(bus: Bus, bare: aiomqtt.Client) -> dict[str, Way]:
         return "up/ack", Ack(session="ask", of="mode", seq=i, ok=True)
 
     def tensor(i: int, *, by_reference: bool) -> tuple[str, Message]:
-        images = bus.share(array) if by_reference else wire.inline(array)
+        images = bus.share(array) if by_reference else encoding.inline(array)
         return "edge/inputs", Inputs(session="s", iteration=i, attempt=0, images=images, labels=None)
 
-    payload = wire.encode(ask(0)[1])
+    payload = encoding.encode(ask(0)[1])
     return {
         "bus_trip": lambda n: over_bus(n, 1, _on_down(ask)),
         "bare_trip": lambda n: over_bare(n, 1, payload),

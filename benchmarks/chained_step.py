@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from accelsim import storage
-from accelsim.accelerator import Simulated
+from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
-from accelsim.network import Int8
-from services.voter.vote import vote
+from accelsim.int8 import storage
+from accelsim.int8.network import Int8
+from services.voter.core.vote import vote
 
 
 def chained(device: Simulated, x: Int8, iteration: int) -> list[Int8]:

@@ -20,16 +20,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from accelsim import storage
-from accelsim.accelerator import Simulated
+from accelsim import datasets as datasets
+from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
-from accelsim.network import Network
-from experiments import chain, iteration
-from experiments.chain import Batch
-from experiments.networks import int8_network
-from r2f import data as datasets
-from services.codec import inputs, layers
-from services.voter.vote import Kind, vote
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
+from experiments import iteration
+from experiments.common import chain
+from experiments.common.chain import Batch
+from experiments.common.networks import int8_network
+from services.codec.core import inputs, layers
+from services.voter.core.vote import Kind, vote
 
 CODECS: Final = {
     "direct": "direct (DRM)",

@@ -22,22 +22,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from accelsim import storage, zoo
+from accelsim import zoo
+from accelsim.datasets import load
+from accelsim.faults import Rates
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from accelsim.network import Network
 from r2f import inprocess, run
-from r2f.data import load
-from r2f.live import Live
+from r2f.display import Display
 from r2f.memory import shares
-from services.bus.messages import FaultRates, Progress
-from services.trainer import job as jobs
+from services.bus.messages import Progress
 from services.trainer import ledger, training
-from services.trainer.job import Job
+from services.trainer.core import job as jobs
+from services.trainer.core.job import Job
 
 WARM_UP = 8
 
 
-class Stopwatch(Live):
+class Stopwatch(Display):
     """Notes when each training iteration ended."""
 
     def __init__(self) -> None:
@@ -67,7 +69,7 @@ def make(folder: Path, iterations: int) -> tuple[Network, Job, run.Settings]:
     settings = run.Settings(
         network="resnet20",
         data=str(folder / "data.npz"),
-        rates=FaultRates(input=1e-5, weight=1e-5, output=1e-5),
+        rates=Rates(input=1e-5, weight=1e-5, output=1e-5),
         iterations=iterations,
         evaluation_seeds=1,
         evaluation_samples=16,

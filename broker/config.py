@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from services.bus.encoding import PACKET_LIMIT
 from services.bus.messages import ROOT
-from services.bus.wire import PACKET_LIMIT
 
 Role = Literal["device", "server", "watch", "bridge"]
 

@@ -17,8 +17,8 @@ from amqtt.broker import Broker
 from amqtt.contexts import Action
 
 from broker.config import READS, WRITES, Account, Tls, hash_password, is_loopback, password_is, patterns
+from services.bus.encoding import PACKET_LIMIT
 from services.bus.topics import matches
-from services.bus.wire import PACKET_LIMIT
 
 GOODBYE_S = 1.0
 """A client that acknowledges nothing would keep amqtt from its end for ever."""

@@ -1,4 +1,4 @@
-"""The link between device and server: as a clock for experiments, and as a shaping proxy for demos (design section 6).
+"""The link between device and server: as a clock for experiments, and as a shaping proxy for demos (architecture.md, "Time").
 
 The clock counts what a message puts on the wire: MQTT 3.1.1 framing at QoS 1, TCP/IPv4 with timestamps, one
 acknowledgement segment for two data segments, and the chunks that the Bus would cut. ``python -m broker.link --profile

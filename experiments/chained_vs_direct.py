@@ -23,15 +23,17 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from accelsim import storage, zoo
+from accelsim import zoo
+from accelsim.datasets import Dataset, load
+from accelsim.faults import Rates
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from accelsim.network import Network
 from experiments.int8_accuracy import TRAINED, module_of
 from r2f import float_training, inprocess
-from r2f.data import Dataset, load
-from services.bus.messages import FaultRates, Scheme
-from services.trainer.job import Job
-from services.trainer.optimiser import Sgd
+from services.scheme import Scheme
+from services.trainer.core.job import Job
+from services.trainer.core.optimiser import Sgd
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,8 @@ def draw(runs: list[Run], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _rates(ber: float) -> FaultRates:
-    return FaultRates(input=ber, weight=ber, output=ber)
+def _rates(ber: float) -> Rates:
+    return Rates(input=ber, weight=ber, output=ber)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from experiments.networks import FIVE, float_weights, photos
+from experiments.common.networks import FIVE, float_weights, photos
 
 SERVICES: Final = {"agent": "services.edge_agent", "voter": "services.voter", "codec-device": "services.codec --side device"}
 EVERY_S: Final = 0.05

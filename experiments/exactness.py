@@ -1,7 +1,7 @@
 """Is what the server has just what the device computed, bit for bit, and what does that cost?
 
 ``python -m experiments.exactness`` takes the paper's five networks at 224 px and BER 1e-6 to 1e-3 over the chained codec in
-exact mode, once with settled votes (``accelsim.referee``) and once with plain three-way votes, where repairs have to do it all.
+exact mode, once with settled votes (``core.referee``) and once with plain three-way votes, where repairs have to do it all.
 Each rebuilt MAC layer is compared with a run of the device that knows nothing of the codec, and the server computes on the
 portable path whatever path the device is on. Exit code 1 if any element differs.
 """
@@ -19,12 +19,12 @@ from typing import Final
 
 import numpy as np
 
-from accelsim.accelerator import Simulated
+from accelsim.accelerators import Simulated
 from accelsim.engine import Engine
 from accelsim.faults import Rates
-from accelsim.network import Network, UInt8
-from experiments import chain
-from experiments.networks import FIVE, photos, stored
+from accelsim.int8.network import Network, UInt8
+from experiments.common import chain
+from experiments.common.networks import FIVE, photos, stored
 
 BERS: Final = (1e-6, 1e-5, 1e-4, 1e-3)
 HEAD: Final = (

@@ -2,7 +2,7 @@
 
 ``python -m experiments.fig1_ber_sweep --shared ../shared`` writes a CSV (a row for each network, rate and seed) and a PNG
 (mean and standard deviation over the seeds). The networks are those whose weights are at hand. Soft errors hit inputs,
-weights and outputs of every MAC layer at one rate (design section 5); a weight flip lasts for one batch of 16.
+weights and outputs of every MAC layer at one rate (architecture.md, "Faults"); a weight flip lasts for one batch of 16.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from accelsim.accelerator import Simulated
+from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
-from accelsim.network import Network, UInt8
+from accelsim.int8.network import Network, UInt8
 from experiments.int8_accuracy import TRAINED, images_of, lowered, top
 
 matplotlib.use("Agg")

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from accelsim.network import UInt8
-from experiments.networks import photos
-from services.codec import inputs
+from accelsim.int8.network import UInt8
+from experiments.common.networks import photos
+from services.codec.core import inputs
 
 BATCH: Final = 16
 ROUNDS: Final = 7

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from accelsim import zoo
-from accelsim.calibration import normalise
+from accelsim.datasets import IMAGENET_MEAN as MEAN
+from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
+from accelsim.int8.network import Float32, Network, UInt8
 from accelsim.lowering import lower
-from accelsim.network import Float32, Network, UInt8
-from r2f.data import IMAGENET_MEAN as MEAN
-from r2f.data import IMAGENET_STD as STD
-from services.codec import inputs
+from accelsim.lowering.calibration import normalise
+from services.codec.core import inputs
 
 _BATCH = 20
 

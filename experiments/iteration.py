@@ -11,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from accelsim import storage
 from accelsim.engine import Engine
-from accelsim.network import Int8, Network
-from accelsim.parameters import dequantize, quantize
+from accelsim.int8 import storage
+from accelsim.int8.network import Int8, Network
+from accelsim.int8.parameters import dequantize, quantize
 from broker.link import Profile, message_bytes
-from services.bus import wire
+from services.bus import encoding
 from services.bus.messages import EncodedInputs, EncodedModel, Tensor
-from services.codec import inputs, model
-from services.trainer import optimiser
-from services.trainer.replay import replay
+from services.codec.core import inputs, model
+from services.trainer.core import optimiser
+from services.trainer.core.replay import replay
 
 SGD: Final = optimiser.Sgd(rate=1e-4)
-"""The rate of the design's feasibility run on ImageNet (section 8)."""
+"""The rate of the first feasibility run on ImageNet."""
 
 
 _WARM: Final = 1
@@ -67,7 +67,7 @@ def update(network: Network, engine: Engine, x: Int8, outputs: Mapping[int, Int8
     for _ in range(_WARM + _STEPS):
         trained = {index: (weight.copy(), bias.copy()) for index, (weight, bias) in parameters.items()}
         start = time.process_time()
-        found = replay(base, x, outputs, labels, engine.golden)
+        found = replay(base, x, outputs, labels, engine.fault_free)
         optimiser.step(trained, optimiser.zeros_like(trained), found, SGD)
         middle = time.process_time()
         new = quantize(base, trained)
@@ -106,7 +106,7 @@ def inputs_wire(body: int, count: int, link: Profile | None = None, *, known: bo
         fresh=bytes(body),
         fresh_of=() if known else tuple(range(count)),
     )
-    return message_bytes("up/inputs", len(wire.encode(message)), link)
+    return message_bytes("up/inputs", len(encoding.encode(message)), link)
 
 
 def model_wire(body: int, link: Profile | None = None) -> int:
@@ -114,4 +114,4 @@ def model_wire(body: int, link: Profile | None = None) -> int:
     message = EncodedModel(
         session="0123456789abcdef", iteration=1000, sent_at=1.7e9, version=1000, base=999, digest=1 << 63, body=bytes(body)
     )
-    return message_bytes("down/model", len(wire.encode(message)), link)
+    return message_bytes("down/model", len(encoding.encode(message)), link)

@@ -1,10 +1,10 @@
 """How often is a believed vote wrong, and what does each rule for believing votes cost the device?
 
-``python -m experiments.vote_rules`` is the measurement behind the thresholds of ``accelsim.referee`` and their table in
+``python -m experiments.vote_rules`` is the measurement behind the thresholds of ``core.referee`` and their table in
 docs/wire.md. Every MAC layer of the device's own faulty run is executed eleven times on its actual input. Over the layers that
 are voted on, by the share ``u`` of elements on which the first two executions differ, it prints for each rule (2 of 2, 2 of 3,
 ...): how many believed elements were wrong, the share that the referee computes, and modelled device seconds an iteration: the
-executions and the vote by ``accelsim.timing``, the referee by ``accelsim.referee``. Then what its rules come to for each
+executions and the vote by ``accelsim.timing``, the referee by ``core.referee``. Then what its rules come to for each
 network. SqueezeNet and MobileNetV2 have real weights, other networks random ones.
 """
 
@@ -22,12 +22,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from accelsim import referee
-from accelsim.accelerator import Simulated
+from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
-from accelsim.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
 from accelsim.timing import Array, layer_timing
-from experiments.networks import FIVE, photos, stored
+from experiments.common.networks import FIVE, photos, stored
+from services.edge_agent.core import referee
 
 Int64 = npt.NDArray[np.int64]
 
@@ -69,7 +69,7 @@ class Measured:
         return self.executing_s[rule] + referee.refereeing(self.open[rule], self.elements, self.macs)
 
     def chosen(self) -> tuple[int, float]:
-        """What the rule that ``accelsim.referee`` takes comes to, on HSPA: believed and wrong elements, and device seconds."""
+        """What the rule that ``core.referee`` takes comes to, on HSPA: believed and wrong elements, and device seconds."""
         rule = referee.rule(self.u, self.macs)
         if rule is None:
             return 0, self.executing_s[0]
@@ -126,7 +126,7 @@ def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: i
     outputs: dict[int, Int8] = {INPUT: network.quantize_images(images)}
     for index, layer in enumerate(network.layers):
         operands = [outputs[i] for i in layer.inputs]
-        golden = device.engine.golden(index, operands)
+        golden = device.engine.fault_free(index, operands)
         if not isinstance(layer, Conv):
             outputs[index] = golden
             continue
@@ -209,7 +209,7 @@ def main() -> None:
     print("Wrong among the believed; share that the referee computes; modelled device seconds an iteration:\n")
     print(HEAD + "\n" + "|---" * (HEAD.count("|") - 1) + "|")
     print("\n".join(rows(measured)))
-    print("\nThe rules of accelsim.referee, on HSPA:\n")
+    print("\nThe rules of edge_agent.core.referee, on HSPA:\n")
     print("| network | BER | iterations | wrong an iteration | device time | 3 of 3 everywhere | 6 of 7 everywhere |")
     print("|---" * 7 + "|")
     print("\n".join(summary(measured)))

@@ -2,7 +2,7 @@
 
 ``python -m experiments.wire_cost --out FILE`` writes what ``fig6_time`` and ``fig7_bytes`` draw. Bytes are those really
 produced, with MQTT and TCP framing in the chunks of each link. Device times are modelled (``accelsim.timing``,
-``accelsim.referee``), the server's are CPU seconds of this host over its threads, and the device's coding is this host's times
+``core.referee``), the server's are CPU seconds of this host over its threads, and the device's coding is this host's times
 ``DEVICE_SLOWER``. Rows with JPEG inputs are of runs on the decoded pixels, with their own faults' increments.
 """
 
@@ -19,15 +19,17 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from accelsim import referee, timing
-from accelsim.accelerator import Simulated
+from accelsim import timing
+from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
-from accelsim.network import Conv, Network, UInt8
+from accelsim.int8.network import Conv, Network, UInt8
 from broker.link import PROFILES, Profile
-from experiments import chain, iteration
-from experiments.chain import Batch
-from experiments.networks import FIVE, photos, stored
-from services.codec import inputs
+from experiments import iteration
+from experiments.common import chain
+from experiments.common.chain import Batch
+from experiments.common.networks import FIVE, photos, stored
+from services.codec.core import inputs
+from services.edge_agent.core import referee
 
 BATCH: Final = 16
 BERS: Final = (1e-6, 1e-5, 1e-4)

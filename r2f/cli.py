@@ -14,12 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from accelsim.faults import Rates
 from r2f import run, tap
-from r2f.live import Live
+from r2f.display import Display
 from r2f.pipeline import PipelineError
 from services.bus import BusError
-from services.bus.messages import FaultRates, Scheme
-from services.trainer.optimiser import Sgd
+from services.scheme import Scheme
+from services.trainer.core.optimiser import Sgd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +31,7 @@ app = typer.Typer(
 
 DEMO = run.Settings(
     network=run.DEMO_NETWORK,
-    rates=FaultRates(input=2e-3, weight=2e-3, output=2e-3),
+    rates=Rates(input=2e-3, weight=2e-3, output=2e-3),
     iterations=120,
     batch=32,
     sgd=Sgd(rate=5e-3, clip=1.0),
@@ -147,7 +148,7 @@ def retrain(
         weights=weights,
         data=data,
         image_size=_size(image_size),
-        rates=FaultRates(
+        rates=Rates(
             input=ber if ber_input is None else ber_input,
             weight=ber if ber_weight is None else ber_weight,
             accumulator=ber_accumulator,
@@ -213,23 +214,23 @@ def doctor() -> None:
 def _new(settings: run.Settings, out: Path) -> None:
     folder = run.new_folder(out, settings.network)
 
-    def work(live: Live) -> None:
+    def work(live: Display) -> None:
         run.prepare(settings, folder, live)
         _finish(settings, folder, live)
 
     _guarded(work, folder)
 
 
-def _finish(settings: run.Settings, folder: Path, live: Live) -> None:
+def _finish(settings: run.Settings, folder: Path, live: Display) -> None:
     asyncio.run(run.execute(settings, folder, live))
     live.console.print(run.finish(settings, folder))
 
 
-def _guarded(work: Callable[[Live], None], folder: Path | None = None) -> None:
+def _guarded(work: Callable[[Display], None], folder: Path | None = None) -> None:
     console = Console()
 
     def inside() -> None:
-        with Live(console) as live:
+        with Display(console) as live:
             work(live)
 
     try:

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 
-from accelsim import engine, zoo
+from accelsim import zoo
+from accelsim.engine import engine
 from broker.launch import find_mosquitto
 from services.bus import arena
 
@@ -55,4 +56,3 @@ def _onnx() -> Row:
     except ImportError:
         return "ONNX Runtime", "no", "pip install 'r2f[onnx]' for --accelerator onnxruntime"
     return "ONNX Runtime", "yes", f"version {onnxruntime.__version__}"
-

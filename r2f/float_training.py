@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from accelsim.network import UInt8
-from r2f.data import Dataset, Int64
+from accelsim.datasets import Dataset, Int64
+from accelsim.int8.network import UInt8
 
 
 def train(build: Callable[[], nn.Module], data: Dataset, *, seed: int = 0, epochs: int = 16, batch: int = 32) -> nn.Module:

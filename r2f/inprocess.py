@@ -12,21 +12,20 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from accelsim.accelerator import Simulated
+from accelsim.accelerators import Simulated
+from accelsim.datasets import Dataset, Int64
 from accelsim.engine import Engine
 from accelsim.faults import Rates
-from accelsim.network import INPUT, Conv, Int8, Network, UInt8
-from accelsim.parameters import dequantize, quantize
-from r2f.data import Dataset, Int64
-from services.bus.messages import FaultRates
-from services.codec import inputs, layers, model
-from services.edge_agent.execution import Executed, Plan, Votes, execute
-from services.trainer import optimiser
-from services.trainer.job import Job
-from services.trainer.labels import choose, teach
-from services.trainer.replay import replay
+from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.parameters import dequantize, quantize
+from services.codec.core import inputs, layers, model
+from services.edge_agent.core.forward import Executed, Plan, Votes, execute
+from services.trainer.core import optimiser
+from services.trainer.core.job import Job
+from services.trainer.core.labels import choose, teach
+from services.trainer.core.replay import replay
 from services.trainer.training import EVALUATION
-from services.voter.vote import settled_vote, vote
+from services.voter.core.vote import settled_vote, vote
 from services.voter.voter import TMR
 
 
@@ -76,7 +75,7 @@ def retrain(
     parameters = dequantize(network)
     velocity = optimiser.zeros_like(parameters)
     teacher = Engine(network, path) if job.labels.startswith("teacher") else None
-    device = Simulated(_rates(job.rates), job.seed, job.device, path)
+    device = Simulated(job.rates, job.seed, job.device, path)
     known: set[bytes] = set()
     done: list[Iteration] = []
     on_device, base = network, None
@@ -117,7 +116,7 @@ def retrain(
         if teacher is not None:
             taught = teach(network, teacher.run(network.quantize_images(received))[-1], soft=job.labels == "teacher-soft")
         labels = choose(job.labels, device=truth, server=truth, teacher=taught)
-        found = replay(network, network.quantize_images(received), outputs, labels, engine.golden)
+        found = replay(network, network.quantize_images(received), outputs, labels, engine.fault_free)
         optimiser.guard(found, iteration, None)
         optimiser.step(parameters, velocity, found, job.sgd)
         clock.tick("backward")
@@ -148,7 +147,7 @@ def evaluate(
     network: Network,
     images: UInt8,
     labels: Int64,
-    rates: FaultRates,
+    rates: Rates,
     seeds: Sequence[int],
     *,
     device: str = "device",
@@ -160,10 +159,10 @@ def evaluate(
 
     The same faults as in the pipeline's evaluation of as many samples in as large batches.
     """
-    accelerator = Simulated(_rates(rates), 0, device, path)
+    accelerator = Simulated(rates, 0, device, path)
     accelerator.load(network)
     found = []
-    for seed in seeds if rates != FaultRates() else seeds[:1]:
+    for seed in seeds if rates != Rates() else seeds[:1]:
         accelerator.seed = seed
         right = 0
         for start in range(0, len(images), batch):
@@ -191,10 +190,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
-
-
-def _rates(rates: FaultRates) -> Rates:
-    return Rates(rates.input, rates.weight, rates.accumulator, rates.output)
 
 
 def _run(
@@ -251,8 +246,8 @@ def _rebuild(network: Network, engine: Engine, images: UInt8, bodies: dict[int, 
         operands = [values[i] for i in layer.inputs]
         if isinstance(layer, Conv):
             body = bodies[index]
-            prediction = engine.golden(index, operands) if layers.needs_prediction(body) else None
+            prediction = engine.fault_free(index, operands) if layers.needs_prediction(body) else None
             values[index] = layers.decode(body, prediction, (len(images), *layer.shape))
         else:
-            values[index] = engine.golden(index, operands)
+            values[index] = engine.fault_free(index, operands)
     return {index: values[index] for index, _ in network.convs()}

@@ -10,8 +10,8 @@ import math
 
 import msgspec
 
-from accelsim.network import INPUT, Network
-from accelsim.referee import HELD, VOTING
+from accelsim.int8.network import INPUT, Network
+from services.edge_agent.core.referee import HELD, VOTING
 
 MB = 1 << 20
 PROCESSES_MB = 300

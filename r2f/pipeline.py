@@ -94,9 +94,7 @@ class Pipeline:
 
 
 @asynccontextmanager
-async def running(
-    programs: Sequence[Program], folder: Path, on_restart: Callable[[str], None]
-) -> AsyncIterator[Pipeline]:
+async def running(programs: Sequence[Program], folder: Path, on_restart: Callable[[str], None]) -> AsyncIterator[Pipeline]:
     """The programs, for as long as the block runs; their output goes to ``folder/{name}.log``.
 
     A program that ends while the block runs ends the block with PipelineError. All are stopped at its end.

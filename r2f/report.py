@@ -11,9 +11,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
-from services.bus.messages import ROOT, Codec, FaultRates
-from services.trainer import job, ledger, training
+from services.bus.messages import ROOT
+from services.scheme import Codec
+from services.trainer import ledger, training
+from services.trainer.core import job
 
 FILE = "report.json"
 STAGES = ("forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink")
@@ -82,7 +85,7 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     network: str
     ber: float
     """The largest of the rates at the sites; ``rates`` has them all."""
-    rates: FaultRates
+    rates: Rates
     codec: Codec
     link: str
     iterations: int

@@ -17,23 +17,26 @@ import msgspec
 import numpy as np
 from rich.console import Group
 
-from accelsim import storage, zoo
+from accelsim import zoo
+from accelsim.datasets import DIGITS, Dataset, load
+from accelsim.faults import Rates
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from accelsim.network import Network
 from broker.launch import find_mosquitto
 from broker.link import profile
 from r2f import float_training, pipeline, plots, report
-from r2f.data import DIGITS, Dataset, load
-from r2f.live import Live
+from r2f.display import Display
 from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.pipeline import PipelineError, Program
 from services.bus import Bus, BusError
-from services.bus.messages import CHAINED, FaultRates, Progress, Scheme, Timing
-from services.trainer import job as jobs
+from services.bus.messages import Progress, Timing
+from services.scheme import CHAINED, Scheme
 from services.trainer import waiting
-from services.trainer.job import Job
-from services.trainer.labels import Source
-from services.trainer.optimiser import Sgd
+from services.trainer.core import job as jobs
+from services.trainer.core.job import Job
+from services.trainer.core.labels import Source
+from services.trainer.core.optimiser import Sgd
 
 FILE = "run.json"
 PREPARED = "prepared.json"
@@ -47,7 +50,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     network: str
     weights: str | None = None
     data: str = DIGITS
-    rates: FaultRates
+    rates: Rates
     scheme: Scheme = CHAINED
     iterations: int = 100
     batch: int = 16
@@ -85,7 +88,7 @@ class Prepared(msgspec.Struct, kw_only=True):
     """Of the device."""
 
 
-def prepare(settings: Settings, folder: Path, say: Live) -> None:
+def prepare(settings: Settings, folder: Path, say: Display) -> None:
     """Make the run's folder: data checked, float network trained or loaded, lowered to int8, job written.
 
     Raises ValueError (DataError, LoweringError) that names what does not fit.
@@ -119,7 +122,7 @@ def read_settings(folder: Path) -> Settings:
         raise ValueError(f"{path}: {error}") from error
 
 
-async def execute(settings: Settings, folder: Path, say: Live) -> None:
+async def execute(settings: Settings, folder: Path, say: Display) -> None:
     """Run the pipeline on a prepared folder until the trainer is done. Everything started here is stopped again.
 
     Raises PipelineError with the last word of whatever failed, BusError where the broker is out of reach.
@@ -211,7 +214,7 @@ def _services(settings: Settings, memory: Shares, device_broker: str, server_bro
     ]
 
 
-async def _watch(broker: str, device: str, say: Live) -> None:
+async def _watch(broker: str, device: str, say: Display) -> None:
     """Feed the live display from the events. A display that lost its broker is no reason to stop."""
     while True:
         try:
@@ -227,7 +230,7 @@ async def _watch(broker: str, device: str, say: Live) -> None:
             await asyncio.sleep(1.0)
 
 
-def _network(settings: Settings, data: Dataset, say: Live) -> tuple[Network, float]:
+def _network(settings: Settings, data: Dataset, say: Display) -> tuple[Network, float]:
     """The int8 network and the float one's top-1 on the held-out images, in per cent."""
     if settings.network == DEMO_NETWORK and settings.weights is None:
         with say.step("training the float network"):

@@ -8,14 +8,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from accelsim import engine, storage, zoo
+from accelsim import zoo
+from accelsim.datasets import DIGITS, load
+from accelsim.engine import engine
+from accelsim.faults import Rates
+from accelsim.int8 import storage
 from accelsim.lowering import lower
 from r2f import inprocess
-from r2f.data import DIGITS, load
-from services.bus.messages import FaultRates
-from services.codec import layers
-from services.trainer.job import Job
-from services.voter.vote import vote
+from services.codec.core import layers
+from services.trainer.core.job import Job
+from services.voter.core.vote import vote
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     torch.manual_seed(0)
     module = zoo.build("digits_cnn", data.classes).eval()
     lowered = lower(module, data.train_images[:64], data.mean, data.std, name="warm")
-    rates = FaultRates(input=1e-3, weight=1e-3, output=1e-3)
+    rates = Rates(input=1e-3, weight=1e-3, output=1e-3)
     job = Job(session="warm", device="warm", rates=rates, iterations=2)
     # What comes over the bus is read-only, which to Numba is another type: both are needed.
     received = storage.from_bytes(storage.to_bytes(lowered))

@@ -1,4 +1,4 @@
-"""Tensors by reference between the processes of one host (design section 9).
+"""Tensors by reference between the processes of one host (architecture.md, "The bus").
 
 A sender owns one arena: a sparse file in shared memory, mapped once by it and once by each reader, so that passing a
 tensor costs one copy in and none out, no system call and, once the pages are warm, no page fault. The file is::
@@ -36,8 +36,8 @@ import structlog
 import xxhash
 from numpy.typing import NDArray
 
+from services.bus.encoding import MessageError
 from services.bus.messages import Ref, Tensor
-from services.bus.wire import MessageError
 
 SLOTS = 1023
 SEATS = 32

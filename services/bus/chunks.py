@@ -1,4 +1,4 @@
-"""Messages too large for one packet: a Manifest, then Chunks, on the topic of the message itself (design section 9).
+"""Messages too large for one packet: a Manifest, then Chunks, on the topic of the message itself (architecture.md, "The bus").
 
 A packet of at most 127 KiB, or of two seconds of the link, lets others between and keeps the keepalive alive. A Chunk
 names its transfer by digest, so that chunks may come twice, in any order and from several senders at once. Nothing is
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import xxhash
 
+from services.bus.encoding import MessageError
 from services.bus.messages import Chunk, Manifest, Message
-from services.bus.wire import MessageError
 
 CHUNK = 127 * 1024
 SMALLEST = 256

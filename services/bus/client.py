@@ -1,4 +1,4 @@
-"""The one way onto the bus: a client that keeps its promises over a broker that comes and goes (design section 9).
+"""The one way onto the bus: a client that keeps its promises over a broker that comes and goes (architecture.md, "The bus").
 
 At least once, in order a topic, from any one sender:
 
@@ -41,12 +41,12 @@ import structlog
 from numpy.typing import NDArray
 
 from services.bus import arena as arenas
-from services.bus import topics, wire
+from services.bus import encoding, topics
 from services.bus.chunks import CHUNK, Reassembler, chunk_size, split
 from services.bus.connection import Connection
+from services.bus.encoding import MessageError
 from services.bus.messages import Chunk, Flow, Manifest, Message, Stage, State, Tensor, Timing
 from services.bus.topics import Topic
-from services.bus.wire import MessageError
 
 WINDOW = 64
 """Messages that a sender may be ahead of a receiver that gives credit, on one topic."""
@@ -298,7 +298,7 @@ class Bus:
         topic = topics.absolute(topic, self.device)
         parsed = _checked(topic, message)
         if parsed.plane in topics.LINK_PLANES:
-            wire.check_inline(topic, message)
+            encoding.check_inline(topic, message)
         if parsed.plane == "event":
             self._event(topic, message)
             return 0
@@ -316,7 +316,7 @@ class Bus:
                 task = asyncio.create_task(self._subscribe_now([(_flow_topic(parsed), 1)]))
                 task.add_done_callback(self._ended)
                 self._tasks.append(task)
-        payload = wire.encode(message)
+        payload = encoding.encode(message)
         if len(payload) <= out.chunk:
             return await self._number_and_send(topic, out, message, retain)
         if retain:
@@ -333,7 +333,7 @@ class Bus:
         await self._room(out)
         out.n += 1
         message.origin, message.n = self.origin, out.n
-        entry = _Entry(topic, wire.encode(message), retain, out.n)
+        entry = _Entry(topic, encoding.encode(message), retain, out.n)
         message.origin, message.n = "", 0
         out.kept.append(entry)
         self._kept.append(out)
@@ -405,7 +405,7 @@ class Bus:
             self.counts["events_lost"] += 1
             return
         self.counts["sent"] += 1
-        client.send(topic, wire.encode(message), 0)
+        client.send(topic, encoding.encode(message), 0)
 
     async def announce(self, **fields: Any) -> None:
         """Publish this service's retained State with these fields changed, such as ``version=3``."""
@@ -413,7 +413,7 @@ class Bus:
         await self._announce(self._state)
 
     async def _announce(self, state: Message, topic: str | None = None) -> None:
-        entry = _Entry(topic or self._state_topic, wire.encode(state), True)
+        entry = _Entry(topic or self._state_topic, encoding.encode(state), True)
         self._retained[entry.topic] = entry
         self._send(entry)
 
@@ -501,11 +501,11 @@ class Bus:
             return  # a retained message was cleared
         try:
             try:
-                message = wire.decode(topic, payload)
+                message = encoding.decode(topic, payload)
             except MessageError as error:
                 self._bad(error)
                 # Its number has come all the same: asking for it again would bring the same bytes.
-                stamp = wire.stamp(payload)
+                stamp = encoding.stamp(payload)
                 if stamp is not None:
                     self._number(topic, *stamp, None, len(payload), retained)
                 return
@@ -612,7 +612,7 @@ class Bus:
                 if payload is None:
                     return
                 size = len(payload)
-                message = wire.decode(topic, payload, whole=True)
+                message = encoding.decode(topic, payload, whole=True)
         except MessageError as error:
             self._bad(error)
             return
@@ -656,7 +656,7 @@ class Bus:
         flow.credited = flow.next - 1
         parsed = topics.parse(topic)
         answer = Flow(session="", to=origin, topic=topic, taken=flow.next - 1, missing=tuple(missing[:64]))
-        self._send(_Entry(_flow_topic(parsed), wire.encode(answer)))
+        self._send(_Entry(_flow_topic(parsed), encoding.encode(answer)))
 
     def _ask_refused(self) -> None:
         for (topic, origin), flow in self._ins.items():
@@ -701,7 +701,7 @@ class Bus:
         """
         array = np.asarray(array)
         if self._where is None or array.nbytes < SMALL_TENSOR:
-            return wire.inline(array)
+            return encoding.inline(array)
         if array.dtype.name not in ("int8", "uint8", "int32", "int64", "float32"):
             raise TypeError(f"a tensor cannot be {array.dtype}; use int8, uint8, int32, int64 or float32")
         try:
@@ -715,7 +715,7 @@ class Bus:
             self.counts["arena_full"] += 1
             if self.counts["arena_full"] in (1, 10, 100) or self.counts["arena_full"] % 1000 == 0:
                 self._log.warning("tensor sent inline", reason=str(error), times=self.counts["arena_full"])
-            return wire.inline(array)
+            return encoding.inline(array)
 
     async def room(self, *sizes: int) -> None:
         """Wait until the readers have given back enough of the arena for tensors of so many bytes to be shared.
@@ -748,7 +748,7 @@ class Bus:
         Raises MessageError where the slot was given away meanwhile, or is not of this host: drop the message.
         """
         if tensor.ref is None:
-            return wire.view(tensor)
+            return encoding.view(tensor)
         return self._arena_reader().open(tensor)
 
     def release(self, tensor: Tensor) -> bool:
@@ -772,7 +772,7 @@ class Bus:
         will = None
         if not self._passive:
             gone = State(session=self.session, service=self.service, online=False, boot=self.origin)
-            will = aiomqtt.Will(self._state_topic, wire.encode(gone), 1, True)
+            will = aiomqtt.Will(self._state_topic, encoding.encode(gone), 1, True)
         return Connection(
             self.host,
             self.port,

@@ -1,4 +1,4 @@
-"""Every message on the bus, and the topic that it travels on (design sections 2 and 9).
+"""Every message on the bus, and the topic that it travels on (architecture.md, "The loop" and "The bus").
 
 One message is one msgpack map with a ``type``; ``decode`` validates it. Planes: ``down/*`` and ``up/*`` cross the link,
 ``edge/*`` stays on the device, ``server/*`` on the server, ``state/*`` is retained, ``event/*`` is for watching.
@@ -28,14 +28,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from accelsim.faults import Rates
+from services.scheme import CHAINED, Scheme, Vote
+
 VERSION = 1
 ROOT = f"r2f/v{VERSION}"
 
 Mode = Literal["training", "inference"]
-Codec = Literal["direct", "golden", "chained"]
-Vote = Literal["bitwise", "median"]
-Redundancy = Literal["layer", "network"]
-"""Of the golden codec's reference: the vote of a layer feeds the next one, or each of three runs goes on by itself."""
 Command = Literal["mode", "model", "base", "forward"]
 """What an Ack answers; ``base`` is the device's codec asking for a model whole, for it lacks what the delta builds on."""
 Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink"]
@@ -44,7 +43,6 @@ Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress
 ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-Rate = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Ref(msgspec.Struct, array_like=True, frozen=True):
@@ -56,10 +54,6 @@ class Ref(msgspec.Struct, array_like=True, frozen=True):
     offset: Count
     nbytes: Count
 
-
-SEGMENT_BYTES = 512 * 1024
-"""Outputs that the agent gathers before they go out. Small layers share a message, large ones stream one by one: the bus
-costs a fixed time a message, the link and the server gain by starting early."""
 
 Phase = Literal["before", "train", "after", "done"]
 
@@ -96,51 +90,12 @@ class Message(msgspec.Struct, kw_only=True, tag_field="type", tag=str.lower, omi
     n: Count = 0
 
 
-class FaultRates(msgspec.Struct, kw_only=True, frozen=True):
-    """Bit error rates at the four sites (design section 5)."""
-
-    input: Rate = 0.0
-    weight: Rate = 0.0
-    accumulator: Rate = 0.0
-    output: Rate = 0.0
-
-
-class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """How a device runs the layers and what it sends of them."""
-
-    codec: Codec = "chained"
-    vote: Vote = "median"
-    replicas: Literal[3, 5, 7] = 3
-    """Executions of each layer for the vote, where no referee chooses."""
-    referee: bool = True
-    """Of the chained codec: run layers as often as they need, and settle what stays open on the reliable processor
-    (see ``accelsim.referee``); ``replicas`` is not looked at then."""
-    uplink_bits_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Of the device's link, 0 where not known: the referee leaves to the link what that does sooner, and assumes HSPA else."""
-    exact: bool = True
-    """Of the chained codec: the server asks for what its digests say it has wrong, until its tensors are the device's."""
-    theta: Rate = 0.0
-    """Of the golden codec: a layer of which a smaller share of outputs equals the vote goes direct (the paper's threshold)."""
-    redundancy: Redundancy = "layer"
-    """Of the golden codec: layer-wise or network-wise TMR as the reference (section V.C of the paper)."""
-    jpeg: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
-    """Quality of the JPEG files that the device's camera gives and the device itself runs on; 0 for images as they are."""
-    float_inputs: bool = False
-    """Images cross the link as float32, each time they are used, as in the paper."""
-    protected: tuple[int, ...] = ()
-    """Layers that run three times and whose vote goes on (section V.B of the paper)."""
-
-
-CHAINED = Scheme()
-"""Chained increments, the referee, exact: what R2F is for."""
-
-
 class SetMode(Message):
     """``down/mode``, retained: how the device is to run from now on."""
 
     seq: int
     mode: Mode
-    rates: FaultRates = FaultRates()
+    rates: Rates = Rates()
     seed: int = 0
     scheme: Scheme = CHAINED
 
@@ -244,7 +199,7 @@ class EncodedLayer(msgspec.Struct, array_like=True):
     digest: int
     """xxh3-64 of the actual outputs, NHWC bytes."""
     body: bytes
-    """Self-describing: its first byte names the coding (see ``services.codec.layers``)."""
+    """Self-describing: its first byte names the coding (see ``services.codec.core.layers``)."""
 
 
 class EncodedLayers(Message):
@@ -272,7 +227,7 @@ class Rebuilt(Message):
 class Repair(Message):
     """``down/repair``: layer ``layer`` is the first whose rebuilt tensor does not have the device's digest.
 
-    ``digests``: ``services.codec.repair.channel_digests`` of what the server has, little-endian; correct the channels that
+    ``digests``: ``services.codec.core.repair.channel_digests`` of what the server has, little-endian; correct the channels that
     differ. None: correct this layer and every later one, which is the second and last request of an iteration.
     """
 
@@ -311,7 +266,7 @@ class Activations(Message):
 
 
 class Deploy(Message):
-    """``server/model`` and ``edge/model``: a whole network, as ``accelsim.storage`` writes it."""
+    """``server/model`` and ``edge/model``: a whole network, as ``accelsim.int8.storage`` writes it."""
 
     iteration: int
     """That the version came from; -1 for one that no iteration made."""

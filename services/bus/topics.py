@@ -1,4 +1,4 @@
-"""The topics of the bus, ``r2f/v1/{device}/{plane}/{name}``, and which message travels on which (design section 9).
+"""The topics of the bus, ``r2f/v1/{device}/{plane}/{name}``, and which message travels on which (architecture.md, "The bus").
 
 ``TABLE`` is the whole contract: a message of another type on a topic is rejected by ``wire.decode``.
 """

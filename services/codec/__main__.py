@@ -36,11 +36,11 @@ def main(
 
     async def serve(bus: Bus) -> None:
         if side is Side.device:
-            from services.codec.device import DeviceCodec
+            from services.codec.device_side import DeviceCodec
 
             await DeviceCodec(bus, path, keep_mb << 20).serve()
         else:
-            from services.codec.server import ServerCodec
+            from services.codec.server_side import ServerCodec
 
             await ServerCodec(bus, path).serve()
 

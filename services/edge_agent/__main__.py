@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from accelsim.accelerator import Accelerator, Simulated
+from accelsim.accelerators import Accelerator, Simulated
+from accelsim.datasets import load
 from accelsim.engine import keep_idle
 from accelsim.faults import Rates
-from accelsim.scalesim import read_config
 from accelsim.timing import Array
-from r2f.data import load
+from accelsim.timing.scalesim import read_config
 from services.bus import Bus, service
 from services.edge_agent.agent import Agent
 
@@ -41,7 +41,7 @@ def main(
 
     def new_accelerator(rates: Rates, seed: int) -> Accelerator:
         if accelerator is Kind.onnxruntime:
-            from accelsim.onnx_accelerator import OnnxAccelerator
+            from accelsim.accelerators.onnxruntime import OnnxAccelerator
 
             return OnnxAccelerator(rates, seed, device)
         return Simulated(rates, seed, device, path)

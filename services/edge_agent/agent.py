@@ -13,18 +13,20 @@ import msgspec
 import numpy as np
 import structlog
 
-from accelsim import referee, storage
-from accelsim.accelerator import Accelerator
+from accelsim.accelerators import Accelerator
+from accelsim.datasets import Dataset
 from accelsim.engine import Engine, shared
 from accelsim.faults import Rates
-from accelsim.network import Conv, Int8, Network
+from accelsim.int8 import storage
+from accelsim.int8.network import Conv, Int8, Network
 from accelsim.timing import Array, LayerTiming, layer_timing
-from r2f.data import Dataset
 from services.bus import Bus, MessageError
-from services.bus.messages import Deploy, FaultRates, Forward, Scheme, SetMode, Timing, Voted
-from services.edge_agent.camera import photograph
-from services.edge_agent.client import Client
-from services.edge_agent.execution import Executed, Plan, Segment, Votes, execute
+from services.bus.messages import Deploy, Forward, SetMode, Timing, Voted
+from services.edge_agent.core import referee
+from services.edge_agent.core.camera import photograph
+from services.edge_agent.core.forward import Executed, Plan, Segment, Votes, execute
+from services.edge_agent.table1 import Client
+from services.scheme import Scheme
 
 log = structlog.get_logger()
 
@@ -43,7 +45,7 @@ class Loaded:
     version: int
     network: Network
     engine: Engine
-    accelerators: dict[tuple[FaultRates, int], Accelerator]
+    accelerators: dict[tuple[Rates, int], Accelerator]
 
 
 class Agent:
@@ -199,8 +201,7 @@ class Agent:
     def _accelerator(self, loaded: Loaded, mode: SetMode, forward: Forward) -> Accelerator:
         key = (mode.rates, mode.seed if forward.seed is None else forward.seed)
         if key not in loaded.accelerators:
-            rates = Rates(mode.rates.input, mode.rates.weight, mode.rates.accumulator, mode.rates.output)
-            accelerator = self.new_accelerator(rates, key[1])
+            accelerator = self.new_accelerator(mode.rates, key[1])
             accelerator.load(loaded.network)
             loaded.accelerators.clear()
             loaded.accelerators[key] = accelerator

@@ -12,7 +12,8 @@ import torch
 import typer
 
 from services.bus import Bus, BusError, service
-from services.trainer import job, training, waiting
+from services.trainer import training, waiting
+from services.trainer.core import job
 
 
 def main(

@@ -12,17 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from accelsim import storage
 from accelsim.engine import Engine
-from accelsim.network import Network
-from accelsim.parameters import dequantize, quantize
+from accelsim.faults import Rates
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
+from accelsim.int8.parameters import dequantize, quantize
 from services.bus import Bus
-from services.bus.messages import FaultRates, Phase
-from services.trainer import checkpoint, job, labels, ledger, optimiser
-from services.trainer.checkpoint import Checkpoint
-from services.trainer.job import Job
-from services.trainer.replay import Labels, replay
-from services.trainer.server import Data, Mode, Server, serving
+from services.bus.messages import Phase
+from services.trainer import ledger
+from services.trainer.core import checkpoint, job, labels, optimiser
+from services.trainer.core.checkpoint import Checkpoint
+from services.trainer.core.job import Job
+from services.trainer.core.replay import Labels, replay
+from services.trainer.table1 import Data, Mode, Server, serving
 
 log = structlog.get_logger()
 
@@ -61,7 +63,7 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
         state = _resume(folder, todo, initial)
         if not result.before:
             await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
-            result.int8 = await _evaluate(server, todo, "before", agent.samples["test"], FaultRates())
+            result.int8 = await _evaluate(server, todo, "before", agent.samples["test"], Rates())
             result.before = await _evaluate(server, todo, "before", agent.samples["test"], todo.rates)
             _write_result(folder, result)
         state = await _train(server, folder, todo, initial, state, agent.samples["train"], path)
@@ -109,7 +111,7 @@ async def _train(
         x = network.quantize_images(data.images)
         truth = _labels(todo, data, own, samples, teacher)
         # Backward on exactly that, then one step of the float32 master weights.
-        found = await asyncio.to_thread(replay, network, x, data.activations, truth, engine.golden)
+        found = await asyncio.to_thread(replay, network, x, data.activations, truth, engine.fault_free)
         optimiser.guard(found, iteration, saved)
         optimiser.step(state.parameters, state.velocity, found, todo.sgd)
         stepped = time.perf_counter()
@@ -133,10 +135,10 @@ async def _train(
     return state
 
 
-async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, rates: FaultRates) -> list[float]:
+async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, rates: Rates) -> list[float]:
     """Top-1 in per cent on held-out samples, for each fault seed; a single run where there are no faults."""
-    seeds = todo.evaluation_seeds if rates != FaultRates() else todo.evaluation_seeds[:1]
-    scheme = todo.scheme if rates != FaultRates() else msgspec.structs.replace(todo.scheme, protected=())
+    seeds = todo.evaluation_seeds if rates != Rates() else todo.evaluation_seeds[:1]
+    scheme = todo.scheme if rates != Rates() else msgspec.structs.replace(todo.scheme, protected=())
     await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, scheme=scheme)
     samples = range(min(todo.evaluation_samples, available))
     found = []

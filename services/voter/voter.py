@@ -9,7 +9,7 @@ import numpy as np
 
 from services.bus import Bus
 from services.bus.messages import LayerReplicas, LayerVoted, Replicas, Timing, Voted
-from services.voter.vote import settled_vote, vote
+from services.voter.core.vote import settled_vote, vote
 
 TMR = 3
 

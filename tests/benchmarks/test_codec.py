@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from accelsim import storage, zoo
+from accelsim import zoo
+from accelsim.datasets import load
+from accelsim.int8 import storage
 from accelsim.lowering import lower
 from benchmarks import codec
-from r2f.data import load
 
 NAMES = (
     "direct_bytes", "zstd_bytes", "golden_bytes", "chained_bytes", "exact_bytes", "bound_bytes", "mismatched_share",

@@ -11,7 +11,7 @@ import pytest
 
 from broker.config import Bridge, make_accounts
 from broker.launch import Running, find_mosquitto, free_port, launch
-from services.bus import Bus, wire
+from services.bus import Bus, encoding
 from services.bus.messages import Ack, Message, Outputs
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed: only it can bridge")
@@ -54,7 +54,7 @@ def ack(seq: int) -> Ack:
 
 def outputs(nbytes: int) -> Outputs:
     array = np.random.default_rng(nbytes).integers(-128, 128, (nbytes, 1, 1, 1), np.int8)
-    return Outputs(session="s", iteration=1, attempt=0, outputs=wire.inline(array), labels=None)
+    return Outputs(session="s", iteration=1, attempt=0, outputs=encoding.inline(array), labels=None)
 
 
 @contextlib.asynccontextmanager

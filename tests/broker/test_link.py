@@ -14,7 +14,7 @@ import pytest
 from broker import link
 from broker.launch import launch
 from broker.link import PROFILES, Profile, WireBytes
-from services.bus import Bus, wire
+from services.bus import Bus, encoding
 from services.bus.chunks import CHUNK, chunk_size, split
 from services.bus.messages import Ack, Message, Outputs
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def outputs(nbytes: int) -> Outputs:
     array = np.random.default_rng(nbytes).integers(-128, 128, (nbytes, 1, 1, 1), np.int8)
-    return Outputs(session="s", iteration=1, attempt=0, outputs=wire.inline(array), labels=None)
+    return Outputs(session="s", iteration=1, attempt=0, outputs=encoding.inline(array), labels=None)
 
 
 def test_the_profiles_are_table_2() -> None:
@@ -71,7 +71,7 @@ def test_chunks_are_counted_as_the_bus_cuts_them(nbytes: int) -> None:
     made: list[Message] = list(split("session", payload, CHUNK)) if nbytes > CHUNK else []
     for n, message in enumerate(made, 1):
         message.origin, message.n = "0" * 12, n
-    cut = [len(wire.encode(message)) for message in made] or [nbytes + link.STAMP]
+    cut = [len(encoding.encode(message)) for message in made] or [nbytes + link.STAMP]
     assert len(counted) == len(cut)
     # Numbers are counted as long as they get: some bytes more for the first of them.
     assert all(0 <= more - less <= 6 for more, less in zip(counted, cut, strict=True))
@@ -95,7 +95,7 @@ async def test_the_clock_counts_the_bytes_that_pass() -> None:
                 await trainer.publish("up/outputs", message)
                 await agent.receive(5)
                 await trainer.flush()
-                lengths = link.frames(len(wire.encode(message)), CHUNK, "s")
+                lengths = link.frames(len(encoding.encode(message)), CHUNK, "s")
                 counted = sum(link.packet_bytes(trainer.topic("up/outputs"), length) for length in lengths)
                 # Numbers are counted as if they had three bytes.
                 assert 0 <= counted - (shaped.up_bytes - before) <= 4 * len(lengths)
@@ -121,7 +121,7 @@ async def test_messages_are_counted_as_they_pass_in_the_chunks_of_the_link(rate:
                     before = shaped.up_bytes
                     await asyncio.sleep(0.2)
                 message = outputs(nbytes)
-                payload = len(wire.encode(message))
+                payload = len(encoding.encode(message))
                 await device.publish("up/outputs", message)
                 await server.receive(10)
                 await device.flush()
@@ -161,7 +161,7 @@ async def test_the_proxy_keeps_time_with_the_clock(direction: link.Direction) ->
             ratios = []
             for _ in range(3):
                 message = outputs(nbytes)
-                expected = link.transfer_s(sender.topic("up/outputs"), len(wire.encode(message)), slow, direction)
+                expected = link.transfer_s(sender.topic("up/outputs"), len(encoding.encode(message)), slow, direction)
                 start = time.perf_counter()
                 await sender.publish("up/outputs", message)
                 _, received = await receiver.receive(20)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from accelsim import zoo
+from accelsim.datasets import load
+from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from accelsim.network import Network
-from experiments import chain, exactness
-from experiments.chain import Batch
-from r2f.data import load
+from experiments import exactness
+from experiments.common import chain
+from experiments.common.chain import Batch
 
 
 @pytest.fixture(scope="module")

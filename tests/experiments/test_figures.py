@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from accelsim import timing
-from accelsim.accelerator import Simulated
+from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
-from accelsim.network import Network, UInt8
+from accelsim.int8.network import Network, UInt8
 from broker.link import Profile
-from experiments import chain, fig6_time, fig7_bytes, iteration, wire_cost
-from experiments.networks import int8_network
+from experiments import fig6_time, fig7_bytes, iteration, wire_cost
+from experiments.common import chain
+from experiments.common.networks import int8_network
 from experiments.wire_cost import BERS, LINKS, Cost, Method, Stages
 
 METHODS: tuple[Method, ...] = ("drm", "aprm80", "aprm60", "aprm50", "lossless", "jpeg", "known")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accelsim.network import UInt8
+from accelsim.int8.network import UInt8
 from experiments import input_codecs
 from experiments.input_codecs import Codec
 

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from accelsim import referee
 from experiments import vote_rules
 from experiments.vote_rules import MOST, RULES, Measured, rows, summary, tally
+from services.edge_agent.core import referee
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.6])

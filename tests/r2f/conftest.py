@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from accelsim import zoo
+from accelsim.datasets import load
 from r2f import float_training, run
-from r2f.data import load
-from r2f.live import Live
-from services.trainer import job
+from r2f.display import Display
+from services.trainer.core import job
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def prepare(weights: str) -> Callable[[run.Settings, Path], None]:
     """Makes a run's folder with those weights, and a trainer that asks again for what was lost after five seconds."""
 
     def prepared(settings: run.Settings, folder: Path) -> None:
-        with Live(Console(quiet=True)) as live:
+        with Display(Console(quiet=True)) as live:
             run.prepare(msgspec.structs.replace(settings, weights=weights), folder, live)
         job.write(folder, msgspec.structs.replace(job.read(folder), patience_s=5.0))
 

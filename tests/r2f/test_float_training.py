@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from accelsim import zoo
-from r2f.data import load
+from accelsim.datasets import load
 from r2f.float_training import accuracy, train
 
 

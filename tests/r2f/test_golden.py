@@ -10,18 +10,19 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from accelsim.faults import Rates
 from r2f import run
-from r2f.live import Live
-from services.bus.messages import FaultRates, Redundancy, Scheme
+from r2f.display import Display
+from services.scheme import Redundancy, Scheme
 from services.trainer import ledger, training
+from services.trainer.core.optimiser import Sgd
 from services.trainer.ledger import Row
-from services.trainer.optimiser import Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
 SETTINGS = run.Settings(
     network="digits_cnn",
-    rates=FaultRates(input=3e-4, weight=3e-4, output=3e-4),
+    rates=Rates(input=3e-4, weight=3e-4, output=3e-4),
     iterations=3,
     sgd=Sgd(rate=0.02),
     evaluation_seeds=1,
@@ -34,7 +35,7 @@ PIXELS = 16 * 8 * 8
 def rows(prepare: Callable[[run.Settings, Path], None], folder: Path, scheme: Scheme) -> list[Row]:
     settings = msgspec.structs.replace(SETTINGS, scheme=scheme)
     prepare(settings, folder)
-    asyncio.run(run.execute(settings, folder, Live(Console(quiet=True))))
+    asyncio.run(run.execute(settings, folder, Display(Console(quiet=True))))
     return ledger.read(folder / training.PROGRESS)
 
 

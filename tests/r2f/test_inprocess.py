@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from accelsim import reference, storage, zoo
+from accelsim import zoo
+from accelsim.datasets import Dataset, load
+from accelsim.engine import reference
+from accelsim.faults import Rates
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from accelsim.network import Network
-from r2f.data import Dataset, load
 from r2f.inprocess import evaluate, retrain
-from services.bus.messages import FaultRates, Scheme
-from services.trainer.job import Job
-from services.trainer.optimiser import Sgd
+from services.scheme import Scheme
+from services.trainer.core.job import Job
+from services.trainer.core.optimiser import Sgd
 
-RATES = FaultRates(input=5e-4, weight=5e-4, output=5e-4)
+RATES = Rates(input=5e-4, weight=5e-4, output=5e-4)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def test_exact_chained_ends_with_the_model_of_direct(network: Network, digits: D
 
 
 def test_plain_votes_err_and_say_so(network: Network, digits: Dataset) -> None:
-    many = FaultRates(input=4e-3, weight=4e-3, output=4e-3)
+    many = Rates(input=4e-3, weight=4e-3, output=4e-3)
     found = retrain(network, digits, job(rates=many, scheme=Scheme(referee=False, exact=False)))
     assert 0 < sum(i.mismatched for i in found.iterations) < sum(i.elements for i in found.iterations)
     assert sum(i.repaired for i in found.iterations) == 0
@@ -56,7 +59,7 @@ def test_seed_iteration_and_device_decide_the_faults(network: Network, digits: D
     def model(**settings: object) -> str:
         return storage.digest(retrain(network, digits, job(scheme=Scheme(codec="direct"), iterations=2, **settings)).network)
 
-    assert len({model(), model(seed=1), model(device="other"), model(rates=FaultRates())}) == 4
+    assert len({model(), model(seed=1), model(device="other"), model(rates=Rates())}) == 4
 
 
 def test_a_sample_crosses_the_link_once(network: Network, digits: Dataset) -> None:
@@ -71,9 +74,9 @@ def test_a_sample_crosses_the_link_once(network: Network, digits: Dataset) -> No
 
 def test_without_labels_the_teacher_gives_them(network: Network, digits: Dataset) -> None:
     """A fault-free device that answers as its teacher does has nothing to learn but certainty."""
-    found = retrain(network, digits, job(labels="teacher", rates=FaultRates(), iterations=1))
+    found = retrain(network, digits, job(labels="teacher", rates=Rates(), iterations=1))
     assert found.iterations[0].correct == 8
-    soft = retrain(network, digits, job(labels="teacher-soft", rates=FaultRates(), iterations=1))
+    soft = retrain(network, digits, job(labels="teacher-soft", rates=Rates(), iterations=1))
     assert soft.iterations[0].grad_norm < 1e-5
 
 
@@ -83,8 +86,8 @@ def test_evaluation_counts_right_answers(network: Network, digits: Dataset) -> N
     for top in (1, 3):
         # argsort of the negated outputs is stable, so among equals the lowest class counts first: as argmax has it.
         right = [label in sorted(range(10), key=lambda c: -row[c])[:top] for row, label in zip(outputs, labels, strict=True)]
-        assert evaluate(network, images, labels, FaultRates(), [1, 2], top=top, batch=16) == [100 * np.mean(right)]
-    faulty = evaluate(network, images, labels, FaultRates(weight=0.01), [1, 2, 1], batch=16)
+        assert evaluate(network, images, labels, Rates(), [1, 2], top=top, batch=16) == [100 * np.mean(right)]
+    faulty = evaluate(network, images, labels, Rates(weight=0.01), [1, 2, 1], batch=16)
     assert faulty[0] == faulty[2]
 
 

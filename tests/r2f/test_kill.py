@@ -14,21 +14,22 @@ import pytest
 from paho.mqtt import publish
 from rich.console import Console
 
+from accelsim.faults import Rates
 from broker.launch import find_mosquitto
 from r2f import run
-from r2f.live import Live
+from r2f.display import Display
 from r2f.pipeline import Pipeline
-from services.bus import topics, wire
-from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, FaultRates, Progress, Repair, Tensor
-from services.trainer import job as jobs
+from services.bus import encoding, topics
+from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, Progress, Repair, Tensor
 from services.trainer import ledger, training
-from services.trainer.optimiser import Sgd
+from services.trainer.core import job as jobs
+from services.trainer.core.optimiser import Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
 SETTINGS = run.Settings(
     network="digits_cnn",
-    rates=FaultRates(input=1e-3, weight=1e-3, output=1e-3),
+    rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
     iterations=14,
     sgd=Sgd(rate=0.02),
     evaluation_seeds=2,
@@ -38,7 +39,7 @@ SETTINGS = run.Settings(
 )
 
 
-class Killer(Live):
+class Killer(Display):
     """A live display that kills processes, each once, when the training has come to its step."""
 
     def __init__(self, victims: dict[int, str], session: str = "") -> None:
@@ -119,9 +120,9 @@ class Hostile(Killer):
             rubbish = [
                 (f"r2f/v1/edge-0/{name}", payload, 1, False)
                 for name in topics.TABLE
-                for payload in (os.urandom(64), b"", b"\xdf\xff\xff\xff\xff", wire.encode(lies["up/ack"])[:-3])
+                for payload in (os.urandom(64), b"", b"\xdf\xff\xff\xff\xff", encoding.encode(lies["up/ack"])[:-3])
             ]
-            told = [(f"r2f/v1/edge-0/{name}", wire.encode(lie), 1, False) for name, lie in lies.items()]
+            told = [(f"r2f/v1/edge-0/{name}", encoding.encode(lie), 1, False) for name, lie in lies.items()]
             publish.multiple(rubbish + told, hostname="127.0.0.1", port=port)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from accelsim import zoo
+from accelsim.int8.network import INPUT, Network
 from accelsim.lowering import lower
-from accelsim.network import INPUT, Network
 from r2f import memory
 
 

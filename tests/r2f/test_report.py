@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
 from r2f import plots, report
-from services.bus.messages import FaultRates
-from services.trainer import job, ledger, training
+from services.trainer import ledger, training
+from services.trainer.core import job
 
 LINK = Profile("hspa", 5.76e6, 21.1e6, 0.05)
 
@@ -23,7 +24,7 @@ UP = (("inputs", 60), ("layers", 70), ("layers", 30), ("repair", 35))
 
 def finished(folder: Path, iterations: int = 4) -> Path:
     """A run's folder as the trainer leaves it."""
-    rates = FaultRates(input=1e-3, weight=2e-3, output=1e-3)
+    rates = Rates(input=1e-3, weight=2e-3, output=1e-3)
     job.write(folder, job.Job(session="s", device="d", rates=rates, iterations=iterations, batch=2))
     (folder / job.NETWORK).write_bytes(b"n" * 500)
     rows = [

@@ -9,14 +9,15 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from accelsim import reference, storage
+from accelsim.datasets import Dataset, load
+from accelsim.engine import reference
+from accelsim.faults import Rates
+from accelsim.int8 import storage
 from r2f import float_training, run
-from r2f.data import Dataset, load
-from r2f.live import Live
-from services.bus.messages import FaultRates
-from services.trainer import job
+from r2f.display import Display
+from services.trainer.core import job
 
-SETTINGS = run.Settings(network=run.DEMO_NETWORK, rates=FaultRates(weight=1e-3), iterations=2, seed=5, evaluation_samples=64)
+SETTINGS = run.Settings(network=run.DEMO_NETWORK, rates=Rates(weight=1e-3), iterations=2, seed=5, evaluation_samples=64)
 
 
 def test_a_folder_holds_all_that_a_run_needs(tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,7 @@ def test_a_folder_holds_all_that_a_run_needs(tmp_path: Path, trained: nn.Module,
 
     monkeypatch.setattr(float_training, "train", train)
     folder = tmp_path / "run"
-    with Live(Console(quiet=True)) as live:
+    with Display(Console(quiet=True)) as live:
         run.prepare(msgspec.structs.replace(SETTINGS, labels="server"), folder, live)
     assert asked == [5], "the demo's network is trained here where no weights are given"
     assert run.read_settings(folder) == msgspec.structs.replace(SETTINGS, labels="server")

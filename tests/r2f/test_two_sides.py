@@ -12,16 +12,18 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from accelsim import storage
+from accelsim.datasets import load
+from accelsim.faults import Rates
+from accelsim.int8 import storage
 from broker import pair
 from broker.launch import find_mosquitto, free_port
 from r2f import inprocess, pipeline, run
-from r2f.data import load
-from r2f.live import Live
+from r2f.display import Display
 from r2f.pipeline import Pipeline, Program
-from services.bus.messages import FaultRates, Progress
-from services.trainer import job, training, waiting
-from services.trainer.optimiser import Sgd
+from services.bus.messages import Progress
+from services.trainer import training, waiting
+from services.trainer.core import job
+from services.trainer.core.optimiser import Sgd
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -32,7 +34,7 @@ PASSWORDS = {role: f"{role}-secret" for role in ("device", "server", "watch", "b
 HOSTS = {"device": "127.0.0.1", "server": "127.0.0.2"}
 SETTINGS = run.Settings(
     network="digits_cnn",
-    rates=FaultRates(input=1e-3, weight=1e-3, output=1e-3),
+    rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
     iterations=12,
     sgd=Sgd(rate=0.02),
     evaluation_seeds=2,
@@ -43,7 +45,7 @@ SETTINGS = run.Settings(
 )
 
 
-class Killer(Live):
+class Killer(Display):
     """A live display that kills each broker once on the way."""
 
     def __init__(self, everything: Pipeline) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.bus.chunks import CHUNK, SMALLEST, Reassembler, count_of, split
+from services.bus.encoding import MessageError
 from services.bus.messages import Chunk, Manifest
-from services.bus.wire import MessageError
 
 T = "r2f/v1/d/up/layers"
 

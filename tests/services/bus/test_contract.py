@@ -19,7 +19,7 @@ import pytest
 
 from broker.config import make_accounts
 from broker.launch import Running, free_port, launch, stop
-from services.bus import Bus, BusError, MessageError, wire
+from services.bus import Bus, BusError, MessageError, encoding
 from services.bus.client import CREDIT_WAIT_S
 from services.bus.messages import (
     Ack,
@@ -56,7 +56,7 @@ def forward(iteration: int) -> Forward:
 def inputs(iteration: int, nbytes: int) -> Inputs:
     generator = np.random.default_rng(iteration)
     images = generator.integers(0, 256, (1, nbytes, 1, 1), np.uint8)
-    return Inputs(session="s", iteration=iteration, attempt=0, images=wire.inline(images), labels=None)
+    return Inputs(session="s", iteration=iteration, attempt=0, images=encoding.inline(images), labels=None)
 
 
 async def take(bus: Bus, count: int, timeout_s: float = 20.0) -> list[Message]:
@@ -134,7 +134,7 @@ async def test_what_is_dropped_leaves_no_gap_behind(broker_url: str, device: str
         await receiver.subscribe("up/ack")
         topic = f"r2f/v1/{device}/up/ack"
         for n, session in enumerate(("mine", "old", "mine", "unread", "mine"), 1):
-            message = msgpack.unpackb(wire.encode(ack(n, session))) | {"origin": "someone", "n": n}
+            message = msgpack.unpackb(encoding.encode(ack(n, session))) | {"origin": "someone", "n": n}
             if session == "unread":
                 message["seq"] = "x"
             await other.publish(topic, msgpack.packb(message), 1)
@@ -148,7 +148,7 @@ async def test_a_gap_that_nobody_fills_is_given_up_and_counted(broker_url: str, 
         await receiver.subscribe("up/ack")
         for n in (1, 4, 5):
             message = msgspec.structs.replace(ack(n), origin="someone", n=n)
-            await other.publish(f"r2f/v1/{device}/up/ack", wire.encode(message), 1)
+            await other.publish(f"r2f/v1/{device}/up/ack", encoding.encode(message), 1)
         assert [m.seq for m in await take(receiver, 3) if isinstance(m, Ack)] == [1, 4, 5]
         assert receiver.counts["lost"] == 2
 
@@ -276,7 +276,7 @@ async def test_the_late_will_of_a_predecessor_does_not_stand(broker_url: str, de
         await watch.subscribe("state/agent")
         assert (await state_of(watch, "agent")).online
         dead = State(session="", service="agent", online=False, boot="before")
-        await other.publish(f"r2f/v1/{device}/state/agent", wire.encode(dead), 1, True)
+        await other.publish(f"r2f/v1/{device}/state/agent", encoding.encode(dead), 1, True)
         assert not (await state_of(watch, "agent")).online
         again = await state_of(watch, "agent")
         assert (again.online, again.boot) == (True, agent.origin)
@@ -286,14 +286,14 @@ async def test_the_late_will_of_a_predecessor_does_not_stand(broker_url: str, de
 
 
 async def test_bad_messages_are_dropped_and_counted_and_the_next_good_one_arrives(broker_url: str, device: str) -> None:
-    good = wire.encode(ack(5))
+    good = encoding.encode(ack(5))
     hostile: list[tuple[str, bytes]] = [
         ("up/ack", good[:-1]),
         ("up/ack", b"\xc1"),
         ("up/ack", b"\x00"),
         ("up/ack", b"\xdd\xff\xff\xff\xff"),
         ("up/ack", b"\x91" * 5000),
-        ("up/ack", wire.encode(forward(1))),
+        ("up/ack", encoding.encode(forward(1))),
         ("up/ack", msgpack.packb({"type": "ack", "session": "s", "of": "mode", "seq": "x", "ok": True})),
         ("up/ack", msgpack.packb({"type": "ack", "v": 99, "session": "s", "of": "mode", "seq": 1, "ok": True})),
         ("up/ack", msgpack.packb({"type": "ack", "session": "s" * 65, "of": "mode", "seq": 1, "ok": True})),
@@ -324,7 +324,7 @@ async def test_a_packet_over_the_limit_ends_at_the_broker(broker_url: str, devic
         await receiver.subscribe("up/ack")
         with contextlib.suppress(aiomqtt.MqttError):
             async with raw(broker_url) as other:
-                await other.publish(f"r2f/v1/{device}/up/ack", b"\x00" * (wire.PACKET_LIMIT + 2048), 1, timeout=1)
+                await other.publish(f"r2f/v1/{device}/up/ack", b"\x00" * (encoding.PACKET_LIMIT + 2048), 1, timeout=1)
         await sender.publish("up/ack", ack(1))
         assert await take(receiver, 1) == [ack(1)]
         assert receiver.counts["bad"] == receiver.counts["reconnected"] == 0
@@ -640,7 +640,7 @@ async def test_numbers_out_of_all_proportion_are_refused(broker_url: str, device
         topic = f"r2f/v1/{device}/up/ack"
         for n in (1, 2**50, 3, 2, 2, 4):
             message = msgspec.structs.replace(ack(n), origin="someone", n=n)
-            await other.publish(topic, wire.encode(message), 1)
+            await other.publish(topic, encoding.encode(message), 1)
         assert [m.seq for m in await take(receiver, 4) if isinstance(m, Ack)] == [1, 2, 3, 4]
         assert receiver.counts["bad"] == 1
         assert receiver.counts["duplicate"] == 1
@@ -673,9 +673,9 @@ async def test_chunks_are_small_only_where_they_cross_a_thin_link(monkeypatch: p
     monkeypatch.setenv("R2F_LINK_BITS_PER_S", "50000")
     bus = Bus("mqtt://127.0.0.1:1", "agent", "d")
     monkeypatch.setattr(bus, "_passive", True)
-    array = wire.inline(np.zeros((13_000, 1, 1, 1), np.uint8))
+    array = encoding.inline(np.zeros((13_000, 1, 1, 1), np.uint8))
     await bus.publish("edge/inputs", Inputs(session="s", iteration=0, attempt=0, images=array, labels=None))
-    signed = wire.inline(np.zeros((26_000, 1, 1, 1), np.int8))
+    signed = encoding.inline(np.zeros((26_000, 1, 1, 1), np.int8))
     await bus.publish("up/outputs", Outputs(session="s", iteration=0, attempt=0, outputs=signed, labels=None))
     assert {topic.rsplit("/", 1)[1]: out.n for topic, out in bus._outs.items()} == {"inputs": 1, "outputs": 1 + 3}
     assert max(len(entry.payload) for entry in bus._outs[bus.topic("up/outputs")].kept) < 12_500 + 200

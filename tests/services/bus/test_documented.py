@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.launch import launch
-from services.bus import Bus, describe, wire
+from services.bus import Bus, describe, encoding
 from services.bus.messages import LayerReplicas, Replicas, Voted
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "bus.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ async def test_the_voter_without_our_code_votes(tmp_path: Path) -> None:
     program = tmp_path / "voter.py"
     program.write_text(found[1])
     replicas = np.random.default_rng(0).integers(-128, 128, (3, 2, 100, 100, 4), np.int8)
-    layer = LayerReplicas(index=5, replicas=tuple(wire.inline(replica) for replica in replicas))
+    layer = LayerReplicas(index=5, replicas=tuple(encoding.inline(replica) for replica in replicas))
     asked = Replicas(
         session="s", iteration=1, attempt=0, segment=2, mode="training", vote="median", layers=(layer,)
     )  # 240 kB: in chunks
@@ -48,5 +48,5 @@ async def test_the_voter_without_our_code_votes(tmp_path: Path) -> None:
     assert isinstance(voted, Voted)
     assert (voted.session, voted.iteration, voted.segment, voted.layers[0].index) == ("s", 1, 2, 5)
     assert voted.layers[0].vote is not None
-    np.testing.assert_array_equal(wire.view(voted.layers[0].vote), np.median(replicas, axis=0))
-    np.testing.assert_array_equal(wire.view(voted.layers[0].actual), replicas[0])
+    np.testing.assert_array_equal(encoding.view(voted.layers[0].vote), np.median(replicas, axis=0))
+    np.testing.assert_array_equal(encoding.view(voted.layers[0].actual), replicas[0])

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.bus import Bus, wire
+from services.bus import Bus, encoding
 from services.bus.client import FARTHEST, HELD
 from services.bus.messages import Ack, Flow, Inputs, Message
 
@@ -52,7 +52,7 @@ def message(i: int) -> Inputs:
     """Every fourth goes in two chunks, so that a hole may be in the middle of one."""
     nbytes = 200_000 if i % 4 == 3 else 10
     images = np.random.default_rng(i).integers(0, 256, (1, nbytes, 1, 1), np.uint8)
-    return Inputs(session="s", iteration=i, attempt=0, images=wire.inline(images), labels=None)
+    return Inputs(session="s", iteration=i, attempt=0, images=encoding.inline(images), labels=None)
 
 
 def pair() -> tuple[Bus, Bus]:
@@ -119,7 +119,7 @@ def test_any_numbers_are_delivered_in_order_once_and_held_within_bounds(stamps: 
     bus = Bus("mqtt://h:1", "receiver", "d")
     for origin, n in stamps:
         one = Ack(session="s", of="mode", seq=min(n, 2**40), ok=True, origin=origin, n=n, error=origin)
-        bus._arrived("r2f/v1/d/up/ack", wire.encode(one), False)
+        bus._arrived("r2f/v1/d/up/ack", encoding.encode(one), False)
     assert bus._failure is None
     assert bus._held_bytes == sum(size for flow in bus._ins.values() for _, size in flow.held.values())
     for origin in ("a", "b"):
@@ -144,7 +144,7 @@ def test_any_flow_only_sends_what_was_sent(flows: list[tuple[int, list[tuple[int
             if not right:
                 flow = msgspec.structs.replace(flow, topic="r2f/v1/d/up/none")
             before = len(broker.packets)
-            sender._arrived("r2f/v1/d/edge/flow", wire.encode(flow), False)
+            sender._arrived("r2f/v1/d/edge/flow", encoding.encode(flow), False)
             assert len(broker.packets) - before <= len(real)
             await asyncio.sleep(0)
         assert set(broker.packets) == real

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import atheris
 
-import services.codec.kernels
-import services.codec.pixels  # noqa: F401  compiled code cannot be instrumented, so it comes first
+import services.codec.core.entropy_kernels
+import services.codec.core.pixels  # noqa: F401  compiled code cannot be instrumented, so it comes first
 
 with atheris.instrument_imports(include=["services.codec"]):
-    from services.codec import entropy, inputs, layers, model
+    from services.codec.core import entropy, inputs, layers, model
 
 import numpy as np
 from test_entropy import errors
 from test_inputs import photo
 from test_model import conv, trained
 
-from accelsim.network import INPUT, Flatten, Network
+from accelsim.int8.network import INPUT, Flatten, Network
 
 SHAPES = ((2, 5, 7, 6), (1, 1, 1, 40), (3, 9, 4, 1), (2, 7, 7, 12))
 IMAGES = ((2, 24, 24, 3), (2, 8, 8, 1), (1, 6, 5, 4))

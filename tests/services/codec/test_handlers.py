@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from accelsim import storage, zoo
+from accelsim import zoo
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from accelsim.network import Network
-from services.bus import topics, wire
+from services.bus import encoding, topics
 from services.bus.messages import (
     Activations,
     Deploy,
@@ -27,14 +28,14 @@ from services.bus.messages import (
     Message,
     Rebuilt,
     Repair,
-    Scheme,
     SetMode,
     Tensor,
     Voted,
 )
-from services.codec import inputs, layers, model
-from services.codec.device import DeviceCodec
-from services.codec.server import ServerCodec
+from services.codec.core import inputs, layers, model
+from services.codec.device_side import DeviceCodec
+from services.codec.server_side import ServerCodec
+from services.scheme import Scheme
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
 NOW: dict[str, Any] = {"session": "s", "iteration": 3, "attempt": 0}
@@ -55,17 +56,17 @@ class FakeBus:
         for message in self.messages:
             # As from the broker: what cannot be decoded does not get here.
             name = next(name for name, kind in topics.TABLE.items() if kind is type(message))
-            yield name, wire.decode(topics.absolute(name, "d"), wire.encode(message), whole=True)
+            yield name, encoding.decode(topics.absolute(name, "d"), encoding.encode(message), whole=True)
 
     async def publish(self, topic: str, message: Message, *, retain: bool = False) -> int:
         self.published.append(message)
-        return len(wire.encode(message))
+        return len(encoding.encode(message))
 
     def share(self, array: np.ndarray) -> Tensor:
-        return wire.inline(array)
+        return encoding.inline(array)
 
     def open(self, tensor: Tensor) -> np.ndarray:
-        return wire.view(tensor)
+        return encoding.view(tensor)
 
     def release(self, tensor: Tensor) -> bool:
         return True
@@ -100,7 +101,9 @@ def sent_layers(network: Network, segment: int, **changes: Any) -> EncodedLayers
 async def served(network: Network, *messages: Message) -> FakeBus:
     """The server's end, with a network and a running iteration, after these messages and an honest repeat of all."""
     start = [
-        Deploy(session="s", iteration=-1, version=1, network=wire.inline(np.frombuffer(storage.to_bytes(network), np.uint8))),
+        Deploy(
+            session="s", iteration=-1, version=1, network=encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
+        ),
         SetMode(session="s", seq=1, mode="training", scheme=Scheme(codec="chained", exact=True)),
     ]
     passes = Forward(**NOW, mode="training", version=1, split="train", samples=(0, 1))
@@ -140,9 +143,7 @@ async def test_the_server_drops_layers_out_of_turn(network: Network, index: int)
 
 async def test_the_server_drops_layers_behind_the_last(network: Network) -> None:
     count = len(list(network.convs()))
-    more = EncodedLayers(
-        **SENT, segment=count, batch=2, layers=(EncodedLayer(len(network.layers), 0, b"\x00" + bytes(20)),)
-    )
+    more = EncodedLayers(**SENT, segment=count, batch=2, layers=(EncodedLayer(len(network.layers), 0, b"\x00" + bytes(20)),))
     everything = [sent_inputs(), *(sent_layers(network, i) for i in range(count))]
     bus = await served(network, *everything, more)
     assert bus.rejected
@@ -154,21 +155,21 @@ async def test_the_server_drops_segments_that_cannot_be(network: Network, segmen
 
 
 async def test_the_server_drops_networks_that_are_none(network: Network) -> None:
-    noise = wire.inline(np.frombuffer(b"\x10" + bytes(40), np.uint8))
+    noise = encoding.inline(np.frombuffer(b"\x10" + bytes(40), np.uint8))
     bus = await served(network, Deploy(session="s", iteration=0, version=9, network=noise))
     assert bus.rejected
 
 
 def voted(network: Network, **changes: Any) -> Voted:
     index, layer = next(network.convs())
-    y = wire.inline(np.zeros((2, *layer.shape), np.int8))
+    y = encoding.inline(np.zeros((2, *layer.shape), np.int8))
     good = {"segment": 0, "mode": "training", "layers": (LayerVoted(index=index, actual=y, vote=y),)}
     return Voted(**NOW | good | changes)
 
 
 async def test_the_devices_end_lives_through_lies(network: Network) -> None:
     index, layer = next(network.convs())
-    y, less = (wire.inline(np.zeros((n, *layer.shape), np.int8)) for n in (2, 1))
+    y, less = (encoding.inline(np.zeros((n, *layer.shape), np.int8)) for n in (2, 1))
     whole = model.encode(None, network)
 
     def sent_model(**changes: Any) -> EncodedModel:
@@ -176,7 +177,7 @@ async def test_the_devices_end_lives_through_lies(network: Network) -> None:
         return EncodedModel(session="s", sent_at=0.0, **good | changes)
 
     def plain(array: np.ndarray, **changes: Any) -> Inputs:
-        return Inputs(**NOW | {"images": wire.inline(array), "labels": None} | changes)
+        return Inputs(**NOW | {"images": encoding.inline(array), "labels": None} | changes)
 
     honest = [sent_model(), plain(IMAGES), voted(network)]
     lies: list[Message] = [
@@ -198,8 +199,8 @@ async def test_the_devices_end_lives_through_lies(network: Network) -> None:
         voted(network, layers=(LayerVoted(index=2**40, actual=y, vote=y),)),
         voted(network, layers=(LayerVoted(index=-5, actual=y, vote=y),)),
         voted(network, layers=(LayerVoted(index=index, actual=y, vote=less),)),
-        voted(network, layers=(LayerVoted(index=index, actual=wire.inline(np.zeros((), np.int8))),)),
-        voted(network, layers=(LayerVoted(index=index, actual=wire.inline(np.zeros(3, np.uint8))),)),
+        voted(network, layers=(LayerVoted(index=index, actual=encoding.inline(np.zeros((), np.int8))),)),
+        voted(network, layers=(LayerVoted(index=index, actual=encoding.inline(np.zeros(3, np.uint8))),)),
     ]
     mode = SetMode(session="s", seq=1, mode="training", scheme=Scheme(codec="chained", exact=True))
     for lie in lies:

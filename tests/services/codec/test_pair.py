@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from accelsim import storage, zoo
+from accelsim import zoo
 from accelsim.engine import Engine
+from accelsim.int8 import storage
+from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
 from accelsim.lowering import lower
-from accelsim.network import INPUT, Conv, Int8, Network, UInt8
-from services.bus import Bus, wire
+from services.bus import Bus, encoding
 from services.bus.messages import (
     Activations,
     Deploy,
@@ -29,8 +30,8 @@ from services.bus.messages import (
     Timing,
     Voted,
 )
-from services.codec.device import DeviceCodec
-from services.codec.server import ServerCodec
+from services.codec.device_side import DeviceCodec
+from services.codec.server_side import ServerCodec
 
 SESSION = "s"
 
@@ -50,10 +51,10 @@ class Wire:
         return 0
 
     def share(self, array: Any, readers: int = 1) -> Tensor:
-        return wire.inline(array)
+        return encoding.inline(array)
 
     def open(self, tensor: Tensor) -> Any:
-        return wire.view(tensor)
+        return encoding.view(tensor)
 
     def release(self, tensor: Tensor) -> bool:
         self.released += 1
@@ -76,7 +77,7 @@ class Pair:
         mode = SetMode(session=SESSION, seq=1, mode="training")
         asyncio.run(self.device._take(mode))
         self.server.exact = True
-        data = wire.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
+        data = encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
         asyncio.run(self.server._deploy(Deploy(session=SESSION, iteration=0, version=1, network=data)))
         self.activations: dict[int, Int8] = {}
         self.rebuilt: list[Rebuilt] = []
@@ -94,17 +95,15 @@ class Pair:
             session=SESSION,
             iteration=iteration,
             attempt=attempt,
-            images=wire.inline(self.images),
-            labels=wire.inline(labels),
+            images=encoding.inline(self.images),
+            labels=encoding.inline(labels),
         )
         asyncio.run(self.device._take(inputs))
         self.activations.clear()
 
     def voted(self, iteration: int, attempt: int, number: int, index: int, actual: Int8, vote: Int8) -> None:
-        layer = LayerVoted(index=index, actual=wire.inline(actual), vote=wire.inline(vote))
-        message = Voted(
-            session=SESSION, iteration=iteration, attempt=attempt, segment=number, mode="training", layers=(layer,)
-        )
+        layer = LayerVoted(index=index, actual=encoding.inline(actual), vote=encoding.inline(vote))
+        message = Voted(session=SESSION, iteration=iteration, attempt=attempt, segment=number, mode="training", layers=(layer,))
         asyncio.run(self.device._take(message))
 
     def answer(self) -> None:
@@ -118,7 +117,7 @@ class Pair:
             while self.down.sent:
                 topic, message = self.down.sent.popleft()
                 if isinstance(message, Activations):
-                    self.activations |= {a.index: wire.view(a.actual) for a in message.layers}
+                    self.activations |= {a.index: encoding.view(a.actual) for a in message.layers}
                 elif topic.startswith("down/"):
                     self.rebuilt += [message] if isinstance(message, Rebuilt) else []
                     self.repairs += isinstance(message, Repair)
@@ -143,7 +142,7 @@ def layers(network: Network, images: UInt8) -> dict[int, tuple[Int8, Int8]]:
     actual: dict[int, Int8] = {INPUT: network.quantize_images(images)}
     found = {}
     for index, layer in enumerate(network.layers):
-        golden = engine.golden(index, [actual[i] for i in layer.inputs])
+        golden = engine.fault_free(index, [actual[i] for i in layer.inputs])
         actual[index] = golden
         if isinstance(layer, Conv):
             actual[index] = np.where(generator.random(golden.shape) < 0.02, golden + np.int8(7), golden)
@@ -223,7 +222,7 @@ def test_a_new_network_ends_the_iteration_that_it_came_from(network: Network, im
     pair = Pair(network, images, 1 << 30)
     pair.begin(0, 0)
     assert pair.device.kept is not None
-    data = wire.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
+    data = encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
     pair.server.acknowledged = 1
     asyncio.run(pair.server._deploy(Deploy(session=SESSION, iteration=0, version=2, network=data)))
     pair.answer()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.bus import wire
+from services.bus import encoding
 from services.bus.messages import LayerReplicas, Message, Replicas, Tensor, Voted
 from services.voter import voter
 
@@ -26,7 +26,7 @@ class FakeBus:
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, Message]]:
         for message in self.messages:
-            yield "edge/replicas", wire.decode("r2f/v1/d/edge/replicas", wire.encode(message), whole=True)
+            yield "edge/replicas", encoding.decode("r2f/v1/d/edge/replicas", encoding.encode(message), whole=True)
 
     async def publish(self, topic: str, message: Message) -> None:
         self.published.append(message)
@@ -34,10 +34,10 @@ class FakeBus:
     async def room(self, nbytes: int) -> None: ...
 
     def share(self, array: np.ndarray, readers: int = 1) -> Tensor:
-        return wire.inline(array)
+        return encoding.inline(array)
 
     def open(self, tensor: Tensor) -> np.ndarray:
-        return wire.view(tensor)
+        return encoding.view(tensor)
 
     def release(self, tensor: Tensor) -> bool:
         return next(self.intact, True)
@@ -49,7 +49,7 @@ class FakeBus:
 
 
 def replicas(*arrays: np.ndarray, **changes: Any) -> Replicas:
-    layer = LayerReplicas(index=0, replicas=tuple(wire.inline(a) for a in arrays), **changes)
+    layer = LayerReplicas(index=0, replicas=tuple(encoding.inline(a) for a in arrays), **changes)
     return Replicas(session="s", iteration=0, attempt=0, segment=0, mode="training", vote="median", layers=(layer,))
 
 
@@ -57,13 +57,13 @@ def replicas(*arrays: np.ndarray, **changes: Any) -> Replicas:
     "lie",
     [
         replicas(),
-        replicas(values=wire.inline(Y.reshape(-1))),
+        replicas(values=encoding.inline(Y.reshape(-1))),
         replicas(Y, Y),
         replicas(Y, Y, Y[:, :1]),
-        replicas(Y, Y, Y, values=wire.inline(Y.reshape(-1)[:1]), positions=wire.inline(np.array([24], np.int32))),
-        replicas(Y, Y, Y, values=wire.inline(Y.reshape(-1)[:1]), positions=wire.inline(np.array([-1], np.int32))),
-        replicas(Y, values=wire.inline(Y.reshape(-1)[:5])),
-        replicas(Y, protected=True, values=wire.inline(Y.reshape(-1))),
+        replicas(Y, Y, Y, values=encoding.inline(Y.reshape(-1)[:1]), positions=encoding.inline(np.array([24], np.int32))),
+        replicas(Y, Y, Y, values=encoding.inline(Y.reshape(-1)[:1]), positions=encoding.inline(np.array([-1], np.int32))),
+        replicas(Y, values=encoding.inline(Y.reshape(-1)[:5])),
+        replicas(Y, protected=True, values=encoding.inline(Y.reshape(-1))),
     ],
 )
 async def test_lies_are_dropped(lie: Replicas) -> None:
@@ -72,7 +72,7 @@ async def test_lies_are_dropped(lie: Replicas) -> None:
     assert len(bus.rejected) == 1
     (answer,) = [m for m in bus.published if isinstance(m, Voted)]
     assert answer.layers[0].vote is not None
-    np.testing.assert_array_equal(wire.view(answer.layers[0].vote), Y)
+    np.testing.assert_array_equal(encoding.view(answer.layers[0].vote), Y)
 
 
 async def test_a_vote_on_what_was_taken_back_meanwhile_is_dropped() -> None:

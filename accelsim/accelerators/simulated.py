@@ -1,0 +1,125 @@
+"""What the pipeline asks of a device's accelerator, and the simulated one (architecture.md, "Faults" and "Table I")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from accelsim.engine import Engine, shared
+from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
+from accelsim.faults.permanent import FaultMap, faulty_network, replicas
+from accelsim.int8.network import INPUT, Conv, Int8, Network
+
+
+class Accelerator(Protocol):
+    """Runs MAC layers, with errors of its own. Swap in real hardware by giving it these methods.
+
+    Activations are C-contiguous int8 (N, H, W, C). A repeat of a call gives the same values if the device can.
+    """
+
+    def load(self, network: Network) -> None:
+        """Make ``network`` the one that runs."""
+        ...
+
+    def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
+        """Output of one execution of MAC layer ``index`` on x."""
+        ...
+
+    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
+        """Outputs of ``count`` executions of MAC layer ``index`` on x: ``run_layer``'s with replica ``first`` and on."""
+        ...
+
+    def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
+        """Outputs of all layers for the quantised input x, replica 0; layers that are not MAC layers are exact."""
+        ...
+
+
+class Simulated:
+    """An accelerator with soft errors (architecture.md, "Faults"), keyed by (seed, device, iteration, layer, replica, site).
+
+    ``rates`` and ``seed`` may be set between runs. ``path`` is the engine's. ``permanent`` are worn-out elements of its
+    array (``accelsim.faults.permanent``): every execution has these faults, the soft errors come on top.
+    """
+
+    def __init__(
+        self,
+        rates: Rates | None = None,
+        seed: int = 0,
+        device: str = "device",
+        path: str = "auto",
+        fault_model: FaultModel | None = None,
+        permanent: FaultMap | None = None,
+    ) -> None:
+        self.rates = Rates() if rates is None else rates
+        self.seed = seed
+        self.device = device
+        self.path = path
+        self.fault_model: FaultModel = SOFT_ERRORS if fault_model is None else fault_model
+        self.permanent = permanent
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the loaded network; raises RuntimeError if none is loaded."""
+        if self._engine is None:
+            raise RuntimeError("accelerator: no network is loaded; call load(network) first")
+        return self._engine
+
+    def load(self, network: Network) -> None:
+        """See Accelerator."""
+        if self.permanent is not None:
+            network = faulty_network(network, self.permanent)
+        self._engine = shared(network, self.path)
+
+    def flips(self, index: int, shape: tuple[int, ...], *, iteration: int, replica: int) -> Flips:
+        """The soft errors of one execution of MAC layer ``index`` on an input of ``shape`` (N, H, W, C)."""
+        layer = self.engine.conv(index)
+        key = Key(self.seed, self.device, iteration, index, replica)
+        inputs, outputs = math.prod(shape), shape[0] * math.prod(layer.shape)
+        return draw(self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=outputs, model=self.fault_model)
+
+    def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
+        """See Accelerator."""
+        flips = self.flips(index, x.shape, iteration=iteration, replica=replica)
+        return self._execute(index, x, [flips])[0]
+
+    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
+        """See Accelerator."""
+        flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in range(first, first + count)]
+        return self._execute(index, x, flips)
+
+    def _execute(self, index: int, x: Int8, flips: list[Flips]) -> list[Int8]:
+        if self.permanent is None:
+            return self.engine.replicas(index, x, flips)
+        return replicas(self.engine, self.permanent, index, x, flips)
+
+    def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
+        """See Accelerator."""
+        network = self.engine.network
+        if self.permanent is None:
+            return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, 1))
+        outputs: list[Int8] = []
+        for index, layer in enumerate(network.layers):
+            operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
+            if isinstance(layer, Conv):
+                outputs.append(self.run_layer(index, operands[0], iteration=iteration))
+            else:
+                outputs.append(self.engine.fault_free(index, operands))
+        return outputs
+
+    def run_chained(
+        self, x: Int8, each: Callable[[int, Sequence[Int8], int], None], *, iteration: int = 0, count: int = 3
+    ) -> list[Int8]:
+        """``run``, with ``count`` replicas of every MAC layer on the actual input that it saw (architecture.md, "The link").
+
+        ``each(index, replicas, first)`` gets them for some images, ``first`` and on, as soon as they are computed, from
+        any thread. Permanent faults are not for this: raises ValueError.
+        """
+        if self.permanent is not None:
+            raise ValueError("accelerator: with permanent faults, run its layers one by one (run_replicas)")
+        return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, count), each)
+
+    def _flips_of(self, index: int, images: int, iteration: int, count: int) -> list[Flips]:
+        shape = self.engine.network.shape_of(self.engine.conv(index).inputs[0])
+        return [self.flips(index, (images, *shape), iteration=iteration, replica=r) for r in range(count)]

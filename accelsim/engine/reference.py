@@ -1,0 +1,154 @@
+"""The naive oracle: every layer type of ``accelsim.int8.network`` in plain NumPy int64 (architecture.md, "Arithmetic").
+
+Slow on purpose and short enough to be read beside the specification. Nothing here is shared with the fast paths of
+``accelsim.engine``, which must give the same integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from accelsim.faults import Flips
+from accelsim.int8.network import (
+    INPUT,
+    Add,
+    Channels,
+    Concat,
+    Conv,
+    Flatten,
+    Int8,
+    Int32,
+    Layer,
+    MaxPool,
+    MeanPool,
+    Mul,
+    Network,
+    Slice,
+    Table,
+)
+
+Int64 = npt.NDArray[np.int64]
+
+
+def layer(layer: Layer, operands: Sequence[Int8]) -> Int8:
+    """Fault-free output (N, H, W, C) int8 of one layer on its operands, each (N, H, W, C) int8."""
+    x = operands[0]
+    if isinstance(layer, Conv):
+        return requantise(layer, accumulators(layer, x))
+    if isinstance(layer, Add):
+        parts = [_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
+        total = np.sum(parts, axis=0)
+        return _int8(total, layer.low, layer.high)
+    if isinstance(layer, Concat):
+        parts = [_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
+        return _int8(np.concatenate(parts, axis=3), layer.low, layer.high)
+    if isinstance(layer, MaxPool):
+        return _int8(_windows(layer, x, layer.dilation, fill=-128).max(axis=0), -128, 127)
+    if isinstance(layer, MeanPool):
+        total = _windows(layer, x, (1, 1), fill=0).sum(axis=0)
+        value = np.rint(total.astype(np.float32) * np.float32(layer.multiplier)).astype(np.int64)
+        return _int8(value, layer.low, layer.high)
+    if isinstance(layer, Table):
+        return layer.table[x.astype(np.int64) + 128]
+    if isinstance(layer, Channels):
+        return np.ascontiguousarray(x[..., layer.order])
+    if isinstance(layer, Mul):
+        product = x.astype(np.int64) * operands[1].astype(np.int64)
+        return _int8(_scaled(product, layer.multiplier), layer.low, layer.high)
+    if isinstance(layer, Slice):
+        return _slice(layer, x)
+    assert isinstance(layer, Flatten)
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2).reshape(len(x), 1, 1, -1))
+
+
+def run(network: Network, x: Int8) -> list[Int8]:
+    """Fault-free outputs of all layers, in order, for the quantised input x (N, H, W, C) int8."""
+    outputs: list[Int8] = []
+    for node in network.layers:
+        outputs.append(layer(node, [x if i == INPUT else outputs[i] for i in node.inputs]))
+    return outputs
+
+
+def accumulators(layer: Conv, x: Int8, weight: Int8 | None = None) -> Int32:
+    """Exact accumulators (N, H, W, O) int32, bias included; ``weight`` stands in for the layer's, same shape."""
+    w = (layer.weight if weight is None else weight).astype(np.int64)
+    o, i, r, s = w.shape
+    (sy, sx), (py, px), (dy, dx), g = layer.stride, layer.padding, layer.dilation, layer.groups
+    n = len(x)
+    h, wd, _ = layer.shape
+    padded = np.pad(x.astype(np.int64), ((0, 0), (py, py), (px, px), (0, 0)))
+    acc = np.zeros((n, h, wd, o), np.int64)
+    for group in range(g):
+        of = slice(group * o // g, (group + 1) * o // g)
+        for a in range(r):
+            for b in range(s):
+                ys = slice(a * dy, a * dy + (h - 1) * sy + 1, sy)
+                xs = slice(b * dx, b * dx + (wd - 1) * sx + 1, sx)
+                window = padded[:, ys, xs, group * i : (group + 1) * i]
+                acc[..., of] += window @ w[of, :, a, b].T
+    acc += layer.bias.astype(np.int64)
+    if acc.size and (acc.max() > 2**31 - 1 or acc.min() < -(2**31)):
+        raise ValueError(f"{layer.name}: accumulators reach {acc.min()}..{acc.max()}, beyond int32")
+    return acc.astype(np.int32)
+
+
+def requantise(layer: Conv, acc: Int32) -> Int8:
+    """int8 outputs of int32 accumulators (..., O): ``clamp(rint(f32(acc) * multiplier[c]), low, high)``."""
+    value = np.rint(acc.astype(np.float32) * layer.multiplier)
+    return _int8(value, layer.low, layer.high)
+
+
+def flip(tensor: npt.NDArray[np.int8], positions: Int64) -> Int8:
+    """Copy of an int8 tensor with the bits at ``positions`` (flat byte index * 8 + bit) flipped."""
+    flipped = np.array(tensor, order="C", copy=True)
+    flat = flipped.reshape(-1).view(np.uint8)
+    np.bitwise_xor.at(flat, positions >> 3, (1 << (positions & 7)).astype(np.uint8))
+    return flipped
+
+
+def replica(layer: Conv, x: Int8, flips: Flips) -> Int8:
+    """Output (N, H, W, O) int8 of one faulty execution, the naive way: flip operands, convolve, flip results."""
+    acc = accumulators(layer, flip(x, flips.input), flip(layer.weight, flips.weight))
+    bits = (np.int64(1) << (flips.accumulator & 31)).astype(np.uint32)
+    np.bitwise_xor.at(acc.reshape(-1).view(np.uint32), flips.accumulator >> 5, bits)
+    return flip(requantise(layer, acc), flips.output)
+
+
+def _slice(layer: Slice, x: Int8) -> Int8:
+    h, w, c = layer.shape
+    y = np.zeros((len(x), h, w, c), np.int8)
+    at = [layer.offset[0] + layer.step[0] * np.arange(h), layer.offset[1] + layer.step[1] * np.arange(w)]
+    at.append(layer.offset[2] + np.arange(c))
+    # Places outside the operand stay zero.
+    to = [np.flatnonzero((a >= 0) & (a < size)) for a, size in zip(at, x.shape[1:], strict=True)]
+    y[np.ix_(np.arange(len(x)), *to)] = x[np.ix_(np.arange(len(x)), *(a[t] for a, t in zip(at, to, strict=True)))]
+    return y
+
+
+def _scaled(x: npt.NDArray[np.int8] | Int64, multiplier: float) -> Int64:
+    scaled: Int64 = np.rint(x.astype(np.float32) * np.float32(multiplier)).astype(np.int64)
+    return scaled
+
+
+def _int8(value: npt.NDArray[np.generic], low: int, high: int) -> Int8:
+    clamped: Int8 = np.clip(value, low, high).astype(np.int8)
+    return clamped
+
+
+def _windows(layer: MaxPool | MeanPool, x: Int8, dilation: tuple[int, int], fill: int) -> Int64:
+    """(R*S, N, H, W, C): the element under each place of the window, ``fill`` outside the image."""
+    (r, s), (sy, sx), (py, px), (dy, dx) = layer.kernel, layer.stride, layer.padding, dilation
+    h, w, _ = layer.shape
+    # ceil_mode can reach past the padding, so the far side is as wide as the last window needs.
+    far_y = max(0, (h - 1) * sy + (r - 1) * dy + 1 - py - x.shape[1])
+    far_x = max(0, (w - 1) * sx + (s - 1) * dx + 1 - px - x.shape[2])
+    padded = np.pad(x.astype(np.int64), ((0, 0), (py, far_y), (px, far_x), (0, 0)), constant_values=fill)
+    places = [
+        padded[:, a * dy : a * dy + (h - 1) * sy + 1 : sy, b * dx : b * dx + (w - 1) * sx + 1 : sx]
+        for a in range(r)
+        for b in range(s)
+    ]
+    return np.stack(places)

@@ -1,0 +1,1 @@
+"""The int8 network as plain data: layers, storage, parameters."""

@@ -1,0 +1,210 @@
+"""The int8 network: a plain list of layers, and nothing that runs them (architecture.md, "Arithmetic").
+
+Every activation is int8 in NHWC order, shape ``(N, H, W, C)``; a vector is ``(N, 1, 1, C)``. A real value is
+``scale * integer``, symmetric, no zero point. A layer names its operands by their index in ``Network.layers``;
+``INPUT`` (-1) is the quantised image. The last layer is the network's output.
+
+The arithmetic of each layer type is given in its docstring and is a specification: every path of
+``accelsim.engine`` must give these integers. ``rint`` rounds half to even, ``f32`` is IEEE binary32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+INPUT = -1
+INT8_MIN, INT8_MAX = -128, 127
+
+Shape = tuple[int, int, int]
+"""(H, W, C) of one image's activation."""
+
+Int8 = npt.NDArray[np.int8]
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+UInt8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Node:
+    name: str
+    """Name of the node in the traced module, e.g. ``features.3.squeeze``; unique."""
+    inputs: tuple[int, ...]
+    """Indices of the operands; INPUT is the network's input."""
+    shape: Shape
+    scale: float
+    """Real value of one step of the output, a float32 value."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Conv(_Node):
+    """A MAC layer (convolution, grouped, depthwise; linear is a 1x1 one on a 1x1 image); the accelerator runs it.
+
+    ``acc = sum(x * weight) + bias`` in exact int32, then ``y = clamp(rint(f32(acc) * multiplier[c]), low, high)``.
+    Padding is zeros. A ReLU or ReLU6 behind the layer is ``low`` and ``high``.
+    """
+
+    weight: Int8
+    """(O, I/groups, R, S)"""
+    bias: Int32
+    """(O,), in steps of ``input scale * weight_scale[c]``"""
+    weight_scale: Float32
+    """(O,)"""
+    multiplier: Float32
+    """(O,), ``f32(f64(input scale) * f64(weight_scale[c]) / f64(scale))``"""
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Add(_Node):
+    """``clamp(sum_i int(rint(f32(x_i) * multipliers[i])), low, high)``, the sum in int32."""
+
+    multipliers: tuple[float, ...]
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Concat(_Node):
+    """Operands side by side in C, each ``clamp(rint(f32(x_i) * multipliers[i]), low, high)``."""
+
+    multipliers: tuple[float, ...]
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class MaxPool(_Node):
+    """Largest integer of each window; padding never wins. ``shape`` already reflects ceil_mode."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class MeanPool(_Node):
+    """``clamp(rint(f32(sum of the window in int32) * multiplier), low, high)``; zeros as padding, and they count.
+
+    Global and adaptive pooling (where the window is the same everywhere) are this with the right kernel.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    multiplier: float
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Table(_Node):
+    """Any pointwise function: ``y = table[x + 128]``."""
+
+    table: Int8
+    """(256,)"""
+    slope: Float32
+    """(256,) derivative of the real function at each input step, for the replayed backward pass."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Channels(_Node):
+    """Moves channels: ``y[..., i] = x[..., order[i]]``; a shuffle, a split or a slice. ``order`` holds no channel twice."""
+
+    order: Int32
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Flatten(_Node):
+    """(N, H, W, C) to (N, 1, 1, C*H*W) in torch's order, C slowest."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Mul(_Node):
+    """``clamp(rint(f32(a * b) * multiplier), low, high)``, the product in int32: the gate of a squeeze-and-excite block.
+
+    Two operands; ``b`` has ``a``'s shape or is ``(N, 1, 1, C)`` and then counts for every pixel.
+    """
+
+    multiplier: float
+    """``f32(f64(scale of a) * f64(scale of b) / f64(scale))``"""
+    low: int = INT8_MIN
+    high: int = INT8_MAX
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Slice(_Node):
+    """A strided window, zero where it reaches past its operand; the scale is the operand's.
+
+    ``y[:, h, w, c] = x[:, offset[0] + h * step[0], offset[1] + w * step[1], offset[2] + c]``. This is the option-A
+    shortcut of the CIFAR ResNets (every second pixel, zeros for the new channels), a crop, and padding that the layer
+    behind cannot do itself.
+    """
+
+    offset: tuple[int, int, int]
+    """(H, W, C) of the first output in the operand; negative where zeros come first."""
+    step: tuple[int, int] = (1, 1)
+
+
+Layer = Conv | Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Network:
+    """An int8 network and how a uint8 image becomes its input."""
+
+    name: str
+    input_shape: Shape
+    input_scale: float
+    input_table: Int8
+    """(C, 256): int8 input for each value of a uint8 pixel, a channel a row. Normalisation is folded in here, so
+    that both sides of the link turn the same pixels into the same integers."""
+    layers: tuple[Layer, ...]
+
+    def convs(self) -> Iterator[tuple[int, Conv]]:
+        """(index, layer) of each MAC layer, in order: these run on the accelerator and can fail."""
+        return ((i, layer) for i, layer in enumerate(self.layers) if isinstance(layer, Conv))
+
+    def scale_of(self, index: int) -> float:
+        """Scale of a layer's output, or of the network's input for INPUT."""
+        return self.input_scale if index == INPUT else self.layers[index].scale
+
+    def shape_of(self, index: int) -> Shape:
+        """(H, W, C) of a layer's output, or of the network's input for INPUT."""
+        return self.input_shape if index == INPUT else self.layers[index].shape
+
+    def quantize_images(self, images: UInt8) -> Int8:
+        """uint8 images (N, H, W, C) to the network's int8 input, the same shape.
+
+        Raises ValueError if the dtype or the shape is not the network's.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"images: expected uint8 of shape (N, {', '.join(map(str, self.input_shape))}), "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+        return np.stack([self.input_table[c][images[..., c]] for c in range(self.input_shape[2])], axis=-1)
+
+
+def multiplier(input_scale: float, weight_scale: Float32, output_scale: float) -> Float32:
+    """The float32 factor of a MAC layer's requantisation, the same on every machine.
+
+    >>> multiplier(0.5, np.array([0.25], np.float32), 2.0)
+    array([0.0625], dtype=float32)
+    """
+    factor = np.float64(input_scale) * weight_scale.astype(np.float64) / np.float64(output_scale)
+    return factor.astype(np.float32)
+
+
+def operand_multiplier(input_scale: float, output_scale: float, count: int = 1) -> float:
+    """The float32 factor of an operand of an add or a concat, or of a mean over ``count`` values."""
+    return float(np.float32(np.float64(input_scale) / np.float64(output_scale) / count))

@@ -1,0 +1,215 @@
+"""The float graph between a torch module and the int8 network: the same layers, in real numbers.
+
+``accelsim.lowering`` writes it, ``accelsim.lowering.calibration`` runs it to choose the scales. Activations are torch float32
+tensors (N, C, H, W); ``INPUT`` (-1) is the normalised image. Every node clamps its result to [low, high], which is
+where ReLU and ReLU6 go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from accelsim.int8.network import INPUT, Shape
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Node:
+    """One operation. ``shape`` is (H, W, C) of the result for one image."""
+
+    name: str
+    inputs: list[int]
+    shape: Shape
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Conv(Node):
+    """Convolution or linear. ``weight`` (O, I/groups, R, S) and ``bias`` (O,) are float64."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Affine(Node):
+    """``x * factor + shift``, each (C,) float64: batch norm before it is folded."""
+
+    factor: Tensor
+    shift: Tensor
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Clamp(Node):
+    """ReLU and its like, before they are folded into the bounds of the layer in front."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Add(Node):
+    """Sum of the operands."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Mul(Node):
+    """Product of two operands, the second of the same shape or (1, 1, C)."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Concat(Node):
+    """Operands side by side in C."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class MaxPool(Node):
+    """Largest value of each window."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class MeanPool(Node):
+    """Mean of each window; padding counts as zeros."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Pointwise(Node):
+    """A function of each element alone; becomes a table."""
+
+    function: Function
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Channels(Node):
+    """``y[:, i] = x[:, order[i]]``."""
+
+    order: list[int]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Slice(Node):
+    """Strided window with zeros outside of the operand; ``offset`` is (H, W, C) as in ``network.Slice``."""
+
+    offset: tuple[int, int, int]
+    step: tuple[int, int] = (1, 1)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Flatten(Node):
+    """(N, C, H, W) to (N, C*H*W, 1, 1)."""
+
+
+MOVES = (MaxPool, Channels, Slice, Flatten)
+"""Nodes that hand on their operand's values, so that they keep its scale, and that a ReLU may pass."""
+
+
+@dataclass(slots=True)
+class Graph:
+    """Nodes in topological order; the last one is the output."""
+
+    input_shape: Shape
+    nodes: list[Node] = field(default_factory=list)
+
+    def shape_of(self, index: int) -> Shape:
+        """(H, W, C) of a node's result, or of the input for INPUT."""
+        return self.input_shape if index == INPUT else self.nodes[index].shape
+
+    def consumers(self) -> dict[int, list[int]]:
+        """Which nodes read each node's result."""
+        table: dict[int, list[int]] = {i: [] for i in range(INPUT, len(self.nodes))}
+        for index, node in enumerate(self.nodes):
+            for operand in node.inputs:
+                table[operand].append(index)
+        return table
+
+    def last_use(self) -> dict[int, int]:
+        """Index of the last node that reads each result, so that its memory can be freed behind it."""
+        return {operand: index for index, node in enumerate(self.nodes) for operand in node.inputs}
+
+    def run(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(index, result) of each node for images (N, C, H, W) float32, keeping no more than is still needed."""
+        last = self.last_use()
+        values = {INPUT: x}
+        for index, node in enumerate(self.nodes):
+            values[index] = clamp(node, apply(node, [values[i] for i in node.inputs]))
+            for operand in set(node.inputs):
+                if last[operand] == index:
+                    del values[operand]
+            yield index, values[index]
+
+
+def clamp(node: Node, y: Tensor) -> Tensor:
+    """The node's bounds, applied to its result."""
+    if node.low == -math.inf and node.high == math.inf:
+        return y
+    return y.clamp(node.low if node.low > -math.inf else None, node.high if node.high < math.inf else None)
+
+
+def apply(node: Node, xs: list[Tensor]) -> Tensor:
+    """The node's operation on operands (N, C, H, W) float32, before its bounds."""
+    x = xs[0]
+    match node:
+        case Conv():
+            return convolve(node, x, node.weight.float(), node.bias.float())
+        case Affine():
+            return x * node.factor.float()[:, None, None] + node.shift.float()[:, None, None]
+        case Clamp():
+            return x
+        case Add():
+            return torch.stack(xs).sum(0) if len(xs) > 2 else xs[0] + xs[-1]
+        case Mul():
+            return x * xs[1]
+        case Concat():
+            return torch.cat(xs, 1)
+        case MaxPool():
+            return F.max_pool2d(x, node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode)
+        case MeanPool():
+            return F.avg_pool2d(x, node.kernel, node.stride, node.padding)
+        case Pointwise():
+            return node.function(x)
+        case Channels():
+            return x[:, node.order]
+        case Slice():
+            return _window(node, x)
+        case Flatten():
+            return x.flatten(1)[:, :, None, None]
+    raise TypeError(f"{node.name}: {type(node).__name__} has no float operation")
+
+
+def convolve(node: Conv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The node's convolution with other weights than its own, e.g. quantised ones."""
+    return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
+
+
+def _window(node: Slice, x: Tensor) -> Tensor:
+    sizes = x.shape[2], x.shape[3], x.shape[1]
+    steps = (*node.step, 1)
+    y = x.new_zeros(x.shape[0], node.shape[2], node.shape[0], node.shape[1])
+    where = [
+        [i for i in range(n) if 0 <= o + i * s < size]
+        for n, o, s, size in zip(node.shape, node.offset, steps, sizes, strict=True)
+    ]
+    if all(where):
+        target = [slice(w[0], w[-1] + 1) for w in where]
+        source = [slice(o + w[0] * s, o + w[-1] * s + 1, s) for w, o, s in zip(where, node.offset, steps, strict=True)]
+        y[:, target[2], target[0], target[1]] = x[:, source[2], source[0], source[1]]
+    return y

@@ -1,0 +1,100 @@
+"""What a run shows while it goes on: one bar a phase, the last iteration's loss, bytes and stage times."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from r2f.pipeline import Pipeline
+from services.bus.messages import Phase, Progress, Timing
+
+_TITLES: dict[Phase, str] = {
+    "before": "evaluate the faulty device",
+    "train": "retrain in the loop",
+    "after": "evaluate again",
+    "done": "done",
+}
+_STAGES = ("forward", "tmr", "compress", "uplink", "decompress", "backward", "quantise", "downlink")
+
+
+class Display:
+    """The live display, as a context manager. Lines instead of bars where the console is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[Phase, TaskID] = {}
+        self._times: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._sent: dict[int, int] = defaultdict(int)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """A step whose length is not known."""
+        task = self._bars.add_task(title, total=None, detail="")
+        yield
+        self._bars.update(task, total=1, completed=1)
+        self._line(f"{title}: done")
+
+    def progress(self, message: Progress) -> None:
+        """The trainer is this far."""
+        if message.phase == "done":
+            return
+        task = self._tasks.get(message.phase)
+        if task is None:
+            task = self._tasks[message.phase] = self._bars.add_task(_TITLES[message.phase], total=message.steps, detail="")
+        detail = self._training(message) if message.phase == "train" else f"top-1 {message.value:.1f} %"
+        self._bars.update(task, completed=message.step, total=message.steps, detail=detail)
+        if message.phase != "train" or message.step % 10 == 0 or message.step == message.steps:
+            self._line(f"{_TITLES[message.phase]}: {message.step}/{message.steps} {detail}")
+
+    def _training(self, message: Progress) -> str:
+        # The events of the iteration before are all here.
+        last = message.step - 2
+        times = self._times.pop(last, {})
+        stages = " ".join(f"{stage} {1000 * times[stage]:.0f}" for stage in _STAGES if stage in times)
+        sent = self._sent.pop(last, 0)
+        up = f"up {sent / 1024:.1f} KiB" if sent else ""
+        return f"loss {message.value:.3f}  {up}  [dim]{stages}{' ms' if stages else ''}[/dim]"
+
+    def timing(self, message: Timing) -> None:
+        """A stage of an iteration took this long."""
+        self._times[message.iteration][message.stage] += message.host_s
+        if message.segment != -2:
+            self._sent[message.iteration] += message.bytes
+
+    def started(self, pipeline: Pipeline) -> None:
+        """The processes run."""
+
+    def restarted(self, name: str) -> None:
+        """A process was killed and is started again."""
+        self.note(f"{name} was killed; started again")
+
+    def note(self, text: str) -> None:
+        """A line for the user, above the bars."""
+        self.console.print(f"[yellow]{text}[/yellow]")
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(text)

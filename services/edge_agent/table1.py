@@ -1,0 +1,122 @@
+"""The device's half of the paper's Table I."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from accelsim.datasets import Int64
+from accelsim.int8.network import Int8, UInt8
+from services.bus import Bus
+from services.bus.encoding import inline
+from services.bus.messages import Ack, Command, Forward, Inputs, LayerReplicas, Outputs, Replicas
+from services.edge_agent.core.forward import Executed, Segment
+from services.scheme import Vote
+
+
+class Client:
+    """``client.sendAck`` and ``client.sendData`` of Table I, over an open bus.
+
+    Example::
+
+        async with Bus("mqtt://localhost:1883", service="agent", device="edge-0") as bus:
+            client = Client(bus, session="run-1")
+            await client.send_ack("model", seq=7, version=7)
+            await client.send_outputs(forward, outputs, labels)
+
+    ``send_data`` of the paper has a mode; here each mode has a function of its own, as they send different things:
+    ``send_outputs`` in inference mode, ``send_inputs`` and then ``send_segment`` for each segment in training mode.
+    """
+
+    def __init__(self, bus: Bus, session: str) -> None:
+        self.bus = bus
+        self.session = session
+
+    async def send_ack(self, of: Command, seq: int, *, version: int = 0, error: str = "") -> None:
+        """Answer command ``seq``; ``version`` is the network now loaded, ``error`` says why the command failed."""
+        ack = Ack(session=self.session, of=of, seq=seq, ok=not error, version=version, error=error)
+        await self.bus.publish(self.bus.topic("up/ack"), ack)
+
+    async def send_outputs(self, forward: Forward, outputs: Int8, labels: Int64) -> None:
+        """Inference mode: the network's int8 outputs (N, 1, 1, C), inline, for they cross the link as they are."""
+        message = Outputs(
+            session=self.session,
+            iteration=forward.iteration,
+            attempt=forward.attempt,
+            outputs=inline(outputs),
+            labels=inline(labels),
+        )
+        await self.bus.publish(self.bus.topic("up/outputs"), message)
+
+    async def send_inputs(self, forward: Forward, images: UInt8, labels: Int64, files: Sequence[bytes] = ()) -> None:
+        """Training mode: the batch itself, uint8 (N, H, W, C) and labels int64 (N,), to the codec.
+
+        ``files`` are JPEG files of just these pixels, if the camera gives such: then they cross the link.
+        """
+        message = Inputs(
+            session=self.session,
+            iteration=forward.iteration,
+            attempt=forward.attempt,
+            images=self.bus.share(images),
+            labels=inline(labels),
+            files=tuple(files),
+        )
+        await self.bus.publish(self.bus.topic("edge/inputs"), message)
+
+    async def send_segment(self, forward: Forward, number: int, segment: Segment, vote: Vote, *, awaited: bool) -> None:
+        """Some layers' executions, to the voter. The actual output goes on from there to the codec.
+
+        ``awaited``: the votes are read here, too.
+        """
+        await self.bus.room(*(size for executed in segment.layers for size in _sizes(executed)))
+        layers = tuple(
+            LayerReplicas(
+                index=executed.index,
+                replicas=tuple(self.bus.share(y, readers=1 + _passed_on(executed, i)) for i, y in enumerate(executed.replicas)),
+                actual=None if executed.actual is None else self.bus.share(executed.actual, readers=2),
+                protected=executed.protected,
+                awaited=awaited and not executed.protected,
+                **self._settled(executed),
+            )
+            for executed in segment.layers
+        )
+        message = Replicas(
+            session=self.session,
+            iteration=forward.iteration,
+            attempt=forward.attempt,
+            segment=number,
+            mode=forward.mode,
+            vote=vote,
+            layers=layers,
+        )
+        await self.bus.publish(self.bus.topic("edge/replicas"), message)
+
+    def _settled(self, executed: Executed) -> dict[str, Any]:
+        settled = executed.settled
+        if settled is None:
+            return {"direct": True} if executed.direct else {}
+        if settled.direct:
+            return {"direct": True}
+        values = self.bus.share(settled.values)
+        if settled.positions is None:
+            return {"values": values}
+        return {"positions": self.bus.share(settled.positions.astype(np.int32)), "values": values}
+
+
+def _passed_on(executed: Executed, replica: int) -> bool:
+    """Whether the voter hands this replica on to the codec, as the layer's actual output."""
+    return replica == 0 and executed.actual is None and not executed.protected
+
+
+def _sizes(executed: Executed) -> list[int]:
+    """Bytes of the tensors that ``send_segment`` shares of a layer."""
+    sizes = [y.nbytes for y in executed.replicas]
+    if executed.actual is not None:
+        sizes.append(executed.actual.nbytes)
+    if executed.settled is not None:
+        sizes.append(executed.settled.values.nbytes)
+        if executed.settled.positions is not None:
+            sizes.append(4 * executed.settled.positions.size)
+    return sizes

@@ -1,0 +1,187 @@
+"""Checkpoints: all that the trainer needs to go on as if it had never stopped, in one file, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
+from accelsim.int8.parameters import Parameters
+
+FILE = "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
+VERSION = 1
+
+
+class Header(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The JSON half of a checkpoint."""
+
+    v: int = VERSION
+    iteration: int
+    """Iterations finished: the next one has this number."""
+    version: int
+    """Of the network last deployed."""
+    config: str
+    """Digest of the run's settings; a checkpoint is of no use to another run."""
+    generator: dict[str, Any]
+    """State of the bit generator that orders the samples, as NumPy gives it."""
+    sha256: str = ""
+    """Of this header without it, and of the tensors by name."""
+
+
+class Checkpoint(NamedTuple):
+    """The trainer's whole state between two iterations."""
+
+    iteration: int
+    version: int
+    config: str
+    generator: dict[str, Any]
+    parameters: Parameters
+    velocity: Parameters
+    network: Network
+
+
+class CheckpointError(ValueError):
+    """The file is not a checkpoint of this run; the message names it and says why."""
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Writes the checkpoint into the folder and keeps the one before it; returns its path.
+
+    A crash at any moment leaves at least one whole checkpoint: the new file is complete on the disk before it takes
+    the name. Raises OSError if the disk refuses.
+    """
+    tensors = _tensors(checkpoint)
+    header = Header(
+        iteration=checkpoint.iteration,
+        version=checkpoint.version,
+        config=checkpoint.config,
+        generator=checkpoint.generator,
+    )
+    header.sha256 = _digest(header, tensors)
+    path = folder / FILE
+    fresh = folder / f".{FILE}.{os.getpid()}"
+    with fresh.open("wb") as file:
+        file.write(save(tensors, metadata={"r2f": msgspec.json.encode(header).decode()}))
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        # A link and a rename, not two renames: the folder holds a checkpoint by its usual name throughout.
+        kept = folder / f".{PREVIOUS}.{os.getpid()}"
+        kept.unlink(missing_ok=True)
+        os.link(path, kept)
+        os.replace(kept, folder / PREVIOUS)
+    os.replace(fresh, path)
+    _sync(folder)
+    return path
+
+
+def read(path: Path, *, config: str | None = None) -> Checkpoint:
+    """The checkpoint in a file, validated: digest, names, dtypes and shapes against its own network.
+
+    ``config``, where given, must be the digest of the settings that it was written under.
+    Raises CheckpointError if it is damaged or of another run, FileNotFoundError if there is none.
+    """
+    data = path.read_bytes()
+    try:
+        header = _header(data)
+        tensors = load(data)
+    except (SafetensorError, msgspec.MsgspecError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
+    if header.v != VERSION:
+        raise CheckpointError(f"{path}: checkpoint of version {header.v}, this program reads version {VERSION}")
+    if _digest(header, tensors) != header.sha256:
+        raise CheckpointError(f"{path}: its content does not have the digest that was written with it")
+    if config is not None and header.config != config:
+        raise CheckpointError(
+            f"{path}: written under settings {header.config[:12]}, this run has {config[:12]}; "
+            "resume with the same settings or start a new run"
+        )
+    try:
+        network = storage.from_bytes(tensors.pop("network").tobytes())
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its network cannot be read: {error}") from error
+    parameters = _parameters(path, "master", network, tensors)
+    velocity = _parameters(path, "velocity", network, tensors)
+    if tensors:
+        raise CheckpointError(f"{path}: unknown tensors {sorted(tensors)[:3]}")
+    return Checkpoint(header.iteration, header.version, header.config, header.generator, parameters, velocity, network)
+
+
+def latest(folder: Path, *, config: str | None = None) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint of the folder that can be read, and why newer ones, if any, were passed over.
+
+    Raises CheckpointError if there is none.
+    """
+    refused: list[str] = []
+    for name in (FILE, PREVIOUS):
+        try:
+            return read(folder / name, config=config), refused
+        except FileNotFoundError:
+            refused.append(f"{folder / name}: no such file")
+        except CheckpointError as error:
+            refused.append(str(error))
+    raise CheckpointError("no checkpoint to resume from: " + "; ".join(refused))
+
+
+def _tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[Any]]:
+    tensors: dict[str, npt.NDArray[Any]] = {"network": np.frombuffer(storage.to_bytes(checkpoint.network), np.uint8)}
+    for kind, parameters in (("master", checkpoint.parameters), ("velocity", checkpoint.velocity)):
+        for index, pair in parameters.items():
+            for what, array in zip(("weight", "bias"), pair, strict=True):
+                tensors[f"{kind}.{index}.{what}"] = array
+    return tensors
+
+
+def _parameters(path: Path, kind: str, network: Network, tensors: dict[str, npt.NDArray[Any]]) -> Parameters:
+    """Takes one weight and one bias a MAC layer out of ``tensors``."""
+    found: Parameters = {}
+    for index, layer in network.convs():
+        pair = []
+        for what, shape in (("weight", layer.weight.shape), ("bias", layer.bias.shape)):
+            name = f"{kind}.{index}.{what}"
+            if name not in tensors:
+                raise CheckpointError(f"{path}: tensor {name} is missing")
+            array = tensors.pop(name)
+            if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+                raise CheckpointError(
+                    f"{path}: tensor {name} is {array.dtype} of shape {array.shape}, expected finite float32 of shape {shape}"
+                )
+            pair.append(array)
+        found[index] = (pair[0], pair[1])
+    return found
+
+
+def _header(data: bytes) -> Header:
+    """The metadata of a safetensors file: eight bytes of length, then JSON."""
+    length = int.from_bytes(data[:8], "little")
+    if not 0 < length <= len(data) - 8:
+        raise ValueError(f"header of {length} bytes in a file of {len(data)}")
+    return msgspec.json.decode(json.loads(data[8 : 8 + length])["__metadata__"]["r2f"], type=Header)
+
+
+def _digest(header: Header, tensors: dict[str, npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(header, sha256="")))
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Makes the renames in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""Stochastic gradient descent with momentum on the float32 master weights, and the guards around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from accelsim.int8.parameters import Parameters
+from services.trainer.core.replay import Replay
+
+
+class Sgd(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Settings of the optimiser. ``clip`` bounds the gradients' Euclidean norm. All are finite, as JSON knows no others."""
+
+    rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        in_range = self.rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip > 0
+        if not in_range or not all(map(math.isfinite, msgspec.structs.astuple(self))):
+            raise ValueError(f"optimiser settings out of range: {self}")
+
+
+class TrainingDiverged(RuntimeError):
+    """Loss or gradients stopped being finite; going on would only destroy the weights."""
+
+    def __init__(self, iteration: int, loss: float, norm: float, checkpoint: str | None) -> None:
+        saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+        super().__init__(
+            f"training diverged at iteration {iteration}: loss {loss:g}, gradient norm {norm:g}; {saved}. "
+            "Lower the learning rate or the bit error rate, or clip the gradients harder"
+        )
+        self.iteration = iteration
+        self.loss = loss
+        self.norm = norm
+        self.checkpoint = checkpoint
+
+
+def guard(replay: Replay, iteration: int, checkpoint: str | None) -> None:
+    """Raises TrainingDiverged, naming the iteration and the last checkpoint, unless loss and gradients are finite."""
+    if not (math.isfinite(replay.loss) and math.isfinite(replay.norm)):
+        raise TrainingDiverged(iteration, replay.loss, replay.norm, checkpoint)
+
+
+def zeros_like(parameters: Parameters) -> Parameters:
+    """The momentum (velocity) to start from, one array a parameter."""
+    return {index: (np.zeros_like(weight), np.zeros_like(bias)) for index, (weight, bias) in parameters.items()}
+
+
+def step(parameters: Parameters, velocity: Parameters, replay: Replay, settings: Sgd) -> None:
+    """One update in place, as torch.optim.SGD has it: ``v = momentum v + clipped gradient + decay w``, ``w -= rate v``.
+
+    Elementwise float32 with one scalar factor, so the same arguments give the same bits. Biases decay as weights do.
+    """
+    weights = _tensors(parameters, parameters)
+    velocities = _tensors(velocity, parameters)
+    gradients = [gradient for index in parameters for gradient in replay.gradients[index]]
+    if replay.norm > settings.clip:
+        gradients = list(torch._foreach_mul(gradients, settings.clip / replay.norm))
+    if settings.weight_decay:
+        gradients = list(torch._foreach_add(gradients, weights, alpha=settings.weight_decay))
+    torch._foreach_mul_(velocities, settings.momentum)
+    torch._foreach_add_(velocities, gradients)
+    torch._foreach_add_(weights, velocities, alpha=-settings.rate)
+
+
+def _tensors(arrays: Parameters, order: Mapping[int, object]) -> list[Tensor]:
+    """Torch views of the arrays' own memory."""
+    return [torch.from_numpy(array) for index in order for array in arrays[index]]

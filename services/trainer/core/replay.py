@@ -1,0 +1,295 @@
+"""The replayed backward pass: gradients of the network that the device really ran (architecture.md, "Learning").
+
+The device's outputs stand in for the server's own, so nothing of the forward pass through the MAC layers is computed
+again. Gradients are taken in real units (``scale * integer``) and go straight through rounding and faults: a MAC layer
+is differentiated at the input that the device fed it, whatever its faults then made of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from accelsim.int8.network import (
+    INPUT,
+    INT8_MAX,
+    Add,
+    Channels,
+    Concat,
+    Conv,
+    Flatten,
+    Int8,
+    MaxPool,
+    MeanPool,
+    Mul,
+    Network,
+    Slice,
+    Table,
+)
+
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+"""Class numbers (N,) int64, or class probabilities (N, classes) float32."""
+Recompute = Callable[[int, Sequence[Int8]], Int8]
+"""(index, operands) to the output of a layer that the device's reliable processor runs; ``Engine.fault_free`` is one."""
+Gradients = dict[int, tuple[Tensor, Tensor]]
+"""Index of each MAC layer: gradients of its weight (O, I/groups, R, S) and its bias (O,), float32, real units."""
+
+SHARED_MACS = 10**8
+"""Products of a batch's forward pass from which on the backward pass runs on all of torch's threads."""
+
+
+class Replay(NamedTuple):
+    """What one replay found. ``norm`` is the Euclidean norm over all gradients."""
+
+    loss: float
+    correct: int
+    norm: float
+    gradients: Gradients
+
+
+def replay(network: Network, x: Int8, outputs: Mapping[int, Int8], labels: Labels, recompute: Recompute) -> Replay:
+    """Loss of the device's outputs against the labels, and its gradients.
+
+    ``network`` is the int8 network as the device ran it, ``x`` its input (N, H, W, C), ``outputs`` the device's output
+    (N, H, W, C) of each MAC layer by index. The other layers are exact on the device, so ``recompute`` gives them.
+
+    The loss is the softmax cross-entropy, averaged over the batch. The same arguments and number of torch threads give
+    the same gradients, bit for bit; small networks run on one thread, whatever torch is set to.
+
+    Raises ValueError if an output is missing or misshaped, or if the labels do not fit.
+    """
+    values = activations(network, x, outputs, recompute)
+    with _threads(network, len(x)):
+        loss, correct, gradient = _cross_entropy(network, values[-1], labels)
+        gradients = _backward(network, x, values, gradient)
+        return Replay(loss, correct, _norm(gradients), gradients)
+
+
+@contextmanager
+def _threads(network: Network, batch: int) -> Iterator[None]:
+    """One thread for the block where the layers are too small to share out: waking the others would cost more."""
+    macs = sum(layer.weight.size * layer.shape[0] * layer.shape[1] for _, layer in network.convs()) * batch
+    threads = torch.get_num_threads()
+    if macs >= SHARED_MACS or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def activations(network: Network, x: Int8, outputs: Mapping[int, Int8], recompute: Recompute) -> list[Int8]:
+    """Every layer's output on the device, each (N, H, W, C): received for MAC layers, recomputed for the others."""
+    values: list[Int8] = []
+    for index, layer in enumerate(network.layers):
+        if isinstance(layer, Conv):
+            if index not in outputs:
+                raise ValueError(f"layer {index} ({layer.name}): the device's output is missing")
+            value = outputs[index]
+        else:
+            value = recompute(index, [x if i == INPUT else values[i] for i in layer.inputs])
+        if value.dtype != np.int8 or value.shape != (len(x), *layer.shape):
+            raise ValueError(
+                f"layer {index} ({layer.name}): output is {value.dtype} of shape {value.shape}, "
+                f"expected int8 of shape {(len(x), *layer.shape)}"
+            )
+        values.append(value)
+    return values
+
+
+def _cross_entropy(network: Network, output: Int8, labels: Labels) -> tuple[float, int, Tensor]:
+    """Loss, number of right answers, and the loss's gradient at the output, as (N, C, 1, 1)."""
+    classes = network.layers[-1].shape[2]
+    if network.layers[-1].shape[:2] != (1, 1):
+        raise ValueError(f"the network's output has shape {network.layers[-1].shape}, expected one vector an image")
+    if labels.shape not in ((len(output),), (len(output), classes)):
+        raise ValueError(f"labels have shape {labels.shape}, expected {(len(output),)} or {(len(output), classes)}")
+    logits = torch.from_numpy(output.reshape(len(output), classes).astype(np.float32)) * network.layers[-1].scale
+    targets = torch.tensor(labels)
+    if targets.ndim == 1:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels run from {low} to {high}, but the network knows classes 0 to {classes - 1}")
+        best = targets
+        targets = torch.nn.functional.one_hot(targets, classes).float()
+    else:
+        best = targets.argmax(dim=1)
+    log_probability = torch.log_softmax(logits, dim=1)
+    loss = -(targets * log_probability).sum() / len(output)
+    gradient = (log_probability.exp() * targets.sum(dim=1, keepdim=True) - targets) / len(output)
+    return float(loss), int((logits.argmax(dim=1) == best).sum()), gradient[:, :, None, None]
+
+
+def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -> Gradients:
+    """Walks the layers from last to first; ``pending`` holds the gradient at each output still to be reached."""
+    pending: dict[int, Tensor] = {len(values) - 1: gradient}
+    planes: dict[int, Tensor] = {}
+    found: Gradients = {}
+
+    def plane(index: int) -> Tensor:
+        """Integers of an activation as float32 planes, made once for the layers that read it and its own clamp."""
+        if index not in planes:
+            planes[index] = _planes(x if index == INPUT else values[index])
+        return planes[index]
+
+    def send(index: int, gradient: Tensor) -> None:
+        if index != INPUT:
+            pending[index] = pending[index] + gradient if index in pending else gradient
+
+    for index in reversed(range(len(values))):
+        layer = network.layers[index]
+        if index not in pending:
+            continue
+        gradient = pending.pop(index)
+        if isinstance(layer, Conv | Add | Concat | MeanPool | Mul) and layer.low == 0:
+            gradient = _through_relu(layer, plane(index), gradient)
+        planes.pop(index, None)
+        source = layer.inputs[0]
+        shape = (len(x), *network.shape_of(source))
+        match layer:
+            case Conv():
+                below, weight, bias = _through_conv(layer, plane(source), gradient, network.scale_of(source), source != INPUT)
+                found[index] = (weight, bias)
+                if below is not None:
+                    send(source, below)
+            case Add():
+                for source in layer.inputs:
+                    send(source, gradient)
+            case Concat():
+                sizes = [network.shape_of(source)[2] for source in layer.inputs]
+                for source, part in zip(layer.inputs, torch.split(gradient, sizes, dim=1), strict=True):
+                    send(source, part)
+            case MaxPool():
+                send(source, _through_max(layer, plane(source), gradient))
+            case MeanPool():
+                send(source, _through_mean(layer, network, shape, gradient))
+            case Table():
+                operand = x if source == INPUT else values[source]
+                slope = layer.slope[operand.view(np.uint8) ^ 128]
+                send(source, gradient * torch.from_numpy(slope).permute(0, 3, 1, 2))
+            case Channels():
+                whole = _zeros(shape)
+                send(source, whole.index_copy_(1, torch.from_numpy(layer.order.astype(np.int64)), gradient))
+            case Slice():
+                send(source, _through_slice(layer, shape, gradient))
+            case Mul():
+                first, second = layer.inputs
+                at_first, at_second = _through_mul(plane(first), plane(second), gradient)
+                send(first, at_first * network.scale_of(second))
+                send(second, at_second * network.scale_of(first))
+            case Flatten():
+                n, h, w, c = shape
+                send(source, gradient.reshape(n, c, h, w).contiguous(memory_format=torch.channels_last))
+    for index, layer in network.convs():
+        if index not in found:
+            raise ValueError(f"layer {index} ({layer.name}): the network's output does not depend on it")
+    return found
+
+
+def _planes(value: Int8) -> Tensor:
+    """An activation (N, H, W, C) as torch sees it: (N, C, H, W) float32, still lying channels-last."""
+    return torch.from_numpy(value.astype(np.float32)).permute(0, 3, 1, 2)
+
+
+def _through_relu(layer: Conv | Add | Concat | MeanPool | Mul, y: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient where the layer's ReLU or ReLU6 lets it pass; ``y`` holds the output's integers.
+
+    A bound that stands for no activation (-128, or 127 where ReLU6 ends elsewhere) is where int8 saturates. That is
+    rounding gone far, so the gradient goes straight through it: a channel that outgrew its range can still come back.
+    """
+    passed: Tensor
+    if layer.high < INT8_MAX or abs(6 / layer.scale - INT8_MAX) <= 0.5:
+        passed = torch.ops.aten.hardtanh_backward(gradient, y, 0, layer.high)
+    else:
+        passed = torch.ops.aten.threshold_backward(gradient, y, 0)
+    return passed
+
+
+def _through_conv(
+    layer: Conv, x: Tensor, gradient: Tensor, scale: float, wants_input: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients at a MAC layer's input, weight and bias. ``x`` holds integers; ``scale`` is the value of a step."""
+    weight = torch.from_numpy(layer.weight.astype(np.float32) * layer.weight_scale[:, None, None, None])
+    below, at_weight, at_bias = torch.ops.aten.convolution_backward(
+        gradient,
+        x,
+        weight,
+        [len(weight)],
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,
+        [0, 0],
+        layer.groups,
+        [wants_input, True, True],
+    )
+    return below if wants_input else None, at_weight * scale, at_bias
+
+
+def _through_max(layer: MaxPool, x: Tensor, gradient: Tensor) -> Tensor:
+    """To the first of the largest integers of each window, as torch does."""
+    ceil = _rounds_up(x.shape, layer, layer.dilation)
+    arguments = (layer.kernel, layer.stride, layer.padding, layer.dilation, ceil)
+    _, where = torch.ops.aten.max_pool2d_with_indices(x, *arguments)
+    below: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *arguments, where)
+    return below
+
+
+def _through_mean(layer: MeanPool, network: Network, shape: tuple[int, ...], gradient: Tensor) -> Tensor:
+    share = layer.multiplier * layer.scale / network.scale_of(layer.inputs[0])
+    n, h, w, c = shape
+    if layer.kernel == (h, w) and layer.shape[:2] == (1, 1) and layer.padding == (0, 0):
+        return (gradient * share).expand(n, c, h, w)
+    x = _zeros(shape)
+    ceil = _rounds_up(x.shape, layer, (1, 1))
+    below: Tensor = torch.ops.aten.avg_pool2d_backward(
+        gradient * share, x, layer.kernel, layer.stride, layer.padding, ceil, True, 1
+    )
+    return below
+
+
+def _rounds_up(size: tuple[int, ...], layer: MaxPool | MeanPool, dilation: tuple[int, int]) -> bool:
+    """Whether the pooled shape is torch's ceil_mode one. ``size`` is the operand's, (N, C, H, W)."""
+    down = [
+        (size[2 + i] + 2 * layer.padding[i] - dilation[i] * (layer.kernel[i] - 1) - 1) // layer.stride[i] + 1 for i in (0, 1)
+    ]
+    return tuple(down) != layer.shape[:2]
+
+
+def _through_slice(layer: Slice, shape: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """Each gradient to the element that it was cut from; what was filled with zeros has none."""
+    whole = torch.zeros(shape)
+    to, of = [slice(None)], [slice(None)]
+    for size, length, offset, step in zip(shape[1:], layer.shape, layer.offset, (*layer.step, 1), strict=True):
+        first = max(0, -(offset // step))
+        end = min(length, (size - 1 - offset) // step + 1)
+        of.append(slice(first, max(first, end)))
+        to.append(slice(offset + first * step, offset + max(first, end) * step, step))
+    whole[tuple(to)] = gradient.permute(0, 2, 3, 1)[tuple(of)]
+    return whole.permute(0, 3, 1, 2)
+
+
+def _through_mul(a: Tensor, b: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients at both factors, each still to be scaled by the value of the other's step."""
+    at_b = gradient * a
+    return gradient * b, at_b if b.shape == a.shape else at_b.sum(dim=(2, 3), keepdim=True)
+
+
+def _zeros(shape: tuple[int, ...]) -> Tensor:
+    """Zeros (N, C, H, W), channels-last, for an activation of shape (N, H, W, C)."""
+    n, h, w, c = shape
+    return torch.zeros(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _norm(gradients: Gradients) -> float:
+    """Euclidean norm over all gradients, each tensor's in float32 and their sum in float64."""
+    parts = torch._foreach_norm([gradient for pair in gradients.values() for gradient in pair])
+    return float(torch.stack(parts).double().norm())

@@ -1,0 +1,251 @@
+"""Networks as bytes: the same ones each time, and nothing inconsistent gets in or out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accelsim.int8.network import Channels, Concat, Conv, Flatten, MaxPool, Network, Slice
+from accelsim.int8.storage import NetworkError, digest, from_bytes, load, save, to_bytes, validate
+from accelsim.lowering import lower
+from accelsim.zoo import build
+
+
+def _network(name: str = "digits_cnn") -> Network:
+    import torch
+
+    torch.manual_seed(3)
+    rng = np.random.default_rng(5)
+    size = (8, 8, 1) if name == "digits_cnn" else (32, 32, 3)
+    images = rng.integers(0, 256, (4, *size), dtype=np.uint8)
+    return lower(build(name), images, (0.5,) * size[2], (0.25,) * size[2], name)
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return _network()
+
+
+@pytest.fixture(scope="module")
+def shuffle() -> Network:
+    return _network("shufflenet_v2_x0_5")
+
+
+def _same(a: Network, b: Network) -> bool:
+    def equal(x: Any, y: Any) -> bool:
+        if isinstance(x, np.ndarray):
+            return x.dtype == y.dtype and np.array_equal(x, y)
+        return bool(x == y)
+
+    pairs = [(a, b), *zip(a.layers, b.layers, strict=True)]
+    return all(
+        type(x) is type(y)
+        and all(equal(getattr(x, f.name), getattr(y, f.name)) for f in dataclasses.fields(x) if f.name != "layers")
+        for x, y in pairs
+    )
+
+
+def test_round_trip_keeps_everything(network: Network, shuffle: Network, tmp_path: Path) -> None:
+    for one in (network, shuffle):
+        assert _same(from_bytes(to_bytes(one)), one)
+    save(network, tmp_path / "n.safetensors")
+    assert _same(load(tmp_path / "n.safetensors"), network)
+    assert [p.name for p in tmp_path.iterdir()] == ["n.safetensors"]
+
+
+def test_bytes_are_the_same_in_every_process(network: Network, tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    save(network, path)
+    program = "import sys; from accelsim.int8.storage import *; print(digest(load(sys.argv[1])))"
+    others = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[3])},
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert others == {digest(network)}
+
+
+def test_digest_follows_every_weight(network: Network) -> None:
+    index, layer = next(network.convs())
+    weight = layer.weight.copy()
+    weight.flat[0] ^= 1
+    assert digest(_with(network, index, weight=weight)) != digest(network)
+
+
+def _with(network: Network, index: int, **changes: Any) -> Network:
+    layers = list(network.layers)
+    layers[index] = dataclasses.replace(layers[index], **changes)
+    return dataclasses.replace(network, layers=tuple(layers))
+
+
+def _first(network: Network, kind: type) -> int:
+    return next(i for i, layer in enumerate(network.layers) if isinstance(layer, kind))
+
+
+CHANGES: dict[str, tuple[type, Callable[[Any], dict[str, Any]], str]] = {
+    "operand later": (Conv, lambda v: {"inputs": (999,)}, "operand 999"),
+    "operand itself": (Conv, lambda v: {"inputs": (-2,)}, "operand -2"),
+    "two operands": (Conv, lambda v: {"inputs": (-1, -1)}, "2 operands"),
+    "shape": (Conv, lambda v: {"shape": (1, 1, v.shape[2])}, "shape"),
+    "shape of zero": (Conv, lambda v: {"shape": (0, 8, 16)}, "shape"),
+    "scale": (Conv, lambda v: {"scale": v.scale * 2}, "multiplier"),
+    "scale below zero": (Conv, lambda v: {"scale": -v.scale}, "scale"),
+    "scale not a number": (Conv, lambda v: {"scale": math.nan}, "scale"),
+    "scale too large": (Conv, lambda v: {"scale": 1e300}, "scale"),
+    "scale not float32": (Conv, lambda v: {"scale": 0.1}, "scale"),
+    "weight dtype": (Conv, lambda v: {"weight": v.weight.astype(np.int32)}, "weight: int32"),
+    "weight shape": (Conv, lambda v: {"weight": v.weight[:5]}, "expected"),
+    "bias dtype": (Conv, lambda v: {"bias": v.bias.astype(np.int64)}, "bias"),
+    "bias overflows": (Conv, lambda v: {"bias": np.full_like(v.bias, 2**31 - 1)}, "beyond an int32"),
+    "multiplier": (Conv, lambda v: {"multiplier": np.nextafter(v.multiplier, np.float32(1))}, "multiplier"),
+    "weight scale": (Conv, lambda v: {"weight_scale": v.weight_scale * np.float32(np.nan)}, "weight_scale"),
+    "stride": (Conv, lambda v: {"stride": (0, 1)}, "stride"),
+    "padding": (Conv, lambda v: {"padding": (-1, 1)}, "padding"),
+    "groups": (Conv, lambda v: {"groups": 3}, "groups"),
+    "bounds": (Conv, lambda v: {"low": 5, "high": 4}, "bounds"),
+    "bounds beyond int8": (Conv, lambda v: {"high": 128}, "bounds"),
+    "pool scale": (MaxPool, lambda v: {"scale": v.scale * 2}, "scale"),
+    "pool padding": (MaxPool, lambda v: {"padding": (2, 2)}, "padding"),
+    "pool shape": (MaxPool, lambda v: {"shape": (9, 9, v.shape[2])}, "positions"),
+    "name twice": (MaxPool, lambda v: {"name": "stem"}, "twice"),
+}
+SHUFFLE_CHANGES: dict[str, tuple[type, Callable[[Any], dict[str, Any]], str]] = {
+    "order twice": (Channels, lambda v: {"order": np.zeros_like(v.order)}, "distinct"),
+    "order beyond": (Channels, lambda v: {"order": v.order + np.int32(999)}, "distinct"),
+    "concat multiplier": (Concat, lambda v: {"multipliers": (1.0, 0.123)}, "multipliers"),
+    "concat shape": (Concat, lambda v: {"shape": (*v.shape[:2], v.shape[2] + 1)}, "side by side"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_an_inconsistent_network_is_refused_by_name(network: Network, case: str) -> None:
+    kind, change, text = CHANGES[case]
+    index = _first(network, kind)
+    bad = _with(network, index, **change(network.layers[index]))
+    for attempt in (validate, to_bytes, digest):
+        with pytest.raises(NetworkError, match=rf"layer {index} .*{text}"):
+            attempt(bad)
+
+
+@pytest.mark.parametrize("case", SHUFFLE_CHANGES)
+def test_an_inconsistent_shuffle_is_refused_by_name(shuffle: Network, case: str) -> None:
+    kind, change, text = SHUFFLE_CHANGES[case]
+    index = _first(shuffle, kind)
+    with pytest.raises(NetworkError, match=rf"layer {index} .*{text}"):
+        validate(_with(shuffle, index, **change(shuffle.layers[index])))
+
+
+def test_flatten_and_slice_are_checked(network: Network) -> None:
+    index = _first(network, Flatten)
+    with pytest.raises(NetworkError, match="flatten"):
+        validate(_with(network, index, shape=(1, 1, 7)))
+    x = network.layers[0]
+    bad = Slice(name="s", inputs=(0,), shape=(4, 4, 16), scale=x.scale, offset=(0, 0, 0), step=(0, 2))
+    with pytest.raises(NetworkError, match="step"):
+        validate(dataclasses.replace(network, layers=(x, bad)))
+
+
+def _split(body: bytes) -> tuple[dict[str, Any], bytes]:
+    length = struct.unpack("<Q", body[:8])[0]
+    return json.loads(body[8 : 8 + length]), body[8 + length :]
+
+
+def _join(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _graph_change(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def apply(header: dict[str, Any]) -> None:
+        graph = json.loads(header["__metadata__"]["r2f"])
+        change(graph)
+        header["__metadata__"]["r2f"] = json.dumps(graph)
+
+    return apply
+
+
+HEADERS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "no metadata": lambda h: h.pop("__metadata__"),
+    "metadata is a list": lambda h: h.update({"__metadata__": []}),
+    "tensor beyond the file": lambda h: h["0.bias"].update({"data_offsets": [0, 1 << 40]}),
+    "tensor of a huge shape": lambda h: h["0.bias"].update({"shape": [1 << 40, 1 << 40]}),
+    "tensor of another dtype": lambda h: h["0.bias"].update({"dtype": "F64"}),
+    "tensor missing": lambda h: h.update({"other": h.pop("0.bias")}),
+    "format": _graph_change(lambda g: g.update({"format": "other/1"})),
+    "no layers": _graph_change(lambda g: g.update({"layers": []})),
+    "layers missing": _graph_change(lambda g: g.pop("layers")),
+    "layers not a list": _graph_change(lambda g: g.update({"layers": {"0": 1}})),
+    "twenty thousand layers": _graph_change(lambda g: g.update({"layers": g["layers"][:1] * 20_000})),
+    "layer type": _graph_change(lambda g: g["layers"][0].update({"type": "os.system"})),
+    "layer type missing": _graph_change(lambda g: g["layers"][0].pop("type")),
+    "field missing": _graph_change(lambda g: g["layers"][0].pop("stride")),
+    "field unknown": _graph_change(lambda g: g["layers"][0].update({"hook": "x"})),
+    "field of another type": _graph_change(lambda g: g["layers"][0].update({"stride": "1"})),
+    "field of another length": _graph_change(lambda g: g["layers"][0].update({"stride": [1, 1, 1]})),
+    "huge number": _graph_change(lambda g: g["layers"][0].update({"groups": 10**400})),
+    "huge shape": _graph_change(lambda g: g["layers"][0].update({"shape": [1 << 19, 1 << 19, 1 << 19]})),
+    "scale": _graph_change(lambda g: g.update({"input_scale": -1.0})),
+    "unknown in the graph": _graph_change(lambda g: g.update({"more": 1})),
+    "input shape": _graph_change(lambda g: g.update({"input_shape": [8, 8, 3]})),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_hostile_header_is_one_clear_error(network: Network, case: str) -> None:
+    header, data = _split(to_bytes(network))
+    HEADERS[case](header)
+    with pytest.raises(NetworkError):
+        from_bytes(_join(header, data))
+
+
+def test_deeply_nested_headers_end(network: Network) -> None:
+    header, data = _split(to_bytes(network))
+    header["__metadata__"]["r2f"] = "[" * 100_000 + "]" * 100_000
+    with pytest.raises(NetworkError):
+        from_bytes(_join(header, data))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 1), place=st.floats(0, 1), value=st.integers(0, 255))
+def test_damaged_bytes_never_pass_unnoticed(network: Network, cut: float, place: float, value: int) -> None:
+    """Cut off: an error. One byte changed: an error, or another valid network with another digest."""
+    body = to_bytes(network)
+    with pytest.raises(NetworkError):
+        from_bytes(body[: int(cut * (len(body) - 1))])
+    changed = bytearray(body)
+    at = int(place * (len(body) - 1))
+    if changed[at] == value:
+        return
+    changed[at] = value
+    try:
+        read = from_bytes(changed)
+    except NetworkError:
+        return
+    assert digest(read) != digest(network) or to_bytes(read) == body
+
+
+def test_load_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(NetworkError, match=r"n\.safetensors"):
+        load(path)
+
+
+def test_arrays_read_are_not_writable(network: Network) -> None:
+    layer = next(from_bytes(to_bytes(network)).convs())[1]
+    with pytest.raises(ValueError, match="read-only"):
+        layer.weight[0] = 0

@@ -1,0 +1,132 @@
+"""Calibration: what int8 costs on real networks, and the parts that keep it low."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from accelsim import zoo
+from accelsim.engine import Engine
+from accelsim.int8.network import Add, Concat, Conv
+from accelsim.int8.storage import digest
+from accelsim.lowering import fold, lower, trace
+from accelsim.lowering import graph as real
+from accelsim.lowering.calibration import _watch, equalise, input_table, normalise
+from experiments.int8_accuracy import MEAN, STD, TRAINED, float_logits, images_of, int8_logits, module_of, top
+
+
+def _images(shape: tuple[int, int, int], count: int = 8) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def test_input_table_is_the_normalisation_within_half_a_step() -> None:
+    scale, table = input_table(MEAN, STD)
+    pixels = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    want = normalise(pixels, MEAN, STD)[:, :, 0, 0].numpy().T
+    assert np.abs(table * np.float64(scale) - want).max() <= 0.5001 * scale
+    assert np.abs(table).max() == 127
+
+
+def test_the_same_images_give_the_same_network() -> None:
+    torch.manual_seed(0)
+    module = zoo.build("shufflenet_v2_x0_5", 10).eval()
+    networks = [lower(module, _images((32, 32, 3)), MEAN, STD) for _ in range(2)]
+    assert digest(networks[0]) == digest(networks[1])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "digits_cnn"])
+def test_equalisation_leaves_the_function_and_widens_small_channels(name: str) -> None:
+    torch.manual_seed(4)
+    shape = (8, 8, 1) if name == "digits_cnn" else (32, 32, 3)
+    module = zoo.build(name, 10).eval()
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.05, 1.0)
+    before = fold(trace(module, shape))
+    after = copy.deepcopy(before)
+    mean, std = MEAN[: shape[2]], STD[: shape[2]]
+    x = normalise(_images(shape), mean, std)
+    with torch.no_grad():
+        equalise(after, _watch(after, x))
+        seen = [_watch(g, x) for g in (before, after)]
+        *_, (_, want) = before.run(x)
+        *_, (_, got) = after.run(x)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+    depthwise = [
+        node.inputs[0] for node in before.nodes if isinstance(node, real.Conv) and node.weight.shape[1] == 1 < node.groups
+    ]
+    spread = [np.mean([float((s[i].largest / s[i].largest.max().clamp(min=1e-9)).median()) for i in depthwise]) for s in seen]
+    assert spread[1] > 1.1 * spread[0]
+
+
+def test_bias_correction_takes_up_the_rounded_weights() -> None:
+    """With weights that all round the same way, each channel's mean output still is the float one."""
+    module = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 2, 4, bias=True)).eval()
+    with torch.no_grad():
+        module[0].weight.fill_(1.0)
+        module[0].bias.fill_(2.5)
+        module[2].weight.fill_(0.0149)
+        module[2].weight[:, 0, 0, 0] = 1.0
+        module[2].bias.zero_()
+    images = _images((8, 8, 1), 16)
+    network = lower(module, images, MEAN[:1], STD[:1])
+    with torch.no_grad():
+        want = module(normalise(images, MEAN[:1], STD[:1])).mean((0, 2, 3)).numpy()
+    last = network.layers[-1]
+    got = Engine(network).run(network.quantize_images(images))[-1].mean((0, 1, 2)) * last.scale
+    assert isinstance(last, Conv)
+    steps = np.abs(np.rint(0.0149 / last.weight_scale) * last.weight_scale - 0.0149)
+    shift = steps * 15 * float(want.mean())  # about what the mean would be off by without correction
+    assert np.all(np.abs(got - want) < np.maximum(0.25 * shift, 0.3 * last.scale))
+
+
+def test_a_channel_of_zeros_keeps_its_bias() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 3, 3)).eval()
+    with torch.no_grad():
+        module[0].weight[1] = 0
+        module[0].bias[:] = torch.tensor([0.0, 0.75, -0.5])
+    images = _images((8, 8, 1))
+    network = lower(module, images, (0.5,), (0.5,))
+    y = Engine(network).run(network.quantize_images(images))[-1] * network.layers[-1].scale
+    assert np.abs(y[..., 1] - 0.75).max() <= 0.5001 * network.layers[-1].scale
+
+
+def test_operands_that_only_a_sum_reads_have_its_scale_where_they_fit() -> None:
+    torch.manual_seed(0)
+    network = lower(zoo.build("mobilenet_v2", 10).eval(), _images((32, 32, 3)), MEAN, STD)
+    sums = [layer for layer in network.layers if isinstance(layer, Add)]
+    assert sum(1.0 in layer.multipliers for layer in sums) >= 8
+    network = lower(zoo.build("shufflenet_v2_x0_5", 10).eval(), _images((32, 32, 3)), MEAN, STD)
+    concats = [layer for layer in network.layers if isinstance(layer, Concat)]
+    assert all(1.0 in layer.multipliers for layer in concats)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
+def test_int8_costs_at_most_a_point_on_cifar(shared_dir: Path, name: str) -> None:
+    images, _ = images_of(name, shared_dir, "train")
+    module = module_of(name, shared_dir)
+    network = lower(module, images[:64], MEAN, STD, name)
+    test, labels = images_of(name, shared_dir, "test")
+    count = 1000 if name == "resnet20" else 300
+    exact = top(float_logits(module, test[:count]), labels[:count], 1)
+    rough = top(int8_logits(network, test[:count]), labels[:count], 1)
+    assert exact > 90
+    assert rough >= exact - 1.0
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v2"])
+def test_int8_agrees_with_float_on_photographs(shared_dir: Path, name: str) -> None:
+    """A quick look; docs/networks.md has the whole validation set, by experiments.int8_accuracy."""
+    assert TRAINED[name].num_classes == 1000
+    images, _ = images_of(name, shared_dir, "train")
+    module = module_of(name, shared_dir)
+    network = lower(module, images[:24], MEAN, STD, name)
+    test, labels = images_of(name, shared_dir, "test")
+    exact, rough = float_logits(module, test[:32]), int8_logits(network, test[:32])
+    assert (exact.argmax(1) == rough.argmax(1)).mean() >= 0.75
+    assert top(rough, labels[:32], 5) >= top(exact, labels[:32], 5) - 5

@@ -1,0 +1,75 @@
+"""Steps against torch.optim.SGD with torch's own clipping."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from services.trainer.core.optimiser import Sgd, TrainingDiverged, guard, step, zeros_like
+from services.trainer.core.replay import Replay
+
+SHAPES = {0: (4, 3, 3, 3), 3: (5, 4, 1, 1)}
+
+
+def random_parameters(rng: np.random.Generator):
+    return {
+        i: (rng.standard_normal(shape, np.float32), rng.standard_normal(shape[0], np.float32)) for i, shape in SHAPES.items()
+    }
+
+
+def random_replay(rng: np.random.Generator, size: float) -> Replay:
+    gradients = {
+        i: (torch.from_numpy(w * np.float32(size)), torch.from_numpy(b * np.float32(size)))
+        for i, (w, b) in random_parameters(rng).items()
+    }
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for pair in gradients.values() for g in pair))
+    return Replay(1.0, 0, norm, gradients)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_steps_as_torch_does(decay: float) -> None:
+    rng = np.random.default_rng(0)
+    settings = Sgd(rate=0.05, momentum=0.9, weight_decay=decay, clip=3.0)
+    parameters = random_parameters(rng)
+    velocity = zeros_like(parameters)
+    theirs = [torch.tensor(a, requires_grad=True) for pair in parameters.values() for a in pair]
+    peer = torch.optim.SGD(theirs, lr=0.05, momentum=0.9, weight_decay=decay)
+    for k in range(6):
+        replay = random_replay(rng, size=10.0 ** (k % 3 - 2))  # some under the clip, some over
+        for tensor, gradient in zip(theirs, (g for p in replay.gradients.values() for g in p), strict=True):
+            tensor.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(theirs, 3.0)
+        peer.step()
+        step(parameters, velocity, replay, settings)
+    mine = [a for pair in parameters.values() for a in pair]
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_leaves_the_gradients_alone() -> None:
+    rng = np.random.default_rng(1)
+    parameters = random_parameters(rng)
+    replay = random_replay(rng, 100.0)
+    before = [g.clone() for p in replay.gradients.values() for g in p]
+    step(parameters, zeros_like(parameters), replay, Sgd(weight_decay=0.1))
+    assert all(torch.equal(a, b) for a, b in zip(before, (g for p in replay.gradients.values() for g in p), strict=True))
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_stops_on_what_is_not_finite(loss: float, norm: float) -> None:
+    with pytest.raises(TrainingDiverged, match=r"iteration 7: .* last good checkpoint is runs/x/checkpoint"):
+        guard(Replay(loss, 0, norm, {}), 7, "runs/x/checkpoint.safetensors")
+    with pytest.raises(TrainingDiverged, match="no checkpoint was written yet"):
+        guard(Replay(loss, 0, norm, {}), 7, None)
+    guard(Replay(1.0, 0, 2.0, {}), 7, None)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rate": 0}, {"momentum": 1.0}, {"clip": 0}, {"weight_decay": -1}, {"rate": math.nan}, {"clip": math.inf}]
+)
+def test_refuses_settings_out_of_range(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        Sgd(**bad)

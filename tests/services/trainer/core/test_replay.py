@@ -1,0 +1,259 @@
+"""The replayed backward pass against torch.autograd on a float copy whose values are replaced by the device's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from accelsim.engine import reference
+from accelsim.int8.network import (
+    INPUT,
+    Add,
+    Channels,
+    Concat,
+    Conv,
+    Flatten,
+    Int8,
+    Layer,
+    MaxPool,
+    MeanPool,
+    Mul,
+    Network,
+    Slice,
+    Table,
+    multiplier,
+    operand_multiplier,
+)
+from services.trainer.core.replay import activations, replay
+
+
+class Builder:
+    """Appends layers with random weights and consistent scales."""
+
+    def __init__(self, shape: tuple[int, int, int], seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.shape = shape
+        self.layers: list[Layer] = []
+
+    def operand(self, index: int) -> tuple[tuple[int, int, int], float]:
+        return (self.shape, np.float32(0.02)) if index == INPUT else (self.layers[index].shape, self.layers[index].scale)
+
+    def add(self, layer: Layer) -> int:
+        self.layers.append(layer)
+        return len(self.layers) - 1
+
+    def conv(self, source, out, kernel=(3, 3), stride=(1, 1), padding=(1, 1), groups=1, scale=0.03, **bounds) -> int:
+        (h, w, c), in_scale = self.operand(source)
+        shape = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip((h, w), padding, kernel, stride, strict=True))
+        weight_scale = self.rng.uniform(1e-3, 3e-3, out).astype(np.float32)
+        return self.add(
+            Conv(
+                name=f"conv{len(self.layers)}",
+                inputs=(source,),
+                shape=(*shape, out),
+                scale=float(np.float32(scale)),
+                weight=self.rng.integers(-127, 128, (out, c // groups, *kernel)).astype(np.int8),
+                bias=self.rng.integers(-900, 900, out).astype(np.int32),
+                weight_scale=weight_scale,
+                multiplier=multiplier(in_scale, weight_scale, float(np.float32(scale))),
+                stride=stride,
+                padding=padding,
+                groups=groups,
+                **bounds,
+            )
+        )
+
+    def pointwise(self, kind, sources, shape, scale, **more) -> int:
+        scale = float(np.float32(scale))
+        multipliers = tuple(operand_multiplier(self.operand(i)[1], scale) for i in sources)
+        return self.add(
+            kind(name=f"n{len(self.layers)}", inputs=sources, shape=shape, scale=scale, multipliers=multipliers, **more)
+        )
+
+    def network(self) -> Network:
+        table = np.tile((np.arange(256) - 128).astype(np.int8), (self.shape[2], 1))
+        return Network(
+            name="made", input_shape=self.shape, input_scale=float(np.float32(0.02)), input_table=table,
+            layers=tuple(self.layers),
+        )  # fmt: skip
+
+
+def everything(seed: int) -> Network:
+    """One network with every layer type, every clamp, branches, a reused operand, strides and groups."""
+    b = Builder((9, 9, 3), seed)
+    stem = b.conv(INPUT, 8, low=0)
+    pooled = b.add(MaxPool(name="pool", inputs=(stem,), shape=(5, 5, 8), scale=b.layers[stem].scale,
+                           kernel=(3, 3), stride=(2, 2), padding=(1, 1)))  # fmt: skip
+    depth = b.conv(pooled, 8, groups=8, scale=0.02, low=0, high=20)
+    grouped = b.conv(depth, 8, groups=2)
+    added = b.pointwise(Add, (pooled, grouped), (5, 5, 8), 0.04, low=0)
+    slope = np.linspace(-0.3, 1.2, 256).astype(np.float32)
+    table = b.add(Table(name="act", inputs=(added,), shape=(5, 5, 8), scale=float(np.float32(0.05)),
+                        table=b.rng.integers(-90, 90, 256).astype(np.int8), slope=slope))  # fmt: skip
+    squeezed = b.add(MeanPool(name="squeeze", inputs=(table,), shape=(1, 1, 8), scale=float(np.float32(0.02)),
+                              kernel=(5, 5), stride=(1, 1),
+                              multiplier=operand_multiplier(b.layers[table].scale, np.float32(0.02), 25)))  # fmt: skip
+    gate = b.conv(squeezed, 8, kernel=(1, 1), padding=(0, 0), scale=0.01)
+    scale = float(np.float32(0.03))
+    gated = b.add(Mul(name="mul", inputs=(table, gate), shape=(5, 5, 8), scale=scale,
+                      multiplier=operand_multiplier(b.layers[table].scale * b.layers[gate].scale, scale)))  # fmt: skip
+    both = b.pointwise(Concat, (gated, depth), (5, 5, 16), 0.05)
+    order = b.rng.permutation(16)[:12].astype(np.int32)
+    shuffled = b.add(Channels(name="shuffle", inputs=(both,), shape=(5, 5, 12), scale=b.layers[both].scale, order=order))
+    strided = b.conv(shuffled, 16, stride=(2, 2))
+    short = b.add(Slice(name="short", inputs=(shuffled,), shape=(3, 3, 16), scale=b.layers[shuffled].scale,
+                        offset=(0, 0, -2), step=(2, 2)))  # fmt: skip
+    joined = b.pointwise(Add, (strided, short, strided), (3, 3, 16), 0.06)
+    mean = b.add(MeanPool(name="mean", inputs=(joined,), shape=(2, 2, 16), scale=float(np.float32(0.03)),
+                          kernel=(2, 2), stride=(1, 1),
+                          multiplier=operand_multiplier(b.layers[joined].scale, np.float32(0.03), 4)))  # fmt: skip
+    flat = b.add(Flatten(name="flat", inputs=(mean,), shape=(1, 1, 64), scale=b.layers[mean].scale))
+    b.conv(flat, 5, kernel=(1, 1), padding=(0, 0), scale=0.1)
+    return b.network()
+
+
+def faulty(network: Network, x: Int8, seed: int) -> dict[int, Int8]:
+    """Outputs of the MAC layers of a run in which each got some random bit flips."""
+    rng = np.random.default_rng(seed)
+    values: list[Int8] = []
+    for layer in network.layers:
+        y = reference.layer(layer, [x if i == INPUT else values[i] for i in layer.inputs])
+        if isinstance(layer, Conv):
+            y = reference.flip(y, np.unique(rng.integers(0, y.size * 8, 1 + y.size // 100)))
+        values.append(y)
+    return {i: values[i] for i, _ in network.convs()}
+
+
+def autograd(network: Network, x: Int8, values: list[Int8], labels: np.ndarray):
+    """Loss and gradients by torch.autograd: each layer's real function, its value then replaced by the device's."""
+    parameters = {}
+    outputs: list[torch.Tensor] = []
+    planes = [torch.tensor(v).permute(0, 3, 1, 2).double() * layer.scale
+              for v, layer in zip(values, network.layers, strict=True)]  # fmt: skip
+    image = torch.tensor(x).permute(0, 3, 1, 2).double() * network.input_scale
+    for index, layer in enumerate(network.layers):
+        sources = [image if i == INPUT else outputs[i] for i in layer.inputs]
+        a = sources[0]
+        if isinstance(layer, Conv):
+            scale = torch.tensor(layer.weight_scale).double()
+            weight = (torch.tensor(layer.weight).double() * scale[:, None, None, None]).requires_grad_()
+            bias = torch.zeros(len(weight), dtype=torch.float64).requires_grad_()
+            parameters[index] = (weight, bias)
+            y = F.conv2d(a, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        elif isinstance(layer, Add):
+            y = sum(sources)
+        elif isinstance(layer, Concat):
+            y = torch.cat(sources, dim=1)
+        elif isinstance(layer, MaxPool):
+            y = F.max_pool2d(a, layer.kernel, layer.stride, layer.padding)
+        elif isinstance(layer, MeanPool):
+            y = F.avg_pool2d(a, layer.kernel, layer.stride, layer.padding)
+        elif isinstance(layer, Table):
+            steps = torch.tensor(values[layer.inputs[0]].astype(np.int64) + 128).permute(0, 3, 1, 2)
+            y = a * torch.tensor(layer.slope).double()[steps]
+        elif isinstance(layer, Channels):
+            y = a[:, torch.tensor(layer.order).long()]
+        elif isinstance(layer, Slice):
+            # Only the shape of the option-A shortcut: every second pixel, two new channels on either side.
+            y = F.pad(a[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        elif isinstance(layer, Mul):
+            y = a * sources[1]
+        else:
+            assert isinstance(layer, Flatten)
+            y = a.flatten(1)[:, :, None, None]
+        if getattr(layer, "low", -128) == 0:
+            open_ = planes[index] > 0
+            if layer.high < 127:
+                open_ &= planes[index] < layer.high * layer.scale
+            y = torch.where(open_, y, y.detach())
+        outputs.append(planes[index] + (y - y.detach()))
+    target = torch.tensor(labels)
+    loss = F.cross_entropy(outputs[-1].flatten(1), target if target.ndim == 1 else target.double())
+    leaves = [leaf for pair in parameters.values() for leaf in pair]
+    found = torch.autograd.grad(loss, leaves)
+    return loss.item(), {index: found[2 * k : 2 * k + 2] for k, index in enumerate(parameters)}
+
+
+def golden(network: Network):
+    return lambda index, operands: reference.layer(network.layers[index], operands)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("soft", [False, True])
+def test_equals_autograd(seed: int, soft: bool) -> None:
+    network = everything(seed)
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-128, 128, (4, 9, 9, 3)).astype(np.int8)
+    labels = rng.dirichlet(np.ones(5), 4).astype(np.float32) if soft else rng.integers(0, 5, 4)
+    outputs = faulty(network, x, seed)
+    for index, layer in network.convs():
+        if layer.high < 127:
+            assert 0.05 < np.mean(outputs[index] >= layer.high) < 0.95, "the test itself never meets the ReLU6"
+    got = replay(network, x, outputs, labels, golden(network))
+    loss, gradients = autograd(network, x, activations(network, x, outputs, golden(network)), labels)
+    assert got.loss == pytest.approx(loss, rel=1e-5)
+    assert got.gradients.keys() == gradients.keys()
+    for index, pair in gradients.items():
+        for mine, theirs in zip(got.gradients[index], pair, strict=True):
+            assert theirs.abs().max() > 0, f"layer {index}: the test itself is blind"
+            torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+    norm = sum(float((g**2).sum()) for pair in gradients.values() for g in pair) ** 0.5
+    assert got.norm == pytest.approx(norm, rel=1e-4)
+
+
+def test_same_bytes_same_gradients() -> None:
+    network = everything(0)
+    x = np.random.default_rng(0).integers(-128, 128, (16, 9, 9, 3)).astype(np.int8)
+    outputs = faulty(network, x, 0)
+    labels = np.arange(16) % 5
+    first, second = (replay(network, x.copy(), outputs, labels, golden(network)) for _ in range(2))
+    assert (first.loss, first.norm) == (second.loss, second.norm)
+    for index, pair in first.gradients.items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, second.gradients[index], strict=True))
+
+
+def test_refuses_what_does_not_fit() -> None:
+    network = everything(0)
+    x = np.zeros((2, 9, 9, 3), np.int8)
+    outputs = faulty(network, x, 0)
+    recompute = golden(network)
+    with pytest.raises(ValueError, match=r"layer 0 \(conv0\): the device's output is missing"):
+        replay(network, x, {i: y for i, y in outputs.items() if i}, np.zeros(2, np.int64), recompute)
+    with pytest.raises(ValueError, match=r"layer 0 \(conv0\): output is int8 of shape \(1, 9, 9, 8\)"):
+        replay(network, x, {**outputs, 0: outputs[0][:1]}, np.zeros(2, np.int64), recompute)
+    with pytest.raises(ValueError, match="labels run from 0 to 5, but the network knows classes 0 to 4"):
+        replay(network, x, outputs, np.array([0, 5]), recompute)
+    with pytest.raises(ValueError, match="labels have shape"):
+        replay(network, x, outputs, np.zeros(3, np.int64), recompute)
+
+
+def test_a_small_network_gives_the_same_bits_on_any_number_of_threads() -> None:
+    network = everything(0)
+    x = np.random.default_rng(0).integers(-128, 128, (16, 9, 9, 3)).astype(np.int8)
+    outputs, labels = faulty(network, x, 0), np.arange(16) % 5
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(replay(network, x, outputs, labels, golden(network)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert (other.loss, other.norm) == (found[0].loss, found[0].norm)
+        for index, pair in found[0].gradients.items():
+            assert all(torch.equal(a, b) for a, b in zip(pair, other.gradients[index], strict=True))
+
+
+def test_received_tensors_may_be_read_only() -> None:
+    network = everything(1)
+    x = np.zeros((2, 9, 9, 3), np.int8)
+    outputs = faulty(network, x, 1)
+    expected = replay(network, x, outputs, np.array([0, 1]), golden(network))
+    labels = np.array([0, 1])
+    for array in (x, labels, *outputs.values()):
+        array.flags.writeable = False
+    assert replay(network, x, outputs, labels, golden(network)).norm == expected.norm
