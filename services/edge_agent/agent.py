@@ -177,7 +177,7 @@ class Agent:
         except BusError as error:
             log.warning("forward stopped", iteration=forward.iteration, error=str(error))
         except Exception as error:
-            log.exception("forward failed", iteration=forward.iteration)
+            log.error("forward failed", iteration=forward.iteration, exc_info=not isinstance(error, ValueError))
             await client.send_ack("forward", forward.iteration, version=loaded.version, error=_reason(error))
 
     async def _forward(self, client: Client, forward: Forward, mode: SetMode, loaded: Loaded) -> None:
