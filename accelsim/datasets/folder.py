@@ -123,7 +123,7 @@ def _in_order(part: Path, folders: dict[str, Path]) -> tuple[str, ...]:
 
 
 def _near(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1, 0.7)
+    close = difflib.get_close_matches(name, names, 1)
     return f"did you mean {close[0]!r}?" if close else few(names)
 
 

@@ -35,8 +35,9 @@ def picture(file: Path, shape: Shape) -> tuple[UInt8, int]:
         raise DataError(f"{file}: a network with {channels} input channels cannot take image files; use npz")
     try:
         with warnings.catch_warnings():
-            # A large photo is no attack here; what is beyond reason is an error of its own.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # A large photo is no attack here (what is beyond reason is an error of its own), nor an old format a fault.
+            for kind in (Image.DecompressionBombWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
             with Image.open(file) as image:
                 frames = getattr(image, "n_frames", 1)
                 image.load()
