@@ -81,7 +81,8 @@ class Agent:
         """Answer messages until cancelled. One that is wrong in any way is counted and dropped; the next one is taken."""
         await self.bus.subscribe("down/mode", "down/forward", "edge/model", "edge/voted")
         data = self.device.data
-        await self.bus.announce(samples={"train": len(data.train_images), "test": len(data.test_images)})
+        samples = {"train": len(data.train_images), "test": len(data.test_images)}
+        await self.bus.announce(samples=samples, data=data.digest())
         try:
             async for topic, message in self.bus:
                 try:
@@ -89,7 +90,7 @@ class Agent:
                 except BusError:
                     raise
                 except Exception as error:
-                    log.debug("message", topic=topic, exc_info=error)
+                    log.debug("message", topic=topic, exc_info=not isinstance(error, ValueError))
                     self.bus.reject(topic, f"{type(error).__name__}: {error}")
         finally:
             await self._stop()

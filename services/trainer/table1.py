@@ -167,7 +167,7 @@ class Server:
                 try:
                     await device.take(message)
                 except Exception as error:
-                    log.debug("message", topic=topic, exc_info=error)
+                    log.debug("message", topic=topic, exc_info=not isinstance(error, ValueError))
                     self.bus.reject(topic, f"{type(error).__name__}: {error}")
         except BusError as error:
             self._failure = error

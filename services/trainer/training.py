@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from accelsim.datasets import spread
 from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.int8 import storage
@@ -117,7 +118,7 @@ async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, *, 
     rates = todo.rates if faults else Rates()
     scheme = todo.scheme if faults else msgspec.structs.replace(todo.scheme, protected=())
     await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, scheme=scheme)
-    samples = evaluation.spread(todo.evaluation_samples, available)
+    samples = spread(todo.evaluation_samples, available)
     seeds = evaluation.seeds_of(rates, todo.evaluation_seeds)
     counts: list[list[Counts]] = [[] for _ in seeds]
     for due in evaluation.passes(samples, seeds, todo.evaluation_batch):

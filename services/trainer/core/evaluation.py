@@ -47,15 +47,6 @@ class Pass(NamedTuple):
     samples: Int64
 
 
-def spread(count: int, available: int) -> Int64:
-    """Numbers of at most ``count`` of ``available`` samples, evenly over the set, rising: files are often sorted by class.
-
-    >>> spread(4, 10).tolist()
-    [0, 3, 6, 9]
-    """
-    return np.linspace(0, available - 1, min(count, available)).astype(np.int64)
-
-
 def seeds_of(rates: Rates, seeds: Sequence[int]) -> Sequence[int]:
     """The fault seeds that tell anything apart: the first alone where there are no faults."""
     return seeds if rates != Rates() else seeds[:1]
