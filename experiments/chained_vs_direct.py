@@ -108,7 +108,8 @@ def evaluate(name: str, network: Network, data: Dataset, *, faults: bool = True)
     setting = SETTINGS[name]
     images, labels = data.test_images[: setting.images], data.test_labels[: setting.images]
     rates = _rates(setting.ber if faults else 0.0)
-    return inprocess.evaluate(network, images, labels, rates, FAULT_SEEDS, top=setting.top, batch=50)
+    found = inprocess.evaluate(network, images, labels, rates, FAULT_SEEDS, batch=50)
+    return found.top5 if setting.top == 5 else found.top1
 
 
 def prepare(name: str, shared: Path) -> tuple[Network, Dataset]:
