@@ -162,13 +162,8 @@ class Server:
         try:
             async for topic, message in self.bus:
                 device = self._devices.get(topics.parse(topic).device)
-                if device is None:
-                    continue
-                try:
-                    await device.take(message)
-                except Exception as error:
-                    log.debug("message", topic=topic, exc_info=not isinstance(error, ValueError))
-                    self.bus.reject(topic, f"{type(error).__name__}: {error}")
+                if device is not None:
+                    await boundary.guarded(self.bus, topic, message, device.take)
         except BusError as error:
             self._failure = error
             for device in self._devices.values():
