@@ -26,8 +26,8 @@ from services.trainer.core.evaluation import FIRST as EVALUATION
 from services.trainer.core.job import Job
 from services.trainer.core.labels import choose, teach
 from services.trainer.core.replay import replay
+from services.voter.core.ballot import TMR
 from services.voter.core.vote import settled_vote, vote
-from services.voter.voter import TMR
 
 
 class Iteration(msgspec.Struct, kw_only=True):
