@@ -238,7 +238,7 @@ class _Device:
 class _Voted:
     """A layer as the voter passes it on."""
 
-    number: int
+    index: int
     actual: Int8
     vote: Int8 | None
     """None where the outputs go as they are."""
