@@ -95,8 +95,7 @@ def retrain(
         clock.tick("load")
         samples = draw(learning, len(data.train_images))
         images, truth = data.train_images[samples], data.train_labels[samples]
-        crossed = link.begin(iteration, *_photographed(images, job.scheme))
-        clock.tick("compress")
+        crossed = link.begin(iteration, *_photographed(images, job.scheme), clock)
         direct = device.under_threshold(job.seed)
         clock.tick("forward")
         device.run(crossed.images, iteration, training=True, direct=direct, each=crossed.up, clock=clock)
@@ -230,7 +229,6 @@ class _Device:
             clock.tick("tmr")
             if each is not None:
                 each(voted)
-                clock.tick("link")
             segment.done()
 
 
@@ -249,11 +247,13 @@ class _Voted:
 def _voted(executed: Executed, scheme: Scheme) -> _Voted:
     positions, values = executed.refereed
     ballot = count(executed.replicas, scheme.vote, protected=executed.protected, positions=positions, values=values)
-    if executed.actual is not None:  # a TMR pass beside it goes on with its votes
-        goes_on = executed.actual if ballot.vote is None else ballot.vote
-        return _Voted(executed.index, executed.actual, None if executed.as_it_is else ballot.vote, goes_on)
     actual = executed.replicas[0] if ballot.protected is None else ballot.protected
-    return _Voted(executed.index, actual, None if executed.as_it_is else ballot.vote, actual)
+    goes_on = actual
+    if executed.actual is not None:
+        if ballot.vote is None:
+            raise RuntimeError(f"layer {executed.index} ran beside a TMR pass that has no vote")
+        actual, goes_on = executed.actual, ballot.vote
+    return _Voted(executed.index, actual, None if executed.as_it_is else ballot.vote, goes_on)
 
 
 class _Link:
@@ -274,13 +274,15 @@ class _Link:
             raise RuntimeError("the device's end took a network and has none")
         return self.device.network, len(sent.body)
 
-    def begin(self, iteration: int, images: UInt8, files: Sequence[bytes]) -> _Crossing:
+    def begin(self, iteration: int, images: UInt8, files: Sequence[bytes], clock: _Clock) -> _Crossing:
         """A pass of the device on images (N, H, W, C); they cross the link here."""
         sent = self.device.begin(self.scheme, iteration, 0, images, files)
+        clock.tick("compress")
         rebuild = self.server.begin(self.server.newest, self.scheme)
         received = self.server.images(sent, rebuild.network)
         rebuild.start(received)
-        return _Crossing(self.device, rebuild, received, len(sent.fresh))
+        clock.tick("decompress")
+        return _Crossing(self.device, rebuild, received, len(sent.fresh), clock)
 
 
 @dataclass(slots=True)
@@ -292,6 +294,7 @@ class _Crossing:
     images: UInt8
     """As the server has them."""
     input_bytes: int
+    clock: _Clock
     outputs: dict[int, Int8] = field(default_factory=dict)
     """What the server rebuilt, by MAC layer."""
     layer_bytes: int = 0
@@ -304,6 +307,7 @@ class _Crossing:
         """The layers of a segment, to the server and mended there."""
         sent = [self.device.layer(layer.index, layer.actual, layer.vote) for layer in voted]
         self.layer_bytes += sum(len(layer.body) for layer in sent)
+        self.clock.tick("compress")
         self.rebuild.take(self.segments, sent)
         self.segments += 1
         actual = {layer.index: layer.actual for layer in voted}
@@ -311,12 +315,14 @@ class _Crossing:
             if isinstance(found, Wrong):
                 corrections = self.device.correct(found.index, found.digests)
                 self.repair_bytes += sum(map(len, corrections.values()))
+                self.clock.tick("compress")
                 self.rebuild.mend(corrections)
                 continue
             self.outputs[found.index] = found.actual
             self.repaired += found.repaired
             if not found.faithful:
                 self.mismatched += int(np.count_nonzero(found.actual != actual[found.index]))
+        self.clock.tick("decompress")
 
 
 class _Clock:

@@ -193,6 +193,15 @@ async def test_every_scheme(name: str, broker: str, network: Network, tmp_path: 
     same(job, network, folder, sizes)
 
 
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(protected=(0, 4)), Scheme(referee=False)])
+async def test_at_a_rate_where_votes_are_hardly_believed(scheme: Scheme, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "wild"
+    job = write(folder, network, scheme=scheme, rates=Rates(input=2e-2, weight=2e-2, output=2e-2), iterations=2)
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+
+
 @pytest.mark.parametrize("labels", ["server", "teacher", "teacher-soft"])
 async def test_every_source_of_labels(labels: Source, broker: str, network: Network, tmp_path: Path) -> None:
     folder = tmp_path / labels
