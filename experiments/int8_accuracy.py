@@ -22,8 +22,7 @@ from accelsim.datasets import IMAGENET_MEAN as MEAN
 from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
 from accelsim.int8.network import Float32, Network, UInt8
-from accelsim.lowering import lower
-from accelsim.lowering.calibration import normalise
+from accelsim.lowering import lower, normalise
 from services.codec.core import inputs
 
 _BATCH = 20
