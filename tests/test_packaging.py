@@ -70,11 +70,15 @@ def test_image_carries_what_the_wheel_is_built_from() -> None:
     assert kept == {*PACKAGES, "docker", "pyproject.toml", "README.md", "LICENSE"}
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "docs"])
-def test_make_knows_the_target(target: str) -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_knows_the_targets_that_the_pages_name(page: str) -> None:
+    """What they run, other tests and CI run: the demo, the suite, lint."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    targets = re.findall(r"^make (\w+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert "test" in targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_ci_runs_by_itself() -> None:
