@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from accelsim.accelerators import Accelerator, Simulated
+from accelsim.accelerators import Factory, build
 from accelsim.datasets import Dataset, Int64
 from accelsim.engine import shared
 from accelsim.faults import Rates
@@ -33,8 +33,6 @@ from services.trainer.core.job import Job, check
 from services.trainer.core.step import INITIAL_VERSION, Received, draw, learner, start, step
 from services.voter.core.ballot import count
 
-Factory = Callable[[Rates, int, str], Accelerator]
-"""(fault rates, seed, device name) to an accelerator without a network."""
 T = TypeVar("T")
 
 
@@ -84,7 +82,7 @@ def retrain(
     """
     check(job, network)
     learning = learner(job, network, start(job, network), path)
-    device = _Device(job.scheme, job.device, accelerator or _simulated(path), path)
+    device = _Device(job.scheme, job.device, accelerator or build(f"simulated:{path}"), path)
     link = _Link(job.scheme, DeviceEnd(path), ServerEnd(path))
     done: list[Iteration] = []
     for iteration in range(job.iterations):
@@ -143,7 +141,7 @@ def evaluate(
     The same faults as in the pipeline's evaluation of as many samples in as large batches, with the scheme's camera and
     protected layers.
     """
-    running = _Device(scheme, device, accelerator or _simulated(path), path)
+    running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     seeds = evaluation.seeds_of(rates, seeds)
     counts: list[list[Counts]] = [[] for _ in seeds]
     for due in evaluation.passes(np.arange(len(images)), seeds, batch):
@@ -152,10 +150,6 @@ def evaluate(
         output = running.run(chosen, due.iteration, training=False)
         counts[due.run].append(evaluation.count(output, labels[due.samples]))
     return evaluation.accuracy(counts)
-
-
-def _simulated(path: str) -> Factory:
-    return lambda rates, seed, device: Simulated(rates, seed, device, path)
 
 
 def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:

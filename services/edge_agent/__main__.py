@@ -29,7 +29,7 @@ def main(
     fault_model: Annotated[
         str, typer.Option(help="Which bits flip, at the rates of the run: soft, burst, or package.module:function.")
     ] = "soft",
-    array: Annotated[Path | None, typer.Option(help="Array that is timed: a SCALE-Sim .cfg; 32x32 where none is given.")] = None,
+    array: Annotated[Path | None, typer.Option(help="Array that is timed: a SCALE-Sim .cfg; 32x32 without.")] = None,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
     arena_mb: service.ArenaMb = service.ARENA_MB,
     json_logs: service.JsonLogs = None,

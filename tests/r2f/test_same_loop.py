@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from accelsim.accelerators import Simulated
+from accelsim.accelerators import build
 from accelsim.datasets import Dataset, load, spread
 from accelsim.faults import Rates
 from accelsim.int8 import storage
@@ -67,11 +67,8 @@ def network(trained: nn.Module) -> Network:
 async def pipeline(url: str, data: Dataset) -> AsyncIterator[None]:
     """Every service but the trainer, each on a connection of its own."""
 
-    def simulated(rates: Rates, seed: int, device: str) -> Simulated:
-        return Simulated(rates, seed, device, PATH)
-
     served: dict[str, tuple[tuple[str, ...], Callable[[Bus], Coroutine[Any, Any, None]]]] = {
-        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, simulated, Array(), PATH)).serve()),
+        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, build("simulated"), Array(), PATH)).serve()),
         "voter": (("codec-device", "agent"), voter.serve),
         "codec-device": (("agent",), lambda bus: DeviceCodec(bus, PATH, 64 << 20).serve()),
         "codec-server": (("trainer",), lambda bus: ServerCodec(bus, PATH).serve()),

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from accelsim.faults import Rates
+from accelsim.files import write_whole
 from accelsim.int8.network import Network
 from services.scheme import CHAINED, Scheme
 from services.trainer.core.labels import Source
@@ -57,7 +58,7 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
 def write(folder: Path, job: Job) -> None:
     """Puts the job into a run's folder."""
-    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(job)) + b"\n")
+    write_whole(folder / FILE, msgspec.json.format(msgspec.json.encode(job)) + b"\n")
 
 
 def read(folder: Path) -> Job:
