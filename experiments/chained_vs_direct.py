@@ -33,7 +33,7 @@ from experiments.int8_accuracy import TRAINED, module_of
 from r2f import float_training, inprocess
 from services.scheme import Scheme
 from services.trainer.core.job import Job
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Sgd
 
 
 @dataclass(frozen=True, slots=True)

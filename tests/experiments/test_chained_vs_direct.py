@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from experiments import chained_vs_direct as experiment
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Sgd
 
 
 def test_compares_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def passes(samples: Int64, seeds: Sequence[int], batch: int) -> Iterator[Pass]:
             yield Pass(run, seed, FIRST + number, samples[start : start + batch])
 
 
-def count(outputs: Int8, labels: Int64) -> Counts:
+def count(outputs: Int8 | npt.NDArray[np.float32], labels: Int64) -> Counts:
     """How many of the labels (N,) the outputs (N, 1, 1, C) answer with. Among equal outputs the lowest class comes first.
 
     Raises ValueError where they are not of one length, or a label is no class of the network's.
