@@ -293,7 +293,9 @@ def read(folder: Path) -> Report:
 
 def table(report: Report) -> Group:
     """The report for a terminal."""
-    return Group(Text(), _title(report), Text(), _accuracy(report), Text(), _traffic(report), Text(), _times(report))
+    return Group(
+        Text(), _title(report), Text(), _accuracy(report), _verdict(report), Text(), _traffic(report), Text(), _times(report)
+    )
 
 
 def _title(report: Report) -> Text:
@@ -322,13 +324,15 @@ def _accuracy(report: Report) -> Table:
                 cells += [f"{value.mean:.1f} %", f"{value.std:.1f}" if len(value.values) > 1 else ""]
         seeds = len(getattr(top1, field).values)
         grid.add_row(name, *cells, str(seeds) if field.startswith("faulty") else "")
-    gain = top1.faulty_after.mean - top1.faulty_before.mean
-    clean = top1.int8_after.mean - top1.int8.mean
-    style = {"better": "green", "worse": "red", "no different": "yellow"}[report.verdict]
-    said = f"{report.verdict} ({gain:+.1f} points"
-    said += "" if report.recovered is None else f", {100 * report.recovered:.0f} % of what faults cost"
-    grid.add_row(f"[{style}]faulty device: {said}; without faults {clean:+.1f})[/]")
     return grid
+
+
+def _verdict(report: Report) -> Text:
+    found = report.accuracy
+    said = f"{report.verdict} ({found.faulty_after.mean - found.faulty_before.mean:+.1f} points"
+    said += "" if report.recovered is None else f", {100 * report.recovered:.0f} % of what faults cost"
+    style = {"better": "green", "worse": "red", "no different": "yellow"}[report.verdict]
+    return Text(f"faulty device: {said}; without faults {found.int8_after.mean - found.int8.mean:+.1f})", style=style)
 
 
 def _traffic(report: Report) -> Table:

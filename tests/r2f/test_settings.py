@@ -34,7 +34,8 @@ def test_no_setting_is_forgotten() -> None:
         optional={
             "ber": st.floats(0, 1), "lr": st.floats(1e-9, 10), "batch": st.integers(1, 10**6), "labels": st.just("teacher"),
             "protect": st.lists(st.integers(0, 99), max_size=4), "image-size": st.just("8x9x3"),
-            "mean": st.just("0.5,0.25"), "std": st.just((0.5, 0.25)), "exact": st.booleans(), "replicas": st.sampled_from((3, 5, 7)),
+            "mean": st.just("0.5,0.25"),
+            "std": st.just((0.5, 0.25)), "exact": st.booleans(), "replicas": st.sampled_from((3, 5, 7)),
             "link": st.just("hspa"),
             "network": st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1),
         },
@@ -65,7 +66,7 @@ def test_one_site_beside_the_others() -> None:
 WRONG = {
     "lr": (-1, 0, "nan", "inf", "fast"),
     "batch": (0, -3, 1.5, "many", 2**60),
-    "iterations": (0, -1, "1e3", 0.5, True),
+    "iterations": (0, -1, "few", 0.5, True),
     "eval-samples": (0, -1, "all", 0.5, ""),
     "clip": (0, -1, "nan", "-inf", "x"),
     "momentum": (1, -0.1, "nan", 2, "x"),
