@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -17,21 +17,21 @@ import numpy as np
 
 from accelsim.accelerators import Accelerator, Simulated
 from accelsim.datasets import Dataset, Int64
-from accelsim.engine import Engine, shared
+from accelsim.engine import shared
 from accelsim.faults import Rates
-from accelsim.int8.network import INPUT, Int8, Network, UInt8
-from services.codec.core import inputs, layers, model, repair
-from services.codec.core.kept import Kept
+from accelsim.int8.network import Int8, Network, UInt8
+from services.codec.core.device_end import DeviceEnd
+from services.codec.core.rebuild import Rebuild, Wrong
+from services.codec.core.server_end import ServerEnd
 from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.forward import Done, Executed, Segment, Votes, advance, execute, similarity
-from services.edge_agent.core.plan import plan_of
+from services.edge_agent.core.plan import plan_of, thresholded
 from services.scheme import CHAINED, Scheme
 from services.trainer.core import evaluation
 from services.trainer.core.evaluation import Counts, Evaluation
-from services.trainer.core.job import Job
-from services.trainer.core.step import Received, draw, learner, start, step
-from services.voter.core.vote import settled_vote, vote
-from services.voter.voter import TMR
+from services.trainer.core.job import Job, check
+from services.trainer.core.step import INITIAL_VERSION, Received, draw, learner, start, step
+from services.voter.core.ballot import count
 
 Factory = Callable[[Rates, int, str], Accelerator]
 """(fault rates, seed, device name) to an accelerator without a network."""
@@ -82,30 +82,26 @@ def retrain(
     called after each iteration. Labels come from ``data`` whether the job says device or server.
     Raises TrainingDiverged, and ValueError where job, network and data do not fit together.
     """
+    check(job, network)
     learning = learner(job, network, start(job, network), path)
     device = _Device(job.scheme, job.device, accelerator or _simulated(path), path)
-    link = _Link(job.scheme, path)
+    link = _Link(job.scheme, DeviceEnd(path), ServerEnd(path))
     done: list[Iteration] = []
     for iteration in range(job.iterations):
         clock = _Clock()
-        sent_model = link.down(network)
+        on_device, model_bytes = link.deploy(INITIAL_VERSION + iteration, network)
         clock.tick("downlink")
-        engine = Engine(network, path)
-        device.load(link.on_device, job.rates, job.seed)
+        device.load(on_device, job.rates, job.seed)
         clock.tick("load")
         samples = draw(learning, len(data.train_images))
         images, truth = data.train_images[samples], data.train_labels[samples]
-        files: list[bytes] = []
-        if job.scheme.jpeg:
-            files, images = photograph(images, job.scheme.jpeg)
-        received = link.begin(engine, images, files)
+        crossed = link.begin(iteration, *_photographed(images, job.scheme))
         clock.tick("compress")
         direct = device.under_threshold(job.seed)
         clock.tick("forward")
-        steps = device.execute(images, iteration, training=True, direct=direct)
-        _drive(steps, job.scheme, golden=job.scheme.codec == "golden", each=link.up, clock=clock)
-        batch = Received(received, link.outputs(), truth, truth)
-        made = step(learning, network, engine, batch, iteration, None)
+        device.run(crossed.images, iteration, training=True, direct=direct, each=crossed.up, clock=clock)
+        received = Received(crossed.images, crossed.outputs, truth, truth)
+        made = step(learning, network, crossed.rebuild.engine, received, iteration, None)
         clock.seconds |= {"backward": made.backward_s, "quantise": made.quantise_s}
         done.append(
             Iteration(
@@ -113,13 +109,13 @@ def retrain(
                 loss=made.loss,
                 grad_norm=made.norm,
                 correct=made.correct,
-                elements=sum(y.size for y in batch.activations.values()),
-                mismatched=link.mismatched,
-                repaired=link.repaired,
-                input_bytes=link.input_bytes,
-                layer_bytes=link.layer_bytes,
-                repair_bytes=link.repair_bytes,
-                model_bytes=len(sent_model),
+                elements=sum(y.size for y in crossed.outputs.values()),
+                mismatched=crossed.mismatched,
+                repaired=crossed.repaired,
+                input_bytes=crossed.input_bytes,
+                layer_bytes=crossed.layer_bytes,
+                repair_bytes=crossed.repair_bytes,
+                model_bytes=model_bytes,
                 model_full_bytes=sum(layer.weight.nbytes + layer.bias.nbytes for _, layer in network.convs()),
                 seconds=clock.seconds,
             )
@@ -152,11 +148,9 @@ def evaluate(
     seeds = evaluation.seeds_of(rates, seeds)
     counts: list[list[Counts]] = [[] for _ in seeds]
     for due in evaluation.passes(np.arange(len(images)), seeds, batch):
-        chosen = images[due.samples]
-        if scheme.jpeg:
-            _, chosen = photograph(chosen, scheme.jpeg)
+        chosen, _ = _photographed(images[due.samples], scheme)
         running.load(network, rates, due.seed)
-        output = _drive(running.execute(chosen, due.iteration, training=False), scheme)
+        output = running.run(chosen, due.iteration, training=False)
         counts[due.run].append(evaluation.count(output, labels[due.samples]))
     return evaluation.accuracy(counts)
 
@@ -165,186 +159,164 @@ def _simulated(path: str) -> Factory:
     return lambda rates, seed, device: Simulated(rates, seed, device, path)
 
 
+def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:
+    """The pixels that the device runs on, and the camera's files of them, if it gives such."""
+    if not scheme.jpeg:
+        return images, []
+    files, pixels = photograph(images, scheme.jpeg)
+    return pixels, files
+
+
 class _Device:
-    """What the edge agent holds between passes."""
+    """What a device holds between passes."""
 
     def __init__(self, scheme: Scheme, name: str, factory: Factory, path: str) -> None:
         self.scheme = scheme
         self.name = name
         self.factory = factory
         self.path = path
-        self.made_for: tuple[Network, Rates, int] | None = None
+        self.loaded: tuple[Network, Rates, int] | None = None
         self.shares: dict[int, float] | None = None
 
     def load(self, network: Network, rates: Rates, seed: int) -> None:
         """Make a network the one that runs, under these faults."""
-        if self.made_for is not None and self.made_for[0] is network and self.made_for[1:] == (rates, seed):
+        if self.loaded is not None and self.loaded[0] is network and self.loaded[1:] == (rates, seed):
             return
         self.network = network
         self.engine = shared(network, self.path)
         self.accelerator = self.factory(rates, seed, self.name)
         self.accelerator.load(network)
-        self.made_for = (network, rates, seed)
+        self.loaded = (network, rates, seed)
 
     def under_threshold(self, seed: int) -> frozenset[int]:
-        """Of the golden codec: the layers that go as they are. Measured at the first call."""
-        if self.scheme.codec != "golden" or self.scheme.theta <= 0:
+        """The layers whose outputs go as they are, measured at the first call; none where the scheme has no threshold."""
+        if not thresholded(self.scheme):
             return frozenset()
         if self.shares is None:
             plan = plan_of(self.scheme, training=True)
             steps = similarity(self.network, self.engine, self.accelerator, plan, seed)
-            self.shares = _drive(steps, self.scheme, golden=True)
+            self.shares = self._drive(steps, None, _Clock())
         return frozenset(i for i, share in self.shares.items() if share < self.scheme.theta)
 
-    def execute(
-        self, images: UInt8, iteration: int, *, training: bool, direct: frozenset[int] = frozenset()
-    ) -> Generator[Segment, Votes | None, Int8]:
-        """The pass on images (N, H, W, C); see ``core.forward.execute``."""
+    def run(
+        self,
+        images: UInt8,
+        iteration: int,
+        *,
+        training: bool,
+        direct: frozenset[int] = frozenset(),
+        each: Callable[[Sequence[_Voted]], None] | None = None,
+        clock: _Clock | None = None,
+    ) -> Int8:
+        """One pass on images (N, H, W, C) to the network's outputs; ``each`` gets the layers of every segment, voted."""
         plan = plan_of(self.scheme, training=training, direct=direct)
         x = self.network.quantize_images(images)
-        return execute(self.network, self.engine, self.accelerator, x, iteration, plan)
+        return self._drive(execute(self.network, self.engine, self.accelerator, x, iteration, plan), each, clock or _Clock())
 
-
-def _drive(
-    steps: Generator[Segment, Votes | None, T],
-    scheme: Scheme,
-    *,
-    golden: bool = False,
-    each: Callable[[list[Ballot]], None] | None = None,
-    clock: _Clock | None = None,
-) -> T:
-    """Run a pass to its end, voting on the way; ``each`` gets every segment's layers, voted. ``golden``: the votes go on."""
-    clock = clock or _Clock()
-    votes: Votes | None = None
-    while True:
-        segment = advance(steps, votes)
-        clock.tick("forward")
-        if isinstance(segment, Done):
-            return segment.value
-        voted = [_vote(executed, scheme) for executed in segment.layers]
-        votes = {layer.index: layer.vote if golden and layer.vote is not None else layer.actual for layer in voted}
-        clock.tick("tmr")
-        if each is not None:
-            each(voted)
-            clock.tick("link")
-        segment.done()
+    def _drive(
+        self,
+        steps: Generator[Segment, Votes | None, T],
+        each: Callable[[Sequence[_Voted]], None] | None,
+        clock: _Clock,
+    ) -> T:
+        votes: Votes | None = None
+        while True:
+            segment = advance(steps, votes)
+            clock.tick("forward")
+            if isinstance(segment, Done):
+                return segment.value
+            voted = [_voted(executed, self.scheme) for executed in segment.layers]
+            votes = {layer.index: layer.goes_on for layer in voted}
+            clock.tick("tmr")
+            if each is not None:
+                each(voted)
+                clock.tick("link")
+            segment.done()
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
+class _Voted:
     """A layer as the voter passes it on."""
 
     index: int
     actual: Int8
     vote: Int8 | None
-    direct: bool
+    """None where the outputs go as they are."""
+    goes_on: Int8
+    """What a pass that waited for the vote goes on with."""
 
 
-def _vote(executed: Executed, scheme: Scheme) -> Ballot:
-    settled = executed.settled
-    vote_ = None
-    if settled is not None and not settled.direct:
-        vote_ = settled_vote(executed.replicas, scheme.vote, settled.positions, settled.values)
-    elif len(executed.replicas) > 1:
-        vote_ = vote(executed.replicas, scheme.vote)
-    actual = executed.replicas[0] if executed.actual is None else executed.actual
-    if executed.protected:
-        actual = vote(executed.replicas[:TMR], scheme.vote)
-    return Ballot(executed.index, actual, vote_, executed.direct or (settled is not None and settled.direct))
+def _voted(executed: Executed, scheme: Scheme) -> _Voted:
+    positions, values = executed.refereed
+    ballot = count(executed.replicas, scheme.vote, protected=executed.protected, positions=positions, values=values)
+    if executed.actual is not None:  # a TMR pass beside it goes on with its votes
+        goes_on = executed.actual if ballot.vote is None else ballot.vote
+        return _Voted(executed.index, executed.actual, None if executed.as_it_is else ballot.vote, goes_on)
+    actual = executed.replicas[0] if ballot.protected is None else ballot.protected
+    return _Voted(executed.index, actual, None if executed.as_it_is else ballot.vote, actual)
 
 
 class _Link:
-    """Both ends of the link, and what crossed it in the running iteration."""
+    """Both ends of the link."""
 
-    def __init__(self, scheme: Scheme, path: str) -> None:
+    def __init__(self, scheme: Scheme, device: DeviceEnd, server: ServerEnd) -> None:
         self.scheme = scheme
-        self.path = path
-        self.exact = scheme.exact and scheme.codec == "chained"
-        self.base: Network | None = None
-        self.on_device: Network
-        self.known: dict[bytes, UInt8] = {}
+        self.device = device
+        self.server = server
 
-    def down(self, network: Network) -> bytes:
-        body = model.encode(self.base, network)
-        self.on_device = model.decode(self.on_device if self.base is not None else None, body)
-        self.base = network
-        return body
+    def deploy(self, version: int, network: Network) -> tuple[Network, int]:
+        """A network to the device: as it is there, and the bytes of what was sent."""
+        self.server.deploy(version, -1, network)
+        sent = self.server.model()
+        self.device.model(sent)
+        self.server.acknowledge(version)
+        if self.device.network is None:
+            raise RuntimeError("the device's end took a network and has none")
+        return self.device.network, len(sent.body)
 
-    def begin(self, engine: Engine, images: UInt8, files: list[bytes]) -> UInt8:
-        self.engine = engine
-        self.kept = Kept(self.on_device, self.path, 0, 0, images) if self.exact else None
-        hashes = [inputs.sample_hash(image) for image in images]
-        fresh = [i for i, name in enumerate(hashes) if self.scheme.float_inputs or name not in self.known]
-        if self.scheme.float_inputs:
-            body = inputs.floats(images[fresh])
-        else:
-            body = inputs.pack([files[i] for i in fresh]) if files else inputs.encode(images[fresh])
-        self.input_bytes, self.layer_bytes, self.repair_bytes = len(body), 0, 0
-        self.mismatched = self.repaired = self.repairs = 0
-        h, w, c = images.shape[1:]
-        if fresh:
-            for i, image in zip(fresh, inputs.decode(body, len(fresh), (h, w, c)), strict=True):
-                self.known[hashes[i]] = image
-        received = np.stack([self.known[name] for name in hashes])
-        self.values = {INPUT: engine.network.quantize_images(received)}
-        self.reference = dict(self.values)
-        self.next = 0
-        return received
+    def begin(self, iteration: int, images: UInt8, files: Sequence[bytes]) -> _Crossing:
+        """A pass of the device on images (N, H, W, C); they cross the link here."""
+        sent = self.device.begin(self.scheme, iteration, 0, images, files)
+        rebuild = self.server.begin(self.server.newest, self.scheme)
+        received = self.server.images(sent, rebuild.network)
+        rebuild.start(received)
+        return _Crossing(self.device, rebuild, received, len(sent.fresh))
 
-    def up(self, voted: list[Ballot]) -> None:
-        sent = []
-        for layer in voted:
-            vote_ = None if layer.direct else layer.vote
-            if self.kept is not None:
-                vote_ = self.kept.reference(layer.index, vote_)
-            body = layers.encode(layer.actual, vote_, self.scheme.codec)
-            if self.kept is not None:
-                self.kept.keep(layer.index, layer.actual, body)
-            self.layer_bytes += len(body)
-            sent.append((layer, body, layers.digest(layer.actual)))
-        corrections: dict[int, bytes] = {}
-        for layer, body, digest in sent:
-            while not self._rebuild(layer, body, digest, corrections):
-                assert self.kept is not None
-                self.repairs += 1
-                digests = repair.channel_digests(self.built).astype("<u4").tobytes() if self.repairs == 1 else None
-                found = self.kept.correct(layer.index, digests)
-                self.repair_bytes += sum(map(len, found.values()))
-                corrections |= found
 
-    def _rebuild(self, voted: Ballot, body: bytes, digest: int, corrections: dict[int, bytes]) -> bool:
-        network = self.engine.network
-        golden = self.scheme.codec == "golden"
-        for index in range(self.next, voted.index):
-            of = network.layers[index].inputs
-            self.values[index] = self.engine.fault_free(index, [self.values[i] for i in of])
-            if golden:
-                self.reference[index] = self.engine.fault_free(index, [self.reference[i] for i in of])
-        self.next = index = voted.index
-        operand = network.layers[index].inputs[0]
-        prediction = None
-        if golden:
-            prediction = self.reference[index] = self.engine.fault_free(index, [self.reference[operand]])
-        elif layers.needs_prediction(body):
-            prediction = self.engine.fault_free(index, [self.values[operand]])
-        built = layers.decode(body, prediction, voted.actual.shape)
-        repaired = 0
-        if index in corrections and layers.needs_prediction(body):
-            mended = repair.apply(corrections[index], built)
-            repaired = int(np.count_nonzero(mended != built))
-            built = mended
-        self.built = built
-        if layers.digest(built) != digest:
-            if self.exact:
-                return False
-            self.mismatched += int(np.count_nonzero(built != voted.actual))
-        self.repaired += repaired
-        self.values[index] = built
-        self.next += 1
-        return True
+@dataclass(slots=True)
+class _Crossing:
+    """A pass on its way over the link. Bytes are of bodies."""
 
-    def outputs(self) -> dict[int, Int8]:
-        return {index: self.values[index] for index, _ in self.engine.network.convs()}
+    device: DeviceEnd
+    rebuild: Rebuild
+    images: UInt8
+    """As the server has them."""
+    input_bytes: int
+    outputs: dict[int, Int8] = field(default_factory=dict)
+    """What the server rebuilt, by MAC layer."""
+    layer_bytes: int = 0
+    repair_bytes: int = 0
+    mismatched: int = 0
+    repaired: int = 0
+    segments: int = 0
+
+    def up(self, voted: Sequence[_Voted]) -> None:
+        """The layers of a segment, to the server and mended there."""
+        sent = [self.device.layer(layer.index, layer.actual, layer.vote) for layer in voted]
+        self.layer_bytes += sum(len(layer.body) for layer in sent)
+        self.rebuild.take(self.segments, sent)
+        self.segments += 1
+        actual = {layer.index: layer.actual for layer in voted}
+        while (found := self.rebuild.next()) is not None:
+            if isinstance(found, Wrong):
+                corrections = self.device.correct(found.index, found.digests)
+                self.repair_bytes += sum(map(len, corrections.values()))
+                self.rebuild.mend(corrections)
+                continue
+            self.outputs[found.index] = found.actual
+            self.repaired += found.repaired
+            if not found.faithful:
+                self.mismatched += int(np.count_nonzero(found.actual != actual[found.index]))
 
 
 class _Clock:

@@ -202,7 +202,6 @@ async def test_every_source_of_labels(labels: Source, broker: str, network: Netw
     same(job, network, folder, sizes)
 
 
-@pytest.mark.xfail(strict=True, reason="the device's codec keeps the session of the run before")
 async def test_runs_one_after_another_on_the_same_services(broker: str, network: Network, tmp_path: Path) -> None:
     """One stopped before its first iteration, others of the same network: no run leaves anything for the next."""
     schemes = {

@@ -35,8 +35,8 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"job: {name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 < self.patience_s < math.inf:
             raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")
-        if self.scheme.codec == "golden" and self.scheme.protected:
-            raise ValueError("job: the golden codec's increments are of plain runs, so it protects no layers; take chained")
+        if self.scheme.protected and self.scheme.way.reference == "run":
+            raise ValueError(f"job: with codec {self.scheme.codec} no layers are protected in training; take chained or direct")
         if self.seed in self.evaluation_seeds or not self.evaluation_seeds:
             raise ValueError("job: evaluation_seeds must not be empty, nor hold the training's seed")
 
