@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from accelsim import zoo
+from accelsim.datasets import IMAGENET_MEAN as MEAN
+from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
 from accelsim.int8.network import Add, Concat, Conv
 from accelsim.int8.storage import digest
 from accelsim.lowering import fold, lower, trace
 from accelsim.lowering import graph as real
 from accelsim.lowering.calibration import _watch, equalise, input_table, normalise
-from experiments.int8_accuracy import MEAN, STD, TRAINED, float_logits, images_of, int8_logits, module_of, top
+from experiments.common.trained import TRAINED, float_logits, images_of, int8_logits, module_of, top
 
 
 def _images(shape: tuple[int, int, int], count: int = 8) -> np.ndarray:
