@@ -167,6 +167,7 @@ def _std(found: list[Run], means: list[float]) -> float:
     return pstdev(means) if len(means) > 1 else pstdev(found[0].accuracy)
 
 
+@style.styled
 def draw(runs: list[Run], path: Path) -> None:
     """Accuracy before and after, a dot a training seed."""
     names = list(dict.fromkeys(run.network for run in runs))

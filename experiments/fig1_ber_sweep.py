@@ -58,6 +58,7 @@ def line(points: Sequence[Point]) -> str:
     return f"{first.network:14} BER {first.ber:.0e}  top-1 {cells[0]}  top-5 {cells[1]}  ({first.images} images)"
 
 
+@style.styled
 def draw(points: Iterable[Point], path: Path) -> None:
     """Writes the figure: CIFAR by top-1, ImageNet by top-5, as the paper's."""
     points = list(points)

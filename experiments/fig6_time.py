@@ -89,6 +89,7 @@ def csv_rows(costs: Sequence[Cost]) -> Iterator[list[object]]:
         yield [cost.network, cost.random_weights, cost.ber, cost.link, cost.method, *numbers]
 
 
+@style.styled
 def draw(costs: list[Cost], path: Path) -> None:
     """The stacked bars, a row for each evaluated link and a column for each network."""
     names = networks(costs)

@@ -56,6 +56,7 @@ def table(costs: list[Cost], column: int) -> str:
     return f"{title}:\n\n{style.markdown(['method', *(f'{ber:g}' for ber in BERS)], rows)}\n"
 
 
+@style.styled
 def draw(costs: list[Cost], path: Path) -> None:
     """Dots on a logarithmic axis, a row a network: filled the intermediate outputs, open everything that goes up."""
     names = networks(costs)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+Arguments = ParamSpec("Arguments")
 
 COLOURS: Final = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d")
 GREYS: Final = ("#c7c7c7", "#9e9e9e", "#6f6f6f")
@@ -22,18 +25,27 @@ STYLE: Final[Any] = {
 }
 
 
+def styled(draw: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """``draw`` in this style, which is gone again behind it."""
+
+    @functools.wraps(draw)
+    def inside(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
+        with matplotlib.rc_context(STYLE):
+            draw(*arguments, **options)
+
+    return inside
+
+
 def panels(rows: int, columns: int, size: tuple[float, float], *, same_y: bool = False) -> tuple[Figure, list[list[Axes]]]:
     """A figure of ``size`` inches and its axes by row and column."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=same_y)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=same_y)
     return figure, [list(row) for row in axes]
 
 
 def save(figure: Figure, path: Path) -> None:
     """Writes the PNG."""
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=150, facecolor="white")
+    figure.savefig(path, dpi=150, facecolor="white")
 
 
 def over(names: Sequence[str]) -> str:

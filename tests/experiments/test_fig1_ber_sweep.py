@@ -67,7 +67,7 @@ def test_the_curves_are_the_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     cifar = points("resnet20", 0.0, (90.0, 99.0)) + points("resnet20", 1e-5, (80.0, 98.0), (70.0, 97.0))
     draw(cifar + points("squeezenet1_1", 1e-3, (10.0, 30.0)), tmp_path / "a.png")
     left, right = drawn[0].axes
-    assert [axis.get_title(loc="left") or axis.get_title() for axis in (left, right)] == ["CIFAR-10, top-1", "ImageNet, top-5"]
+    assert [axis.get_title(loc="left") for axis in (left, right)] == ["CIFAR-10, top-1", "ImageNet, top-5"]
     curve = left.containers[0]
     assert curve.get_label() == "resnet20, 40 images"
     assert [list(map(float, values)) for values in curve.lines[0].get_data()] == [[1e-5], [75.0]]

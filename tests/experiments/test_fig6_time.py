@@ -113,7 +113,7 @@ def test_the_bars_are_as_high_as_their_stages(costs: list[Cost], monkeypatch: py
     monkeypatch.setattr(fig6_time.style, "save", lambda figure, path: drawn.append(figure))
     fig6_time.draw(costs, tmp_path / "a.png")
     axes = drawn[0].axes
-    assert [axis.get_title() for axis in axes] == [
+    assert [axis.get_title(loc="left") for axis in axes] == [
         "802.15.4g / A (random weights)", "802.15.4g / B", "HSPA / A (random weights)", "HSPA / B",
     ]  # fmt: skip
     bars = axes[3].patches

@@ -50,7 +50,7 @@ def test_the_dots_are_where_the_shares_are(costs: list[Cost], monkeypatch: pytes
     monkeypatch.setattr(fig7_bytes.style, "save", lambda figure, path: drawn.append(figure))
     fig7_bytes.draw(larger(costs), tmp_path / "a.png")
     axes = drawn[0].axes
-    assert [axis.get_title(loc="left") or axis.get_title() for axis in axes] == ["BER 1e-06", "BER 1e-05", "BER 1e-04"]
+    assert [axis.get_title(loc="left") for axis in axes] == ["BER 1e-06", "BER 1e-05", "BER 1e-04"]
     # Nothing that has a length: a logarithmic axis has no zero to measure it from.
     assert not any(axis.patches for axis in axes)
     dots = [line for line in axes[1].lines if line.get_marker() == "o"]
