@@ -32,8 +32,9 @@ from r2f import inprocess, run
 from r2f.display import Display
 from r2f.memory import shares
 from services.bus.messages import Progress
-from services.trainer import ledger, training
 from services.trainer.core import job as jobs
+from services.trainer.core import ledger
+from services.trainer.core import result as results
 from services.trainer.core.job import Job
 
 WARM_UP = 8
@@ -88,8 +89,7 @@ def over_the_bus(folder: Path, network: Network, job: Job, settings: run.Setting
     (folder / run.PREPARED).write_bytes(msgspec.json.encode(prepared))
     watch = Stopwatch()
     asyncio.run(run.execute(settings, folder, watch))
-    result = msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
-    return np.diff(watch.times)[WARM_UP:].tolist(), result.model_sha256
+    return np.diff(watch.times)[WARM_UP:].tolist(), results.read(folder).model_sha256
 
 
 def in_process(folder: Path, network: Network, job: Job) -> tuple[list[float], str]:
@@ -125,7 +125,7 @@ def main(
                 times[broker] += found
                 models.add(model)
                 if broker == "mosquitto":
-                    stages = _stages(ledger.read(folder / training.PROGRESS)[WARM_UP:])
+                    stages = _stages(ledger.read(folder / results.PROGRESS)[WARM_UP:])
     if len(models) != 1:
         raise SystemExit(f"the sides ended with different models: {models}")
     base = statistics.median(times["in process"])

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
+import time
+from collections.abc import Coroutine
 from pathlib import Path
 
 from broker import config, embedded
 from broker.launch import BrokerError, launch
+
+RESTARTS = 8
+"""How often in a row a broker that something killed soon after its start is started again."""
+STEADY_S = 60.0
+"""A broker that ran as long was not ended by what ended it before."""
 
 
 def main() -> None:
@@ -34,7 +42,11 @@ def main() -> None:
             asyncio.run(embedded.serve(options.host, options.port, accounts, tls))
         else:
             bridge = None if options.bridge_to is None else _bridge(options.bridge_to)
-            asyncio.run(_run(options.host, options.port, options.embedded, accounts, tls, bridge))
+            running = _run(options.host, options.port, options.embedded, accounts, tls, bridge)
+            if asyncio.run(_until_sigterm(running)):
+                # Ended by the signal after all, as whoever watches this process expects.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGTERM)
     except (BrokerError, ValueError, OSError) as error:
         sys.exit(f"broker: {error}")
     except KeyboardInterrupt:
@@ -65,10 +77,44 @@ async def _run(
     tls: config.Tls | None,
     bridge: config.Bridge | None,
 ) -> None:
-    async with launch(port, host, embedded=use_embedded or None, accounts=accounts, tls=tls, bridge=bridge) as running:
-        print(f"{running.kind} on {running.url()}", flush=True)
-        code = await running.process.wait()
-        raise BrokerError(f"{running.kind} ended with {code}")
+    """Run the broker; where something ended it, start it again on the same port with the same accounts and bridge.
+
+    Raises BrokerError with its last words where it gave up by itself, or does not stay.
+    """
+    restarts = 0
+    while True:
+        began = time.monotonic()
+        async with launch(port, host, embedded=use_embedded or None, accounts=accounts, tls=tls, bridge=bridge) as running:
+            port = running.port
+            print(f"{running.kind} on {running.url()}", flush=True)
+            code = await running.process.wait()
+            if code > 0:
+                raise BrokerError(f"{running.kind} ended with {code}: {running.last_words()}")
+        restarts = restarts + 1 if time.monotonic() - began < STEADY_S else 1
+        if restarts > RESTARTS:
+            raise BrokerError(f"{running.kind} was ended {restarts} times, each soon after its start")
+        how = f"was killed by {signal.Signals(-code).name}" if code else "was told to end"
+        print(f"{running.kind} {how}; starting it again", file=sys.stderr, flush=True)
+        await asyncio.sleep(0.1 * restarts)
+
+
+async def _until_sigterm(running: Coroutine[None, None, None]) -> bool:
+    """Await that, or stop it in order at SIGTERM; returns whether it was SIGTERM."""
+    task = asyncio.ensure_future(running)
+    told = False
+
+    def tell() -> None:
+        nonlocal told
+        told = True
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, tell)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not told:
+            raise
+    return told
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import os
 import pwd
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -116,7 +116,11 @@ class Tls:
 
 @dataclass(frozen=True)
 class Bridge:
-    """The other broker, as Mosquitto's bridge sees it. ``ca``: of a broker that speaks TLS."""
+    """The other broker, as Mosquitto's bridge sees it. ``ca``: of a broker that speaks TLS.
+
+    ``identity`` is what the other broker knows this end by and keeps its messages under, so a bridge that is started again
+    has the same one.
+    """
 
     host: str
     port: int
@@ -124,6 +128,7 @@ class Bridge:
     password: str = ""
     device: str = "+"
     ca: Path | None = None
+    identity: str = field(default_factory=lambda: secrets.token_hex(4))
 
 
 def bridge_lines(bridge: Bridge, name: str = "r2f") -> list[str]:
@@ -140,7 +145,7 @@ def bridge_lines(bridge: Bridge, name: str = "r2f") -> list[str]:
         "notifications false",
         "restart_timeout 1 10",
         "keepalive_interval 60",
-        f"remote_clientid {name}-{bridge.device.replace('+', 'all')}-{secrets.token_hex(4)}",
+        f"remote_clientid {name}-{bridge.device.replace('+', 'all')}-{bridge.identity}",
     ]
     if bridge.user:
         lines += [f"remote_username {bridge.user}", f"remote_password {bridge.password}"]

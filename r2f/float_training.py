@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from accelsim.datasets import Dataset, Int64
 from accelsim.int8.network import UInt8
+from accelsim.lowering import normalise
 
 
 def train(build: Callable[[], nn.Module], data: Dataset, *, seed: int = 0, epochs: int = 16, batch: int = 32) -> nn.Module:
@@ -55,9 +56,7 @@ def accuracy(module: nn.Module, images: UInt8, labels: Int64, data: Dataset) -> 
 
 def normalised(images: UInt8, data: Dataset) -> Tensor:
     """uint8 images (N, H, W, C) as a module takes them: float32 (N, C, H, W), normalised by the set's mean and std."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    return (pixels - mean) / std
+    return normalise(images, data.mean, data.std)
 
 
 def _batches(count: int, batch: int, epochs: int) -> Iterator[Tensor]:

@@ -19,12 +19,13 @@ from accelsim.faults import Rates
 from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
 from services.codec.core import inputs, layers, model
-from services.edge_agent.core.forward import Executed, Plan, Votes, execute
+from services.edge_agent.core.forward import Executed, Votes, execute
+from services.edge_agent.core.plan import Plan
 from services.trainer.core import optimiser
+from services.trainer.core.evaluation import FIRST as EVALUATION
 from services.trainer.core.job import Job
 from services.trainer.core.labels import choose, teach
 from services.trainer.core.replay import replay
-from services.trainer.training import EVALUATION
 from services.voter.core.vote import settled_vote, vote
 from services.voter.voter import TMR
 

@@ -15,8 +15,8 @@ from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
 from services.bus.messages import ROOT
 from services.scheme import Codec
-from services.trainer import ledger, training
-from services.trainer.core import job
+from services.trainer.core import job, ledger
+from services.trainer.core import result as results
 
 FILE = "report.json"
 STAGES = ("forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink")
@@ -118,15 +118,15 @@ def collect(folder: Path, *, network: str, link: Profile | None, float_accuracy:
     Raises ReportError if the run is not finished.
     """
     todo = job.read(folder)
-    result_file = folder / training.RESULT
-    if not result_file.exists():
-        raise ReportError(f"{result_file}: missing; the run has not got that far, resume it with --resume {folder}")
-    result = msgspec.json.decode(result_file.read_bytes(), type=training.Result)
-    rows = ledger.read(folder / training.PROGRESS)
-    if not result.after or len(rows) != todo.iterations:
+    if not (folder / results.FILE).exists():
+        raise ReportError(f"{folder / results.FILE}: missing; the run has not got that far, resume it with --resume {folder}")
+    result = results.read(folder)
+    rows = ledger.read(folder / results.PROGRESS)
+    clean, before, after = result.clean_before, result.faulty_before, result.faulty_after
+    if clean is None or before is None or after is None or len(rows) != todo.iterations:
         raise ReportError(
             f"{folder}: {len(rows)} of {todo.iterations} iterations are done"
-            f"{'' if result.after else ', and the evaluation after them is missing'}; resume with --resume {folder}"
+            f"{'' if after else ', and the evaluation after them is missing'}; resume with --resume {folder}"
         )
     rates = todo.rates
     layers = sum(row.elements for row in rows)
@@ -140,9 +140,9 @@ def collect(folder: Path, *, network: str, link: Profile | None, float_accuracy:
         batch=todo.batch,
         accuracy=Accuracy(
             float_=None if float_accuracy is None else spread([float_accuracy]),
-            int8=spread(result.int8),
-            faulty_before=spread(result.before),
-            faulty_after=spread(result.after),
+            int8=spread(clean.top1),
+            faulty_before=spread(before.top1),
+            faulty_after=spread(after.top1),
         ),
         uplink_bytes=Uplink(
             direct=layers + sum(row.input_bytes for row in rows),

@@ -236,14 +236,13 @@ def _network(settings: Settings, data: Dataset, say: Display) -> tuple[Network, 
         with say.step("training the float network"):
             module = float_training.train(lambda: zoo.build(DEMO_NETWORK, data.classes), data, seed=settings.seed)
     else:
-        module = zoo.build(settings.network, data.classes if settings.weights is None else None)
         if settings.weights is None:
             raise ValueError(f"network {settings.network}: give its trained weights with --weights FILE")
-        zoo.load_weights(module, Path(settings.weights))
+        module = zoo.load(settings.network, settings.weights)
     with say.step("quantising to int8"):
         # Every image counts the same whatever the order of the file: take them evenly.
         chosen = np.linspace(0, len(data.train_images) - 1, min(256, len(data.train_images))).astype(int)
-        network = lower(module, data.train_images[chosen], data.mean, data.std, name=settings.network)
+        network = lower(module, data.train_images[chosen], data.mean, data.std, name=settings.network, classifier=True)
     with say.step("accuracy of the float network"):
         top1 = float_training.accuracy(
             module,

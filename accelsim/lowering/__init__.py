@@ -1,5 +1,9 @@
 """From a torch module to the int8 network."""
 
-from accelsim.lowering.build import LoweringError, fold, lower, trace
+from accelsim.lowering.errors import LoweringError
+from accelsim.lowering.fold import fold
+from accelsim.lowering.lower import lower
+from accelsim.lowering.pixels import normalise
+from accelsim.lowering.trace import trace
 
-__all__ = ["LoweringError", "fold", "lower", "trace"]
+__all__ = ["LoweringError", "fold", "lower", "normalise", "trace"]

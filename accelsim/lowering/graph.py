@@ -1,7 +1,7 @@
 """The float graph between a torch module and the int8 network: the same layers, in real numbers.
 
-``accelsim.lowering`` writes it, ``accelsim.lowering.calibration`` runs it to choose the scales. Activations are torch float32
-tensors (N, C, H, W); ``INPUT`` (-1) is the normalised image. Every node clamps its result to [low, high], which is
+``accelsim.lowering.trace`` writes it, ``accelsim.lowering.quantise`` runs it to choose the scales. Activations are torch
+float32 tensors (N, C, H, W); ``INPUT`` (-1) is the normalised image. Every node clamps its result to [low, high], which is
 where ReLU and ReLU6 go.
 """
 
@@ -41,6 +41,8 @@ class Conv(Node):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    parameter: str | None = None
+    """Name of the module's parameter that ``weight`` was, None where it is known to be nobody else's."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -49,6 +51,7 @@ class Affine(Node):
 
     factor: Tensor
     shift: Tensor
+    parameter: str | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -213,3 +216,15 @@ def _window(node: Slice, x: Tensor) -> Tensor:
         source = [slice(o + w[0] * s, o + w[-1] * s + 1, s) for w, o, s in zip(where, node.offset, steps, strict=True)]
         y[:, target[2], target[0], target[1]] = x[:, source[2], source[0], source[1]]
     return y
+
+
+def reachable(old: Graph, output: int) -> Graph:
+    """The nodes that the output depends on, in order, the output last."""
+    wanted = {output}
+    for index in range(output, -1, -1):
+        if index in wanted:
+            wanted.update(old.nodes[index].inputs)
+    place = {INPUT: INPUT} | {index: i for i, index in enumerate(sorted(wanted - {INPUT}))}
+    for index in wanted - {INPUT}:
+        old.nodes[index].inputs = [place[i] for i in old.nodes[index].inputs]
+    return Graph(old.input_shape, [old.nodes[index] for index in sorted(wanted - {INPUT})])

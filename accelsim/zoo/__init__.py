@@ -7,17 +7,19 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import nn
 
+from accelsim.zoo.checkpoint import WeightsError, read
 from accelsim.zoo.digits import digits_cnn
 from accelsim.zoo.mobilenet import mobilenet_v2
 from accelsim.zoo.resnet import resnet18, resnet20, resnet50, resnet56
 from accelsim.zoo.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0
 from accelsim.zoo.squeezenet import squeezenet1_1
-from accelsim.zoo.weights import WeightsError, load_weights
+from accelsim.zoo.weights import classes_of, fill, load_weights
 
-__all__ = ["NETWORKS", "WeightsError", "build", "load_weights"]
+__all__ = ["NETWORKS", "WeightsError", "build", "load", "load_weights"]
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     builder.__name__: builder
@@ -36,35 +38,67 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 """Builders by name; each takes ``num_classes``."""
 
 
-def build(spec: str, num_classes: int | None = None) -> nn.Module:
+def build(network: str, classes: int | None = None) -> nn.Module:
     """A float module by its name in ``NETWORKS``, or a user's own as ``package.module:function``.
 
-    The user's function is looked for from the current folder too, and is given ``num_classes`` if it takes it.
-    ``num_classes`` None is the builder's own default. Weights are torch's random ones: see ``load_weights``.
-    Raises ValueError if there is no such network, TypeError if the function returns anything but a module.
+    The user's function is looked for from the current folder too, and is given ``classes`` as ``num_classes`` if it takes
+    it. ``classes`` None is the builder's own default. Weights are torch's random ones: see ``load``.
+    Raises ValueError where there is no such network, or its function fails or returns anything but a module.
     """
-    if ":" not in spec:
-        if spec not in NETWORKS:
-            raise ValueError(f"network {spec!r}: expected one of {', '.join(NETWORKS)}, or package.module:function")
-        builder = NETWORKS[spec]
-    else:
-        builder = _users(spec)
+    builder = _builder(network)
     takes = "num_classes" in inspect.signature(builder).parameters
-    module = builder(num_classes=num_classes) if takes and num_classes is not None else builder()
+    try:
+        module = builder(num_classes=classes) if takes and classes is not None else builder()
+    except Exception as error:  # the user's own code runs here
+        raise ValueError(f"network {network!r}: it fails to build: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise TypeError(f"network {spec!r}: returned {type(module).__name__}, expected a torch.nn.Module")
+        what = f"the class {module.__name__}, not one of it" if isinstance(module, type) else type(module).__name__
+        raise ValueError(f"network {network!r}: returned {what}, expected a torch.nn.Module and nothing beside it")
     return module
 
 
-def _users(spec: str) -> Callable[..., nn.Module]:
-    path, _, name = spec.partition(":")
+def load(network: str, weights: str | os.PathLike[str] | None, *, classes: int | None = None) -> nn.Module:
+    """The float module of ``build`` in evaluation mode, filled with the checkpoint file ``weights``.
+
+    A zoo network has as many classes as its checkpoint unless ``classes`` says how many there must be; a user's own has
+    ``classes``, or its builder's default. ``weights`` None leaves torch's random ones.
+    Raises ValueError as ``build`` does, WeightsError as ``load_weights`` does, OSError if the file cannot be read.
+    """
+    if weights is None:
+        return build(network, classes).eval()
+    path = Path(weights)
+    builder = _builder(network)
+    tensors = read(path)
+    if network in NETWORKS:
+        found = classes_of(builder, tensors)
+        if found is not None and classes is not None and found != classes:
+            raise WeightsError(
+                f"{path} is of a {network} with {found} classes, where {classes} are needed; train its last layer anew"
+            )
+        classes = found or classes
+    module = build(network, classes)
+    fill(module, tensors, path)
+    return module.eval()
+
+
+def _builder(network: str) -> Callable[..., nn.Module]:
+    if ":" in network:
+        return _users(network)
+    if network not in NETWORKS:
+        raise ValueError(f"network {network!r}: expected one of {', '.join(NETWORKS)}, or package.module:function")
+    return NETWORKS[network]
+
+
+def _users(network: str) -> Callable[..., nn.Module]:
+    path, _, name = network.partition(":")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(path), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ValueError(f"network {spec!r}: {error}; expected package.module:function") from error
+    except Exception as error:  # the user's own code runs here
+        text = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"network {network!r}: {text}; expected package.module:function") from error
     if not callable(function):
-        raise ValueError(f"network {spec!r}: {name} is not a function")
+        raise ValueError(f"network {network!r}: {name} is not a function")
     checked: Callable[..., nn.Module] = function
     return checked

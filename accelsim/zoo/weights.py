@@ -1,85 +1,113 @@
-"""Checkpoints into modules: official ones, and ones whose batch norm was folded into the convolutions."""
+"""Checkpoints into modules: names as people save them, pruned and folded weights, and how many classes a file has."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from accelsim.zoo.checkpoint import WeightsError, named, read
 from accelsim.zoo.mobilenet import MobileNetV2
 
-
-class WeightsError(ValueError):
-    """A checkpoint does not fit the module; the text names the tensors."""
+_PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
+"""What wrappers (data-parallel, Lightning, torch.compile) put in front of all names."""
+_BETWEEN = re.compile(r"(^|\.)(_orig_mod|module)\.")
+"""The same where a part of the module was wrapped."""
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Fills the module with a checkpoint: safetensors, or torch's .pth read with ``weights_only``.
+    """Fills the module with a checkpoint file that ``accelsim.zoo.checkpoint.read`` reads.
 
-    Names are the module's own, with or without ``module.`` in front (data-parallel training). Where a file has no
-    batch norm and its convolutions have biases instead, batch norm becomes the identity plus that bias.
+    Names are the module's own, with or without the prefixes of data-parallel training, Lightning and torch.compile.
+    Pruned and weight-normalised tensors become the weights that they stand for. Where a file has no batch norm and its
+    convolutions have biases instead, batch norm becomes the identity plus that bias.
     Raises WeightsError, which names missing, unexpected and misshaped tensors; OSError if the file cannot be read.
     """
-    tensors = _strip(_read(Path(path)))
-    if isinstance(module, MobileNetV2):
-        tensors = {_mobilenet_name(name): value for name, value in tensors.items()}
-    tensors = _unfold(module, tensors)
+    fill(module, read(Path(path)), Path(path))
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Fills the module with the tensors of a file, as ``load_weights`` does. Raises WeightsError."""
     own = module.state_dict()
+    tensors = _unfold(module, renamed(type(module), own, tensors))
     missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in tensors if k not in own]
+    shared = {k: v for k, v in own.items() if k in tensors}
     misshaped = [
-        f"{k} {tuple(tensors[k].shape)} for {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in tensors and tensors[k].shape != v.shape
+        f"{k} {tuple(tensors[k].shape)} for {tuple(v.shape)}" for k, v in shared.items() if tensors[k].shape != v.shape
     ]
-    problems = [
-        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped))
-        if names
+    rounded = [
+        f"{k} {str(tensors[k].dtype).removeprefix('torch.')}"
+        for k, v in shared.items()
+        if v.is_floating_point() and not tensors[k].is_floating_point()
     ]
     infinite = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    if infinite:
-        problems.append(f"not finite: {', '.join(infinite[:4])}")
+    problems = [
+        f"{what}: {named(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshaped", misshaped),
+            ("quantised (give the float weights)", rounded),
+            ("not finite", infinite),
+        )
+        if names
+    ]
     if problems:
         raise WeightsError(f"{path} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict(tensors, strict=False)
+    module.load_state_dict(dict(tensors), strict=False)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
-        except safetensors.SafetensorError as error:
-            raise WeightsError(f"{path} is not a safetensors file: {error}") from error
-        return tensors
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path} is neither safetensors nor a checkpoint of plain tensors: {_first_line(error)}") from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise WeightsError(f"{path} holds no state dict (names to tensors)")
-    return loaded
+def renamed(kind: type[nn.Module], own: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors by the names that a module of ``kind``, whose names are ``own``, has for them."""
+    own = frozenset(own)
+    found = {name: value for name, value in tensors.items() if name != "n_averaged"}  # of averaged weights
+    while prefix := next((p for p in _PREFIXES if found and _foreign(p, own) and all(n.startswith(p) for n in found)), None):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    found = {name if name in own else _BETWEEN.sub(r"\1", name): value for name, value in found.items()}
+    found = _computed(own, found)
+    if issubclass(kind, MobileNetV2):
+        found = {_mobilenet_name(name): value for name, value in found.items()}
+    return found
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def classes_of(build: Callable[[int], nn.Module], tensors: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of the network whose tensors a file holds: the size of those that grow with ``build(classes)``.
+
+    None where the file has none of them, so that ``fill`` says what is missing.
+    """
+    with torch.device("meta"):
+        few, more = build(2), build(3)
+    small, large = few.state_dict(), more.state_dict()
+    found = renamed(type(few), small, tensors)
+    head = [name for name, value in small.items() if value.shape != large[name].shape and name in found and found[name].dim()]
+    return int(found[head[0]].shape[0]) if head else None
 
 
-def _strip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "module."
-    if tensors and all(name.startswith(prefix) for name in tensors):
-        return {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return dict(tensors)
+def _foreign(prefix: str, own: frozenset[str]) -> bool:
+    return not any(name.startswith(prefix) for name in own)
+
+
+def _computed(own: frozenset[str], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that the file stores as what they are computed from: pruning's and weight norm's."""
+    found = dict(tensors)
+    for name in tensors:
+        if name in own:
+            continue
+        if name.endswith("_orig") and f"{name[:-5]}_mask" in tensors:
+            plain = name[:-5]
+            found[plain] = found.pop(name) * found.pop(f"{plain}_mask")
+        elif name.endswith("_g") and f"{name[:-2]}_v" in tensors:
+            plain = name[:-2]
+            found[plain] = torch._weight_norm(found.pop(f"{plain}_v"), found.pop(name), 0)
+        elif (match := re.fullmatch(r"(.*?)parametrizations\.(\w+)\.original0", name)) and f"{name[:-1]}1" in tensors:
+            found[match[1] + match[2]] = torch._weight_norm(found.pop(f"{name[:-1]}1"), found.pop(name), 0)
+    return found
 
 
 _BLOCK = re.compile(r"features\.(\d+)\.(expand|dw|project)\.(weight|bias)")

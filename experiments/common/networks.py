@@ -15,8 +15,7 @@ from accelsim import zoo
 from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD
 from accelsim.int8 import storage
 from accelsim.int8.network import Network, UInt8
-from accelsim.lowering import lower
-from accelsim.lowering.calibration import normalise
+from accelsim.lowering import lower, normalise
 from experiments.common.command import real
 
 

@@ -13,8 +13,7 @@ from accelsim import zoo
 from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, Int64
 from accelsim.engine import Engine
 from accelsim.int8.network import Float32, Network, UInt8
-from accelsim.lowering import lower
-from accelsim.lowering.calibration import normalise
+from accelsim.lowering import lower, normalise
 from experiments.common.command import real
 
 _BATCH: Final = 20

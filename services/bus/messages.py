@@ -315,6 +315,8 @@ class State(Message):
     version: int = 0
     samples: dict[str, int] = {}
     """Of the agent: how many samples each split has."""
+    data: str = ""
+    """Of the agent: digest of its data's classes, sizes and normalisation, by which the trainer knows that it has the same."""
 
 
 class Timing(Message):

@@ -15,7 +15,7 @@ from accelsim.faults import Rates
 from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
 from services.bus import Bus, service
-from services.edge_agent.agent import Agent
+from services.edge_agent.agent import Agent, Device
 
 
 class Kind(StrEnum):
@@ -39,7 +39,7 @@ def main(
     Takes down/mode, down/forward, edge/model; gives edge/inputs and edge/replicas, or up/outputs in inference mode.
     """
 
-    def new_accelerator(rates: Rates, seed: int) -> Accelerator:
+    def new_accelerator(rates: Rates, seed: int, device: str) -> Accelerator:
         if accelerator is Kind.onnxruntime:
             from accelsim.accelerators.onnxruntime import OnnxAccelerator
 
@@ -51,7 +51,7 @@ def main(
 
     async def serve(bus: Bus) -> None:
         timed = Array() if array is None else read_config(array)
-        await Agent(bus, load(data, shape=_shape(image_size)), new_accelerator, timed, path).serve()
+        await Agent(bus, Device(load(data, shape=_shape(image_size)), new_accelerator, timed, path)).serve()
 
     service.run("agent", broker, device, json_logs, serve, arena_mb=arena_mb, readers=("voter", "codec-device"))
 

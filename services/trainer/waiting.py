@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from services.trainer import training
+from services.trainer.core import result
 
 READY = "run.json"
 FAILED = "failed.txt"
@@ -35,4 +35,7 @@ def outcome(folder: Path) -> str | None:
     failed = folder / FAILED
     if failed.exists():
         return failed.read_text(encoding="utf-8").strip() or "given up without a reason"
-    return "" if training.read_result(folder).model_sha256 else None
+    try:
+        return "" if result.read(folder).model_sha256 else None
+    except ValueError as error:  # a damaged folder stops itself, not all that wait beside it
+        return str(error)

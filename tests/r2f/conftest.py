@@ -21,7 +21,7 @@ from services.trainer.core import job
 @pytest.fixture(scope="session")
 def trained() -> nn.Module:
     """The demo's network, trained as the demo does it."""
-    return float_training.train(lambda: zoo.build(run.DEMO_NETWORK, num_classes=10), load("digits"))
+    return float_training.train(lambda: zoo.build(run.DEMO_NETWORK, classes=10), load("digits"))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def test_learns_digits(trained, digits) -> None:
 
 def test_the_seed_decides_and_nothing_else(digits) -> None:
     def weights(seed: int) -> torch.Tensor:
-        module = train(lambda: zoo.build("digits_cnn", num_classes=10), digits, seed=seed, epochs=1)
+        module = train(lambda: zoo.build("digits_cnn", classes=10), digits, seed=seed, epochs=1)
         return torch.cat([p.detach().flatten() for p in module.parameters()])
 
     torch.manual_seed(5)

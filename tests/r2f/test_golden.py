@@ -14,9 +14,9 @@ from accelsim.faults import Rates
 from r2f import run
 from r2f.display import Display
 from services.scheme import Redundancy, Scheme
-from services.trainer import ledger, training
+from services.trainer.core import ledger, result
+from services.trainer.core.ledger import Row
 from services.trainer.core.optimiser import Sgd
-from services.trainer.ledger import Row
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -36,7 +36,7 @@ def rows(prepare: Callable[[run.Settings, Path], None], folder: Path, scheme: Sc
     settings = msgspec.structs.replace(SETTINGS, scheme=scheme)
     prepare(settings, folder)
     asyncio.run(run.execute(settings, folder, Display(Console(quiet=True))))
-    return ledger.read(folder / training.PROGRESS)
+    return ledger.read(folder / result.PROGRESS)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def network(digits: Dataset) -> Network:
     torch.manual_seed(0)
-    module = zoo.build("digits_cnn", num_classes=10).eval()
+    module = zoo.build("digits_cnn", classes=10).eval()
     return lower(module, digits.train_images[:64], digits.mean, digits.std, name="digits_cnn")
 
 

@@ -21,8 +21,9 @@ from r2f.display import Display
 from r2f.pipeline import Pipeline
 from services.bus import encoding, topics
 from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, Progress, Repair, Tensor
-from services.trainer import ledger, training
 from services.trainer.core import job as jobs
+from services.trainer.core import ledger
+from services.trainer.core import result as results
 from services.trainer.core.optimiser import Sgd
 
 pytestmark = pytest.mark.timeout(240)
@@ -68,31 +69,31 @@ def prepared(prepare: Callable[[run.Settings, Path], None], tmp_path_factory: py
     return folder
 
 
-def execute(prepared: Path, folder: Path, killer: Killer, settings: run.Settings = SETTINGS) -> training.Result:
+def execute(prepared: Path, folder: Path, killer: Killer, settings: run.Settings = SETTINGS) -> results.Result:
     shutil.copytree(prepared, folder)
     asyncio.run(run.execute(settings, folder, killer))
-    return msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
+    return results.read(folder)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> training.Result:
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> results.Result:
     return execute(prepared, tmp_path_factory.mktemp("undisturbed") / "run", Killer({}))
 
 
 @pytest.mark.parametrize("victims", [("agent", "codec-server"), ("trainer", "voter"), ("codec-device", "broker")])
 def test_killed_processes_change_nothing(
-    victims: tuple[str, str], prepared: Path, undisturbed: training.Result, tmp_path: Path
+    victims: tuple[str, str], prepared: Path, undisturbed: results.Result, tmp_path: Path
 ) -> None:
     killer = Killer(dict(zip((4, 9), victims, strict=True)))
     result = execute(prepared, tmp_path / "run", killer)
     assert killer.restarts == list(victims)
     assert result == undisturbed
-    rows = ledger.read(tmp_path / "run" / training.PROGRESS)
+    rows = ledger.read(tmp_path / "run" / results.PROGRESS)
     assert [row.iteration for row in rows] == list(range(SETTINGS.iterations))
 
 
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)")
-def test_mosquitto_killed(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
+def test_mosquitto_killed(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(SETTINGS, embedded=False)
     killer = Killer({6: "broker"})
     assert execute(prepared, tmp_path / "run", killer, settings) == undisturbed
@@ -126,14 +127,14 @@ class Hostile(Killer):
             publish.multiple(rubbish + told, hostname="127.0.0.1", port=port)
 
 
-def test_hostile_messages_change_nothing(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
+def test_hostile_messages_change_nothing(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
     hostile = Hostile({}, jobs.read(prepared).session)
     assert execute(prepared, tmp_path / "run", hostile) == undisturbed
     assert hostile.restarts == []
     assert "message dropped" in (tmp_path / "run/logs/codec-server.log").read_text()
 
 
-def test_resume_after_everything_died(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
+def test_resume_after_everything_died(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     class Stop(Killer):
@@ -149,6 +150,6 @@ def test_resume_after_everything_died(prepared: Path, undisturbed: training.Resu
 
     shutil.copytree(prepared, folder)
     asyncio.run(interrupted())
-    assert not msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result).after
+    assert not results.read(folder).faulty_after
     asyncio.run(run.execute(SETTINGS, folder, Killer({})))
-    assert msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result) == undisturbed
+    assert results.read(folder) == undisturbed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,8 +13,8 @@ from rich.console import Console
 from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
 from r2f import plots, report
-from services.trainer import ledger, training
-from services.trainer.core import job
+from services.trainer.core import job, ledger, result
+from services.trainer.core.evaluation import Evaluation
 
 LINK = Profile("hspa", 5.76e6, 21.1e6, 0.05)
 
@@ -36,9 +35,10 @@ def finished(folder: Path, iterations: int = 4) -> Path:
         )
         for i in range(iterations)
     ]  # fmt: skip
-    ledger.append(folder / training.PROGRESS, rows)
-    result = training.Result(int8=[97.0], before=[80.0, 84.0], after=[88.0, 92.0], model_sha256="ab" * 32)
-    (folder / training.RESULT).write_bytes(msgspec.json.encode(result))
+    ledger.append(folder / result.PROGRESS, rows)
+    clean, before, after = (Evaluation(top1=top1) for top1 in ([97.0], [80.0, 84.0], [88.0, 92.0]))
+    found = result.Result(clean_before=clean, faulty_before=before, faulty_after=after, model_sha256="ab" * 32)
+    result.write(folder, found)
     return folder
 
 
@@ -91,10 +91,11 @@ def test_the_table_names_what_the_user_asked_for(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     finished(tmp_path)
-    (tmp_path / training.RESULT).write_bytes(msgspec.json.encode(training.Result(int8=[1.0], before=[1.0])))
+    one = Evaluation(top1=[1.0])
+    result.write(tmp_path, result.Result(clean_before=one, faulty_before=one))
     with pytest.raises(report.ReportError, match="evaluation after them is missing; resume with --resume"):
         report.collect(tmp_path, network="n", link=LINK)
-    (tmp_path / training.RESULT).unlink()
+    (tmp_path / result.FILE).unlink()
     with pytest.raises(report.ReportError, match=r"result\.json: missing; .* --resume"):
         report.collect(tmp_path, network="n", link=LINK)
     with pytest.raises(report.ReportError, match=r"report\.json"):

@@ -21,8 +21,8 @@ from r2f import inprocess, pipeline, run
 from r2f.display import Display
 from r2f.pipeline import Pipeline, Program
 from services.bus.messages import Progress
-from services.trainer import training, waiting
-from services.trainer.core import job
+from services.trainer import waiting
+from services.trainer.core import job, result
 from services.trainer.core.optimiser import Sgd
 
 pytestmark = [
@@ -101,5 +101,4 @@ async def test_two_sides_with_both_brokers_killed_end_with_the_model_of_one_proc
     assert not killer.victims
     assert waiting.outcome(folder) == ""
     peer = inprocess.retrain(storage.load(folder / job.NETWORK), load(settings.data), job.read(folder))
-    result = msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
-    assert result.model_sha256 == storage.digest(peer.network)
+    assert result.read(folder).model_sha256 == storage.digest(peer.network)

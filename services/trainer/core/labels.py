@@ -34,7 +34,7 @@ def choose(
 def teach(network: Network, output: Int8, *, soft: bool) -> Labels:
     """Labels (N,) or class probabilities (N, C) from the output (N, 1, 1, C) of a fault-free run of the network.
 
-    ``network`` is the one from before retraining; its output on the received inputs costs the server one golden run.
+    ``network`` is the one from before retraining; its output on the received inputs costs the server one fault-free run.
     """
     steps = output.reshape(len(output), -1)
     if not soft:

@@ -200,7 +200,7 @@ def test_a_users_network_by_its_module(tmp_path: Path, monkeypatch: pytest.Monke
     assert zoo.build("mine_r2f_test:build", 5).out_features == 5
     assert zoo.build("mine_r2f_test:build").out_features == 3
     assert zoo.build("mine_r2f_test:plain", 5).out_features == 9
-    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+    with pytest.raises(ValueError, match=r"returned int.*torch\.nn\.Module"):
         zoo.build("mine_r2f_test:wrong")
     for spec in ("mine_r2f_test:value", "mine_r2f_test:absent", "no_such_package_r2f:build", "mine_r2f_test:"):
         with pytest.raises(ValueError, match=re.escape(repr(spec))):

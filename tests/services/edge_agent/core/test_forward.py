@@ -14,7 +14,8 @@ from accelsim.int8.network import INPUT, Conv, Int8, Network
 from accelsim.lowering import lower
 from experiments.common.chain import tmr_votes
 from services.edge_agent.core import forward
-from services.edge_agent.core.forward import Executed, Plan, Votes, execute
+from services.edge_agent.core.forward import Executed, Votes, execute
+from services.edge_agent.core.plan import Plan
 from services.scheme import Redundancy
 from services.voter.core.vote import vote
 

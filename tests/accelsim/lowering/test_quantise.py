@@ -16,9 +16,11 @@ from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
 from accelsim.int8.network import Add, Concat, Conv
 from accelsim.int8.storage import digest
-from accelsim.lowering import fold, lower, trace
+from accelsim.lowering import fold, lower, normalise, trace
 from accelsim.lowering import graph as real
-from accelsim.lowering.calibration import _watch, equalise, input_table, normalise
+from accelsim.lowering.equalise import equalise
+from accelsim.lowering.pixels import input_table
+from accelsim.lowering.ranges import watch
 from experiments.common.trained import TRAINED, float_logits, images_of, int8_logits, module_of, top
 
 
@@ -54,8 +56,8 @@ def test_equalisation_leaves_the_function_and_widens_small_channels(name: str) -
     mean, std = MEAN[: shape[2]], STD[: shape[2]]
     x = normalise(_images(shape), mean, std)
     with torch.no_grad():
-        equalise(after, _watch(after, x))
-        seen = [_watch(g, x) for g in (before, after)]
+        equalise(after, watch(after, x))
+        seen = [watch(g, x) for g in (before, after)]
         *_, (_, want) = before.run(x)
         *_, (_, got) = after.run(x)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from services.bus.messages import Timing
+
+class Event(Protocol):
+    """One stage of one iteration, as ``services.bus.messages.Timing`` tells of it."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def segment(self) -> int: ...
+    @property
+    def host_s(self) -> float: ...
+    @property
+    def device_s(self) -> float: ...
+    @property
+    def bytes(self) -> int: ...
 
 
 class Segment(msgspec.Struct, array_like=True):
@@ -56,9 +72,9 @@ class Ledger:
     """Collects the events of running iterations; an event that comes twice counts once."""
 
     def __init__(self) -> None:
-        self._events: dict[int, dict[tuple[str, int, bool], Timing]] = defaultdict(dict)
+        self._events: dict[int, dict[tuple[str, int, bool], Event]] = defaultdict(dict)
 
-    def add(self, timing: Timing) -> None:
+    def add(self, timing: Event) -> None:
         """Takes in one event. ``tmr`` comes from both the agent and the voter, told apart by their device time."""
         key = (timing.stage, timing.segment, timing.device_s > 0)
         self._events[timing.iteration][key] = timing
@@ -83,13 +99,18 @@ class Ledger:
         row.segments = _segments(events.values())
         return row
 
-    def forget(self, before: int) -> None:
-        """Drops events of iterations that no row will ever claim."""
-        for iteration in [i for i in self._events if i < before]:
-            del self._events[iteration]
+    def settle(self, path: Path, rows: list[Row], *, keep: int) -> None:
+        """Moves all rows but the last ``keep`` to the progress file, filled."""
+        done = rows[: max(0, len(rows) - keep)]
+        if done:
+            append(path, [self.fill(row) for row in done])
+            del rows[: len(done)]
+            # Events of iterations that no row will ever claim.
+            for iteration in [i for i in self._events if i < done[-1].iteration]:
+                del self._events[iteration]
 
 
-def _segments(events: Iterable[Timing]) -> list[Segment]:
+def _segments(events: Iterable[Event]) -> list[Segment]:
     found: dict[int, Segment] = defaultdict(Segment)
     for timing in events:
         if timing.segment < 0:

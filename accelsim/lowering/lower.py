@@ -1,0 +1,104 @@
+"""Any traceable ``torch.nn.Module`` to the int8 network of architecture.md, "Arithmetic".
+
+The module runs once on a tensor that writes down what is done to it (``trace``), batch norm and ReLU are folded into the
+layer in front (``fold``), the float graph is compared with the module, and calibration chooses the scales (``quantise``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from accelsim.int8.network import Network, UInt8
+from accelsim.int8.storage import validate
+from accelsim.lowering import graph
+from accelsim.lowering.errors import LoweringError
+from accelsim.lowering.fold import fold
+from accelsim.lowering.graph import Graph
+from accelsim.lowering.pixels import normalise
+from accelsim.lowering.quantise import quantise
+from accelsim.lowering.trace import duplicate, trace
+
+_SAME = 2e-3
+"""Largest relative difference of the float graph from the module: more than float32 rounding, less than any mistake."""
+
+
+def lower(
+    module: nn.Module,
+    calibration_images_u8: UInt8,
+    mean: Sequence[float],
+    std: Sequence[float],
+    name: str = "network",
+    *,
+    classifier: bool = False,
+) -> Network:
+    """The int8 network of a float module, calibrated on real images.
+
+    ``calibration_images_u8`` is uint8 (N, H, W, C), 64 to 256 images are enough; the module sees
+    ``(pixel / 255 - mean[c]) / std[c]`` as (N, C, H, W) and is lowered as it runs in evaluation mode.
+    With ``classifier`` its output must be one number a class.
+    Raises LoweringError where the module cannot be traced or an operator cannot be lowered.
+    """
+    images = calibration_images_u8
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+        raise LoweringError(f"calibration images: expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
+    if len(mean) != images.shape[3] or len(std) != images.shape[3] or min(std) <= 0:
+        raise LoweringError(f"mean {mean} and std {std}: expected {images.shape[3]} values each, std above zero")
+    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+    lowered = fold(trace(module, shape))
+    if classifier and lowered.nodes[-1].shape[:2] != (1, 1):
+        h, w, c = lowered.nodes[-1].shape
+        raise LoweringError(
+            f"output: an image of {h}x{w} pixels and {c} channels, where a classifier gives one number a class; "
+            "end forward() with pooling over the image, x.mean((2, 3)), or flatten and a linear layer"
+        )
+    _no_shared_weights(lowered)
+    _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
+    try:
+        network = quantise(lowered, images, mean, std, name)
+    except ValueError as error:
+        raise LoweringError(str(error)) from error
+    validate(network)
+    return network
+
+
+def _no_shared_weights(lowered: Graph) -> None:
+    """Raises LoweringError where one weight serves several layers: each would become a weight of its own in training."""
+    users: dict[str, list[str]] = defaultdict(list)
+    for node in lowered.nodes:
+        if isinstance(node, graph.Conv) and node.parameter is not None:
+            users[node.parameter].append(node.name)
+    for parameter, names in users.items():
+        if len(names) > 1:
+            raise LoweringError(
+                f"{parameter} is the weight of {len(names)} layers ({', '.join(names)}): an int8 network has a weight a layer, "
+                "so retraining would pull them apart; give each its own, e.g. a copy.deepcopy of the module for each call"
+            )
+
+
+@torch.no_grad()
+def _compare(module: nn.Module, lowered: Graph, x: Tensor) -> None:
+    try:
+        want, again = module(x.clone()), module(x.clone())
+    except Exception as error:  # the module's own code runs here
+        raise LoweringError(f"{type(module).__name__}: forward() fails on calibration images: {error}") from error
+    if not torch.equal(torch.nan_to_num(want), torch.nan_to_num(again)):
+        raise LoweringError(
+            f"{type(module).__name__}: gives other outputs when it runs again on the same images; in evaluation mode it must "
+            "not draw random numbers (dropout, stochastic depth) or remember earlier images"
+        )
+    *_, (_, got) = lowered.run(x)
+    if want.dim() == 4:
+        want = want.permute(0, 2, 3, 1)
+        got = got.permute(0, 2, 3, 1)
+    worst = float((want.reshape(-1) - got.reshape(-1)).abs().max())
+    largest = float(want.abs().max())
+    if not worst <= _SAME * max(largest, 1e-6):
+        raise LoweringError(
+            f"the lowered graph differs from the module by {worst} where values reach {largest}: "
+            "does forward() depend on the values of its activations?"
+        )

@@ -1,0 +1,28 @@
+"""Pixels to what a network reads: the float module's normalised images and the int8 network's input table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accelsim.int8.network import Int8, UInt8
+
+
+def normalise(images: UInt8, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images uint8 (N, H, W, C) as a float module takes them: contiguous float32 (N, C, H, W), ``(pixel / 255 - mean) / std``.
+
+    ``mean`` and ``std`` hold one value a channel.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().float() / 255
+    return (x - torch.tensor(list(mean))[:, None, None]) / torch.tensor(list(std))[:, None, None]
+
+
+def input_table(mean: Sequence[float], std: Sequence[float]) -> tuple[float, Int8]:
+    """(input scale, table (C, 256)) of ``(pixel / 255 - mean) / std`` for each channel, without clipping."""
+    pixels = np.arange(256, dtype=np.float64) / 255
+    value = (pixels[None, :] - np.asarray(mean, np.float64)[:, None]) / np.asarray(std, np.float64)[:, None]
+    scale = float(np.float32(np.abs(value).max() / 127))
+    return scale, np.clip(np.rint(value / scale), -128, 127).astype(np.int8)
