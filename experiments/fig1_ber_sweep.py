@@ -47,8 +47,7 @@ def measure(network: Network, images: UInt8, labels: Int64, ber: float, seed: in
         device.run(network.quantize_images(images[start : start + BATCH]), iteration=start // BATCH)[-1]
         for start in range(0, len(images), BATCH)
     ]
-    scores = np.concatenate(logits).reshape(len(images), -1).astype(np.float32)
-    return Point(network.name, ber, seed, len(images), top(scores, labels, 1), top(scores, labels, 5))
+    return Point(network.name, ber, seed, len(images), *top(np.concatenate(logits), labels))
 
 
 def line(points: Sequence[Point]) -> str:

@@ -44,7 +44,7 @@ def row(name: str, shared: Path, calibration: int, *, training: bool) -> str:
     images, labels = images[chosen], labels[chosen]
     exact, rough = float_logits(module, images), int8_logits(network, images)
     same = 100 * (exact.argmax(1) == rough.argmax(1)).mean()
-    cells = [f"{top(v, labels, 1):.1f} / {top(v, labels, 5):.1f}" for v in (exact, rough)]
+    cells = ["{:.1f} / {:.1f}".format(*top(v, labels)) for v in (exact, rough)]
     return f"| {name} | {len(images)} | {cells[0]} | {cells[1]} | {same:.1f} % | {seconds:.1f} s |"
 
 
@@ -56,8 +56,9 @@ def jpeg_rows(name: str, shared: Path, calibration: int, qualities: Sequence[int
     for quality in (None, *qualities):
         body, seen = (inputs.encode(images), images) if quality is None else inputs.lossy(images, quality)
         logits = float_logits(module, seen), int8_logits(network, seen)
-        cells = [f"{top(v, labels, 1):.1f} / {top(v, labels, 5):.1f}" for v in logits]
-        same = [f"{100 * (v.argmax(1) == before).mean():.1f}" for v, before in zip(logits, right, strict=True)]
+        cells = ["{:.1f} / {:.1f}".format(*top(v, labels)) for v in logits]
+        answers = logits[0].argmax(1), logits[1].argmax(1)
+        same = [f"{100 * (v == before).mean():.1f}" for v, before in zip(answers, right, strict=True)]
         kind = "lossless" if quality is None else f"JPEG {quality}"
         yield f"| {name} | {kind} | {100 * len(body) / images.nbytes:.1f} % | {cells[0]} | {cells[1]} | {' / '.join(same)} |"
 

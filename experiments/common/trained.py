@@ -12,9 +12,10 @@ import torch
 from accelsim import zoo
 from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, Int64
 from accelsim.engine import Engine
-from accelsim.int8.network import Float32, Network, UInt8
+from accelsim.int8.network import Float32, Int8, Network, UInt8
 from accelsim.lowering import lower, normalise
 from experiments.common.command import real
+from services.trainer.core import evaluation
 
 _BATCH: Final = 20
 
@@ -58,10 +59,10 @@ def lowered(name: str, shared: Path, count: int = 128) -> Network:
     return lower(module_of(name, shared), images[:count], IMAGENET_MEAN, IMAGENET_STD, name)
 
 
-def top(logits: Float32, labels: Int64, k: int) -> float:
-    """Share, in per cent, of images whose label is among the ``k`` largest outputs; equal outputs count the first."""
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    return float(100 * (order == labels[:, None]).any(axis=1).mean())
+def top(outputs: Int8 | Float32, labels: Int64) -> tuple[float, float]:
+    """Shares, in per cent, of images whose label is the largest output (N, ..., C), and one of the five largest."""
+    right = evaluation.count(outputs, labels)
+    return 100 * right.top1 / right.samples, 100 * (right.samples if right.top5 is None else right.top5) / right.samples
 
 
 @torch.no_grad()
@@ -71,8 +72,8 @@ def float_logits(module: torch.nn.Module, images: UInt8) -> Float32:
     return np.concatenate([module(normalise(b, IMAGENET_MEAN, IMAGENET_STD)).numpy() for b in batches]).astype(np.float32)
 
 
-def int8_logits(network: Network, images: UInt8) -> Float32:
+def int8_logits(network: Network, images: UInt8) -> Int8:
     """(N, classes) fault-free outputs of the int8 network, in steps."""
     engine = Engine(network)
     batches = [network.quantize_images(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
-    return np.concatenate([engine.run(b)[-1].reshape(len(b), -1) for b in batches]).astype(np.float32)
+    return np.concatenate([engine.run(b)[-1].reshape(len(b), -1) for b in batches])

@@ -15,7 +15,6 @@ from accelsim import zoo
 from accelsim.engine import Engine
 from accelsim.lowering import lower
 from experiments import fig1_ber_sweep
-from experiments.common.trained import top
 from experiments.fig1_ber_sweep import BATCH, Point, draw, line, measure
 
 
@@ -32,13 +31,6 @@ def test_a_point_is_the_devices_accuracy() -> None:
     assert faulty[0] == faulty[1]
     assert faulty[0].top1 < 90
     assert (faulty[0].top1, faulty[0].top5) != (faulty[2].top1, faulty[2].top5)
-
-
-def test_top_k_counts_labels_and_breaks_ties_by_the_lower_class() -> None:
-    scores = np.array([[3, 1, 2], [1, 1, 0], [0, 5, 5]], np.float32)
-    assert top(scores, np.array([0, 1, 2]), 1) == pytest.approx(100 / 3)
-    assert top(scores, np.array([0, 1, 2]), 2) == 100.0
-    assert top(scores, np.array([1, 2, 0]), 2) == 0.0
 
 
 def test_the_picture_has_both_panels(tmp_path: Path) -> None:
