@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from accelsim.datasets import DIGITS, Spec
 from accelsim.faults import Rates
+from accelsim.files import write_whole
 from services.trainer.core.task import Task
 
 FILE = "run.toml"
@@ -182,11 +183,8 @@ def resolved(settings: Settings) -> Settings:
 
 def write(folder: Path, settings: Settings) -> None:
     """Leaves ``run.toml`` in a run's folder, for its owner alone, whole or not at all."""
-    fresh = folder / f".{FILE}"
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(b"# Every setting of this run; r2f retrain --config takes this file.\n")
-        tomli_w.dump(flat(settings), file)
-    fresh.replace(folder / FILE)
+    head = "# Every setting of this run; r2f retrain --config takes this file.\n"
+    write_whole(folder / FILE, (head + tomli_w.dumps(flat(settings))).encode(), mode=0o600)
 
 
 def read(path: Path) -> Settings:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from accelsim.files import write_whole
 from accelsim.int8.network import Network
 from services.trainer.core.task import Task
 
@@ -43,7 +44,7 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 def write(folder: Path, job: Job) -> None:
     """Puts the job into a run's folder."""
-    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(job)) + b"\n")
+    write_whole(folder / FILE, msgspec.json.format(msgspec.json.encode(job)) + b"\n")
 
 
 def read(folder: Path) -> Job:
