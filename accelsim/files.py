@@ -11,8 +11,8 @@ def write_whole(
 ) -> None:
     """Puts ``data`` into a file: a reader, or a crash at any moment, finds the old content or the new one.
 
-    ``keep`` is the name under which the old file stays, in the same folder; ``mode`` the new one's permissions, less the umask. Raises OSError if the disk refuses; the old
-    file is then as it was.
+    ``keep`` is the name under which the old file stays, in the same folder; ``mode`` the new one's permissions, less the
+    umask. Raises OSError if the disk refuses; the old file is then as it was.
     """
     target = Path(path)
     fresh = _beside(target)

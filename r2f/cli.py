@@ -174,7 +174,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
         console.print(table if found else f"no runs below {out}")
         for one in found:
             if one.why:
-                console.print(Text(f"{one.folder.name}: {one.why}"))
+                console.print(Text(f"{one.folder.name}: {one.why}"), soft_wrap=True)
 
     _guarded(work)
 
@@ -247,8 +247,8 @@ def _resume(folder: Path, log_level: Level) -> None:
 def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) -> None:
     from rich.console import Console
 
-    from r2f import run
     from r2f.display import Display
+    from r2f.report import table
 
     os.environ["R2F_LOG_LEVEL"] = log_level
     console = Console()
@@ -259,7 +259,8 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
         if (folder / settings_file.FILE).exists():
             print(f"stopped; go on with: r2f retrain --resume {folder}", file=sys.stderr)
         raise
-    console.print(run.shown(report, folder))
+    console.print(table(report))
+    console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
 
 
 def _guarded(work: Callable[[], None]) -> None:

@@ -6,8 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from rich.console import Group
-
 from accelsim import datasets
 from broker.launch import free_port
 from broker.link import profile
@@ -90,11 +88,6 @@ def finish(settings: Settings, folder: Path) -> report.Report:
     report.write(folder, found)
     plots.draw(folder, found)
     return found
-
-
-def shown(found: report.Report, folder: Path) -> Group:
-    """The report for a terminal, and where it lies."""
-    return Group(report.table(found), f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/")
 
 
 def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
