@@ -22,6 +22,7 @@ import numpy.typing as npt
 from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
 from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.walk import walk
 from accelsim.timing import Array, layer_timing
 from experiments.common import command
 from experiments.common.networks import FIVE, photos, stored
@@ -122,8 +123,7 @@ def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: i
     device = Simulated(Rates.uniform(ber), seed)
     device.load(network)
     outputs: dict[int, Int8] = {INPUT: network.quantize_images(images)}
-    for index, layer in enumerate(network.layers):
-        operands = [outputs[i] for i in layer.inputs]
+    for index, layer, operands in walk(network, outputs):
         fault_free = device.engine.fault_free(index, operands)
         if not isinstance(layer, Conv):
             outputs[index] = fault_free

@@ -103,3 +103,36 @@ def test_the_table_adds_up() -> None:
         ["voter", "50", "5", "55", "60", "30"],
         ["device", "", "", "175", "", "70"],
     ]
+
+
+def test_the_run_that_is_watched_is_one_that_r2f_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders: list[list[str]] = []
+
+    def watch(order: list[str]) -> tuple[dict[str, Memory], dict[str, float]]:
+        orders.append(order)
+        if len(orders) == 2:
+            raise subprocess.CalledProcessError(7, order)
+        return {"agent": Memory(anonymous=100, shared=20, files=40)}, {"agent": 130}
+
+    monkeypatch.setattr(device_memory, "watch", watch)
+    monkeypatch.setattr(device_memory, "photos", lambda shared: None)
+    monkeypatch.setattr(device_memory, "float_weights", lambda *given: tmp_path / "w.safetensors")
+    given = ["device_memory", "--network", "resnet18", "--shared", str(tmp_path), "--iterations", "5", "--ber", "1e-4"]
+    monkeypatch.setattr(sys, "argv", given)
+    device_memory.main()
+    assert "agent" in capsys.readouterr().out
+    (order,) = orders
+    assert order[:4] == [sys.executable, "-m", "r2f.cli", "retrain"]
+    said = dict(zip(order[4::2], order[5::2], strict=True))
+    assert said == {
+        "--network": "resnet18", "--weights": str(tmp_path / "w.safetensors"), "--iterations": "5", "--ber": "1e-4",
+        "--data": str(tmp_path / "data" / "imagenet224.npz"), "--eval-seeds": "1", "--eval-samples": "32",
+    }  # fmt: skip
+    help_of = subprocess.run(
+        [*order[:4], "--help"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert all(option in help_of.stdout for option in said)
+    with pytest.raises(device_memory.command.InputError, match="r2f retrain ended with exit code 7"):
+        device_memory.main()

@@ -8,7 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from accelsim.accelerators import Simulated
+from accelsim.faults import Rates
+from accelsim.int8.network import INPUT
+from accelsim.timing import layer_seconds, vote_seconds, write_back_seconds
 from experiments import vote_rules
+from experiments.common.networks import int8_network
 from experiments.vote_rules import MOST, RULES, Measured, rows, summary, tally
 from services.edge_agent.core import referee
 
@@ -90,3 +95,30 @@ def test_every_iteration_has_its_own_photos_and_a_large_batch_goes_round() -> No
     taken = [vote_rules.batch(images, 4, iteration).ravel().tolist() for iteration in range(3)]
     assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
     assert vote_rules.batch(images, 10, 1).ravel().tolist() == list(range(10))
+
+
+def test_layers_are_measured_on_the_inputs_of_the_devices_own_run() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    network = int8_network("resnet20", None, images)
+    found = list(vote_rules.measure(network, images, 1e-3, seed=2, iteration=5))
+    assert [m.index for m in found] == [index for index, _ in network.convs()]
+    device = Simulated(Rates.uniform(1e-3), 2)
+    device.load(network)
+    x = network.quantize_images(images)
+    actual = {INPUT: x, **dict(enumerate(device.run(x, iteration=5)))}
+    for measured in (found[0], found[12], found[-1]):
+        conv = network.layers[measured.index]
+        given = actual[conv.inputs[0]]
+        replicas = device.run_replicas(measured.index, given, iteration=5, count=MOST)
+        np.testing.assert_array_equal(replicas[0], actual[measured.index])
+        u, opened, wrong = tally(replicas, device.engine.fault_free(measured.index, [given]))
+        assert (measured.u, measured.open, measured.wrong) == (u, tuple(opened), tuple(wrong))
+        assert measured.elements == 3 * int(np.prod(conv.shape))
+        assert measured.macs == conv.weight[0].size
+        shape = network.shape_of(conv.inputs[0])
+        pass_s = layer_seconds(conv, shape, vote_rules.ARRAY, batch=3) + write_back_seconds(conv, vote_rules.ARRAY, batch=3)
+        assert measured.once_s == pytest.approx(pass_s)
+        for (executions, _), seconds in zip(RULES, measured.executing_s, strict=True):
+            votes = vote_seconds(measured.elements, executions, vote_rules.ARRAY)
+            assert seconds == pytest.approx(executions * pass_s + votes)
+    assert {(m.network, m.ber, m.iteration) for m in found} == {("resnet20", 1e-3, 5)}
