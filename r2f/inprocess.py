@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from accelsim.accelerators import Accelerator, Simulated
+from accelsim.accelerators import Factory, build
 from accelsim.datasets import Dataset, Int64
 from accelsim.engine import shared
 from accelsim.faults import Rates
@@ -33,8 +33,6 @@ from services.trainer.core.job import Job, check
 from services.trainer.core.step import INITIAL_VERSION, Received, draw, learner, start, step
 from services.voter.core.ballot import count
 
-Factory = Callable[[Rates, int, str], Accelerator]
-"""(fault rates, seed, device name) to an accelerator without a network."""
 T = TypeVar("T")
 
 
@@ -84,7 +82,7 @@ def retrain(
     """
     check(job, network)
     learning = learner(job, network, start(job, network), path)
-    device = _Device(job.scheme, job.device, accelerator or _simulated(path), path)
+    device = _Device(job.scheme, job.device, accelerator or build(f"simulated:{path}"), path)
     link = _Link(job.scheme, DeviceEnd(path), ServerEnd(path))
     done: list[Iteration] = []
     for iteration in range(job.iterations):
@@ -95,8 +93,7 @@ def retrain(
         clock.tick("load")
         samples = draw(learning, len(data.train_images))
         images, truth = data.train_images[samples], data.train_labels[samples]
-        crossed = link.begin(iteration, *_photographed(images, job.scheme))
-        clock.tick("compress")
+        crossed = link.begin(iteration, *_photographed(images, job.scheme), clock)
         direct = device.under_threshold(job.seed)
         clock.tick("forward")
         device.run(crossed.images, iteration, training=True, direct=direct, each=crossed.up, clock=clock)
@@ -144,7 +141,7 @@ def evaluate(
     The same faults as in the pipeline's evaluation of as many samples in as large batches, with the scheme's camera and
     protected layers.
     """
-    running = _Device(scheme, device, accelerator or _simulated(path), path)
+    running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     seeds = evaluation.seeds_of(rates, seeds)
     counts: list[list[Counts]] = [[] for _ in seeds]
     for due in evaluation.passes(np.arange(len(images)), seeds, batch):
@@ -153,10 +150,6 @@ def evaluate(
         output = running.run(chosen, due.iteration, training=False)
         counts[due.run].append(evaluation.count(output, labels[due.samples]))
     return evaluation.accuracy(counts)
-
-
-def _simulated(path: str) -> Factory:
-    return lambda rates, seed, device: Simulated(rates, seed, device, path)
 
 
 def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:
@@ -230,7 +223,6 @@ class _Device:
             clock.tick("tmr")
             if each is not None:
                 each(voted)
-                clock.tick("link")
             segment.done()
 
 
@@ -249,11 +241,13 @@ class _Voted:
 def _voted(executed: Executed, scheme: Scheme) -> _Voted:
     positions, values = executed.refereed
     ballot = count(executed.replicas, scheme.vote, protected=executed.protected, positions=positions, values=values)
-    if executed.actual is not None:  # a TMR pass beside it goes on with its votes
-        goes_on = executed.actual if ballot.vote is None else ballot.vote
-        return _Voted(executed.index, executed.actual, None if executed.as_it_is else ballot.vote, goes_on)
     actual = executed.replicas[0] if ballot.protected is None else ballot.protected
-    return _Voted(executed.index, actual, None if executed.as_it_is else ballot.vote, actual)
+    goes_on = actual
+    if executed.actual is not None:
+        if ballot.vote is None:
+            raise RuntimeError(f"layer {executed.index} ran beside a TMR pass that has no vote")
+        actual, goes_on = executed.actual, ballot.vote
+    return _Voted(executed.index, actual, None if executed.as_it_is else ballot.vote, goes_on)
 
 
 class _Link:
@@ -274,13 +268,15 @@ class _Link:
             raise RuntimeError("the device's end took a network and has none")
         return self.device.network, len(sent.body)
 
-    def begin(self, iteration: int, images: UInt8, files: Sequence[bytes]) -> _Crossing:
+    def begin(self, iteration: int, images: UInt8, files: Sequence[bytes], clock: _Clock) -> _Crossing:
         """A pass of the device on images (N, H, W, C); they cross the link here."""
         sent = self.device.begin(self.scheme, iteration, 0, images, files)
+        clock.tick("compress")
         rebuild = self.server.begin(self.server.newest, self.scheme)
         received = self.server.images(sent, rebuild.network)
         rebuild.start(received)
-        return _Crossing(self.device, rebuild, received, len(sent.fresh))
+        clock.tick("decompress")
+        return _Crossing(self.device, rebuild, received, len(sent.fresh), clock)
 
 
 @dataclass(slots=True)
@@ -292,6 +288,7 @@ class _Crossing:
     images: UInt8
     """As the server has them."""
     input_bytes: int
+    clock: _Clock
     outputs: dict[int, Int8] = field(default_factory=dict)
     """What the server rebuilt, by MAC layer."""
     layer_bytes: int = 0
@@ -304,6 +301,7 @@ class _Crossing:
         """The layers of a segment, to the server and mended there."""
         sent = [self.device.layer(layer.index, layer.actual, layer.vote) for layer in voted]
         self.layer_bytes += sum(len(layer.body) for layer in sent)
+        self.clock.tick("compress")
         self.rebuild.take(self.segments, sent)
         self.segments += 1
         actual = {layer.index: layer.actual for layer in voted}
@@ -311,12 +309,14 @@ class _Crossing:
             if isinstance(found, Wrong):
                 corrections = self.device.correct(found.index, found.digests)
                 self.repair_bytes += sum(map(len, corrections.values()))
+                self.clock.tick("compress")
                 self.rebuild.mend(corrections)
                 continue
             self.outputs[found.index] = found.actual
             self.repaired += found.repaired
             if not found.faithful:
                 self.mismatched += int(np.count_nonzero(found.actual != actual[found.index]))
+        self.clock.tick("decompress")
 
 
 class _Clock:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
 
-from accelsim.accelerators import Accelerator
+from accelsim.accelerators import Accelerator, Factory
 from accelsim.datasets import Dataset
 from accelsim.engine import Engine, shared
 from accelsim.faults import Rates
@@ -32,8 +31,7 @@ class Device(NamedTuple):
 
     data: Dataset
     """What it photographs."""
-    accelerator: Callable[[Rates, int, str], Accelerator]
-    """(fault rates, seed, device name) to an accelerator without a network."""
+    accelerator: Factory
     array: Array
     """Whose time is modelled."""
     path: str

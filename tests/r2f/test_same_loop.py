@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from accelsim.accelerators import Simulated
+from accelsim.accelerators import build
 from accelsim.datasets import Dataset, load, spread
 from accelsim.faults import Rates
 from accelsim.int8 import storage
@@ -66,11 +66,8 @@ def network(trained: nn.Module) -> Network:
 async def pipeline(url: str, data: Dataset) -> AsyncIterator[None]:
     """Every service but the trainer, each on a connection of its own."""
 
-    def simulated(rates: Rates, seed: int, device: str) -> Simulated:
-        return Simulated(rates, seed, device, PATH)
-
     served: dict[str, tuple[tuple[str, ...], Callable[[Bus], Coroutine[Any, Any, None]]]] = {
-        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, simulated, Array(), PATH)).serve()),
+        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, build("simulated"), Array(), PATH)).serve()),
         "voter": (("codec-device", "agent"), voter.serve),
         "codec-device": (("agent",), lambda bus: DeviceCodec(bus, PATH, 64 << 20).serve()),
         "codec-server": (("trainer",), lambda bus: ServerCodec(bus, PATH).serve()),
@@ -187,6 +184,15 @@ SCHEMES = {
 async def test_every_scheme(name: str, broker: str, network: Network, tmp_path: Path) -> None:
     folder = tmp_path / name
     job = write(folder, network, scheme=SCHEMES[name])
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(protected=(0, 4)), Scheme(referee=False)])
+async def test_at_a_rate_where_votes_are_hardly_believed(scheme: Scheme, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "wild"
+    job = write(folder, network, scheme=scheme, rates=Rates(input=2e-2, weight=2e-2, output=2e-2), iterations=2)
     async with pipeline(broker, DIGITS):
         sizes = await over_the_bus(broker, folder)
     same(job, network, folder, sizes)

@@ -28,10 +28,14 @@ _WHOLE_LIMIT: Final = 1 << 28
 """Bytes of a whole network: ten ResNet-50, a quarter of the memory of a device (architecture.md, "The link")."""
 
 
+class OtherGraph(ValueError):
+    """A network that is no later version of another, so that no delta leads from the one to the other."""
+
+
 def encode(base: Network | None, new: Network) -> bytes:
     """The bytes that turn ``base`` into ``new``, or the whole of ``new`` where base is None.
 
-    Raises ValueError naming the layer where the two differ in more than weights, biases and scales; send that whole.
+    Raises OtherGraph naming the layer where the two differ in more than weights, biases and scales; send that whole.
     """
     if base is None:
         return bytes((WHOLE,)) + bodies.compress(storage.to_bytes(new), _LEVEL)
@@ -110,12 +114,12 @@ def digest(network: Network) -> int:
 
 def _require_same_graph(base: Network, new: Network) -> None:
     if (base.input_shape, base.input_scale, len(base.layers)) != (new.input_shape, new.input_scale, len(new.layers)):
-        raise ValueError(f"model {new.name!r} is no later version of {base.name!r}: inputs or number of layers differ")
+        raise OtherGraph(f"model {new.name!r} is no later version of {base.name!r}: inputs or number of layers differ")
     if not np.array_equal(base.input_table, new.input_table):
-        raise ValueError(f"model {new.name!r}: the input table changed; send the model whole")
+        raise OtherGraph(f"model {new.name!r}: the input table changed; send the model whole")
     for a, b in zip(base.layers, new.layers, strict=True):
         if type(a) is not type(b) or not all(_same(a, b, field.name) for field in dataclasses.fields(a)):
-            raise ValueError(f"model {new.name!r}: layer {b.name!r} changed in more than weights; send the model whole")
+            raise OtherGraph(f"model {new.name!r}: layer {b.name!r} changed in more than weights; send the model whole")
 
 
 def _same(a: Layer, b: Layer, name: str) -> bool:

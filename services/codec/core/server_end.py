@@ -53,11 +53,14 @@ class ServerEnd:
         self.newest = number
 
     def model(self) -> SentModel:
-        """The newest version against the acknowledged one, or whole where there is none; older ones are dropped."""
+        """The newest version against the acknowledged one, or whole where it cannot build on that; older ones are dropped."""
         new, base = self.versions[self.newest], self.versions.get(self.acknowledged)
         if base is new:
             base = None
-        body = model.encode(None if base is None else base.network, new.network)
+        try:
+            body = model.encode(None if base is None else base.network, new.network)
+        except model.OtherGraph:
+            base, body = None, model.encode(None, new.network)
         self.versions = {n: v for n, v in self.versions.items() if n in (self.newest, self.acknowledged)}
         return SentModel(new.number, 0 if base is None else base.number, model.digest(new.network), body)
 
