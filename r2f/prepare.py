@@ -78,7 +78,7 @@ def check(settings: Settings) -> None:
 
 def reach(url: str) -> None:
     """Raises SettingsError where nothing listens at a broker's address: better now than after minutes of preparing."""
-    from services.bus.client import broker_address
+    from services.bus.address import broker_address
 
     host, port, *_ = broker_address(url)
     try:

@@ -13,7 +13,8 @@ from typing import Annotated, NoReturn
 import structlog
 import typer
 
-from services.bus.client import Bus, BusError
+from services.bus.address import BusError
+from services.bus.client import Bus
 
 Broker = Annotated[
     str,
