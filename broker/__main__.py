@@ -12,6 +12,7 @@ from pathlib import Path
 
 from broker import config, embedded
 from broker.launch import BrokerError, launch
+from services.bus.service import end_by_sigterm
 
 RESTARTS = 8
 """How often in a row a broker that something killed soon after its start is started again."""
@@ -44,9 +45,7 @@ def main() -> None:
             bridge = None if options.bridge_to is None else _bridge(options.bridge_to)
             running = _run(options.host, options.port, options.embedded, accounts, tls, bridge)
             if asyncio.run(_until_sigterm(running)):
-                # Ended by the signal after all, as whoever watches this process expects.
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                signal.raise_signal(signal.SIGTERM)
+                end_by_sigterm()
     except (BrokerError, ValueError, OSError) as error:
         sys.exit(f"broker: {error}")
     except KeyboardInterrupt:

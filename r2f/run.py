@@ -7,7 +7,6 @@ in it is made from those two, so that a run can be resumed, or handed to another
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from broker.launch import find_mosquitto
+from broker.launch import find_mosquitto, free_port
 from broker.link import profile
 from r2f import float_training, pipeline, plots, report
 from r2f.display import Display
@@ -174,7 +173,7 @@ def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
     """The brokers to start, and the addresses of the device's and the server's. Live, a shaping proxy is between them."""
     if settings.broker is not None:
         return [], settings.broker, settings.broker
-    server = _free_port()
+    server = free_port()
     at = f"mqtt://127.0.0.1:{server}"
     kind = ("--embedded",) if settings.embedded else ()
     brokers = [Program("broker", "broker", ("--port", str(server), *kind))]
@@ -184,7 +183,7 @@ def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
         raise ValueError("--live needs --link: lora, 802.15.4g, hspa or lte")
     if settings.embedded or find_mosquitto() is None:
         raise ValueError("--live joins two brokers by a bridge, which only Mosquitto can: apt-get install mosquitto")
-    device, proxy = _free_port(), _free_port()
+    device, proxy = free_port(), free_port()
     ends = ("--listen", f"127.0.0.1:{proxy}", "--connect", f"127.0.0.1:{server}")
     brokers.append(Program("link", "broker.link", ("--profile", settings.link, *ends)))
     bridged = ("--port", str(device), "--bridge-to", f"127.0.0.1:{proxy}")
@@ -281,10 +280,3 @@ def new_folder(parent: Path, network: str) -> Path:
         number += 1
         folder = parent / f"{stem}-{number}"
     return folder
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

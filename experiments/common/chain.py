@@ -187,7 +187,7 @@ def chained(
         sent.executions = settled.executions
         sent.refereed = len(settled.values) * layer.weight[0].size
         sent.referee_s = referee.seconds(settled, layer.weight[0].size)
-        if sent.body[0] <= layers.ZSTD:
+        if not layers.needs_prediction(sent.body):
             votes[index] = None  # sent themselves in the end: nothing can be wrong with them
         if voted is not None and votes[index] is not None:
             sent.bound = min(entropy.bound(np.subtract(actual[index], voted)), sent.raw)

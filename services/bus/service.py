@@ -52,39 +52,50 @@ def run(
 ) -> None:
     """Open the bus as ``service`` and serve until SIGINT or SIGTERM; ``readers`` are the services that open its tensors.
 
-    Exits with 1 and one line on stderr for an error that the user can mend (BusError, ValueError, OSError).
+    At SIGTERM it says goodbye and then ends by that signal: exit code 0 is for work that is done. Exits with 1 and one line
+    on stderr for an error that the user can mend (BusError, ValueError, OSError).
     """
     configure_logs(json_logs)
     structlog.contextvars.bind_contextvars(service=service, device=device)
     try:
         bus = Bus(broker, service, device, arena_bytes=arena_mb << 20, arena_age_s=ARENA_AGE_S, readers=readers)
-        asyncio.run(_serve(bus, serve))
+        stopped = asyncio.run(_serve(bus, serve))
     except (BusError, ValueError, OSError, RuntimeError) as error:
         fail(service, error)
+    if stopped == signal.SIGTERM:
+        end_by_sigterm()
 
 
-async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> None:
+def end_by_sigterm() -> None:
+    """End by the SIGTERM that this process heard and obeyed, so that whoever watches it knows that it was not done."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTERM)
+
+
+async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> signal.Signals | None:
+    """Serve; returns the signal that ended it, None where the service was done."""
     task = asyncio.current_task()
     assert task is not None
-    stopped = False
+    stopped: signal.Signals | None = None
 
-    def stop() -> None:
+    def stop(number: signal.Signals) -> None:
         nonlocal stopped
-        stopped = True
+        stopped = number
         task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     try:
         async with bus:
             await serve(bus)
     except asyncio.CancelledError:
-        if not stopped:
+        if stopped is None:
             raise
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError):
                 asyncio.get_running_loop().remove_signal_handler(number)
+    return stopped
 
 
 def give_memory_back() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from accelsim.files import write_whole
 from services.trainer.core import result
 
 READY = "run.json"
@@ -27,7 +28,7 @@ def next_run(runs: Path) -> Path:
 
 def give_up(folder: Path, error: BaseException) -> None:
     """Leave the reason in the run's folder, so that nobody takes it again until it is resumed."""
-    (folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
+    write_whole(folder / FAILED, f"{error}\n".encode())
 
 
 def outcome(folder: Path) -> str | None:

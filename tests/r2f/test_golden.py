@@ -48,7 +48,7 @@ def direct(prepare: Callable[[run.Settings, Path], None], tmp_path_factory: pyte
 def test_golden_sends_increments_and_what_is_dissimilar_as_it_is(
     redundancy: Redundancy, direct: list[Row], prepare: Callable[[run.Settings, Path], None], tmp_path: Path
 ) -> None:
-    golden = Scheme(codec="golden", vote="bitwise", redundancy=redundancy, float_inputs=True)
+    golden = Scheme(codec="golden", vote="bitwise", redundancy=redundancy, float_inputs=True, theta=0.0)
     increments = rows(prepare, tmp_path / "increments", golden)
     whole = rows(prepare, tmp_path / "whole", msgspec.structs.replace(golden, theta=1.0))
     for found in (increments, whole, direct):

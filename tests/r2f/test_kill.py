@@ -53,7 +53,13 @@ class Killer(Display):
     def progress(self, message: Progress) -> None:
         if message.phase == "train" and self.pipeline:
             for step in [step for step in self.victims if step <= message.step]:
-                os.kill(self.pipeline.pids[self.victims.pop(step)], signal.SIGKILL)
+                os.kill(self.pid(self.victims.pop(step)), signal.SIGKILL)
+
+    def pid(self, victim: str) -> int:
+        """Of a program, or of ``broker itself``, which ``python -m broker`` runs."""
+        assert self.pipeline is not None
+        pid = self.pipeline.pids[victim.removesuffix(" itself")]
+        return pid if " " not in victim else int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
     def restarted(self, name: str) -> None:
         self.restarts.append(name)
@@ -98,6 +104,14 @@ def test_mosquitto_killed(prepared: Path, undisturbed: results.Result, tmp_path:
     killer = Killer({6: "broker"})
     assert execute(prepared, tmp_path / "run", killer, settings) == undisturbed
     assert killer.restarts == ["broker"]
+
+
+def test_the_broker_itself_killed_and_not_its_launcher(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, embedded=find_mosquitto() is None)
+    killer = Killer({6: "broker itself"})
+    assert execute(prepared, tmp_path / "run", killer, settings) == undisturbed
+    assert killer.restarts == []
+    assert "was killed by SIGKILL; starting it again" in (tmp_path / "run/logs/broker.log").read_text()
 
 
 class Hostile(Killer):

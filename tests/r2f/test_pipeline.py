@@ -29,11 +29,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 SLEEP = "import time; time.sleep(60)"
 
 
-async def until(condition: str, running: Pipeline, known: int = 0) -> int:
+async def until(name: str, running: Pipeline, known: int = 0) -> int:
+    """Process id of the program, once it is another than the known one."""
     async with asyncio.timeout(10):
-        while running.pids.get(condition, known) == known:
+        while running.pids.get(name, known) == known:  # noqa: ASYNC110  (the process table has no event)
             await asyncio.sleep(0.01)
-    return running.pids[condition]
+    return running.pids[name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -96,7 +97,7 @@ async def test_empty_logs_go_and_others_stay(module: str, tmp_path: Path) -> Non
     async with pipeline.running(programs, logs, lambda _: None) as running:
         await running.watch(Program("once", module, ("pass",)))
         async with asyncio.timeout(10):
-            while not (logs / "loud.log").stat().st_size:
+            while not (logs / "loud.log").stat().st_size:  # noqa: ASYNC110  (nor has a file)
                 await asyncio.sleep(0.01)
     assert [path.name for path in logs.iterdir()] == ["loud.log"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from accelsim.engine import Engine, shared
 from accelsim.int8.network import INPUT, Int8, Network, UInt8
 from services.codec.core import layers, repair
-from services.codec.core.layers import CodecError
+from services.codec.core.bodies import CodecError
 
 
 class Kept:
@@ -16,10 +16,9 @@ class Kept:
     The vote that a body's increments are against follows from the two. ``nbytes`` is what all of it takes.
     """
 
-    def __init__(self, network: Network, path: str, iteration: int, attempt: int, images: UInt8) -> None:
+    def __init__(self, network: Network, path: str, iteration: int, images: UInt8) -> None:
         self.network = network
         self.iteration = iteration
-        self.attempt = attempt
         self._path = path
         self._engine: Engine | None = None
         self._actual: dict[int, Int8] = {INPUT: network.quantize_images(images)}

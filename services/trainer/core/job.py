@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from accelsim.faults import Rates
+from accelsim.files import write_whole
 from accelsim.int8.network import Network
 from services.scheme import CHAINED, Scheme
 from services.trainer.core.labels import Source
@@ -49,15 +50,15 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
                 raise ValueError(f"job: {name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 < self.patience_s < math.inf:
             raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")
-        if self.scheme.codec == "golden" and self.scheme.protected:
-            raise ValueError("job: the golden codec's increments are of plain runs, so it protects no layers; take chained")
+        if self.scheme.protected and self.scheme.way.reference == "run":
+            raise ValueError(f"job: with codec {self.scheme.codec} no layers are protected in training; take chained or direct")
         if self.seed in self.evaluation_seeds or not self.evaluation_seeds:
             raise ValueError("job: evaluation_seeds must not be empty, nor hold the training's seed")
 
 
 def write(folder: Path, job: Job) -> None:
     """Puts the job into a run's folder."""
-    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(job)) + b"\n")
+    write_whole(folder / FILE, msgspec.json.format(msgspec.json.encode(job)) + b"\n")
 
 
 def read(folder: Path) -> Job:

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import msgspec
 
+from accelsim.files import write_whole
+
 
 class Event(Protocol):
     """One stage of one iteration, as ``services.bus.messages.Timing`` tells of it."""
@@ -144,6 +146,4 @@ def read(path: Path) -> list[Row]:
 def truncate(path: Path, iteration: int) -> None:
     """Drops the rows from ``iteration`` on: a resumed run does those again."""
     rows = [row for row in read(path) if row.iteration < iteration]
-    fresh = path.with_suffix(".tmp")
-    fresh.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    fresh.replace(path)
+    write_whole(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))

@@ -100,7 +100,7 @@ def test_references_are_those_of_the_experiments(
 ) -> None:
     monkeypatch.setattr(forward, "SEGMENT_BYTES", limit)
     x = inputs(network)
-    steps = execute(network, Engine(network, "portable"), accelerator, x, 5, Plan(replicas=3, golden=redundancy))
+    steps = execute(network, Engine(network, "portable"), accelerator, x, 5, Plan(replicas=3, beside=redundancy))
     expected = tmr_votes(accelerator, x, 5, redundancy)
     votes: Votes = {}
     answer: Votes | None = None
@@ -124,7 +124,7 @@ def test_references_are_those_of_the_experiments(
 @pytest.mark.parametrize("redundancy", ["layer", "network"])
 def test_golden_runs_a_pass_beside_the_actual_one(network: Network, accelerator: Simulated, redundancy: Redundancy) -> None:
     x = inputs(network)
-    executed, output, _ = collect(network, accelerator, x, Plan(replicas=3, golden=redundancy))
+    executed, output, _ = collect(network, accelerator, x, Plan(replicas=3, beside=redundancy))
     whole = accelerator.run(x, iteration=5)
     for e in executed:
         assert e.actual is not None
