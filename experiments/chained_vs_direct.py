@@ -104,8 +104,7 @@ def evaluate(name: str, network: Network, data: Dataset, *, faults: bool = True)
     """Accuracy in per cent on held-out images, one number a fault seed."""
     setting = SETTINGS[name]
     rates = Rates.uniform(setting.ber if faults else 0.0)
-    images, labels = data.test_images, data.test_labels
-    found = inprocess.evaluate(network, images, labels, rates, FAULT_SEEDS, batch=50)
+    found = inprocess.evaluate(network, data.test_images, data.test_labels, rates, FAULT_SEEDS, batch=50)
     return found.top5 if setting.top == 5 else found.top1
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import chained_vs_direct as experiment
+from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.task import Sgd
 
 
@@ -94,15 +95,24 @@ def test_the_bars_are_the_accuracies(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert axis.get_lines()[-1].get_ydata()[0] == 95
 
 
-def test_accuracy_is_of_all_held_out_images(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "top", "expected"), [("digits_cnn", 1, [1.0, 2.0]), ("squeezenet1_1", 5, [5.0, 6.0])])
+def test_accuracy_is_of_all_held_out_images(
+    name: str, top: int, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
-    monkeypatch.setattr(experiment.inprocess, "evaluate", lambda *given, **options: seen.append((given, options)) or [1.0])
+
+    def evaluate(*given: object, **options: object) -> Evaluation:
+        seen.append(given)
+        return Evaluation(top1=[1.0, 2.0], top5=[5.0, 6.0])
+
+    monkeypatch.setattr(experiment.inprocess, "evaluate", evaluate)
     data = experiment.load("digits")
-    experiment.evaluate("digits_cnn", None, data)
-    experiment.evaluate("digits_cnn", None, data, faults=False)
-    (given, options), (clean, _) = seen
-    assert given[1] is data.test_images
-    assert given[2] is data.test_labels
-    assert (given[3], clean[3]) == (experiment.Rates.uniform(2e-3), experiment.Rates())
-    assert given[4] == (1001, 1002, 1003)
-    assert options["top"] == 1
+    setting = experiment.SETTINGS[name]
+    assert setting.top == top
+    assert experiment.evaluate(name, None, data) == expected
+    experiment.evaluate(name, None, data, faults=False)
+    faulty, clean = seen
+    assert faulty[1] is data.test_images
+    assert faulty[2] is data.test_labels
+    assert (faulty[3], clean[3]) == (experiment.Rates.uniform(setting.ber), experiment.Rates())
+    assert faulty[4] == (1001, 1002, 1003)

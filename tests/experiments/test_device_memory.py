@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import subprocess
 import sys
@@ -16,21 +15,35 @@ from rich.console import Console
 from experiments import device_memory
 from experiments.device_memory import Memory
 
-MIB = 1 << 20
+HOLDS = """
+import mmap, sys
+print(flush=True)
+sys.stdin.readline()
+kinds = (mmap.MAP_PRIVATE, 48), (mmap.MAP_SHARED, 24)
+held = [mmap.mmap(-1, size << 20, kind | mmap.MAP_ANONYMOUS) for kind, size in kinds]
+for part in held:
+    part.write(b"x" * len(part))
+print(flush=True)
+sys.stdin.readline()
+"""
 
 
 def test_memory_is_of_its_kind() -> None:
-    before = device_memory.memory(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        seen = []
+        for _ in range(2):
+            process.stdout.readline()
+            seen.append(device_memory.memory(process.pid))
+            process.stdin.write("\n")
+            process.stdin.flush()
+    before, after = seen
     assert before is not None
-    anonymous = bytearray(os.urandom(1) * (48 * MIB))
-    with mmap.mmap(-1, 24 * MIB, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS) as shared:
-        shared.write(b"x" * (24 * MIB))
-        after = device_memory.memory(os.getpid())
     assert after is not None
     assert after.anonymous - before.anonymous == pytest.approx(48, abs=4)
-    assert after.shared - before.shared == pytest.approx(24, abs=2)
+    assert after.shared - before.shared == pytest.approx(24, abs=1)
     assert after.held == after.anonymous + after.shared
-    assert len(anonymous) == 48 * MIB
 
 
 def test_a_process_that_is_gone_has_none() -> None:
