@@ -37,8 +37,8 @@ from services.bus.messages import (
     Voted,
 )
 from services.codec.core.device_end import DeviceEnd, WrongBase
+from services.codec.core.segments import INPUTS, MODEL, REPAIR
 from services.codec.core.sent import SentLayer, SentModel
-from services.codec.segments import INPUTS, MODEL, REPAIR
 
 log = structlog.get_logger()
 

@@ -35,9 +35,9 @@ from services.bus.messages import (
     Timing,
 )
 from services.codec.core.rebuild import Rebuild, Wrong
+from services.codec.core.segments import INPUTS, MODEL
 from services.codec.core.sent import SentImages, SentLayer
 from services.codec.core.server_end import ServerEnd
-from services.codec.segments import INPUTS, MODEL
 from services.scheme import SEGMENT_BYTES
 
 log = structlog.get_logger()

@@ -23,7 +23,7 @@ def main(
     ] = None,
     broker: service.Broker = service.DEFAULT_BROKER,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(help="Threads of the backward pass; the same number gives the same bits.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the backward pass; the same number gives the same bits.")] = 2,
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,

@@ -67,7 +67,7 @@ def programs(folder: Path, urls: dict[str, str], port: int) -> list[Program]:
     found = []
     for side, path in zip(HOSTS, pair.write(folder / "brokers", HOSTS["server"], port, PASSWORDS), strict=True):
         path.write_text(path.read_text().replace(f"listener {port} 0.0.0.0", f"listener {port} {HOSTS[side]}"))
-        found.append(Program(f"{side}-broker", "broker.child", (str(os.getpid()), mosquitto, "-c", str(path))))
+        found.append(Program(f"{side}-broker", "broker.child", (str(os.getpid()), "SIGTERM", mosquitto, "-c", str(path))))
     for name, side, module, arguments in (
         ("agent", "device", "services.edge_agent", ("--data", "digits")),
         ("voter", "device", "services.voter", ()),

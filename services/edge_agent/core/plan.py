@@ -33,7 +33,7 @@ class Plan:
 def plan_of(scheme: Scheme, *, training: bool, direct: frozenset[int] = frozenset()) -> Plan:
     """The plan of a scheme. In inference mode, and where outputs go as they are, layers run once but for protected ones.
 
-    ``direct``: the layers under the threshold (``thresholded``).
+    ``direct``: the layers under the threshold (``thresholded``). Raises ValueError for protected layers beside a TMR pass.
     """
     protected = frozenset(scheme.protected)
     reference = scheme.way.reference if training else "none"
@@ -44,6 +44,8 @@ def plan_of(scheme: Scheme, *, training: bool, direct: frozenset[int] = frozense
             longest = short(scheme.uplink_bits_per_s) if scheme.uplink_bits_per_s else SHORT
             return Plan(replicas=scheme.replicas, protected=protected, referee=scheme.referee, longest=longest)
         case "run":
+            if protected:
+                raise ValueError(f"plan: with codec {scheme.codec} no layers can be protected in training")
             return Plan(replicas=scheme.replicas, beside=scheme.redundancy, direct=direct)
         case _:
             assert_never(reference)
