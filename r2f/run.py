@@ -61,7 +61,7 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(server_broker + "\n", encoding="utf-8")
-        trainer = Program("trainer", "services.trainer", ("--run", str(folder), "--broker", server_broker))
+        trainer = Program("trainer", "services.trainer", ("--run", str(folder)), {"R2F_BROKER": server_broker})
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
         watcher = asyncio.create_task(_watch(server_broker, settings.device, say))
@@ -109,22 +109,22 @@ def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
 
 
 def _services(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
-    on_device = ("--broker", device_broker, "--device", settings.device)
-    on_server = ("--broker", server_broker, "--device", settings.device)
+    named = ("--device", settings.device)
     agent = [*datasets.arguments(settings.data), "--accelerator", settings.accelerator, "--arena-mb", str(memory.agent)]
     codec = ("--arena-mb", str(memory.codec), "--keep-mb", str(memory.keep))
     if settings.array is not None:
         agent += ["--array", settings.array]
+    # Addresses may hold passwords, which everybody on the host would see among the arguments.
+    on_device, up, down = ({"R2F_BROKER": broker} for broker in (device_broker, device_broker, server_broker))
     # On a real link, chunks are no longer than two seconds of its rate, and senders wait for credit as long as it takes.
-    up, down = ({}, {})
     if settings.live and settings.link is not None:
         link = profile(settings.link)
-        up, down = ({"R2F_LINK_BITS_PER_S": str(rate)} for rate in (link.up, link.down))
+        up["R2F_LINK_BITS_PER_S"], down["R2F_LINK_BITS_PER_S"] = str(link.up), str(link.down)
     return [
-        Program("agent", "services.edge_agent", (*on_device, *agent), up),
-        Program("voter", "services.voter", (*on_device, "--arena-mb", str(memory.voter))),
-        Program("codec-device", "services.codec", ("--side", "device", *on_device, *codec), up),
-        Program("codec-server", "services.codec", ("--side", "server", *on_server), down),
+        Program("agent", "services.edge_agent", (*named, *agent), up),
+        Program("voter", "services.voter", (*named, "--arena-mb", str(memory.voter)), on_device),
+        Program("codec-device", "services.codec", ("--side", "device", *named, *codec), up),
+        Program("codec-server", "services.codec", ("--side", "server", *named), down),
     ]
 
 
