@@ -93,7 +93,7 @@ class DeviceEnd:
         self.end()
         self.known.update(hashes)
         self.running, self.scheme, self.batch = (iteration, attempt), scheme, len(images)
-        self.kept = Kept(network, self.path, iteration, images) if scheme.repairs else None
+        self.kept = Kept(network, self.path, iteration, network.quantize_images(images)) if scheme.repairs else None
         return SentImages(hashes, network.input_shape, body, tuple(fresh))
 
     def end(self) -> None:

@@ -77,8 +77,12 @@ class Rebuild:
 
     def start(self, images: UInt8) -> None:
         """Begin with the images that the device ran on, uint8 (N, H, W, C)."""
-        self._values[INPUT] = self.network.quantize_images(images)
-        self._batch = len(images)
+        self.feed(self.network.quantize_images(images))
+
+    def feed(self, x: Int8) -> None:
+        """``start`` with the images as the network takes them, int8 (N, H, W, C)."""
+        self._values[INPUT] = x
+        self._batch = len(x)
 
     def take(self, number: int, segment: Sequence[SentLayer], *, confirm: bool = False) -> bool:
         """Some layers; False for a segment that was taken before. ``confirm``: see ``confirmed``."""
