@@ -114,7 +114,7 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
         ("--array", "nofile.cfg", "no such file"), ("--weights", "nofile.pth", "no such file"), ("--link", "5g", "hspa"),
         ("--accelerator", "tpu", "simulated"), ("--broker", "ftp://x", "mqtt://"), ("--data", "nowhere", "nowhere"),
         ("--config", "nofile.toml", "nofile.toml"), ("--mean", "red", "--mean"), ("--image-size", "8", "HxWxC"),
-        ("--protect", "99", "MAC layers"), ("--protect", "0,1,2,3,4,5,6,7,8,9", "MAC layers"),
+        ("--protect", "99", "MAC layers"), ("--protect", "3", "MAC layers"),
         ("--classes", "nofile.txt", "no such file"),
     ],
 )  # fmt: skip
