@@ -25,8 +25,7 @@ from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from experiments import iteration
-from experiments.common import chain
+from experiments.common import chain, iteration
 from experiments.common.chain import Batch
 from experiments.common.networks import int8_network
 from services.codec.core import inputs, layers

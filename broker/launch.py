@@ -100,7 +100,8 @@ async def launch(
     if embedded is False and program is None:
         raise BrokerError("mosquitto is not on PATH; install it (apt-get install mosquitto) or use the embedded broker")
     if bridge is not None and program is None:
-        raise BrokerError("only mosquitto can bridge two brokers; install it (apt-get install mosquitto)")
+        how = "leave out --embedded" if embedded else "install it (apt-get install mosquitto)"
+        raise BrokerError(f"only mosquitto can bridge two brokers; {how}")
     for attempt in range(5):
         try:
             # Looked at before: once it answers, there is no telling whose it is.

@@ -36,7 +36,7 @@ def breaches(factory: Factory, rates: Rates | None = None) -> list[str]:
 
 
 def _before_load(device: Accelerator) -> Iterator[str]:
-    _, x = _case(8)
+    _, x = example(8)
     calls: dict[str, Callable[[], object]] = {
         "run": lambda: device.run(x),
         "run_layer": lambda: device.run_layer(0, x),
@@ -51,7 +51,7 @@ def _before_load(device: Accelerator) -> Iterator[str]:
 
 
 def _layers(device: Accelerator) -> Iterator[str]:
-    network, images = _case(8)
+    network, images = example(8)
     device.load(network)
     near: list[bool] = []
     for index, layer, x in _inputs(network, images):
@@ -79,7 +79,7 @@ def _layers(device: Accelerator) -> Iterator[str]:
 
 
 def _replicas(device: Accelerator) -> Iterator[str]:
-    network, images = _case(8)
+    network, images = example(8)
     device.load(network)
     for index, layer, x in _inputs(network, images):
         what = f"run_replicas({index})"
@@ -98,7 +98,7 @@ def _replicas(device: Accelerator) -> Iterator[str]:
 
 
 def _whole(device: Accelerator) -> Iterator[str]:
-    network, images = _case(8)
+    network, images = example(8)
     device.load(network)
     outputs = device.run(images)
     if len(outputs) != len(network.layers):
@@ -112,7 +112,7 @@ def _whole(device: Accelerator) -> Iterator[str]:
 
 def _loads_again(device: Accelerator) -> Iterator[str]:
     for side in (8, 6):
-        network, images = _case(side)
+        network, images = example(side)
         device.load(network)
         for index, layer, x in _inputs(network, images):
             yield from _array(f"run_layer({index}) after another load", device.run_layer(index, x), (len(x), *layer.shape))
@@ -137,7 +137,7 @@ def _inputs(network: Network, images: Int8) -> Iterator[tuple[int, Conv, Int8]]:
         yield index, layer, x
 
 
-def _case(side: int) -> tuple[Network, Int8]:
+def example(side: int) -> tuple[Network, Int8]:
     """A network on images of ``side`` x ``side`` x 3 and three of them, quantised."""
     random = np.random.default_rng(side)
     half, quarter = -(-side // 2), -(-side // 4)

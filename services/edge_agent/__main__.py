@@ -33,6 +33,8 @@ def main(
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
     arena_mb: service.ArenaMb = service.ARENA_MB,
     json_logs: service.JsonLogs = None,
+    log_level: service.LogLevel = "info",
+    patience: service.Patience = service.PATIENCE_S,
 ) -> None:
     """Edge agent: runs the int8 forward pass on an accelerator that makes errors, as the server commands.
 
@@ -52,7 +54,13 @@ def main(
     async def serve(bus: Bus) -> None:
         await Agent(bus, made()).serve()
 
-    service.run("agent", broker, device, json_logs, serve, arena_mb=arena_mb, readers=("voter", "codec-device"))
+    service.run(
+        "agent",
+        service.Common(broker, device, json_logs, log_level, patience),
+        serve,
+        arena_mb=arena_mb,
+        readers=("voter", "codec-device"),
+    )
 
 
 if __name__ == "__main__":

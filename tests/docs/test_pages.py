@@ -179,7 +179,8 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     script = "".join(block.text for block in blocks(page) if block.language == "sh")
     inlined = [span for span in spans(page) if re.match(r"(python -m|r2f [a-z]|make |docker compose |([A-Z_]+=\S* )+)", span)]
     for words in commands(script) + [words for span in inlined for words in commands(span)]:
-        check(words, page)
+        if not any("…" in word for word in words):
+            check(words, page)
 
 
 def check(words: list[str], page: Path) -> None:
@@ -250,6 +251,11 @@ def targets() -> Iterator[tuple[Path, str]]:
                 yield page, href
 
 
+def test_the_contents_list_every_page() -> None:
+    listed = {href for page, href in targets() if page == ROOT / "docs" / "index.md"}
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+
+
 def test_links_lead_somewhere() -> None:
     for page, href in targets():
         name, _, anchor = href.partition("#")
@@ -274,6 +280,6 @@ def test_what_comments_cite_of_the_architecture_is_there() -> None:
 
 
 def test_documentation_builds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

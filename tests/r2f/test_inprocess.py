@@ -17,7 +17,7 @@ from accelsim.lowering import lower
 from r2f.inprocess import evaluate, retrain
 from services.scheme import Scheme
 from services.trainer.core.job import Job
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Sgd
 
 RATES = Rates(input=5e-4, weight=5e-4, output=5e-4)
 

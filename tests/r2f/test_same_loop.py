@@ -35,8 +35,7 @@ from services.trainer.core import job as jobs
 from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
-from services.trainer.core.labels import Source
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Sgd, Source
 from services.voter import voter
 
 ROOT = Path(__file__).resolve().parents[2]
