@@ -11,7 +11,9 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from broker import config, embedded
+from broker.address import host_port, port
 from broker.launch import BrokerError, launch
+from services.bus.service import end_by_sigterm
 
 RESTARTS = 8
 """How often in a row a broker that something killed soon after its start is started again."""
@@ -23,13 +25,15 @@ def main() -> None:
     """Parse the options, make accounts where they are asked for and missing, run until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m broker", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; one that is not loopback needs accounts")
-    parser.add_argument("--port", type=int, default=1883, help="0 takes a free one")
+    parser.add_argument("--port", type=port, default=1883, help="0 takes a free one")
     parser.add_argument("--embedded", action="store_true", help="amqtt even where mosquitto is installed")
     parser.add_argument("--accounts", type=Path, help="file of 'role user password [device]'; made if it is not there")
     parser.add_argument("--ca", type=Path, help="PEM of the authority, for TLS")
     parser.add_argument("--certificate", type=Path, help="PEM of this broker's certificate")
     parser.add_argument("--key", type=Path, help="PEM of its key")
-    parser.add_argument("--bridge-to", metavar="HOST:PORT", help="forward what crosses the link to that broker (Mosquitto)")
+    parser.add_argument(
+        "--bridge-to", type=host_port, metavar="HOST:PORT", help="forward what crosses the link to that broker (Mosquitto)"
+    )
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     try:
@@ -41,12 +45,10 @@ def main() -> None:
         if options.in_process:
             asyncio.run(embedded.serve(options.host, options.port, accounts, tls))
         else:
-            bridge = None if options.bridge_to is None else _bridge(options.bridge_to)
+            bridge = None if options.bridge_to is None else config.Bridge(*options.bridge_to)
             running = _run(options.host, options.port, options.embedded, accounts, tls, bridge)
             if asyncio.run(_until_sigterm(running)):
-                # Ended by the signal after all, as whoever watches this process expects.
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                signal.raise_signal(signal.SIGTERM)
+                end_by_sigterm()
     except (BrokerError, ValueError, OSError) as error:
         sys.exit(f"broker: {error}")
     except KeyboardInterrupt:
@@ -60,13 +62,6 @@ def _accounts(path: Path | None) -> list[config.Account]:
         config.write_accounts(path, config.make_accounts())
         print(f"made accounts for device, server and watch in {path}", file=sys.stderr)
     return config.read_accounts(path)
-
-
-def _bridge(address: str) -> config.Bridge:
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ValueError(f"--bridge-to {address!r}: expected HOST:PORT")
-    return config.Bridge(host, int(port))
 
 
 async def _run(

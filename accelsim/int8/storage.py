@@ -21,6 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from accelsim.files import write_whole
 from accelsim.int8.checks import MAX_LAYERS, NetworkError, validate
 from accelsim.int8.network import Layer, Network, Shape
 
@@ -38,14 +39,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
 
     Raises NetworkError if the network is inconsistent, OSError if the file cannot be written.
     """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    body = to_bytes(network)
-    try:
-        partial.write_bytes(body)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, to_bytes(network))
 
 
 def load(path: str | os.PathLike[str]) -> Network:

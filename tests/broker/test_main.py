@@ -127,3 +127,23 @@ def test_a_broker_that_cannot_start_says_why(arguments: list[str], tmp_path: Pat
     assert said.count("\n") == 1, said
     assert said.startswith("broker: ")
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "99999"], "'99999' is no port"),
+        (["--port", "-1"], "'-1' is no port"),
+        (["--port", "0", "--bridge-to", "x"], "'x' is no host:port"),
+        (["--port", "0", "--embedded", "--bridge-to", "h:1"], "only mosquitto can bridge two brokers; leave out --embedded"),
+        (["--port", "0", "--ca", "x"], "TLS needs --ca, --certificate and --key together"),
+        (["--port", "0", "--host", "nohost.invalid"], "no broker can listen on nohost.invalid"),
+        (["--port", "0", "--accounts", "/"], "Is a directory: '/'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "broker", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -9,9 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
+from rich.console import Console
 
-from r2f import pipeline
+from accelsim.faults import Rates
+from r2f import pipeline, run
+from r2f.display import Display
+from r2f.memory import Shares
 from r2f.pipeline import Pipeline, PipelineError, Program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end children with their parent")
@@ -29,11 +34,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 SLEEP = "import time; time.sleep(60)"
 
 
-async def until(condition: str, running: Pipeline, known: int = 0) -> int:
+async def until(name: str, running: Pipeline, known: int = 0) -> int:
+    """Process id of the program, once it is another than the known one."""
     async with asyncio.timeout(10):
-        while running.pids.get(condition, known) == known:
+        while running.pids.get(name, known) == known:  # noqa: ASYNC110  (the process table has no event)
             await asyncio.sleep(0.01)
-    return running.pids[condition]
+    return running.pids[name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -96,7 +102,7 @@ async def test_empty_logs_go_and_others_stay(module: str, tmp_path: Path) -> Non
     async with pipeline.running(programs, logs, lambda _: None) as running:
         await running.watch(Program("once", module, ("pass",)))
         async with asyncio.timeout(10):
-            while not (logs / "loud.log").stat().st_size:
+            while not (logs / "loud.log").stat().st_size:  # noqa: ASYNC110  (nor has a file)
                 await asyncio.sleep(0.01)
     assert [path.name for path in logs.iterdir()] == ["loud.log"]
 
@@ -112,6 +118,26 @@ async def test_what_lies_in_the_current_folder_is_not_taken_for_ours(
     with pytest.raises(PipelineError, match="nowhere"):
         await running.watch(Program("voter", "services.voter", ("--broker", "nowhere://")))
     assert "not that one" not in (tmp_path / "voter.log").read_text()
+
+
+async def test_passwords_are_not_among_the_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where every user of the host would see them."""
+    started: list[Program] = []
+
+    async def start(program: Program, _: object) -> asyncio.subprocess.Process:
+        started.append(program)
+        return await asyncio.create_subprocess_exec(*(sys.executable, "-c", SLEEP if program.name != "trainer" else ""))
+
+    monkeypatch.setattr(pipeline, "_start", start)
+    broker = "mqtt://server:secret@127.0.0.1:1"
+    settings = run.Settings(network="digits_cnn", rates=Rates(), broker=broker)
+    prepared = run.Prepared(float_top1=0.0, classes=10, memory=Shares(agent=1, voter=1, codec=1, keep=1))
+    (tmp_path / run.PREPARED).write_bytes(msgspec.json.encode(prepared))
+    with Display(Console(quiet=True)) as display:
+        await run.execute(settings, tmp_path, display)
+    assert {program.name for program in started} == {"agent", "voter", "codec-device", "codec-server", "trainer"}
+    assert all(program.environment["R2F_BROKER"] == broker for program in started)
+    assert not any("secret" in argument for program in started for argument in program.arguments)
 
 
 def test_nobody_outlives_a_run_that_is_killed(module: str, tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from typing import Protocol
 
 import msgspec
 
+from accelsim.files import write_whole
+from services.codec.core.segments import INPUTS, MODEL, REPAIR
+
 
 class Event(Protocol):
     """One stage of one iteration, as ``services.bus.messages.Timing`` tells of it."""
@@ -87,13 +90,15 @@ class Ledger:
         for (stage, segment, _), timing in events.items():
             host[stage] += timing.host_s
             device[stage] += timing.device_s
-            if stage == "compress" and segment <= -3:
+            if stage != "compress":
+                continue
+            if segment <= REPAIR:
                 row.uplink_repairs += timing.bytes
-            elif stage == "compress" and segment == -1:
+            elif segment == INPUTS:
                 row.uplink_inputs += timing.bytes
-            elif stage == "compress" and segment == -2:
+            elif segment == MODEL:
                 row.downlink += timing.bytes
-            elif stage == "compress":
+            else:
                 row.uplink_layers += timing.bytes
         row.host_s, row.device_s = dict(host), dict(device)
         row.segments = _segments(events.values())
@@ -144,6 +149,4 @@ def read(path: Path) -> list[Row]:
 def truncate(path: Path, iteration: int) -> None:
     """Drops the rows from ``iteration`` on: a resumed run does those again."""
     rows = [row for row in read(path) if row.iteration < iteration]
-    fresh = path.with_suffix(".tmp")
-    fresh.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    fresh.replace(path)
+    write_whole(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from accelsim.files import write_whole
 from services.trainer.core.evaluation import Evaluation
 
 FILE = "result.json"
@@ -40,6 +41,4 @@ def read(folder: Path) -> Result:
 
 def write(folder: Path, result: Result) -> None:
     """Puts the result into a run's folder, whole or not at all."""
-    fresh = folder / f".{FILE}"
-    fresh.write_bytes(msgspec.json.encode(result))
-    fresh.replace(folder / FILE)
+    write_whole(folder / FILE, msgspec.json.encode(result))

@@ -119,6 +119,10 @@ async def test_the_command_line_is_the_same_proxy() -> None:
     [
         (["--profile", "5g"], "invalid choice"),
         (["--profile", "lte", "--listen", "nowhere"], "'nowhere' is no host:port"),
+        (["--profile", "lte", "--listen", "127.0.0.1:99999"], "'99999' is no port"),
+        (["--profile", "lte", "--connect", "::1:1883"], "'::1:1883' is no host:port"),
+        (["--profile", "lte", "--latency-ms", "-5"], "'-5' is no latency"),
+        (["--profile", "lte", "--latency-ms", "nan"], "'nan' is no latency"),
         (["--profile", "lte", "--listen", "192.0.2.1:1"], "link: "),
     ],
 )
