@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from paho.mqtt.client import topic_matches_sub
 
 from broker import child, config
 from broker import launch as launching
@@ -21,7 +22,6 @@ from broker.config import Account, Bridge, Tls
 from broker.launch import BrokerError, find_mosquitto, free_port, launch
 from services.bus import Bus, BusError
 from services.bus.messages import Progress
-from services.bus.topics import matches
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = [
@@ -59,6 +59,7 @@ def test_accounts_are_read_as_they_are_written(tmp_path: Path) -> None:
         ("# none\n", "no account"),
         ("\ndevice a\n", "accounts:2"),
         ("device a:b c\n", "accounts:1"),
+        ("device a b #\ndevice a b c/d\n", "accounts:2: 'c/d' cannot be a topic level"),
     ):
         (tmp_path / "accounts").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -70,7 +71,7 @@ def test_a_role_may_do_what_the_table_says_and_no_more() -> None:
     writes, reads = (config.patterns(account, table["device"]) for table in (config.WRITES, config.READS))
 
     def may(patterns: list[str], topic: str) -> bool:
-        return any(matches(pattern, topic) for pattern in patterns)
+        return any(topic_matches_sub(pattern, topic) for pattern in patterns)
 
     assert may(writes, "r2f/v1/edge-7/up/layers")
     assert may(writes, "r2f/v1/edge-7/down/flow")
