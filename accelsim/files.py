@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes, *, keep: str | os.PathLike[str] | None = None) -> None:
+def write_whole(
+    path: str | os.PathLike[str], data: bytes, *, keep: str | os.PathLike[str] | None = None, mode: int = 0o666
+) -> None:
     """Puts ``data`` into a file: a reader, or a crash at any moment, finds the old content or the new one.
 
-    ``keep`` is the name under which the old file stays, in the same folder. Raises OSError if the disk refuses; the old
-    file is then as it was.
+    ``keep`` is the name under which the old file stays, in the same folder; ``mode`` the new one's permissions, less the
+    umask. Raises OSError if the disk refuses; the old file is then as it was.
     """
     target = Path(path)
     fresh = _beside(target)
     try:
-        with fresh.open("wb") as file:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # complete on the disk before it takes the name

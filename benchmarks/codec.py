@@ -25,8 +25,7 @@ from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from experiments import iteration
-from experiments.common import chain
+from experiments.common import chain, iteration
 from experiments.common.chain import Batch
 from experiments.common.networks import int8_network
 from services.codec.core import inputs, layers
@@ -125,7 +124,7 @@ def measure(
         "executions": sum(s.executions * s.raw for b in chained for s in b.layers) / raw,
         "referee_share": sum(s.refereed for b in chained for s in b.layers) / macs,
         "referee_s": sum(s.referee_s for b in chained for s in b.layers) / batches,
-        "layers_direct": sum(s.body[0] <= layers.ZSTD for b in chained for s in b.layers) / batches,
+        "layers_direct": sum(not layers.needs_prediction(s.body) for b in chained for s in b.layers) / batches,
         "golden_layers_direct": len(under),
         "input_raw_bytes": input_raw,
         "input_bytes": input_sent,

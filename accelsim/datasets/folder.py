@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from accelsim.datasets.classlist import same
-from accelsim.datasets.dataset import DataError, Int64, few
+from accelsim.datasets.dataset import DataError, Int64, by, few
 from accelsim.datasets.pictures import picture, suffixes
 from accelsim.int8.network import Shape, UInt8
 
@@ -138,7 +138,12 @@ def _images(folders: list[tuple[int, Path]], shape: Shape) -> tuple[UInt8, Int64
             raise DataError(f"{folder}: no images in this class folder; remove it, or put its images there")
         files += [(label, file) for file in pictures]
         side += [file for file in found if file.suffix.lower() in SIDE]
-    images = np.empty((len(files), *shape), np.uint8)
+    try:
+        images = np.empty((len(files), *shape), np.uint8)
+    except MemoryError as error:
+        raise DataError(
+            f"{folders[0][1].parent}: {len(files)} images of {by(shape)} do not fit into memory; give fewer"
+        ) from error
     several = []
     for image, (_, file) in zip(images, files, strict=True):
         image[:], frames = picture(file, shape)

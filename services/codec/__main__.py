@@ -27,6 +27,8 @@ def main(
         int, typer.Option(help="Device: MiB of an iteration kept for repairs; beyond that the pass waits for the server.")
     ] = KEEP_MB,
     json_logs: service.JsonLogs = None,
+    log_level: service.LogLevel = "info",
+    patience: service.Patience = service.PATIENCE_S,
 ) -> None:
     """Codec: compresses layer outputs and images on the device, rebuilds them on the server; and the model the other way.
 
@@ -47,7 +49,13 @@ def main(
     if side is Side.device:
         service.give_memory_back()
     reader = "agent" if side is Side.device else "trainer"
-    service.run(f"codec-{side.value}", broker, device, json_logs, serve, arena_mb=arena_mb, readers=(reader,))
+    service.run(
+        f"codec-{side.value}",
+        service.Common(broker, device, json_logs, log_level, patience),
+        serve,
+        arena_mb=arena_mb,
+        readers=(reader,),
+    )
 
 
 if __name__ == "__main__":

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
 
-from accelsim.accelerators import Accelerator
+from accelsim.accelerators import Accelerator, Factory
 from accelsim.datasets import Dataset
 from accelsim.engine import Engine, shared
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.timing import Array
+from services.boundary import answer
 from services.bus import Bus, BusError, MessageError
 from services.bus.messages import Deploy, Forward, Message, SetMode, Voted
 from services.edge_agent.core.camera import photograph
+from services.edge_agent.core.plan import thresholded
 from services.edge_agent.running import Running
 from services.edge_agent.table1 import Client
 
@@ -30,8 +31,7 @@ class Device(NamedTuple):
 
     data: Dataset
     """What it photographs."""
-    accelerator: Callable[[Rates, int, str], Accelerator]
-    """(fault rates, seed, device name) to an accelerator without a network."""
+    accelerator: Factory
     array: Array
     """Whose time is modelled."""
     path: str
@@ -57,7 +57,7 @@ class Session:
     """Of the loaded network, under ``faults``."""
     faults: tuple[Rates, int] = (Rates(), 0)
     similarity: dict[int, float] | None = None
-    """Of the golden codec: each layer's share of outputs equal to the vote, measured once."""
+    """Each layer's share of outputs equal to the vote, measured once where the scheme has a threshold."""
 
     @property
     def version(self) -> int:
@@ -84,14 +84,7 @@ class Agent:
         samples = {"train": len(data.train_images), "test": len(data.test_images)}
         await self.bus.announce(samples=samples, data=data.digest())
         try:
-            async for topic, message in self.bus:
-                try:
-                    await self._take(message)
-                except BusError:
-                    raise
-                except Exception as error:
-                    log.debug("message", topic=topic, exc_info=not isinstance(error, ValueError))
-                    self.bus.reject(topic, f"{type(error).__name__}: {error}")
+            await answer(self.bus, self._take)
         finally:
             await self._stop()
 
@@ -198,7 +191,7 @@ class Agent:
         accelerator = await self._accelerator(loaded.network, mode, forward)
         self.running = Running(self.bus, forward, mode, loaded.network, loaded.engine, accelerator, self.device.array)
         direct: frozenset[int] = frozenset()
-        if training and mode.scheme.codec == "golden" and mode.scheme.theta > 0:
+        if training and thresholded(mode.scheme):
             if self.session.similarity is None:
                 self.session.similarity = await self.running.similarity()
             direct = frozenset(i for i, share in self.session.similarity.items() if share < mode.scheme.theta)

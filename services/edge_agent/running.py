@@ -40,7 +40,7 @@ class Running:
     votes: asyncio.Queue[Voted] = field(default_factory=asyncio.Queue)
 
     async def similarity(self) -> dict[int, float]:
-        """What the golden codec's threshold is compared with: see ``core.forward.similarity``."""
+        """What the scheme's threshold is compared with: see ``core.forward.similarity``."""
         alone = msgspec.structs.replace(self.forward, iteration=SIMILARITY, mode="inference")
         plan = plan_of(self.mode.scheme, training=True)
         steps = similarity(self.network, self.engine, self.accelerator, plan, self.mode.seed)
@@ -86,15 +86,15 @@ class Running:
 
     def _taken(self, voted: Voted, layer: LayerVoted) -> Int8:
         """A copy of what a layer goes on with; the voter gets its tensor back."""
-        # The golden codec's TMR pass goes on with the vote, a protected layer with what was voted actual.
-        golden = self.mode.scheme.codec == "golden" and (voted.mode == "training" or voted.iteration == SIMILARITY)
-        goes_on = layer.vote if golden else layer.actual
+        # A TMR pass beside the actual one goes on with the vote, a protected layer with what was voted actual.
+        beside = self.mode.scheme.way.reference == "run" and (voted.mode == "training" or voted.iteration == SIMILARITY)
+        goes_on = layer.vote if beside else layer.actual
         if goes_on is None:
             raise ValueError(f"edge/voted: layer {layer.index} of segment {voted.segment} came without its vote")
         taken = self.bus.open(goes_on).copy()
         if not self.bus.release(goes_on):
             raise MessageError(f"layer {layer.index} of segment {voted.segment} was taken back while it was being read")
-        if golden and voted.mode == "inference":
+        if beside and voted.mode == "inference":
             self.bus.release(layer.actual)  # the codec will not
         return taken
 

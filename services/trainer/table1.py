@@ -12,6 +12,7 @@ import structlog
 
 from accelsim.faults import Rates
 from accelsim.int8.network import Network
+from services.boundary import guarded
 from services.bus import Bus, BusError, topics
 from services.bus.messages import Forward, Phase, Progress, SetMode, Stage, State, Timing
 from services.scheme import CHAINED, Scheme
@@ -162,13 +163,8 @@ class Server:
         try:
             async for topic, message in self.bus:
                 device = self._devices.get(topics.parse(topic).device)
-                if device is None:
-                    continue
-                try:
-                    await device.take(message)
-                except Exception as error:
-                    log.debug("message", topic=topic, exc_info=not isinstance(error, ValueError))
-                    self.bus.reject(topic, f"{type(error).__name__}: {error}")
+                if device is not None:
+                    await guarded(self.bus, topic, message, device.take)
         except BusError as error:
             self._failure = error
             for device in self._devices.values():

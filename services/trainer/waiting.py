@@ -1,6 +1,6 @@
 """Runs that wait below a folder for a trainer in a container of its own.
 
-Who asks for a run writes its folder, ``run.json`` last, and waits for ``outcome``. The trainer takes ``next_run``, does it, and
+Who asks for a run writes its folder, ``run.toml`` last, and waits for ``outcome``. The trainer takes ``next_run``, does it, and
 where it gives up says why with ``give_up``. A trainer that is killed leaves the run undone, and takes it again.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from accelsim.files import write_whole
 from services.trainer.core import result
 
-READY = "run.json"
+READY = "run.toml"
 FAILED = "failed.txt"
 POLL_S = 0.5
 

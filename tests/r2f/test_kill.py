@@ -19,16 +19,17 @@ from broker.launch import find_mosquitto
 from r2f import run
 from r2f.display import Display
 from r2f.pipeline import Pipeline
+from r2f.settings import Settings
 from services.bus import encoding, topics
 from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, Progress, Repair, Tensor
 from services.trainer.core import job as jobs
 from services.trainer.core import ledger
 from services.trainer.core import result as results
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
-SETTINGS = run.Settings(
+SETTINGS = Settings(
     network="digits_cnn",
     rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
     iterations=14,
@@ -69,13 +70,13 @@ class Killer(Display):
 
 
 @pytest.fixture(scope="module")
-def prepared(prepare: Callable[[run.Settings, Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(prepare: Callable[[Settings, Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "prepared"
     prepare(SETTINGS, folder)
     return folder
 
 
-def execute(prepared: Path, folder: Path, killer: Killer, settings: run.Settings = SETTINGS) -> results.Result:
+def execute(prepared: Path, folder: Path, killer: Killer, settings: Settings = SETTINGS) -> results.Result:
     shutil.copytree(prepared, folder)
     asyncio.run(run.execute(settings, folder, killer))
     return results.read(folder)

@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from torch import nn
 
-from accelsim.accelerators import Simulated
-from accelsim.datasets import Dataset, load
+from accelsim.accelerators import build
+from accelsim.datasets import Dataset, load, spread
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
@@ -31,8 +33,9 @@ from services.scheme import Scheme
 from services.trainer import training
 from services.trainer.core import job as jobs
 from services.trainer.core import result as results
+from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Sgd, Source
 from services.voter import voter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,11 +66,8 @@ def network(trained: nn.Module) -> Network:
 async def pipeline(url: str, data: Dataset) -> AsyncIterator[None]:
     """Every service but the trainer, each on a connection of its own."""
 
-    def simulated(rates: Rates, seed: int, device: str) -> Simulated:
-        return Simulated(rates, seed, device, PATH)
-
     served: dict[str, tuple[tuple[str, ...], Callable[[Bus], Coroutine[Any, Any, None]]]] = {
-        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, simulated, Array(), PATH)).serve()),
+        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, build("simulated"), Array(), PATH)).serve()),
         "voter": (("codec-device", "agent"), voter.serve),
         "codec-device": (("agent",), lambda bus: DeviceCodec(bus, PATH, 64 << 20).serve()),
         "codec-server": (("trainer",), lambda bus: ServerCodec(bus, PATH).serve()),
@@ -129,16 +129,32 @@ def write(folder: Path, network: Network, **settings: Any) -> Job:
     return job
 
 
+def evaluate(network: Network, rates: Rates, job: Job, scheme: Scheme) -> Evaluation:
+    chosen = spread(job.evaluation_samples, len(DIGITS.test_images))
+    return inprocess.evaluate(
+        network, DIGITS.test_images[chosen], DIGITS.test_labels[chosen], rates, job.evaluation_seeds, scheme=scheme,
+        device=job.device, batch=job.evaluation_batch, path=PATH,
+    )  # fmt: skip
+
+
 def same(job: Job, network: Network, folder: Path, sizes: Sizes) -> None:
     """One process ends where the bus did, with as many bytes on the way."""
     peer = inprocess.retrain(network, DIGITS, job, path=PATH)
     found = results.read(folder)
     assert found.model_sha256 == storage.digest(peer.network) != storage.digest(network)
+    plain = msgspec.structs.replace(job.scheme, protected=())
+    assert found.clean_before == evaluate(network, Rates(), job, plain)
+    assert found.faulty_before == evaluate(network, job.rates, job, job.scheme)
+    assert found.clean_after == evaluate(peer.network, Rates(), job, plain)
+    assert found.faulty_after == evaluate(peer.network, job.rates, job, job.scheme)
     for record in peer.iterations:
         sent = sizes[record.iteration]
-        assert (sent["inputs"], sent["layers"], sent["repairs"]) == (
-            record.input_bytes, record.layer_bytes, record.repair_bytes,
-        )  # fmt: skip
+        assert sent["inputs"] == record.input_bytes
+        if record.repair_bytes and job.scheme.protected:
+            # In segments: the further the device has got when it is asked, the more it has sent that is to be mended.
+            assert sent["layers"] + sent["repairs"] > record.layer_bytes
+        else:
+            assert (sent["layers"], sent["repairs"]) == (record.layer_bytes, record.repair_bytes)
         if record.iteration > 0:  # the first one's model came whole, with no iteration's number
             assert sizes[record.iteration - 1]["model"] == record.model_bytes
 
@@ -171,3 +187,52 @@ async def test_every_scheme(name: str, broker: str, network: Network, tmp_path: 
     async with pipeline(broker, DIGITS):
         sizes = await over_the_bus(broker, folder)
     same(job, network, folder, sizes)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(protected=(0, 4)), Scheme(referee=False)])
+async def test_at_a_rate_where_votes_are_hardly_believed(scheme: Scheme, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "wild"
+    job = write(folder, network, scheme=scheme, rates=Rates(input=2e-2, weight=2e-2, output=2e-2), iterations=2)
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+
+
+@pytest.mark.parametrize("labels", ["server", "teacher", "teacher-soft"])
+async def test_every_source_of_labels(labels: Source, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / labels
+    job = write(folder, network, labels=labels)
+    np.save(folder / "train_labels.npy", DIGITS.train_labels)
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+
+
+async def test_runs_one_after_another_on_the_same_services(broker: str, network: Network, tmp_path: Path) -> None:
+    """One stopped before its first iteration, others of the same network: no run leaves anything for the next."""
+    schemes = {
+        "stopped": Scheme(), "chained": Scheme(), "golden": Scheme(codec="golden", theta=0.8), "direct": Scheme(codec="direct"),
+        "again": Scheme(),
+    }  # fmt: skip
+    found = {name: write(tmp_path / name, network, scheme=scheme, patience_s=5.0) for name, scheme in schemes.items()}
+    async with pipeline(broker, DIGITS):
+        stopped = asyncio.create_task(over_the_bus(broker, tmp_path / "stopped"))
+        while results.read(tmp_path / "stopped").clean_before is None:  # noqa: ASYNC110  (the other end is a file)
+            await asyncio.sleep(0.01)
+        stopped.cancel()
+        await asyncio.wait([stopped])
+        for name in ("chained", "golden", "direct", "again", "stopped"):
+            sizes = await over_the_bus(broker, tmp_path / name)
+            # What an earlier run had sent need not cross the link again.
+            for record in inprocess.retrain(network, DIGITS, found[name], path=PATH).iterations:
+                sizes[record.iteration]["inputs"] = record.input_bytes
+            same(found[name], network, tmp_path / name, sizes)
+
+
+async def test_a_device_with_other_data_is_refused(broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    write(folder, network, data="0123456789abcdef")
+    async with pipeline(broker, DIGITS):
+        with pytest.raises(ValueError, match=r"device 'd' has other data .*0123456789abcdef; give both the same --data"):
+            await over_the_bus(broker, folder)
+    assert results.read(folder) == results.Result()

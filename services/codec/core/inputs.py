@@ -14,12 +14,11 @@ from typing import Final, Literal
 
 import numpy as np
 import xxhash
-import zstandard
 from PIL import Image
 
 from accelsim.int8.network import UInt8
-from services.codec.core import pixels
-from services.codec.core.layers import CodecError
+from services.codec.core import bodies, pixels
+from services.codec.core.bodies import CodecError
 
 # A header that promises more pixels than Pillow likes is refused like any other, not printed and remembered in this process.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -84,7 +83,8 @@ def decode(body: bytes, count: int, shape: Sequence[int]) -> UInt8:
     if not body:
         raise CodecError(f"images: no bytes for {count} images")
     if body[0] == _ZSTD:
-        return _unzstd(memoryview(body)[1:], (count, height, width, channels))
+        unpacked = bodies.decompress(memoryview(body)[1:], count * height * width * channels, "images")
+        return np.frombuffer(unpacked, np.uint8).reshape(count, height, width, channels).copy()
     if body[0] == _FLOATS:
         return _unfloat(memoryview(body)[1:], (count, height, width, channels))
     if body[0] == _PREDICTED:
@@ -106,22 +106,7 @@ def _check(images: UInt8) -> None:
 
 
 def _zstd(images: UInt8) -> bytes:
-    data = np.ascontiguousarray(images).data
-    return bytes((_ZSTD,)) + zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data)
-
-
-def _unzstd(payload: memoryview, shape: tuple[int, int, int, int]) -> UInt8:
-    size = math.prod(shape)
-    try:
-        declared = zstandard.get_frame_parameters(payload).content_size
-        if declared != size:
-            raise CodecError(f"images: zstd frame declares {declared} bytes, expected {size}")
-        data = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"images: {error}") from error
-    if len(data) != size:
-        raise CodecError(f"images: {len(data)} bytes from zstd, expected {size}")
-    return np.frombuffer(data, np.uint8).reshape(shape).copy()
+    return bytes((_ZSTD,)) + bodies.compress(np.ascontiguousarray(images).data, _ZSTD_LEVEL)
 
 
 def _unfloat(payload: memoryview, shape: tuple[int, int, int, int]) -> UInt8:

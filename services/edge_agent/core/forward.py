@@ -13,7 +13,7 @@ from accelsim.engine import Engine
 from accelsim.int8.network import INPUT, Conv, Int8, Network
 from accelsim.int8.walk import walk
 from services.edge_agent.core.plan import Plan
-from services.edge_agent.core.referee import Settled, settle
+from services.edge_agent.core.referee import Int64, Settled, settle
 from services.scheme import SEGMENT_BYTES
 
 
@@ -31,7 +31,19 @@ class Executed:
     protected: bool = False
     settled: Settled | None = None
     direct: bool = False
-    """Of the golden codec: under the similarity threshold, so its outputs go as they are."""
+    """Under the similarity threshold."""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether its outputs themselves are to be sent: there is no vote that they could be compared with."""
+        return self.direct or (self.settled is not None and self.settled.direct)
+
+    @property
+    def refereed(self) -> tuple[Int64 | None, Int8 | None]:
+        """Flat positions and values that override the vote; without positions the values are the whole layer."""
+        if self.settled is None or self.settled.direct:
+            return None, None
+        return self.settled.positions, self.settled.values
 
     @property
     def executions(self) -> int:
@@ -58,7 +70,7 @@ Votes = dict[int, Int8]
 
 PROTECTED_REPLICAS = 3
 SIMILARITY = 1 << 29
-"""Iteration number of the golden codec's offline run: no training or evaluation has it."""
+"""Iteration number of ``similarity``: no training or evaluation has it."""
 T = TypeVar("T")
 
 
@@ -122,7 +134,7 @@ Run = Callable[[_Device, int, Conv, list[Int8]], Ran]
 
 def _way(plan: Plan) -> tuple[Run, int]:
     """How MAC layers run under a plan, and how many passes that takes."""
-    match plan.golden:
+    match plan.beside:
         case None:
             return _alone, 1
         case "layer":
@@ -130,7 +142,7 @@ def _way(plan: Plan) -> tuple[Run, int]:
         case "network":
             return _beside_runs, 1 + plan.replicas
         case _:
-            assert_never(plan.golden)
+            assert_never(plan.beside)
 
 
 def _alone(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
@@ -202,7 +214,7 @@ def similarity(
 ) -> Generator[Segment, Votes | None, dict[int, float]]:
     """Share (0 to 1) of each MAC layer's actual outputs that equal the vote, on one random input (section V.C).
 
-    As ``execute``, but that every segment awaits its votes. What the golden codec's threshold is compared with.
+    As ``execute``, but that every segment awaits its votes. What the scheme's threshold is compared with.
     """
     x = np.random.default_rng(seed).integers(-128, 128, (1, *network.input_shape), np.int8)
     steps = execute(network, engine, accelerator, x, SIMILARITY, plan)

@@ -8,36 +8,22 @@ from pathlib import Path
 
 import msgspec
 
-from accelsim.faults import Rates
 from accelsim.files import write_whole
 from accelsim.int8.network import Network
-from services.scheme import CHAINED, Scheme
-from services.trainer.core.labels import Source
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Task
 
 FILE = "job.json"
 NETWORK = "network.safetensors"
 
 
-class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Settings of one retraining run. ``session`` names it on the bus."""
+class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One retraining run. ``session`` names it on the bus."""
 
     session: str
     device: str
-    rates: Rates
-    scheme: Scheme = CHAINED
-    iterations: int
-    batch: int = 16
-    sgd: Sgd = Sgd()
-    labels: Source = "device"
-    seed: int = 0
-    """Of the order of the samples and of the device's faults in training."""
     evaluation_seeds: tuple[int, ...] = (1001, 1002, 1003, 1004, 1005)
     """Fault seeds of the evaluations before and after; never the training's."""
-    evaluation_samples: int = 1000
-    """At most this many of the held-out samples, evenly over all of them."""
     evaluation_batch: int = 128
-    checkpoint_every: int = 10
     patience_s: float = 20.0
     """Silence of the device after which it is asked again."""
     data: str = ""
@@ -50,8 +36,8 @@ class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
                 raise ValueError(f"job: {name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 < self.patience_s < math.inf:
             raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")
-        if self.scheme.codec == "golden" and self.scheme.protected:
-            raise ValueError("job: the golden codec's increments are of plain runs, so it protects no layers; take chained")
+        if self.scheme.protected and self.scheme.way.reference == "run":
+            raise ValueError(f"job: with codec {self.scheme.codec} no layers are protected in training; take chained or direct")
         if self.seed in self.evaluation_seeds or not self.evaluation_seeds:
             raise ValueError("job: evaluation_seeds must not be empty, nor hold the training's seed")
 

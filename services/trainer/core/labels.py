@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
 from accelsim.int8.network import Int8, Network
 from services.trainer.core.replay import Labels
-
-Source = Literal["device", "server", "teacher", "teacher-soft"]
-"""``teacher`` takes the fault-free network's answer as the label, ``teacher-soft`` all its class probabilities."""
+from services.trainer.core.task import Source
 
 
 def choose(

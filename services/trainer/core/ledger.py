@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from accelsim.files import write_whole
+from services.codec.core.segments import INPUTS, MODEL, REPAIR
 
 
 class Event(Protocol):
@@ -89,13 +90,15 @@ class Ledger:
         for (stage, segment, _), timing in events.items():
             host[stage] += timing.host_s
             device[stage] += timing.device_s
-            if stage == "compress" and segment <= -3:
+            if stage != "compress":
+                continue
+            if segment <= REPAIR:
                 row.uplink_repairs += timing.bytes
-            elif stage == "compress" and segment == -1:
+            elif segment == INPUTS:
                 row.uplink_inputs += timing.bytes
-            elif stage == "compress" and segment == -2:
+            elif segment == MODEL:
                 row.downlink += timing.bytes
-            elif stage == "compress":
+            else:
                 row.uplink_layers += timing.bytes
         row.host_s, row.device_s = dict(host), dict(device)
         row.segments = _segments(events.values())

@@ -191,3 +191,14 @@ def test_numbers_in_a_class_list(tmp_path: Path) -> None:
     made(tmp_path, {"0": 4, "1": 4, "10": 4, "2": 4})
     data = load(tmp_path, shape=SHAPE, classes=tuple(map(str, range(11))))
     assert by_class(data)[0] == [3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 3]
+
+
+def test_more_images_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, {"cat": 4})
+
+    def full(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("accelsim.datasets.folder.np.empty", full)
+    with pytest.raises(DataError, match="4 images of 2x2x3 do not fit into memory; give fewer"):
+        load(tmp_path, shape=SHAPE)

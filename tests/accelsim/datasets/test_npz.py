@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,22 @@ def test_an_array_file_is_no_npz(tmp_path: Path) -> None:
         np.save(file, np.zeros(3))
     with pytest.raises(DataError, match="cannot be read as npz"):
         load(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_torn_file_is_an_error_of_its_own(tmp_path: Path, save: Callable[..., None]) -> None:
+    """Bits flipped and ends cut off anywhere: zip's, zlib's and NumPy's readers raise a dozen kinds of errors."""
+    save(tmp_path / "mine.npz", **arrays())
+    whole = (tmp_path / "mine.npz").read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for number in range(300):
+        torn = bytearray(whole)
+        for place in random.integers(0, len(torn), random.integers(1, 4)):
+            torn[place] ^= 1 << random.integers(8)
+        (tmp_path / "torn.npz").write_bytes(torn[: random.integers(len(torn))] if number % 5 == 0 else torn)
+        try:
+            load(tmp_path / "torn.npz")
+        except DataError:
+            refused += 1
+    assert refused > 200

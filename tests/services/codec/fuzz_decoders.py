@@ -16,7 +16,8 @@ import services.codec.core.entropy_kernels
 import services.codec.core.pixels  # noqa: F401  compiled code cannot be instrumented, so it comes first
 
 with atheris.instrument_imports(include=["services.codec"]):
-    from services.codec.core import entropy, inputs, layers, model
+    from services.codec.core import codings, entropy, inputs, layers, model
+    from services.codec.core.bodies import CodecError
 
 import numpy as np
 from test_entropy import errors
@@ -61,7 +62,7 @@ def one(data: bytes) -> None:
         else:
             rebuilt_network = model.decode(BASE if which == 7 else None, body)
             assert len(rebuilt_network.layers) > 0
-    except layers.CodecError:
+    except CodecError:
         pass
 
 
@@ -78,7 +79,7 @@ def seeds(folder: Path) -> None:
                 bodies.append(bytes([which]) + layers.encode(actual, vote, codec))
             body = entropy.encode(actual, vote, 10 * actual.size + 64)
             assert body is not None
-            bodies.append(bytes([which, layers.INCREMENT_ENTROPY]) + body)
+            bodies.append(bytes([which, codings.TABLE["increments, entropy"].tag]) + body)
     for which, shape in enumerate(IMAGES):
         images = photo(*shape)
         bodies.append(bytes([4 + which]) + inputs.encode(images))

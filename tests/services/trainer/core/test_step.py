@@ -15,9 +15,10 @@ from accelsim.int8.parameters import dequantize, quantize
 from accelsim.lowering import lower
 from services.trainer.core import optimiser, step
 from services.trainer.core.job import Job
-from services.trainer.core.optimiser import Sgd, TrainingDiverged
+from services.trainer.core.optimiser import TrainingDiverged
 from services.trainer.core.replay import replay
 from services.trainer.core.step import Learner, Received
+from services.trainer.core.task import Sgd
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
 LABELS = np.arange(16) % 10

@@ -21,8 +21,9 @@ from services.bus.messages import EncodedInputs, EncodedModel, Tensor
 from services.codec.core import inputs, model
 from services.trainer.core import optimiser
 from services.trainer.core.replay import replay
+from services.trainer.core.task import Sgd
 
-SGD: Final = optimiser.Sgd(rate=1e-4)
+SGD: Final = Sgd(rate=1e-4)
 """The rate of the first feasibility run on ImageNet."""
 
 
