@@ -286,7 +286,12 @@ class Bus:
         wholes = [subscriptions.checked(topics.absolute(pattern, self.device)) for pattern in patterns]
         # First: who may send there is best known before it is heard.
         senders = [] if self._passive else [state for whole in wholes for state in sender_states(whole)]
+        # What the Bus listened to for itself the broker will not say again.
+        told = [whole for whole in wholes if whole not in self._subscriptions.wanted and self._names.known(whole) is not None]
         self._subscriptions.wanted.update(wholes)
+        for topic in told:
+            if (state := self._names.known(topic)) is not None:
+                self._receiver.take(topic, state, len(encoding.encode(state)), retained=True, late=False)
         await self._subscriptions.add([*senders, *wholes])
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
+import msgspec
+
 from services.bus import topics
 from services.bus.address import BusError
 from services.bus.messages import Claim, State
@@ -47,7 +49,11 @@ class Names:
 
     def note(self, topic: str, state: State) -> None:
         """The latest State of a service."""
-        self._states[topic] = state
+        self._states[topic] = msgspec.structs.replace(state, origin="", n=0)
+
+    def known(self, topic: str) -> State | None:
+        """The latest State on a topic, None where there was none."""
+        return self._states.get(topic)
 
     def may_send(self, topic: str, origin: str) -> bool:
         """Whether a message of this origin is of the service that sends on the topic, as far as is known.

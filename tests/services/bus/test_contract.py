@@ -648,6 +648,15 @@ async def test_numbers_out_of_all_proportion_are_refused(broker_url: str, device
         assert receiver.counts["duplicate"] == 1
 
 
+async def test_a_state_that_the_bus_knew_before_is_heard_by_who_asks_for_it(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "codec-server", device), Bus(broker_url, "trainer", device) as trainer:
+        await trainer.subscribe("server/inputs")
+        await asyncio.sleep(0.2)  # that of the one who sends there has come meanwhile
+        await trainer.subscribe("state/codec-server")
+        topic, state = await trainer.receive(5)
+        assert (topic, isinstance(state, State)) == (trainer.topic("state/codec-server"), True)
+
+
 # -- without a broker -------------------------------------------------------------------------------------------------
 
 
