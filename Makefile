@@ -1,6 +1,7 @@
 # make demo   set up .venv and run the whole pipeline on real digits (about a minute and a half once installed)
 # make test   set up everything and run the whole suite
-# make lint   ruff and mypy
+# make lint   ruff (rules and format), mypy, import-linter
+# make docs   the documentation as a site, in site/; fails on a link that leads nowhere
 #
 # On x86-64 Linux PyPI's torch brings CUDA along. For the small CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's
 # index of CPU wheels before the first make; pip prefers it.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Debian puts mosquitto where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/sbin
 
-.PHONY: demo test lint mosquitto clean
+.PHONY: demo test lint docs mosquitto clean
 
 demo: $(VENV)/installed
 	$(BIN)/r2f demo
@@ -21,7 +22,12 @@ test: $(VENV)/installed-dev mosquitto
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,4 +54,4 @@ mosquitto:
 	else echo "Mosquitto is not here and cannot be installed (root and apt are needed): its half of the tests is skipped"; fi
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

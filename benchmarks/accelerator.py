@@ -17,14 +17,13 @@ stored network and does chained steps, its interpreter and libraries included.
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import numpy as np
 import torch
@@ -35,23 +34,31 @@ from torch import nn
 
 from accelsim import lowering, zoo
 from accelsim.accelerators import Simulated
+from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, load
 from accelsim.engine import Engine, warm
 from accelsim.faults import Rates
 from accelsim.int8 import storage
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Network, UInt8
 from benchmarks.chained_step import chained
+from benchmarks.peers import Run, folded, onnxruntime_int8, pytorchfi
 
-BATCH = 16
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH: Final = 16
+CALIBRATION: Final = 64
+RATIOS: Final = {
+    "forward_vs_torch": ("forward", "torch_float32", "<= 1.0", "<= 0.5"),
+    "faulty_vs_forward": ("faulty", "forward", "<= 1.5", "<= 1.15"),
+    "chained_vs_forward": ("chained", "forward", "<= 3.0", "<= 2.0"),
+    "vs_pytorchfi": ("pytorchfi", "faulty", ">= 5", ">= 20"),
+    "forward_vs_onnxruntime": ("forward", "onnxruntime_int8", "", ""),
+}
+"""Name of a ratio: the row above and the row below the line, what it must be, and what it is meant to be."""
+PEAK: Final = ("<= 1500", "<= 800")
 
 
 def photos(path: Path | None, count: int, side: int) -> UInt8:
-    """uint8 images (count, side, side, 3): the file's validation images, else smooth random ones."""
+    """uint8 images (count, side, side, 3): the file's held-out images, else smooth random ones."""
     if path is not None:
-        with np.load(path) as data:
-            name = next(n for n in ("val_images", "test_images", "train_images") if n in data)
-            images: UInt8 = data[name][:count]
-        return images
+        return load(path).test_images[:count]
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (count, side // 8, side // 8, 3)).repeat(8, 1).repeat(8, 2)
     return np.clip(coarse + random.normal(0, 12, coarse.shape), 0, 255).astype(np.uint8)
@@ -63,68 +70,30 @@ def peak_mb(stored: Path, images: Path, ber: float, threads: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def folded(module: nn.Module) -> nn.Module:
-    """The float module as one would deploy it: evaluation mode, batch norm folded, channels-last."""
-    from torch.fx.experimental.optimization import fuse
-
-    return fuse(module.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def pytorchfi(module: nn.Module, x: torch.Tensor, flips: int, weight_flips: int) -> Callable[[], object] | str:
-    """A pass with that many injections by PyTorchFI, positions drawn beforehand; or why it cannot run."""
-    try:
-        from pytorchfi.core import fault_injection
-    except ImportError as error:
-        return f"{error}; pip install --no-deps pytorchfi"
-    logging.disable(logging.INFO)  # it logs every injection; nobody would time it like that
-    random = np.random.default_rng(0)
-    shape = list(x.shape[1:])
-
-    def injector(model: nn.Module) -> Any:
-        return fault_injection(model, len(x), input_shape=shape, layer_types=[nn.Conv2d], use_cuda=False)
-
-    probe = injector(module)
-
-    def spread(count: int, sizes: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.sort(random.choice(len(sizes), count, p=np.array(sizes) / sum(sizes)))
-
-    def places(layers: np.ndarray[Any, np.dtype[np.int64]], shapes: list[tuple[int, ...]]) -> list[list[int]]:
-        return [[int(random.integers(shapes[i][d])) for i in layers] for d in range(4)]
-
-    weights = [tuple(probe.get_weights_size(i)) for i in range(probe.get_total_layers())]
-    outputs = [(len(x), *probe.get_layer_shape(i)[1:]) for i in range(probe.get_total_layers())]
-    at_weights = spread(weight_flips, [int(np.prod(w)) for w in weights])
-    at_outputs = spread(flips, [int(np.prod(o)) for o in outputs])
-    k, c, h, w = places(at_weights, weights)
-    batch, *dims = places(at_outputs, outputs)
-
-    @torch.no_grad()
-    def run() -> object:
-        broken = injector(module).declare_weight_fi(
-            layer_num=at_weights.tolist(), k=k, dim1=c, dim2=h, dim3=w, value=[0.5] * weight_flips
-        )
-        broken = injector(broken).declare_neuron_fi(
-            layer_num=at_outputs.tolist(), batch=batch, dim1=dims[0], dim2=dims[1], dim3=dims[2], value=[0.5] * flips
-        )
-        return broken(x)
-
-    return run
+def fastest(rows: Mapping[str, Run], rounds: int) -> dict[str, float]:
+    """Milliseconds of each row's fastest round; the rows take turns."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, row in rows.items():
+            # The first call of a turn finds the caches as the row before left them; the second is timed.
+            row()
+            start = time.perf_counter()
+            row()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: min(values) for name, values in times.items()}
 
 
 def measure(network: Network, module: nn.Module, images: UInt8, ber: float, rounds: int, fi: bool) -> dict[str, float]:
-    """Milliseconds of each row."""
+    """Milliseconds of each row, for a batch of uint8 images (N, H, W, 3). Peers that are not installed are told on stderr."""
     x = network.quantize_images(images)
     engine = Engine(network)
     faulty = Simulated(Rates.uniform(ber))
     faulty.load(network)
-    floats = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
-        :, None, None
-    ]
-    floats = floats.contiguous(memory_format=torch.channels_last)
-    plain = folded(module)
+    floats = lowering.normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+    plain, channels_last = folded(module), floats.contiguous(memory_format=torch.channels_last)
     iteration = 0
 
-    def step(run: Callable[[int], object]) -> Callable[[], object]:
+    def step(run: Callable[[int], object]) -> Run:
         def fresh() -> object:
             nonlocal iteration
             iteration += 1
@@ -132,77 +101,75 @@ def measure(network: Network, module: nn.Module, images: UInt8, ber: float, roun
 
         return fresh
 
-    rows: dict[str, Callable[[], object]] = {
-        "torch_float32": torch.no_grad()(lambda: plain(floats)),
+    rows: dict[str, Run] = {
+        "torch_float32": torch.no_grad()(lambda: plain(channels_last)),
         "forward": lambda: engine.run(x),
         "faulty": step(lambda i: faulty.run(x, iteration=i)),
         "chained": step(lambda i: chained(faulty, x, i)),
     }
     onnx = onnxruntime_int8(network, x)
-    if not isinstance(onnx, str):
-        rows["onnxruntime_int8"] = onnx
-    else:
+    if isinstance(onnx, str):
         print(f"ONNX Runtime is not measured: {onnx}", file=sys.stderr)
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(rounds):
-        for name, row in rows.items():
-            # The first call of a turn finds the caches as the row before left them; the second is timed.
-            for timed in (False, True):
-                start = time.perf_counter()
-                row()
-                if timed:
-                    times[name].append((time.perf_counter() - start) * 1e3)
-    fastest = {name: min(values) for name, values in times.items()}
+    else:
+        rows["onnxruntime_int8"] = onnx
+    found = fastest(rows, rounds)
     if fi:
         struck = [
-            faulty.flips(i, (BATCH, *network.shape_of(layer.inputs[0])), iteration=0, replica=0) for i, layer in network.convs()
+            faulty.flips(i, (len(x), *network.shape_of(layer.inputs[0])), iteration=0, replica=0)
+            for i, layer in network.convs()
         ]
         weight_flips = sum(len(f.weight) for f in struck)
-        run = pytorchfi(module, floats.contiguous(), sum(f.count() for f in struck) - weight_flips, weight_flips)
+        run = pytorchfi(module, floats, sum(f.count() for f in struck) - weight_flips, weight_flips)
         if isinstance(run, str):
             print(f"PyTorchFI is not measured: {run}", file=sys.stderr)
         else:
             start = time.perf_counter()
             run()
-            fastest["pytorchfi"] = (time.perf_counter() - start) * 1e3
-    return fastest
+            found["pytorchfi"] = (time.perf_counter() - start) * 1e3
+    return found
 
 
-def onnxruntime_int8(network: Network, x: Int8) -> Callable[[], object] | str:
-    """A pass of the same network by ONNX Runtime's own operators, or why there is none."""
-    try:
-        import onnxruntime
+def ratios(ms: Mapping[str, float]) -> dict[str, float | None]:
+    """Those of ``RATIOS``; None where one of their rows was not measured."""
+    return {
+        name: ms[above] / ms[below] if above in ms and below in ms else None for name, (above, below, _, _) in RATIOS.items()
+    }
 
-        from accelsim.accelerators.onnxruntime import network_model
-    except ImportError as error:
-        return str(error)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    model = network_model(network, exact=False)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {"x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
-    return lambda: session.run(None, feed)
+
+def table(title: str, found: Mapping[str, float | None], peak: float, ms: Mapping[str, float]) -> Table:
+    """Ratios beside what they must be, and the times that they are of."""
+    grid = Table("what", "value", "must", "aim", title=title, title_justify="left")
+    for name, (_, _, must, aim) in RATIOS.items():
+        value = found[name]
+        grid.add_row(name, "-" if value is None else f"{value:.4g}", must, aim)
+    grid.add_row("peak_mb", f"{peak:.4g}", *PEAK)
+    for name, milliseconds in ms.items():
+        grid.add_row(f"{name} ms", f"{milliseconds:.4g}", "", "")
+    return grid
 
 
 def main(
     network: Annotated[str, typer.Option(help="A network of accelsim.zoo, or package.module:function.")] = "mobilenet_v2",
-    weights: Annotated[Path | None, typer.Option(help="safetensors; random weights without.")] = None,
-    data: Annotated[Path | None, typer.Option(help="npz with val_images; smooth random images without.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint; random weights without.", exists=True)] = None,
+    data: Annotated[Path | None, typer.Option(help="npz of RGB images; smooth random ones without.", exists=True)] = None,
+    side: Annotated[int, typer.Option(help="Side of random images, a multiple of 8; CIFAR networks take 32.", min=8)] = 224,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
-    ber: float = 1e-4,
-    rounds: int = 9,
-    threads: int = 2,
+    ber: Annotated[float, typer.Option(min=0, max=1, help="Bit error rate.")] = 1e-4,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each row.")] = 9,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads.")] = 2,
     fi: Annotated[bool, typer.Option(help="Measure PyTorchFI too; it takes minutes on large networks.")] = True,
 ) -> None:
     """Time the accelerator against its peers."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    module = zoo.build(network)
-    if weights is not None:
-        zoo.load_weights(module, weights)
-    side = 32 if "resnet20" in network or "resnet56" in network else 224
-    images = photos(data, 64, side)
-    lowered = lowering.lower(module, images, MEAN, STD, network)
+    try:
+        module = zoo.build(network)
+        if weights is not None:
+            zoo.load_weights(module, weights)
+        images = photos(data, CALIBRATION, side)
+        lowered = lowering.lower(module, images, IMAGENET_MEAN, IMAGENET_STD, network)
+    except ValueError as error:  # of the zoo, the data or the lowering: each says what does not fit
+        raise typer.BadParameter(str(error)) from error
     warm()
     with tempfile.TemporaryDirectory() as folder:
         stored, batch = Path(folder) / "network.safetensors", Path(folder) / "images.npz"
@@ -210,39 +177,22 @@ def main(
         np.savez(batch, val_images=images[:BATCH])
         peak = peak_mb(stored, batch, ber, threads)
     ms = measure(lowered, module, images[:BATCH], ber, rounds, fi)
+    found = ratios(ms)
     report = {
         "network": network,
         "weights": "random" if weights is None else weights.name,
-        "batch": BATCH,
+        "batch": len(images[:BATCH]),
         "threads": threads,
         "ber": ber,
         "path": Engine(lowered).path,
-        "forward_vs_torch": ms["forward"] / ms["torch_float32"],
-        "faulty_vs_forward": ms["faulty"] / ms["forward"],
-        "chained_vs_forward": ms["chained"] / ms["forward"],
-        "vs_pytorchfi": ms["pytorchfi"] / ms["faulty"] if "pytorchfi" in ms else None,
-        "forward_vs_onnxruntime": ms["forward"] / ms["onnxruntime_int8"] if "onnxruntime_int8" in ms else None,
+        **found,
         "peak_mb": peak,
         "ms": ms,
     }
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2) + "\n")
-    table = Table(title=f"{network}, batch {BATCH}, {threads} threads, BER {ber:g}", title_justify="left")
-    for column in ("what", "value", "must", "aim"):
-        table.add_column(column)
-    for name, must, aim in (
-        ("forward_vs_torch", "<= 1.0", "<= 0.5"),
-        ("faulty_vs_forward", "<= 1.5", "<= 1.15"),
-        ("chained_vs_forward", "<= 3.0", "<= 2.0"),
-        ("vs_pytorchfi", ">= 5", ">= 20"),
-        ("forward_vs_onnxruntime", "", ""),
-        ("peak_mb", "<= 1500", "<= 800"),
-    ):
-        value = report[name]
-        table.add_row(name, "-" if value is None else f"{value:.4g}", must, aim)
-    for name, value in ms.items():
-        table.add_row(f"{name} ms", f"{value:.4g}", "", "")
-    Console().print(table)
+    title = f"{network}, batch {report['batch']}, {threads} threads, BER {ber:g}"
+    Console().print(table(title, found, peak, ms))
 
 
 if __name__ == "__main__":

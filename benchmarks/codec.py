@@ -25,12 +25,12 @@ from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from experiments import iteration
-from experiments.common import chain
+from experiments.common import chain, iteration
 from experiments.common.chain import Batch
 from experiments.common.networks import int8_network
 from services.codec.core import inputs, layers
-from services.voter.core.vote import Kind, vote
+from services.scheme import Vote
+from services.voter.core.vote import vote
 
 CODECS: Final = {
     "direct": "direct (DRM)",
@@ -54,7 +54,7 @@ ITERATION_COLUMNS: Final = ("outputs, B", "inputs, B", "model, B", "all, B", "of
 WIDTH: Final = 132
 
 
-def vote_against_copy(count: int, kind: Kind) -> float:
+def vote_against_copy(count: int, kind: Vote) -> float:
     """Speed of a vote over a plain copy of as many bytes (read: ``count`` replicas, written: one), best of seven."""
     size = 16 << 20
     generator = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def measure(
         "executions": sum(s.executions * s.raw for b in chained for s in b.layers) / raw,
         "referee_share": sum(s.refereed for b in chained for s in b.layers) / macs,
         "referee_s": sum(s.referee_s for b in chained for s in b.layers) / batches,
-        "layers_direct": sum(s.body[0] <= layers.ZSTD for b in chained for s in b.layers) / batches,
+        "layers_direct": sum(not layers.needs_prediction(s.body) for b in chained for s in b.layers) / batches,
         "golden_layers_direct": len(under),
         "input_raw_bytes": input_raw,
         "input_bytes": input_sent,

@@ -23,17 +23,20 @@ from rich.console import Console
 from rich.table import Table
 
 from accelsim import zoo
-from accelsim.datasets import load
+from accelsim.datasets import Spec, load
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from r2f import inprocess, run
+from r2f import inprocess, prepare, run
 from r2f.display import Display
 from r2f.memory import shares
+from r2f.settings import Settings
 from services.bus.messages import Progress
-from services.trainer import ledger, training
 from services.trainer.core import job as jobs
+from services.trainer.core import ledger
+from services.trainer.core import result as results
+from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
 
 WARM_UP = 8
@@ -51,7 +54,7 @@ class Stopwatch(Display):
             self.times.append(time.perf_counter())
 
 
-def make(folder: Path, iterations: int) -> tuple[Network, Job, run.Settings]:
+def make(folder: Path, iterations: int) -> tuple[Network, Job, Settings]:
     """The network, its data (``data.npz``) and one job for both sides."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (320, 8, 8, 3)).astype(np.float32)
@@ -66,30 +69,31 @@ def make(folder: Path, iterations: int) -> tuple[Network, Job, run.Settings]:
     )
     torch.manual_seed(0)
     network = lower(zoo.build("resnet20").eval(), images[:64], (0.5,) * 3, (0.25,) * 3, name="resnet20")
-    settings = run.Settings(
+    settings = Settings(
         network="resnet20",
-        data=str(folder / "data.npz"),
+        data=Spec(source=str(folder / "data.npz")),
         rates=Rates(input=1e-5, weight=1e-5, output=1e-5),
         iterations=iterations,
         evaluation_seeds=1,
         evaluation_samples=16,
         checkpoint_every=10_000,
     )
-    return network, run.job_of(settings, "benchmark"), settings
+    return network, prepare.job_of(settings, "benchmark"), settings
 
 
-def over_the_bus(folder: Path, network: Network, job: Job, settings: run.Settings) -> tuple[list[float], str]:
+def over_the_bus(folder: Path, network: Network, job: Job, settings: Settings) -> tuple[list[float], str]:
     """Seconds of each iteration after the warm-up, and the digest of the model."""
     folder.mkdir()
     storage.save(network, folder / jobs.NETWORK)
     jobs.write(folder, job)
     memory = shares(settings.device_memory_mb, network, job.batch, data_bytes=0)
-    prepared = run.Prepared(float_top1=0.0, classes=10, memory=memory)
-    (folder / run.PREPARED).write_bytes(msgspec.json.encode(prepared))
+    prepared = prepare.Prepared(
+        float_accuracy=Evaluation(top1=[0.0]), samples=1, classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, memory=memory
+    )
+    (folder / prepare.PREPARED).write_bytes(msgspec.json.encode(prepared))
     watch = Stopwatch()
     asyncio.run(run.execute(settings, folder, watch))
-    result = msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
-    return np.diff(watch.times)[WARM_UP:].tolist(), result.model_sha256
+    return np.diff(watch.times)[WARM_UP:].tolist(), results.read(folder).model_sha256
 
 
 def in_process(folder: Path, network: Network, job: Job) -> tuple[list[float], str]:
@@ -125,7 +129,7 @@ def main(
                 times[broker] += found
                 models.add(model)
                 if broker == "mosquitto":
-                    stages = _stages(ledger.read(folder / training.PROGRESS)[WARM_UP:])
+                    stages = _stages(ledger.read(folder / results.PROGRESS)[WARM_UP:])
     if len(models) != 1:
         raise SystemExit(f"the sides ended with different models: {models}")
     base = statistics.median(times["in process"])

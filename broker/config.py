@@ -17,10 +17,11 @@ import os
 import pwd
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from services.bus import topics
 from services.bus.encoding import PACKET_LIMIT
 from services.bus.messages import ROOT
 
@@ -71,6 +72,10 @@ def read_accounts(path: Path) -> list[Account]:
             continue
         if len(words) not in (3, 4) or words[0] not in get_args(Role) or ":" in words[1]:
             raise ValueError(f"{path}:{number}: write 'role user password [device]', role one of {get_args(Role)}")
+        try:
+            topics.build(words[3] if words[3:] and words[3] != "+" else "any", "up", "any")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
         accounts.append(Account(words[0], words[1], words[2], *words[3:]))  # type: ignore[arg-type]
     if not accounts:
         raise ValueError(f"{path} names no account")
@@ -116,7 +121,11 @@ class Tls:
 
 @dataclass(frozen=True)
 class Bridge:
-    """The other broker, as Mosquitto's bridge sees it. ``ca``: of a broker that speaks TLS."""
+    """The other broker, as Mosquitto's bridge sees it. ``ca``: of a broker that speaks TLS.
+
+    ``identity`` is what the other broker knows this end by and keeps its messages under, so a bridge that is started again
+    has the same one.
+    """
 
     host: str
     port: int
@@ -124,6 +133,7 @@ class Bridge:
     password: str = ""
     device: str = "+"
     ca: Path | None = None
+    identity: str = field(default_factory=lambda: secrets.token_hex(4))
 
 
 def bridge_lines(bridge: Bridge, name: str = "r2f") -> list[str]:
@@ -140,7 +150,7 @@ def bridge_lines(bridge: Bridge, name: str = "r2f") -> list[str]:
         "notifications false",
         "restart_timeout 1 10",
         "keepalive_interval 60",
-        f"remote_clientid {name}-{bridge.device.replace('+', 'all')}-{secrets.token_hex(4)}",
+        f"remote_clientid {name}-{bridge.device.replace('+', 'all')}-{bridge.identity}",
     ]
     if bridge.user:
         lines += [f"remote_username {bridge.user}", f"remote_password {bridge.password}"]

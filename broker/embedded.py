@@ -15,10 +15,10 @@ from typing import Any
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action
+from paho.mqtt.client import topic_matches_sub
 
 from broker.config import READS, WRITES, Account, Tls, hash_password, is_loopback, password_is, patterns
 from services.bus.encoding import PACKET_LIMIT
-from services.bus.topics import matches
 
 GOODBYE_S = 1.0
 """A client that acknowledges nothing would keep amqtt from its end for ever."""
@@ -77,7 +77,7 @@ class _Broker(Broker):  # type: ignore[misc]
             return True  # as Mosquitto: what may not be read is not delivered
         account = self._accounts[session.username][0]
         planes = WRITES[account.role] if action == Action.PUBLISH else READS[account.role]
-        return any(matches(pattern, topic) for pattern in patterns(account, planes))
+        return any(topic_matches_sub(pattern, topic) for pattern in patterns(account, planes))
 
 
 async def serve(host: str, port: int, accounts: Sequence[Account] = (), tls: Tls | None = None) -> None:

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import ssl
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 from broker import config
+from broker.child import dying_with_us, environment, python
 from broker.config import Account, Bridge, Role, Tls
 
 LETTING_GO_S = 3.0
@@ -40,6 +42,16 @@ class Running:
     accounts: Sequence[Account]
     tls: Tls | None
     process: asyncio.subprocess.Process
+    log: IO[bytes]
+
+    def said(self) -> str:
+        """What it has written to stderr, the last 64 KiB of it."""
+        start = max(0, os.fstat(self.log.fileno()).st_size - (1 << 16))
+        return os.pread(self.log.fileno(), 1 << 16, start).decode(errors="replace")
+
+    def last_words(self) -> str:
+        """The last line of that."""
+        return (self.said().strip().splitlines() or ["it said nothing"])[-1]
 
     def url(self, role: Role | None = None) -> str:
         """Where clients connect, as the account of that role. Raises ValueError where there is none."""
@@ -88,42 +100,53 @@ async def launch(
     if embedded is False and program is None:
         raise BrokerError("mosquitto is not on PATH; install it (apt-get install mosquitto) or use the embedded broker")
     if bridge is not None and program is None:
-        raise BrokerError("only mosquitto can bridge two brokers; install it (apt-get install mosquitto)")
-    with tempfile.TemporaryDirectory(prefix="r2f-broker-") as name:
-        folder = Path(name)
-        for attempt in range(5):
+        how = "leave out --embedded" if embedded else "install it (apt-get install mosquitto)"
+        raise BrokerError(f"only mosquitto can bridge two brokers; {how}")
+    for attempt in range(5):
+        try:
+            # Looked at before: once it answers, there is no telling whose it is.
+            chosen = await _until_free(host, port)
+        except OSError as error:
+            raise BrokerError(f"no broker can listen on {host}:{port}: {error.strerror}") from None
+        # Its log has no name, so nothing is left of it. The files, secrets among them, are read before it listens and are
+        # gone once it does.
+        with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="r2f-broker-") as name:
+            running = await _start(program, Path(name), log, host, chosen, accounts, tls, bridge)
             try:
-                # Looked at before: once it answers, there is no telling whose it is.
-                chosen = await _until_free(host, port)
-            except OSError as error:
-                raise BrokerError(f"no broker can listen on {host}:{port}: {error.strerror}") from None
-            where = folder / str(attempt)
-            where.mkdir()
-            if program is not None:
-                command = [program, "-c", str(config.mosquitto(where, host, chosen, accounts, tls, bridge))]
-            else:
-                command = _embedded_command(where, host, chosen, accounts, tls)
-            path = os.pathsep.join(p for p in [_ROOT, os.environ.get("PYTHONPATH")] if p)
-            with (where / "log").open("wb") as said:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "broker.child", str(os.getpid()), *command),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=said,
-                    env={**os.environ, "PYTHONPATH": path},
-                )
-            try:
-                failure = await _until_up(process, host, chosen, tls, deadline_s)
-                if failure and port == 0 and attempt < 4 and "in use" in (where / "log").read_text(errors="replace"):
+                failure = await _until_up(running.process, host, chosen, tls, deadline_s)
+                if failure and port == 0 and attempt < 4 and "in use" in running.said():
                     continue  # somebody took that port between our look and its bind
                 if failure:
-                    lines = (where / "log").read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-                    raise BrokerError(f"broker on {host}:{chosen} {failure}: {lines[-1]}")
-                kind = "embedded" if program is None else "mosquitto"
-                yield Running(kind, host, chosen, accounts, tls, process)
+                    raise BrokerError(f"broker on {host}:{chosen} {failure}: {running.last_words()}")
+                shutil.rmtree(name)
+                yield running
                 return
             finally:
-                await stop(process)
+                await stop(running.process)
+
+
+async def _start(
+    program: str | None,
+    folder: Path,
+    log: IO[bytes],
+    host: str,
+    port: int,
+    accounts: Sequence[Account],
+    tls: Tls | None,
+    bridge: Bridge | None,
+) -> Running:
+    if program is not None:
+        command = [program, "-c", str(config.mosquitto(folder, host, port, accounts, tls, bridge))]
+    else:
+        command = _embedded_command(folder, host, port, accounts, tls)
+    process = await asyncio.create_subprocess_exec(
+        *dying_with_us(command, signal.SIGTERM),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=log,
+        env=environment(),
+    )
+    return Running("embedded" if program is None else "mosquitto", host, port, accounts, tls, process, log)
 
 
 async def _until_free(host: str, port: int) -> int:
@@ -138,11 +161,8 @@ async def _until_free(host: str, port: int) -> int:
         await asyncio.sleep(0.05)
 
 
-_ROOT = str(Path(__file__).resolve().parents[1])
-
-
 def _embedded_command(where: Path, host: str, port: int, accounts: Sequence[Account], tls: Tls | None) -> list[str]:
-    command = [sys.executable, "-m", "broker", "--embedded", "--in-process", "--host", host, "--port", str(port)]
+    command = python("broker", "--embedded", "--in-process", "--host", host, "--port", str(port))
     if accounts:
         config.write_accounts(where / "accounts", accounts)
         command += ["--accounts", str(where / "accounts")]
@@ -157,8 +177,12 @@ async def _until_up(
     """Wait for the port to answer; returns what went wrong, or None."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + deadline_s
-    # A whole TLS handshake, so that its failure does not stand in the broker's log.
-    context = ssl.create_default_context(cafile=str(tls.ca)) if tls else None
+    context = None
+    if tls:
+        # A whole handshake, or its failure would stand in the broker's log. The certificate names the host as clients see it,
+        # which need not be the address to listen on.
+        context = ssl.create_default_context(cafile=str(tls.ca))
+        context.check_hostname = False
     while loop.time() < deadline:
         if process.returncode is not None:
             return f"ended with {process.returncode}"

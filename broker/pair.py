@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from broker import config
+from broker.address import port
 from broker.config import Account, Bridge
 
 
@@ -41,12 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m broker.pair", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--server-host", required=True, help="name of the server's broker, as the device's sees it")
-    parser.add_argument("--port", type=int, default=1883)
+    parser.add_argument("--port", type=port, default=1883)
     options = parser.parse_args()
     names = {role: f"R2F_{role.upper()}_PASSWORD" for role in ("device", "server", "watch", "bridge")}
     missing = [name for name in names.values() if not os.environ.get(name)]
     if missing:
         sys.exit(f"broker.pair: set {', '.join(missing)}")
+    spaced = [name for name in names.values() if len(os.environ[name].split()) != 1]
+    if spaced or len(options.server_host.split()) != 1:
+        sys.exit(f"broker.pair: {', '.join(spaced) or '--server-host'}: no blanks or line breaks; the files are read by lines")
     paths = write(options.folder, options.server_host, options.port, {role: os.environ[n] for role, n in names.items()})
     print(*paths, sep="\n")
 

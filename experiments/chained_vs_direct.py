@@ -3,14 +3,12 @@
 ``python -m experiments.chained_vs_direct --shared ../shared --out FOLDER`` retrains each network once a training seed with
 ``direct`` (all outputs as they are) and with ``chained`` without referee and repairs, where the server's outputs are only
 as good as three-way votes; then once with ``chained`` exact, whose model must be direct's bit for bit. It prints the
-table, and writes ``chained_vs_direct.json`` after every network and ``chained_vs_direct.png`` at the end. ``--networks
+table, and writes ``chained_vs_direct.json`` after every network and ``chained_vs_direct.png`` at the end. ``--network
 digits_cnn`` needs no files and takes seconds.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -19,40 +17,39 @@ from typing import Final
 import msgspec
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from accelsim import zoo
-from accelsim.datasets import Dataset, load
+from accelsim.datasets import Dataset, load, spread
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
-from experiments.int8_accuracy import TRAINED, module_of
+from experiments.common import command, style
+from experiments.common.trained import TRAINED, module_of
 from r2f import float_training, inprocess
 from services.scheme import Scheme
 from services.trainer.core.job import Job
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core.task import Sgd
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One network's retraining. Accuracy is top-``top`` on the first ``images`` held-out images."""
+    """One network's retraining. Accuracy is top-``top`` on all held-out images."""
 
     ber: float
     iterations: int
     batch: int
     sgd: Sgd
     top: int
-    images: int
 
 
 SETTINGS: Final = {
-    "digits_cnn": Setting(2e-3, 120, 32, Sgd(rate=5e-3, clip=1.0), 1, 445),
-    "resnet20": Setting(1e-3, 100, 32, Sgd(rate=1e-2, clip=1.0), 1, 500),
+    "digits_cnn": Setting(2e-3, 120, 32, Sgd(rate=5e-3, clip=1.0), 1),
+    "resnet20": Setting(1e-3, 100, 32, Sgd(rate=1e-2, clip=1.0), 1),
     # One epoch of the 400 photos at hand, the paper's batch, unclipped.
-    "squeezenet1_1": Setting(1e-4, 25, 16, Sgd(rate=3e-5, clip=1e6), 5, 200),
+    "squeezenet1_1": Setting(1e-4, 25, 16, Sgd(rate=3e-5, clip=1e6), 5),
 }
 FAULT_SEEDS: Final = (1001, 1002, 1003)
 COLOURS: Final = {"direct": "#7d8896", "votes": "#edae49", "before": "#d1495b"}
@@ -81,7 +78,7 @@ def retrain(name: str, network: Network, data: Dataset, codec: str, seed: int) -
     job = Job(
         session="experiment",
         device="device",
-        rates=_rates(setting.ber),
+        rates=Rates.uniform(setting.ber),
         scheme=Scheme(codec="direct" if codec == "direct" else "chained", referee=exact, exact=exact),
         iterations=setting.iterations,
         batch=setting.batch,
@@ -106,21 +103,21 @@ def retrain(name: str, network: Network, data: Dataset, codec: str, seed: int) -
 def evaluate(name: str, network: Network, data: Dataset, *, faults: bool = True) -> list[float]:
     """Accuracy in per cent on held-out images, one number a fault seed."""
     setting = SETTINGS[name]
-    images, labels = data.test_images[: setting.images], data.test_labels[: setting.images]
-    rates = _rates(setting.ber if faults else 0.0)
-    return inprocess.evaluate(network, images, labels, rates, FAULT_SEEDS, top=setting.top, batch=50)
+    rates = Rates.uniform(setting.ber if faults else 0.0)
+    found = inprocess.evaluate(network, data.test_images, data.test_labels, rates, FAULT_SEEDS, batch=50)
+    return found.top5 if setting.top == 5 else found.top1
 
 
 def prepare(name: str, shared: Path) -> tuple[Network, Dataset]:
-    """The int8 network and its data. Raises DataError or OSError naming the file that is missing."""
+    """The int8 network and its data. Raises InputError or DataError naming the file that is missing."""
     if name == "digits_cnn":
         data = load("digits")
         module = float_training.train(lambda: zoo.build(name, data.classes), data)
     else:
-        data = load(shared / "data" / TRAINED[name].data)
+        data = load(command.real(shared, f"data/{TRAINED[name].data}"))
         module = module_of(name, shared)
-    chosen = np.linspace(0, len(data.train_images) - 1, min(128, len(data.train_images))).astype(int)
-    return lower(module, data.train_images[chosen], data.mean, data.std, name=name), data
+    chosen = data.train_images[spread(128, len(data.train_images))]
+    return lower(module, chosen, data.mean, data.std, name=name), data
 
 
 def experiment(name: str, shared: Path, seeds: int, say: Console) -> list[Run]:
@@ -170,15 +167,16 @@ def _std(found: list[Run], means: list[float]) -> float:
     return pstdev(means) if len(means) > 1 else pstdev(found[0].accuracy)
 
 
+@style.styled
 def draw(runs: list[Run], path: Path) -> None:
     """Accuracy before and after, a dot a training seed."""
     names = list(dict.fromkeys(run.network for run in runs))
-    figure = Figure(figsize=(3.1 * len(names) + 1, 3.6), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for x, (codec, title) in enumerate((("before", "before"), ("direct", "direct"), ("votes", "voted"))):
+    figure, (axes,) = style.panels(1, len(names), (3.1 * len(names) + 1, 3.6))
+    for axis, name in zip(axes, names, strict=True):
+        for x, codec in enumerate(("before", "direct", "votes")):
             found = [run for run in runs if (run.network, run.codec) == (name, codec)]
             means = [fmean(run.accuracy) for run in found]
-            axis.bar(x, fmean(means), yerr=_std(found, means), width=0.6, capsize=4, color=COLOURS[codec], label=title)
+            axis.bar(x, fmean(means), yerr=_std(found, means), width=0.6, capsize=4, color=COLOURS[codec])
             if len(means) > 1:
                 axis.plot(x + np.linspace(-0.15, 0.15, len(means)), means, "o", color="black", markersize=3)
             axis.annotate(f"{fmean(means):.1f}", (x, 2), ha="center", color="white", fontweight="bold")
@@ -186,30 +184,24 @@ def draw(runs: list[Run], path: Path) -> None:
         axis.axhline(clean.accuracy[0], color="#2a7f62", linestyle="--", linewidth=1)
         axis.set_xticks(range(3), ["before", "direct,\nexact", "voted"])
         axis.set_ylim(0, 100)
-        axis.set_title(f"{name}, BER {clean.ber:g}\ntop-{clean.top}, %  (dashes: fault-free)", fontsize=9, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-
-
-def _rates(ber: float) -> Rates:
-    return Rates(input=ber, weight=ber, output=ber)
+        axis.set_title(f"{name}, BER {clean.ber:g}\ntop-{clean.top}, %  (dashes: fault-free)", fontsize=9)
+    style.save(figure, path)
 
 
 def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("R2F_DATA", Path(__file__).resolve().parents[2] / "shared"))
-    parser.add_argument("--shared", type=Path, default=default, help="folder with data/ and weights/ [%(default)s]")
-    parser.add_argument("--networks", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds [%(default)s]")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads [%(default)s]")
+    """Runs, draws and prints."""
+    parser = command.parser(__doc__)
+    command.add_shared(parser)
+    command.add_networks(parser, list(SETTINGS))
+    parser.add_argument("--seeds", type=command.positive, default=3, help="training seeds [%(default)s]")
+    parser.add_argument("--threads", type=command.positive, default=2, help="torch threads [%(default)s]")
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON and the PNG")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
     say = Console()
     runs: list[Run] = []
-    for name in given.networks:
+    for name in given.network:
         runs += experiment(name, given.shared, given.seeds, say)
         (given.out / "chained_vs_direct.json").write_bytes(msgspec.json.format(msgspec.json.encode(runs)))
     draw(runs, given.out / "chained_vs_direct.png")
@@ -217,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -7,11 +7,10 @@ libraries' code, are beside it.
 
 from __future__ import annotations
 
-import argparse
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from experiments.common import command
 from experiments.common.networks import FIVE, float_weights, photos
 
 SERVICES: Final = {"agent": "services.edge_agent", "voter": "services.voter", "codec-device": "services.codec --side device"}
@@ -89,28 +89,36 @@ def watch(command: list[str]) -> tuple[dict[str, Memory], dict[str, float]]:
     return most, peaks
 
 
+def table(most: Mapping[str, Memory], peaks: Mapping[str, float]) -> Table:
+    """Of ``watch``, in whole MiB."""
+    grid = Table("service", "anonymous", "shared", "held", "own peak", "files", title="MiB, when all three held most")
+    for name, found in most.items():
+        numbers = (found.anonymous, found.shared, found.held, peaks[name], found.files)
+        grid.add_row(name, *(f"{number:.0f}" for number in numbers))
+    held = sum(found.held for found in most.values())
+    grid.add_row("device", "", "", f"{held:.0f}", "", f"{sum(found.files for found in most.values()):.0f}")
+    return grid
+
+
 def main() -> None:
-    """Command line."""
-    shared = Path(os.environ.get("R2F_DATA", Path(__file__).resolve().parents[2] / "shared"))
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Further options go to r2f retrain as they are.")
+    """Runs, and prints the table. Options that it does not know go to ``r2f retrain``."""
+    parser = command.parser(f"{__doc__}\nFurther options go to r2f retrain as they are.")
+    command.add_shared(parser)
     parser.add_argument("--network", default="resnet50", choices=[source.zoo for source in FIVE])
-    parser.add_argument("--shared", type=Path, default=shared, help="folder with data/ and weights/")
-    parser.add_argument("--cache", type=Path, default=Path("runs/networks"), help="where random weights are kept")
-    parser.add_argument("--iterations", type=int, default=3)
+    command.add_cache(parser)
+    parser.add_argument("--iterations", type=command.positive, default=3)
     given, further = parser.parse_known_args()
     source = next(source for source in FIVE if source.zoo == given.network)
     weights = float_weights(source, given.shared, photos(given.shared), given.cache)
-    command = [sys.executable, "-m", "r2f.cli", "retrain", "--network", source.zoo, "--weights", str(weights)]
-    command += ["--data", str(given.shared / "data" / "imagenet224.npz"), "--iterations", str(given.iterations)]
-    most, peaks = watch([*command, "--eval-seeds", "1", "--eval-samples", "32", *further])
-    table = Table("service", "anonymous", "shared", "held", "own peak", "files", title="MiB, when all three held most")
-    for name, found in most.items():
-        numbers = (found.anonymous, found.shared, found.held, peaks[name], found.files)
-        table.add_row(name, *(f"{number:.0f}" for number in numbers))
-    held = sum(found.held for found in most.values())
-    table.add_row("device", "", "", f"{held:.0f}", "", f"{sum(found.files for found in most.values()):.0f}")
-    Console().print(table)
+    order = [sys.executable, "-m", "r2f.cli", "retrain", "--network", source.zoo, "--weights", str(weights)]
+    order += ["--data", str(given.shared / "data" / "imagenet224.npz"), "--iterations", str(given.iterations)]
+    try:
+        most, peaks = watch([*order, "--eval-seeds", "1", "--eval-samples", "32", *further])
+    except subprocess.CalledProcessError as error:
+        # What was wrong, the run itself has said.
+        raise command.InputError(f"r2f retrain ended with exit code {error.returncode}") from error
+    Console().print(table(most, peaks))
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -8,13 +8,9 @@ portable path whatever path the device is on. Exit code 1 if any element differs
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -23,7 +19,7 @@ from accelsim.accelerators import Simulated
 from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.int8.network import Network, UInt8
-from experiments.common import chain
+from experiments.common import chain, command
 from experiments.common.networks import FIVE, photos, stored
 
 BERS: Final = (1e-6, 1e-5, 1e-4, 1e-3)
@@ -104,17 +100,15 @@ def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: i
         )
 
 
-def main() -> None:
-    """Measures and prints a Markdown row each."""
-    shared = Path(os.environ.get("R2F_DATA", Path(__file__).resolve().parents[2] / "shared"))
-    names = [source.zoo for source in FIVE]
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=shared, help="folder with data/ and weights/")
-    parser.add_argument("--cache", type=Path, default=Path("runs/networks"), help="where lowered networks are kept")
-    parser.add_argument("--network", nargs="*", default=names, choices=names)
-    parser.add_argument("--ber", nargs="*", type=float, default=list(BERS))
-    parser.add_argument("--batch", type=int, default=4, help="photos in a batch")
-    parser.add_argument("--seed", type=int, default=1, help="of the faults")
+def main() -> int:
+    """Measures and prints a Markdown row each; 1 if any element differs."""
+    parser = command.parser(__doc__)
+    command.add_shared(parser)
+    command.add_cache(parser)
+    command.add_networks(parser, [source.zoo for source in FIVE])
+    command.add_rates(parser, BERS)
+    parser.add_argument("--batch", type=command.positive, default=4, help="photos in a batch [%(default)s]")
+    parser.add_argument("--seed", type=int, default=1, help="of the faults [%(default)s]")
     given = parser.parse_args()
     images = photos(given.shared)
     batch = images[100 : 100 + given.batch]
@@ -129,9 +123,9 @@ def main() -> None:
                 print(row, flush=True)
     wrong = sum(row.wrong for row in rows)
     verdict = "every tensor of the server is the device's, bit for bit" if wrong == 0 else f"{wrong:,} elements differ"
-    print(f"\n{len(rows)} runs of {given.batch} photos, {time.perf_counter() - start:.0f} s: {verdict}")
-    sys.exit(1 if wrong else 0)
+    print(f"\n{len(rows)} runs of {len(batch)} photos, {time.perf_counter() - start:.0f} s: {verdict}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

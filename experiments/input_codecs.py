@@ -7,15 +7,12 @@ CPU time, the best of several rounds; every codec gives back the same pixels or 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from accelsim.int8.network import UInt8
+from experiments.common import command
 from experiments.common.networks import photos
 from services.codec.core import inputs
 
@@ -107,13 +105,24 @@ def _least(work: Callable[[], object], rounds: int) -> float:
     return min(times)
 
 
+def line(codec: Codec, sets: Sequence[tuple[str, UInt8]]) -> str:
+    """The Markdown row of a codec: share of the raw bytes; MB/s of encoding and of decoding."""
+    cells = []
+    for _, images in sets:
+        if images.shape[3] == 1 and codec.name == "QOI":
+            cells.append("-")  # colours only
+            continue
+        share, there, back = measure(codec, np.ascontiguousarray(images))
+        cells.append(f"{100 * share:.1f} %; {there:.0f}, {back:.0f}")
+    return f"| {codec.name} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     """Prints a Markdown row a codec."""
-    shared = Path(os.environ.get("R2F_DATA", Path(__file__).resolve().parents[2] / "shared"))
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=shared, help="folder with data/")
+    parser = command.parser(__doc__)
+    command.add_shared(parser)
     given = parser.parse_args()
-    with np.load(given.shared / "data" / "cifar10.npz") as arrays:
+    with np.load(command.real(given.shared, "data/cifar10.npz")) as arrays:
         small = arrays["test_images"][:BATCH]
     sets: list[tuple[str, UInt8]] = [
         ("ImageNet 224x224", photos(given.shared)[100 : 100 + BATCH]),
@@ -123,15 +132,8 @@ def main() -> None:
     print("| batch of 16, bytes of raw; encode, decode MB/s | " + " | ".join(name for name, _ in sets) + " |")
     print("|---" * (1 + len(sets)) + "|")
     for codec in codecs():
-        cells = []
-        for _, images in sets:
-            if images.shape[3] == 1 and codec.name.startswith("QOI"):
-                cells.append("-")  # colours only
-                continue
-            share, there, back = measure(codec, np.ascontiguousarray(images))
-            cells.append(f"{100 * share:.1f} %; {there:.0f}, {back:.0f}")
-        print(f"| {codec.name} | " + " | ".join(cells) + " |", flush=True)
+        print(line(codec, sets), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

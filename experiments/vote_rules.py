@@ -10,12 +10,9 @@ network. SqueezeNet and MobileNetV2 have real weights, other networks random one
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numba
@@ -25,7 +22,9 @@ import numpy.typing as npt
 from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
 from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.walk import walk
 from accelsim.timing import Array, layer_timing
+from experiments.common import command
 from experiments.common.networks import FIVE, photos, stored
 from services.edge_agent.core import referee
 
@@ -81,15 +80,15 @@ class Measured:
 
 
 @numba.njit(cache=True, nogil=True)
-def _tally(replicas: tuple[Int8, ...], golden: Int8, executions: Int64, agree: Int64, opened: Int64, wrong: Int64) -> int:
+def _tally(replicas: tuple[Int8, ...], fault_free: Int8, executions: Int64, agree: Int64, opened: Int64, wrong: Int64) -> int:
     """Adds to ``opened`` and ``wrong`` of each rule; returns on how many elements the first two differ."""
     differ = 0
     values = np.empty(len(replicas), np.int8)
-    for i in range(golden.size):
+    for i in range(fault_free.size):
         fine = True
         for r in range(len(replicas)):
             values[r] = replicas[r][i]
-            fine &= values[r] == golden[i]
+            fine &= values[r] == fault_free[i]
         if fine:
             continue
         differ += values[0] != values[1]
@@ -102,21 +101,21 @@ def _tally(replicas: tuple[Int8, ...], golden: Int8, executions: Int64, agree: I
                 if same > most:
                     most, winner = same, values[candidate]
             opened[rule] += most < agree[rule]
-            wrong[rule] += most >= agree[rule] and winner != golden[i]
+            wrong[rule] += most >= agree[rule] and winner != fault_free[i]
     return differ
 
 
-def tally(replicas: Sequence[Int8], golden: Int8, rules: Sequence[tuple[int, int]] = RULES) -> tuple[float, Int64, Int64]:
+def tally(replicas: Sequence[Int8], fault_free: Int8, rules: Sequence[tuple[int, int]] = RULES) -> tuple[float, Int64, Int64]:
     """(``u``, open elements by rule, believed and wrong elements by rule) of one layer.
 
-    ``replicas`` are as many executions as the greediest rule needs, int8 like the fault-free ``golden``; ``agree`` of a rule is
+    ``replicas`` are as many executions as the greediest rule needs, int8 like ``fault_free``; ``agree`` of a rule is
     more than half of its executions, so at most one value has it.
     """
     opened, wrong = np.zeros((2, len(rules)), np.int64)
     executions, agree = np.array(rules, np.int64).T
     flat = tuple(np.ascontiguousarray(replica).reshape(-1) for replica in replicas)
-    differ = _tally(flat, golden.reshape(-1), executions.copy(), agree.copy(), opened, wrong)
-    return differ / max(1, golden.size), opened, wrong
+    differ = _tally(flat, fault_free.reshape(-1), executions.copy(), agree.copy(), opened, wrong)
+    return differ / max(1, fault_free.size), opened, wrong
 
 
 def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: int) -> Iterator[Measured]:
@@ -124,14 +123,13 @@ def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: i
     device = Simulated(Rates.uniform(ber), seed)
     device.load(network)
     outputs: dict[int, Int8] = {INPUT: network.quantize_images(images)}
-    for index, layer in enumerate(network.layers):
-        operands = [outputs[i] for i in layer.inputs]
-        golden = device.engine.fault_free(index, operands)
+    for index, layer, operands in walk(network, outputs):
+        fault_free = device.engine.fault_free(index, operands)
         if not isinstance(layer, Conv):
-            outputs[index] = golden
+            outputs[index] = fault_free
             continue
         replicas = device.run_replicas(index, operands[0], iteration=iteration, count=MOST)
-        u, opened, wrong = tally(replicas, golden)
+        u, opened, wrong = tally(replicas, fault_free)
         shape = network.shape_of(layer.inputs[0])
         times = [layer_timing(index, layer, shape, ARRAY, batch=len(images), executions=n) for n, _ in RULES]
         outputs[index] = replicas[0]
@@ -141,7 +139,7 @@ def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: i
             iteration=iteration,
             index=index,
             macs=layer.weight[0].size,
-            elements=golden.size,
+            elements=fault_free.size,
             u=u,
             open=tuple(opened.tolist()),
             wrong=tuple(wrong.tolist()),
@@ -185,18 +183,24 @@ def summary(measured: Sequence[Measured]) -> Iterator[str]:
         )
 
 
+def batch(images: UInt8, size: int, iteration: int) -> UInt8:
+    """The photos of an iteration, others than of the one before while there are others."""
+    places = (iteration * size + np.arange(size)) % len(images)
+    return images[places]
+
+
 def main() -> None:
     """Measures and prints both tables."""
-    shared = Path(os.environ.get("R2F_DATA", Path(__file__).resolve().parents[2] / "shared"))
-    names = [source.zoo for source in FIVE]
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=shared, help="folder with data/ and weights/")
-    parser.add_argument("--cache", type=Path, default=Path("runs/networks"), help="where lowered networks are kept")
-    parser.add_argument("--network", nargs="*", default=list(NETWORKS), choices=names)
-    parser.add_argument("--ber", nargs="*", type=float, default=list(BERS))
-    parser.add_argument("--batch", type=int, default=16, help="photos in a batch")
-    parser.add_argument("--iterations", type=int, default=4, help="batches, each with other photos and faults")
-    parser.add_argument("--seed", type=int, default=1, help="of the faults")
+    parser = command.parser(__doc__)
+    command.add_shared(parser)
+    command.add_cache(parser)
+    command.add_networks(parser, [source.zoo for source in FIVE], NETWORKS)
+    command.add_rates(parser, BERS)
+    parser.add_argument("--batch", type=command.positive, default=16, help="photos in a batch [%(default)s]")
+    parser.add_argument(
+        "--iterations", type=command.positive, default=4, help="batches, each with other photos and faults [%(default)s]"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the faults [%(default)s]")
     given = parser.parse_args()
     images = photos(given.shared)
     measured: list[Measured] = []
@@ -204,8 +208,7 @@ def main() -> None:
         network = stored(source, given.shared, images, given.cache)
         for ber in given.ber:
             for iteration in range(given.iterations):
-                first = iteration * given.batch % (len(images) - given.batch)
-                measured += measure(network, images[first : first + given.batch], ber, given.seed, iteration)
+                measured += measure(network, batch(images, given.batch, iteration), ber, given.seed, iteration)
     print("Wrong among the believed; share that the referee computes; modelled device seconds an iteration:\n")
     print(HEAD + "\n" + "|---" * (HEAD.count("|") - 1) + "|")
     print("\n".join(rows(measured)))
@@ -216,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

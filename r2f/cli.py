@@ -1,26 +1,28 @@
-"""``r2f``: retrain a network with the faulty device in the loop, and watch it."""
+"""``r2f``: retrain a network with the faulty device in the loop, and watch it. Imports what a command needs when it runs."""
 
 from __future__ import annotations
 
-import asyncio
+import inspect
+import os
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from accelsim.faults import Rates
-from r2f import run, tap
-from r2f.display import Display
-from r2f.pipeline import PipelineError
-from services.bus import BusError
-from services.scheme import Scheme
-from services.trainer.core.optimiser import Sgd
+from r2f import settings as settings_file
+from r2f.settings import OPTIONS, Settings
+
+if TYPE_CHECKING:
+    from r2f.display import Display
+    from r2f.report import Report
+
+Level = Literal["debug", "info", "warning", "error"]
+RUNS = Path("runs")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,257 +31,276 @@ app = typer.Typer(
     help="Retrain int8 networks with the faulty device's own errors in the loop, over MQTT.",
 )
 
-DEMO = run.Settings(
-    network=run.DEMO_NETWORK,
-    rates=Rates(input=2e-3, weight=2e-3, output=2e-3),
-    iterations=120,
-    batch=32,
-    sgd=Sgd(rate=5e-3, clip=1.0),
-    evaluation_seeds=5,
-    embedded=True,
-)
+Out = Annotated[Path, typer.Option(help="Where run folders go.", rich_help_panel="Run")]
+LogLevel = Annotated[Level, typer.Option(help="What the services write to the logs of the run.", rich_help_panel="Run")]
+
+DEMO = {"ber": 2e-3, "iterations": 120, "batch": 32, "lr": 5e-3, "clip": 1.0, "embedded": True}
+"""What the demo sets otherwise than ``r2f retrain`` does."""
 
 
-class CodecName(StrEnum):
-    direct = "direct"
-    golden = "golden"
-    chained = "chained"
+def _options(*names: str, defaults: dict[str, Any] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of these settings; its ``given`` gets those that the user named, by name."""
+    shown = settings_file.DEFAULTS | (defaults or {})
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.name != "given"]
+        made = [_parameter(name, shown.get(name)) for name in names]
+
+        def wrapped(**arguments: Any) -> None:
+            given = {name: arguments.pop(name.replace("-", "_")) for name in names}
+            command(given={name: value for name, value in given.items() if value is not None}, **arguments)
+
+        wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+        wrapped.__signature__ = inspect.Signature(made + own)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in made + own}
+        return wrapped
+
+    return decorate
 
 
-class VoteName(StrEnum):
-    median = "median"
-    bitwise = "bitwise"
+def _parameter(name: str, default: Any) -> inspect.Parameter:
+    kind, option = settings_file.type_of(name), OPTIONS[name]
+    words = _word(kind)
+    if isinstance(default, list):
+        default = ",".join(map(str, default))
+    text = option.help
+    if default not in (None, "") and words is not bool:
+        text += f" [default: {default}]"
+    elif words is bool and default is True:
+        text += " [default: on]"
+    spelled = f"--{name}/--no-{name}" if words is bool else f"--{name}"
+    extra: dict[str, Any] = {"envvar": "R2F_BROKER"} if name == "broker" else {}
+    # typer's rich panels read square brackets as markup.
+    said = typer.Option(spelled, help=text.replace("[", r"\["), show_default=False, rich_help_panel=option.panel, **extra)
+    annotation = Annotated[words | None, said]  # type: ignore[valid-type]
+    return inspect.Parameter(name.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-class RedundancyName(StrEnum):
-    layer = "layer"
-    network = "network"
+def _word(kind: Any) -> Any:
+    """What typer reads a setting as. Bounds are checked in one place, ``settings.parse``, for files and Python calls too."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return kind if all(isinstance(value, str) for value in get_args(kind)) else int
+    alternatives = [part for part in get_args(kind) if part is not type(None)]
+    if alternatives and get_origin(kind) is not tuple:
+        kind = alternatives[0]
+    return kind if kind in (bool, int, float) else str
 
 
-class LabelSource(StrEnum):
-    device = "device"
-    server = "server"
-    teacher = "teacher"
-    teacher_soft = "teacher-soft"
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
 
-
-class AcceleratorName(StrEnum):
-    simulated = "simulated"
-    onnxruntime = "onnxruntime"
-
-
-Out = Annotated[Path, typer.Option(help="Where run folders go.")]
-StartTrainer = Annotated[
-    bool, typer.Option("--trainer/--no-trainer", help="Start the trainer too; without, one waits: services.trainer --next OUT.")
-]
+        print(f"r2f {installed('r2f')}")
+        raise typer.Exit
 
 
 @app.command()
-def demo(
-    iterations: Annotated[int, typer.Option(help="Training iterations.")] = DEMO.iterations,
-    out: Out = Path("runs"),
-    broker: Annotated[
-        str | None, typer.Option(envvar="R2F_BROKER", help="Use this broker and the services on it; start none.")
-    ] = None,
-    trainer: StartTrainer = True,
-) -> None:
+@_options("iterations", "broker", "trainer", "seed", defaults=DEMO)
+def demo(given: dict[str, Any], out: Out = RUNS, log_level: LogLevel = "info") -> None:
     """Real digits, a small CNN, a device with bit errors, the whole pipeline; a table and plots at the end."""
-    settings = msgspec.structs.replace(DEMO, iterations=iterations, broker=broker, launch=broker is None, trainer=trainer)
-    _new(settings, out)
+    _guarded(lambda: _new(DEMO | given, None, out, log_level))
 
 
 @app.command()
+@_options(*OPTIONS)
 def retrain(
-    network: Annotated[
-        str, typer.Option(help="A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.")
-    ] = run.DEMO_NETWORK,
-    weights: Annotated[str | None, typer.Option(help="Trained float weights: .safetensors or .pth state dict.")] = None,
-    data: Annotated[str, typer.Option(help="'digits', an .npz with train_images..., or a folder of class folders.")] = "digits",
-    image_size: Annotated[str | None, typer.Option(help="HxWxC that a folder's images are scaled to.")] = None,
-    ber: Annotated[float, typer.Option(min=0, max=1, help="Bit error rate at inputs, weights, outputs of MAC layers.")] = 1e-4,
-    ber_input: Annotated[float | None, typer.Option(min=0, max=1, help="At inputs alone [default: --ber]")] = None,
-    ber_weight: Annotated[float | None, typer.Option(min=0, max=1, help="At weights alone [default: --ber]")] = None,
-    ber_output: Annotated[float | None, typer.Option(min=0, max=1, help="At outputs alone [default: --ber]")] = None,
-    ber_accumulator: Annotated[float, typer.Option(min=0, max=1, help="At accumulators.")] = 0.0,
-    codec: Annotated[CodecName, typer.Option(help="How outputs cross the link.")] = CodecName.chained,
-    vote: Annotated[VoteName, typer.Option(help="How replicas are voted on.")] = VoteName.median,
-    replicas: Annotated[int, typer.Option(help="Executions of each layer for the vote, without --referee: 3, 5 or 7.")] = 3,
-    referee: Annotated[bool, typer.Option(help="As many executions as a layer needs, the CPU settling the rest.")] = True,
-    exact: Annotated[bool, typer.Option(help="Repair what the server's digests say is wrong.")] = True,
-    theta: Annotated[float, typer.Option(min=0, max=1, help="Codec golden: less similar layers go direct.")] = 0.6,
-    redundancy: Annotated[RedundancyName, typer.Option(help="Codec golden: whose TMR it refers to.")] = RedundancyName.layer,
-    jpeg: Annotated[int, typer.Option(min=0, max=100, help="Quality of JPEG images that the device runs on; 0: none.")] = 0,
-    float_inputs: Annotated[bool, typer.Option("--float-inputs", help="Send images as float32, as the paper.")] = False,
-    protect: Annotated[str, typer.Option(help="Layers (indices, comma-separated) that run in TMR.")] = "",
-    iterations: Annotated[int, typer.Option(help="Training iterations.")] = 100,
-    batch: Annotated[int, typer.Option(help="Images an iteration.")] = 16,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradients.")] = 5.0,
-    labels: Annotated[LabelSource, typer.Option(help="Where labels come from.")] = LabelSource.device,
-    seed: Annotated[int, typer.Option(help="Of sample order and faults in training.")] = 0,
-    eval_seeds: Annotated[int, typer.Option(help="Fault seeds of the evaluations.")] = 5,
-    eval_samples: Annotated[int, typer.Option(help="At most this many held-out images.")] = 1000,
-    checkpoint_every: Annotated[int, typer.Option(help="Iterations between checkpoints.")] = 10,
-    link: Annotated[str | None, typer.Option(help="Link profile: lora, 802.15.4g, hspa, lte.")] = None,
-    live: Annotated[bool, typer.Option("--live", help="Make the link real: a shaping proxy between two brokers.")] = False,
-    device: Annotated[str, typer.Option(help="Name of the device.")] = "edge-0",
-    device_memory_mb: Annotated[int, typer.Option(help="Memory of the device; its services wait rather than use more.")] = 1024,
-    accelerator: Annotated[AcceleratorName, typer.Option(help="What the agent drives.")] = AcceleratorName.simulated,
-    array: Annotated[Path | None, typer.Option(help="SCALE-Sim .cfg of the array whose time is modelled.")] = None,
-    broker: Annotated[
-        str | None, typer.Option(envvar="R2F_BROKER", help="A broker that runs already [default: start one]")
+    given: dict[str, Any],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings from a file such as a run's run.toml; options given beside it win.", rich_help_panel="Run"),
     ] = None,
-    launch: Annotated[bool | None, typer.Option(help="Start the services too [default: only without --broker]")] = None,
-    trainer: StartTrainer = True,
-    embedded: Annotated[bool, typer.Option(help="Start the embedded broker even where Mosquitto is installed.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run's folder; other options are its own.")] = None,
-    out: Out = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run's folder; its settings are its own.", rich_help_panel="Run")
+    ] = None,
+    out: Out = RUNS,
+    log_level: LogLevel = "info",
 ) -> None:
     """Retrain a network on a device that makes errors: forward pass there, backward pass here, int8 model back."""
-    if resume is not None:
-        _guarded(lambda live: _finish(run.read_settings(resume), resume, live))
+    if resume is None:
+        _guarded(lambda: _new(given, config, out, log_level))
         return
-    if jpeg and float_inputs:
-        raise typer.BadParameter("give it or --jpeg, not both", param_hint="--float-inputs")
-    settings = run.Settings(
-        network=network,
-        weights=weights,
-        data=data,
-        image_size=_size(image_size),
-        rates=Rates(
-            input=ber if ber_input is None else ber_input,
-            weight=ber if ber_weight is None else ber_weight,
-            accumulator=ber_accumulator,
-            output=ber if ber_output is None else ber_output,
-        ),
-        scheme=Scheme(
-            codec=codec.value,
-            vote=vote.value,
-            replicas=_replicas(replicas),
-            referee=referee,
-            exact=exact,
-            theta=theta,
-            redundancy=redundancy.value,
-            jpeg=jpeg,
-            float_inputs=float_inputs,
-            protected=_indices(protect),
-        ),
-        iterations=iterations,
-        batch=batch,
-        sgd=Sgd(rate=lr, momentum=momentum, weight_decay=weight_decay, clip=clip),
-        labels=labels.value,
-        seed=seed,
-        evaluation_seeds=eval_seeds,
-        evaluation_samples=eval_samples,
-        checkpoint_every=checkpoint_every,
-        link=link,
-        live=live,
-        device=device,
-        device_memory_mb=device_memory_mb,
-        accelerator=accelerator.value,
-        array=None if array is None else str(array),
-        broker=broker,
-        launch=(broker is None) if launch is None else launch,
-        trainer=trainer,
-        embedded=embedded,
-    )
-    _new(settings, out)
+    given.pop("broker", None)  # of the environment
+    if given or config is not None:
+        named = "--config" if config is not None else f"--{next(iter(given))}"
+        raise typer.BadParameter(f"a run that is resumed keeps its settings; leave out {named}", param_hint="--resume")
+    _guarded(lambda: _resume(resume, log_level))
+
+
+@app.command()
+@_options("network", "weights", "data", "image-size", "mean", "std", "classes")
+def layers(
+    given: dict[str, Any],
+    run: Annotated[Path | None, typer.Option(help="List the network of this run's folder.", rich_help_panel="Run")] = None,
+) -> None:
+    """List a network's layers: the indices that --protect takes, shapes, and multiplications."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from r2f import layers as listing
+
+        settings = settings_file.parse(given)
+        Console().print(listing.table(listing.of_run(run) if run is not None else listing.of_settings(settings, given)))
+
+    _guarded(work)
+
+
+@app.command()
+def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = RUNS) -> None:
+    """List the runs below a folder: network, BER, how far they are, and their state."""
+
+    def work() -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        from r2f import folders
+
+        found = folders.all_runs(out)
+        table = Table("run", "network", "BER", "iterations", "top-1 before", "after", "state", box=None, pad_edge=False)
+        for one in found:
+            what = one.settings
+            rates = () if what is None else (what.rates.input, what.rates.weight, what.rates.accumulator, what.rates.output)
+            table.add_row(
+                Text(one.folder.name), Text("" if what is None else what.network), f"{max(rates):g}" if rates else "",
+                "" if what is None else f"{one.iterations}/{what.iterations}",
+                *("" if value is None else f"{value:.1f} %" for value in (one.before, one.after)), one.state,
+            )  # fmt: skip
+        console = Console()
+        console.print(table if found else f"no runs below {out}")
+        for one in found:
+            if one.why:
+                console.print(Text(f"{one.folder.name}: {one.why}"), soft_wrap=True)
+
+    _guarded(work)
 
 
 @app.command("tap")
 def tap_command(
     pattern: Annotated[str, typer.Argument(help="Topics, short ('event/#') or whole ('r2f/v1/+/up/#').")] = "event/#",
-    broker: Annotated[str, typer.Option(envvar="R2F_BROKER", help="mqtt://host:port")] = "mqtt://127.0.0.1:1883",
-    device: Annotated[str, typer.Option(envvar="R2F_DEVICE", help="Name of the device.")] = "edge-0",
+    broker: Annotated[
+        str | None, typer.Option(envvar="R2F_BROKER", help=r"mqtt://host:port \[default: that of the newest running run]")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="The run whose broker is tapped.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are looked for.")] = RUNS,
+    device: Annotated[
+        str | None, typer.Option(envvar="R2F_DEVICE", help=r"Name of the device \[default: the run's, else edge-0]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    count: Annotated[int, typer.Option(help="Stop after so many messages; 0 never.")] = 0,
+    count: Annotated[int, typer.Option(min=0, help="Stop after so many messages; 0 never.")] = 0,
 ) -> None:
     """Print decoded messages, one a line, for as long as you like. It costs the pipeline nothing."""
-    _exit_on(lambda: asyncio.run(tap.tap(pattern, broker, device, as_json=as_json, count=count)))
+
+    def work() -> None:
+        import asyncio
+
+        from r2f import folders, tap
+
+        at, name = (broker, "edge-0") if broker is not None else folders.broker_of(run, out)
+        asyncio.run(tap.tap(pattern, at, device or name, as_json=as_json, count=count))
+
+    _guarded(work)
 
 
 @app.command()
 def doctor() -> None:
     """What this machine offers: engine paths and why, brokers, shared memory, networks."""
-    from r2f.doctor import rows
 
-    table = Table("what", "state", "why", title="r2f doctor", title_justify="left")
-    for row in rows():
-        table.add_row(*row)
-    Console().print(table)
+    def work() -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
 
+        from r2f.doctor import rows
 
-def _new(settings: run.Settings, out: Path) -> None:
-    folder = run.new_folder(out, settings.network)
+        table = Table("what", "state", "why", title="r2f doctor", title_justify="left")
+        for row in rows():
+            table.add_row(*map(Text, row))
+        Console().print(table)
 
-    def work(live: Display) -> None:
-        run.prepare(settings, folder, live)
-        _finish(settings, folder, live)
-
-    _guarded(work, folder)
+    _guarded(work)
 
 
-def _finish(settings: run.Settings, folder: Path, live: Display) -> None:
-    asyncio.run(run.execute(settings, folder, live))
-    live.console.print(run.finish(settings, folder))
+def _new(given: dict[str, Any], config: Path | None, out: Path, log_level: Level) -> None:
+    base = None if config is None else settings_file.read(config)
+    _run(settings_file.parse(given, base), out, log_level)
 
 
-def _guarded(work: Callable[[Display], None], folder: Path | None = None) -> None:
+def _run(settings: Settings, out: Path, log_level: Level) -> None:
+    from r2f import folders, run
+
+    folder = folders.new(out, settings.network)
+    _shown(folder, log_level, lambda display: run.start(settings, folder, display))
+
+
+def _resume(folder: Path, log_level: Level) -> None:
+    from r2f import run
+
+    run.read_settings(folder)
+    _shown(folder, log_level, lambda display: run.go_on(folder, display))
+
+
+def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) -> None:
+    from rich.console import Console
+
+    from r2f.display import Display
+    from r2f.report import table
+
+    os.environ["R2F_LOG_LEVEL"] = log_level
     console = Console()
-
-    def inside() -> None:
-        with Display(console) as live:
-            work(live)
-
     try:
-        _exit_on(inside)
-    except KeyboardInterrupt:
-        if folder is not None and (folder / run.FILE).exists():
-            console.print(f"stopped; go on with: r2f retrain --resume {folder}")
-        raise typer.Exit(130) from None
+        with Display(console) as display:
+            report = work(display)
+    except BaseException:
+        if (folder / settings_file.FILE).exists():
+            print(f"stopped; go on with: r2f retrain --resume {folder}", file=sys.stderr)
+        raise
+    console.print(table(report))
+    console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
 
 
-def _exit_on(work: Callable[[], None]) -> None:
-    """One clear line and exit 1 for what the user can mend; a traceback is for our own mistakes."""
+def _guarded(work: Callable[[], None]) -> None:
+    """One clear line and exit 1 for what the user can mend. A mistake of ours leaves its traceback in a file."""
     try:
         work()
-    except (BusError, PipelineError, ValueError, OSError) as error:
-        found: BaseException = error
-    except BaseExceptionGroup as group:
-        found = group
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        if not isinstance(found, BusError | PipelineError | ValueError | OSError):
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BaseException as error:  # exceptions of several tasks come as a group
+        found = _first(error)
+        if isinstance(found, SystemExit | GeneratorExit | typer.Exit | typer.Abort):
             raise
-    else:
-        return
-    print(f"r2f: {found}", file=sys.stderr)
-    raise typer.Exit(1)
+        if isinstance(found, KeyboardInterrupt):
+            raise typer.Exit(130) from None
+        print(f"r2f: {_line(found) if _mendable(found) else _unexpected(error)}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
-def _size(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        raise typer.BadParameter(f"{text!r}: expected HxWxC, e.g. 224x224x3", param_hint="--image-size")
-    return int(parts[0]), int(parts[1]), int(parts[2])
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
-def _replicas(count: int) -> Literal[3, 5, 7]:
-    match count:
-        case 3 | 5 | 7:
-            return count
-    raise typer.BadParameter(f"{count}: expected 3, 5 or 7", param_hint="--replicas")
+def _mendable(error: BaseException) -> bool:
+    from r2f.pipeline import PipelineError
+    from services.bus import BusError
+
+    return isinstance(error, BusError | PipelineError | ValueError | OSError)
 
 
-def _indices(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}: expected layer indices such as 0,3,7", param_hint="--protect") from None
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unexpected(error: BaseException) -> str:
+    stem = f"r2f-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    path = Path(tempfile.gettempdir()) / stem
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return f"{type(_first(error)).__name__}: {_line(_first(error))}; that is a mistake in R2F, please report it with {path}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: one bar a phase, the last iteration's loss, bytes and stage times."""
+"""What a run shows while it goes on: one bar a phase, the last iteration's loss and bytes; ninety columns are enough."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from r2f.pipeline import Pipeline
 from services.bus.messages import Phase, Progress, Timing
@@ -21,7 +22,6 @@ _TITLES: dict[Phase, str] = {
     "after": "evaluate again",
     "done": "done",
 }
-_STAGES = ("forward", "tmr", "compress", "uplink", "decompress", "backward", "quantise", "downlink")
 
 
 class Display:
@@ -30,16 +30,15 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
         self._tasks: dict[Phase, TaskID] = {}
-        self._times: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._sent: dict[int, int] = defaultdict(int)
 
     def __enter__(self) -> Self:
@@ -71,16 +70,12 @@ class Display:
 
     def _training(self, message: Progress) -> str:
         # The events of the iteration before are all here.
-        last = message.step - 2
-        times = self._times.pop(last, {})
-        stages = " ".join(f"{stage} {1000 * times[stage]:.0f}" for stage in _STAGES if stage in times)
-        sent = self._sent.pop(last, 0)
-        up = f"up {sent / 1024:.1f} KiB" if sent else ""
-        return f"loss {message.value:.3f}  {up}  [dim]{stages}{' ms' if stages else ''}[/dim]"
+        sent = self._sent.pop(message.step - 2, 0)
+        up = f" up {sent / 1024:.1f} KiB" if sent else ""
+        return f"loss {message.value:.3f}{up}"
 
     def timing(self, message: Timing) -> None:
-        """A stage of an iteration took this long."""
-        self._times[message.iteration][message.stage] += message.host_s
+        """A stage of an iteration took this long, and put so many bytes on the link."""
         if message.segment != -2:
             self._sent[message.iteration] += message.bytes
 
@@ -93,8 +88,8 @@ class Display:
 
     def note(self, text: str) -> None:
         """A line for the user, above the bars."""
-        self.console.print(f"[yellow]{text}[/yellow]")
+        self.console.print(Text(text, style="yellow"))
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(text)
+            self.console.print(Text(text))

@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 
-from accelsim import zoo
-from accelsim.engine import engine
+from accelsim import engine, zoo
 from broker.launch import find_mosquitto
 from services.bus import arena
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from accelsim.datasets import Dataset, Int64
 from accelsim.int8.network import UInt8
 from accelsim.lowering import normalise
+from services.trainer.core.evaluation import Evaluation, accuracy, count
 
 
 def train(build: Callable[[], nn.Module], data: Dataset, *, seed: int = 0, epochs: int = 16, batch: int = 32) -> nn.Module:
@@ -33,6 +34,11 @@ def _train(module: nn.Module, data: Dataset, epochs: int, batch: int) -> nn.Modu
     images = normalised(data.train_images, data)
     labels = torch.from_numpy(data.train_labels)
     optimiser = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    if len(images) < batch:
+        raise ValueError(
+            f"{data.name}: {len(images)} training images are too few to train a network from nothing ({batch} at least); "
+            "give trained weights with --network and --weights, or more images"
+        )
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps, pct_start=0.2)
     for rows in _batches(len(images), batch, epochs):
@@ -44,14 +50,20 @@ def _train(module: nn.Module, data: Dataset, epochs: int, batch: int) -> nn.Modu
     return module.eval()
 
 
-def accuracy(module: nn.Module, images: UInt8, labels: Int64, data: Dataset) -> float:
-    """Top-1 accuracy of a float module in eval mode on uint8 images (N, H, W, C), in per cent."""
-    right = 0
+def evaluate(module: nn.Module, images: UInt8, labels: Int64, data: Dataset) -> Evaluation:
+    """Accuracy of a float module on uint8 images (N, H, W, C), in per cent, measured in eval mode whatever mode it is in.
+
+    Among equal outputs the lowest class comes first. Raises ValueError where a label is no class of the module's.
+    """
+    was_training = module.training
+    module.eval()
+    counts = []
     with torch.inference_mode():
         for start in range(0, len(images), 256):
-            answer = module(normalised(images[start : start + 256], data)).argmax(dim=1).numpy()
-            right += int((answer == labels[start : start + 256]).sum())
-    return 100 * right / len(images)
+            outputs = module(normalised(images[start : start + 256], data)).numpy()
+            counts.append(count(outputs, labels[start : start + 256]))
+    module.train(was_training)
+    return accuracy([counts])
 
 
 def normalised(images: UInt8, data: Dataset) -> Tensor:

@@ -1,32 +1,39 @@
 """The whole loop as plain function calls in one process: no bus, no other processes.
 
-It computes what the pipeline of services computes, step for step, and ends with the same model bit for bit. So it is
-the peer that the pipeline's overhead is measured against, and the way to try settings in seconds.
+The services' cores in the order of an iteration: the device's pass, the voter's votes, both ends of the link, the trainer's
+step. It ends with the pipeline's model, bit for bit, and has as many bytes to send. So it is the peer that the pipeline's
+overhead is measured against, and the way to try settings in seconds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from accelsim.accelerators import Simulated
+from accelsim.accelerators import Factory, build
 from accelsim.datasets import Dataset, Int64
-from accelsim.engine import Engine
+from accelsim.engine import shared
 from accelsim.faults import Rates
-from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
-from accelsim.int8.parameters import dequantize, quantize
-from services.codec.core import inputs, layers, model
-from services.edge_agent.core.forward import Executed, Plan, Votes, execute
-from services.trainer.core import optimiser
-from services.trainer.core.job import Job
-from services.trainer.core.labels import choose, teach
-from services.trainer.core.replay import replay
-from services.trainer.training import EVALUATION
-from services.voter.core.vote import settled_vote, vote
-from services.voter.voter import TMR
+from accelsim.int8.network import Int8, Network, UInt8
+from services.codec.core.device_end import DeviceEnd
+from services.codec.core.rebuild import Rebuild, Wrong
+from services.codec.core.server_end import ServerEnd
+from services.edge_agent.core.camera import photograph
+from services.edge_agent.core.forward import Done, Executed, Segment, Votes, advance, execute, similarity
+from services.edge_agent.core.plan import plan_of, thresholded
+from services.scheme import CHAINED, Scheme
+from services.trainer.core import evaluation
+from services.trainer.core.evaluation import Counts, Evaluation
+from services.trainer.core.job import Job, check
+from services.trainer.core.step import INITIAL_VERSION, Received, draw, learner, start, step
+from services.voter.core.ballot import count
+
+T = TypeVar("T")
 
 
 class Iteration(msgspec.Struct, kw_only=True):
@@ -40,9 +47,11 @@ class Iteration(msgspec.Struct, kw_only=True):
     mismatched: int
     """Elements of the server's tensors that differ from the device's."""
     repaired: int
-    """Elements that were wrong before the repair, their effects on later layers counted in."""
+    """Elements that were wrong until a repair mended them."""
     input_bytes: int
     layer_bytes: int
+    repair_bytes: int
+    """Of the corrections; in no other number."""
     model_bytes: int
     model_full_bytes: int
     seconds: dict[str, float]
@@ -62,82 +71,53 @@ def retrain(
     job: Job,
     *,
     path: str = "auto",
+    accelerator: Factory | None = None,
     watch: Callable[[Iteration, Network], None] | None = None,
 ) -> Retrained:
-    """Retrain an int8 network on a simulated faulty device, as ``r2f retrain`` does over the bus with this job.
+    """Retrain an int8 network on a faulty device, as ``r2f retrain`` does over the bus with this job.
 
-    ``watch`` is called after each iteration. Labels come from ``data`` whether the job says device or server.
-    Raises ValueError for the golden codec, and TrainingDiverged.
+    ``accelerator`` makes the device's, one with soft errors where None is given; ``path`` is the engine's. ``watch`` is
+    called after each iteration. Labels come from ``data`` whether the job says device or server.
+    Raises TrainingDiverged, and ValueError where job, network and data do not fit together.
     """
-    if job.scheme.codec == "golden":
-        raise ValueError("in process: codec golden is not covered; take direct or chained")
-    order = np.random.Generator(np.random.PCG64(job.seed))
-    parameters = dequantize(network)
-    velocity = optimiser.zeros_like(parameters)
-    teacher = Engine(network, path) if job.labels.startswith("teacher") else None
-    device = Simulated(job.rates, job.seed, job.device, path)
-    known: set[bytes] = set()
+    check(job, network)
+    learning = learner(job, network, start(job, network), path)
+    device = _Device(job.scheme, job.device, accelerator or build(f"simulated:{path}"), path)
+    link = _Link(job.scheme, DeviceEnd(path), ServerEnd(path))
     done: list[Iteration] = []
-    on_device, base = network, None
     for iteration in range(job.iterations):
         clock = _Clock()
-        # Model: server to device.
-        sent_model = model.encode(base, network)
-        on_device = model.decode(on_device if base is not None else None, sent_model)
+        on_device, model_bytes = link.deploy(INITIAL_VERSION + iteration, network)
         clock.tick("downlink")
-        device.load(on_device)
-        engine = Engine(network, path)
+        device.load(on_device, job.rates, job.seed)
         clock.tick("load")
-        # Device: images, three executions a layer, votes, increments.
-        count = len(data.train_images)
-        samples = order.choice(count, size=min(job.batch, count), replace=False)
+        samples = draw(learning, len(data.train_images))
         images, truth = data.train_images[samples], data.train_labels[samples]
-        sent_inputs, fresh = _encode_images(images, known)
-        clock.tick("compress")
-        executed, votes, actual = _run(device, on_device, images, iteration, job, clock)
-        bodies = {
-            e.index: layers.encode(actual[e.index], votes.get(e.index), job.scheme.codec) for e in executed
-        }  # fmt: skip
-        digests = {e.index: layers.digest(actual[e.index]) for e in executed}
-        clock.tick("compress")
-        # Server: the images again, then each layer from what the device fed it.
-        received = _decode_images(sent_inputs, fresh, images)
-        outputs = _rebuild(network, engine, received, bodies)
-        repaired = wrong = 0
-        for e in executed:
-            if layers.digest(outputs[e.index]) != digests[e.index]:
-                wrong += int((outputs[e.index] != actual[e.index]).sum())
-        if wrong and job.scheme.exact and job.scheme.codec == "chained":
-            # What repairs over the link come to; their round trips have no meaning here.
-            outputs = actual
-            repaired, wrong = wrong, 0
-        clock.tick("decompress")
-        taught = None
-        if teacher is not None:
-            taught = teach(network, teacher.run(network.quantize_images(received))[-1], soft=job.labels == "teacher-soft")
-        labels = choose(job.labels, device=truth, server=truth, teacher=taught)
-        found = replay(network, network.quantize_images(received), outputs, labels, engine.fault_free)
-        optimiser.guard(found, iteration, None)
-        optimiser.step(parameters, velocity, found, job.sgd)
-        clock.tick("backward")
-        base, network = network, quantize(network, parameters)
-        clock.tick("quantise")
+        crossed = link.begin(iteration, *_photographed(images, job.scheme), clock)
+        direct = device.under_threshold(job.seed)
+        clock.tick("forward")
+        device.run(crossed.images, iteration, training=True, direct=direct, each=crossed.up, clock=clock)
+        received = Received(crossed.images, crossed.outputs, truth, truth)
+        made = step(learning, network, crossed.rebuild.engine, received, iteration, None)
+        clock.seconds |= {"backward": made.backward_s, "quantise": made.quantise_s}
         done.append(
             Iteration(
                 iteration=iteration,
-                loss=found.loss,
-                grad_norm=found.norm,
-                correct=found.correct,
-                elements=sum(y.size for y in outputs.values()),
-                mismatched=wrong,
-                repaired=repaired,
-                input_bytes=len(sent_inputs),
-                layer_bytes=sum(map(len, bodies.values())),
-                model_bytes=len(sent_model),
+                loss=made.loss,
+                grad_norm=made.norm,
+                correct=made.correct,
+                elements=sum(y.size for y in crossed.outputs.values()),
+                mismatched=crossed.mismatched,
+                repaired=crossed.repaired,
+                input_bytes=crossed.input_bytes,
+                layer_bytes=crossed.layer_bytes,
+                repair_bytes=crossed.repair_bytes,
+                model_bytes=model_bytes,
                 model_full_bytes=sum(layer.weight.nbytes + layer.bias.nbytes for _, layer in network.convs()),
                 seconds=clock.seconds,
             )
         )
+        network = made.network
         if watch is not None:
             watch(done[-1], network)
     return Retrained(network, done)
@@ -150,33 +130,193 @@ def evaluate(
     rates: Rates,
     seeds: Sequence[int],
     *,
+    scheme: Scheme = CHAINED,
     device: str = "device",
     batch: int = 128,
-    top: int = 1,
     path: str = "auto",
-) -> list[float]:
-    """Top-k accuracy in per cent of the faulty device, for each fault seed; a single number where there are no faults.
+    accelerator: Factory | None = None,
+) -> Evaluation:
+    """Accuracy of the faulty device on images (N, H, W, C), for each fault seed; one number where there are no faults.
 
-    The same faults as in the pipeline's evaluation of as many samples in as large batches.
+    The same faults as in the pipeline's evaluation of as many samples in as large batches, with the scheme's camera and
+    protected layers.
     """
-    accelerator = Simulated(rates, 0, device, path)
-    accelerator.load(network)
-    found = []
-    for seed in seeds if rates != Rates() else seeds[:1]:
-        accelerator.seed = seed
-        right = 0
-        for start in range(0, len(images), batch):
-            x = network.quantize_images(images[start : start + batch])
-            output = accelerator.run(x, iteration=EVALUATION + start // batch)[-1]
-            right += _right(output, labels[start : start + batch], top)
-        found.append(100 * right / len(images))
-    return found
+    running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
+    seeds = evaluation.seeds_of(rates, seeds)
+    counts: list[list[Counts]] = [[] for _ in seeds]
+    for due in evaluation.passes(np.arange(len(images)), seeds, batch):
+        chosen, _ = _photographed(images[due.samples], scheme)
+        running.load(network, rates, due.seed)
+        output = running.run(chosen, due.iteration, training=False)
+        counts[due.run].append(evaluation.count(output, labels[due.samples]))
+    return evaluation.accuracy(counts)
 
 
-def _right(output: Int8, labels: Int64, top: int) -> int:
-    """How many labels are among the ``top`` largest outputs; among equals the lowest class counts first."""
-    order = np.argsort(-output.reshape(len(labels), -1).astype(np.int16), axis=1, kind="stable")
-    return int((order[:, :top] == labels[:, None]).any(axis=1).sum())
+def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:
+    """The pixels that the device runs on, and the camera's files of them, if it gives such."""
+    if not scheme.jpeg:
+        return images, []
+    files, pixels = photograph(images, scheme.jpeg)
+    return pixels, files
+
+
+class _Device:
+    """What a device holds between passes."""
+
+    def __init__(self, scheme: Scheme, name: str, factory: Factory, path: str) -> None:
+        self.scheme = scheme
+        self.name = name
+        self.factory = factory
+        self.path = path
+        self.loaded: tuple[Network, Rates, int] | None = None
+        self.shares: dict[int, float] | None = None
+
+    def load(self, network: Network, rates: Rates, seed: int) -> None:
+        """Make a network the one that runs, under these faults."""
+        if self.loaded is not None and self.loaded[0] is network and self.loaded[1:] == (rates, seed):
+            return
+        self.network = network
+        self.engine = shared(network, self.path)
+        self.accelerator = self.factory(rates, seed, self.name)
+        self.accelerator.load(network)
+        self.loaded = (network, rates, seed)
+
+    def under_threshold(self, seed: int) -> frozenset[int]:
+        """The layers whose outputs go as they are, measured at the first call; none where the scheme has no threshold."""
+        if not thresholded(self.scheme):
+            return frozenset()
+        if self.shares is None:
+            plan = plan_of(self.scheme, training=True)
+            steps = similarity(self.network, self.engine, self.accelerator, plan, seed)
+            self.shares = self._drive(steps, None, _Clock())
+        return frozenset(i for i, share in self.shares.items() if share < self.scheme.theta)
+
+    def run(
+        self,
+        images: UInt8,
+        iteration: int,
+        *,
+        training: bool,
+        direct: frozenset[int] = frozenset(),
+        each: Callable[[Sequence[_Voted]], None] | None = None,
+        clock: _Clock | None = None,
+    ) -> Int8:
+        """One pass on images (N, H, W, C) to the network's outputs; ``each`` gets the layers of every segment, voted."""
+        plan = plan_of(self.scheme, training=training, direct=direct)
+        x = self.network.quantize_images(images)
+        return self._drive(execute(self.network, self.engine, self.accelerator, x, iteration, plan), each, clock or _Clock())
+
+    def _drive(
+        self,
+        steps: Generator[Segment, Votes | None, T],
+        each: Callable[[Sequence[_Voted]], None] | None,
+        clock: _Clock,
+    ) -> T:
+        votes: Votes | None = None
+        while True:
+            segment = advance(steps, votes)
+            clock.tick("forward")
+            if isinstance(segment, Done):
+                return segment.value
+            voted = [_voted(executed, self.scheme) for executed in segment.layers]
+            votes = {layer.index: layer.goes_on for layer in voted}
+            clock.tick("tmr")
+            if each is not None:
+                each(voted)
+            segment.done()
+
+
+@dataclass(frozen=True, slots=True)
+class _Voted:
+    """A layer as the voter passes it on."""
+
+    index: int
+    actual: Int8
+    vote: Int8 | None
+    """None where the outputs go as they are."""
+    goes_on: Int8
+    """What a pass that waited for the vote goes on with."""
+
+
+def _voted(executed: Executed, scheme: Scheme) -> _Voted:
+    positions, values = executed.refereed
+    ballot = count(executed.replicas, scheme.vote, protected=executed.protected, positions=positions, values=values)
+    actual = executed.replicas[0] if ballot.protected is None else ballot.protected
+    goes_on = actual
+    if executed.actual is not None:
+        if ballot.vote is None:
+            raise RuntimeError(f"layer {executed.index} ran beside a TMR pass that has no vote")
+        actual, goes_on = executed.actual, ballot.vote
+    return _Voted(executed.index, actual, None if executed.as_it_is else ballot.vote, goes_on)
+
+
+class _Link:
+    """Both ends of the link."""
+
+    def __init__(self, scheme: Scheme, device: DeviceEnd, server: ServerEnd) -> None:
+        self.scheme = scheme
+        self.device = device
+        self.server = server
+
+    def deploy(self, version: int, network: Network) -> tuple[Network, int]:
+        """A network to the device: as it is there, and the bytes of what was sent."""
+        self.server.deploy(version, -1, network)
+        sent = self.server.model()
+        self.device.model(sent)
+        self.server.acknowledge(version)
+        if self.device.network is None:
+            raise RuntimeError("the device's end took a network and has none")
+        return self.device.network, len(sent.body)
+
+    def begin(self, iteration: int, images: UInt8, files: Sequence[bytes], clock: _Clock) -> _Crossing:
+        """A pass of the device on images (N, H, W, C); they cross the link here."""
+        sent = self.device.begin(self.scheme, iteration, 0, images, files)
+        clock.tick("compress")
+        rebuild = self.server.begin(self.server.newest, self.scheme)
+        received = self.server.images(sent, rebuild.network)
+        rebuild.start(received)
+        clock.tick("decompress")
+        return _Crossing(self.device, rebuild, received, len(sent.fresh), clock)
+
+
+@dataclass(slots=True)
+class _Crossing:
+    """A pass on its way over the link. Bytes are of bodies."""
+
+    device: DeviceEnd
+    rebuild: Rebuild
+    images: UInt8
+    """As the server has them."""
+    input_bytes: int
+    clock: _Clock
+    outputs: dict[int, Int8] = field(default_factory=dict)
+    """What the server rebuilt, by MAC layer."""
+    layer_bytes: int = 0
+    repair_bytes: int = 0
+    mismatched: int = 0
+    repaired: int = 0
+    segments: int = 0
+
+    def up(self, voted: Sequence[_Voted]) -> None:
+        """The layers of a segment, to the server and mended there."""
+        sent = [self.device.layer(layer.index, layer.actual, layer.vote) for layer in voted]
+        self.layer_bytes += sum(len(layer.body) for layer in sent)
+        self.clock.tick("compress")
+        self.rebuild.take(self.segments, sent)
+        self.segments += 1
+        actual = {layer.index: layer.actual for layer in voted}
+        while (found := self.rebuild.next()) is not None:
+            if isinstance(found, Wrong):
+                corrections = self.device.correct(found.index, found.digests)
+                self.repair_bytes += sum(map(len, corrections.values()))
+                self.clock.tick("compress")
+                self.rebuild.mend(corrections)
+                continue
+            self.outputs[found.index] = found.actual
+            self.repaired += found.repaired
+            if not found.faithful:
+                self.mismatched += int(np.count_nonzero(found.actual != actual[found.index]))
+        self.clock.tick("decompress")
 
 
 class _Clock:
@@ -190,64 +330,3 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
-
-
-def _run(
-    device: Simulated, network: Network, images: UInt8, iteration: int, job: Job, clock: _Clock
-) -> tuple[list[Executed], Votes, Votes]:
-    """Every MAC layer's executions, the votes that increments are against, and every layer's actual output."""
-    replicas = 1 if job.scheme.codec == "direct" else job.scheme.replicas
-    referee = job.scheme.referee and job.scheme.codec == "chained"
-    plan = Plan(replicas=replicas, protected=frozenset(job.scheme.protected), referee=referee)
-    steps = execute(network, device.engine, device, network.quantize_images(images), iteration, plan)
-    executed: list[Executed] = []
-    votes: Votes = {}
-    actual: Votes = {}
-    answer: Votes | None = None
-    while True:
-        try:
-            segment = steps.send(answer)
-        except StopIteration:
-            clock.tick("forward")
-            return executed, votes, actual
-        clock.tick("forward")
-        for e in segment.layers:
-            actual[e.index] = vote(e.replicas[:TMR], job.scheme.vote) if e.protected else e.replicas[0]
-            if e.settled is not None and not e.settled.direct:
-                votes[e.index] = settled_vote(e.replicas, job.scheme.vote, e.settled.positions, e.settled.values)
-            elif e.settled is None and len(e.replicas) > 1:
-                votes[e.index] = vote(e.replicas, job.scheme.vote)
-        clock.tick("tmr")
-        executed += segment.layers
-        answer = {e.index: actual[e.index] for e in segment.layers} if segment.awaits_vote else None
-
-
-def _encode_images(images: UInt8, known: set[bytes]) -> tuple[bytes, list[int]]:
-    """Those images that the server has not seen, as bytes, and their places in the batch."""
-    hashes = [inputs.sample_hash(image) for image in images]
-    fresh = [i for i, name in enumerate(hashes) if name not in known]
-    known.update(hashes)
-    return inputs.encode(images[fresh]) if fresh else b"", fresh
-
-
-def _decode_images(body: bytes, fresh: list[int], batch: UInt8) -> UInt8:
-    """The batch as the server has it: fresh images from the link, the others from an earlier iteration."""
-    received = batch.copy()
-    if fresh:
-        h, w, c = batch.shape[1:]
-        received[fresh] = inputs.decode(body, len(fresh), (h, w, c))
-    return received
-
-
-def _rebuild(network: Network, engine: Engine, images: UInt8, bodies: dict[int, bytes]) -> dict[int, Int8]:
-    """The device's outputs of every MAC layer, each predicted from the ones before it."""
-    values: dict[int, Int8] = {INPUT: network.quantize_images(images)}
-    for index, layer in enumerate(network.layers):
-        operands = [values[i] for i in layer.inputs]
-        if isinstance(layer, Conv):
-            body = bodies[index]
-            prediction = engine.fault_free(index, operands) if layers.needs_prediction(body) else None
-            values[index] = layers.decode(body, prediction, (len(images), *layer.shape))
-        else:
-            values[index] = engine.fault_free(index, operands)
-    return {index: values[index] for index, _ in network.convs()}

@@ -11,6 +11,7 @@ import math
 import msgspec
 
 from accelsim.int8.network import INPUT, Network
+from accelsim.int8.walk import walk
 from services.edge_agent.core.referee import HELD, VOTING
 
 MB = 1 << 20
@@ -56,13 +57,11 @@ def shares(device_mb: int, network: Network, batch: int, data_bytes: int) -> Sha
 
 def live_bytes(network: Network) -> int:
     """The most that activations of one image take at once, if each goes when its last reader is done."""
-    last = {operand: index for index, layer in enumerate(network.layers) for operand in layer.inputs}
     live = {INPUT: math.prod(network.input_shape)}
     most = 0
-    for index, layer in enumerate(network.layers):
+    for index, layer, _ in walk(network, live):
         live[index] = math.prod(layer.shape)
         most = max(most, sum(live.values()))
-        live = {operand: size for operand, size in live.items() if last.get(operand, -1) > index}
     return most
 
 

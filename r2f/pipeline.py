@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
-import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from broker.child import dying_with_us, environment, python
+
 RESTARTS = 8
-"""How often a process that was killed is started again before the run is given up."""
+"""How often in a row a process that was killed soon after its start is started again before the run is given up."""
+STEADY_S = 60.0
+"""A process that ran as long was not killed by what killed it before."""
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
-_PR_SET_PDEATHSIG = 1
 
 
 class PipelineError(RuntimeError):
@@ -40,6 +42,8 @@ class _Child:
     log: Path
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
+    began_at: int = 0
+    """Length of the log when it was last started."""
 
 
 class Pipeline:
@@ -60,27 +64,36 @@ class Pipeline:
         arguments = self._children[name].program.arguments
         return arguments[arguments.index(option) + 1]
 
-    async def watch(self, program: Program) -> None:
+    async def watch(self, program: Program, *, needed: bool = False) -> None:
         """Run a program to its successful end, starting it again when a signal killed it.
 
-        Raises PipelineError with the last line of its log when it gave up by itself, or was killed too often.
+        ``needed``: it has no such end while the run goes on, so it is started again then too. Raises PipelineError with the
+        last line of its log when it gave up by itself, or was killed too often.
         """
         child = _Child(program, self._folder / f"{program.name}.log")
         self._children[program.name] = child
         while True:
+            began = time.monotonic()
             code = await self._run(child)
-            if code == 0:
+            if code == 0 and not needed:
                 return
             if code > 0:
-                raise PipelineError(_last_words(child.log) or f"{program.name} ended with {code}; see {child.log}")
-            if child.restarts >= RESTARTS:
-                raise PipelineError(f"{program.name} was killed {RESTARTS + 1} times; see {child.log}")
-            child.restarts += 1
+                raise PipelineError(_last_words(child) or f"{program.name} ended with {code}; see {child.log}")
+            child.restarts = child.restarts + 1 if time.monotonic() - began < STEADY_S else 1
+            if child.restarts > RESTARTS:
+                raise PipelineError(f"{program.name} was ended {child.restarts} times; see {child.log}")
             self._on_restart(program.name)
             await asyncio.sleep(0.2 * child.restarts)
 
+    def sweep(self) -> None:
+        """Remove the logs of programs that had nothing to say."""
+        for child in self._children.values():
+            if child.log.exists() and child.log.stat().st_size == 0:
+                child.log.unlink()
+
     async def _run(self, child: _Child) -> int:
         with child.log.open("ab") as log:
+            child.began_at = log.seek(0, os.SEEK_END)
             starting = asyncio.ensure_future(_start(child.program, log))
             try:
                 child.process = await asyncio.shield(starting)
@@ -97,12 +110,12 @@ class Pipeline:
 async def running(programs: Sequence[Program], folder: Path, on_restart: Callable[[str], None]) -> AsyncIterator[Pipeline]:
     """The programs, for as long as the block runs; their output goes to ``folder/{name}.log``.
 
-    A program that ends while the block runs ends the block with PipelineError. All are stopped at its end.
+    A program that cannot go on while the block runs ends the block with PipelineError. All are stopped at its end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline(folder, on_restart)
     async with asyncio.TaskGroup() as tasks:
-        watchers = [tasks.create_task(_forever(pipeline, program)) for program in programs]
+        watchers = [tasks.create_task(pipeline.watch(program, needed=True)) for program in programs]
         try:
             yield pipeline
         finally:
@@ -113,32 +126,18 @@ async def running(programs: Sequence[Program], folder: Path, on_restart: Callabl
                 for watcher in ending:
                     watcher.cancel()
                 await asyncio.gather(*ending, return_exceptions=True)
-
-
-async def _forever(pipeline: Pipeline, program: Program) -> None:
-    await pipeline.watch(program)
-    raise PipelineError(f"{program.name} ended by itself while the run still needs it")
+            pipeline.sweep()
 
 
 async def _start(program: Program, log: IO[bytes]) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        program.module,
-        *program.arguments,
+        *dying_with_us(python(program.module, *program.arguments), signal.SIGKILL),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env={**os.environ, **program.environment},
+        env={**environment(), **program.environment},
         start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
-        preexec_fn=_die_with_parent,
     )
-
-
-def _die_with_parent() -> None:
-    """Linux: the child gets SIGKILL when this process dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
@@ -153,6 +152,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _last_words(child: _Child) -> str:
+    said = child.log.read_bytes()[child.began_at :].decode(errors="replace")
+    lines = [line for line in said.splitlines() if line.strip()]
     return lines[-1] if lines else ""

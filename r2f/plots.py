@@ -62,13 +62,13 @@ def _save(figure: Figure, path: Path) -> Path:
 def accuracy(axes: Axes, report: Report) -> None:
     """Bars of top-1, with each fault seed as a dot and the standard deviation as a whisker."""
     found = report.accuracy
-    bars = [
+    shown = [
         ("float", found.float_, FLOAT),
-        ("int8", found.int8, CLEAN),
+        ("int8,\nno faults", found.int8, CLEAN),
+        ("no faults,\nretrained", found.int8_after, CLEAN),
         ("faulty,\nbefore", found.faulty_before, BEFORE),
         ("faulty,\nretrained", found.faulty_after, AFTER),
     ]
-    shown = [(name, value, colour) for name, value, colour in bars if value is not None]
     for x, (_, value, colour) in enumerate(shown):
         axes.bar(x, value.mean, color=colour, width=0.62)
         several = len(value.values) > 1
@@ -85,7 +85,7 @@ def accuracy(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(0, 101, 20))
     axes.yaxis.grid(True, color=GRID)
     axes.spines["left"].set_visible(False)
-    axes.set_title("Top-1 on held-out images, %")
+    axes.set_title(f"Top-1 on {report.samples} held-out images, %")
 
 
 def loss(axes: Axes, report: Report) -> None:
@@ -106,31 +106,32 @@ def loss(axes: Axes, report: Report) -> None:
 
 
 def traffic(axes: Axes, report: Report) -> None:
-    """Bytes an iteration, plain beside sent, on a logarithmic scale."""
+    """Bytes an iteration, plain and sent, as two points of a row on a logarithmic scale, where bars would have no zero."""
     up, down, n = report.uplink_bytes, report.downlink_bytes, report.iterations
     rows = [
         ("intermediate\noutputs, up", up.direct_layers, up.sent_layers),
         ("images, up", up.direct - up.direct_layers, up.sent - up.sent_layers),
         ("model, down", down.full, down.sent),
     ]
+    places = [max(count / n, 1) for _, *counts in rows for count in counts]
     for y, (_, plain, sent) in enumerate(reversed(rows)):
-        for offset, count, colour in ((0.2, plain, FLOAT), (-0.2, sent, AFTER)):
-            mean = count / n
-            axes.barh(y + offset, max(mean, 1), height=0.36, color=colour)
-            share = f"  ({100 * sent / plain:.1f} %)" if offset < 0 and plain else ""
+        axes.plot([max(sent / n, 1), max(plain / n, 1)], [y, y], color=GRID, linewidth=3, zorder=1)
+        for count, colour, marker, above in ((plain, CLEAN, "s", 9), (sent, AFTER, "o", -15)):
+            axes.plot(max(count / n, 1), y, marker, color=colour, markersize=9, zorder=2)
+            share = f" ({100 * sent / plain:.1f} %)" if above < 0 and plain else ""
             axes.annotate(
-                size(round(mean)) + share, (max(mean, 1), y + offset), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=9,
+                size(round(count / n)) + share, (max(count / n, 1), y), xytext=(0, above), textcoords="offset points",
+                ha="center", fontsize=9,
             )  # fmt: skip
     axes.set_xscale("log")
-    largest = max(plain for _, plain, _ in rows) / n
-    axes.set_xlim(10, largest * 60)
+    axes.set_xlim(min(places) / 8, max(places) * 8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.xaxis.grid(True, color=GRID)
     axes.set_xlabel("bytes an iteration")
-    axes.set_title("On the link: plain (grey) and sent (green)")
+    axes.set_title("On the link: plain (squares) and sent (circles)")
 
 
 def stages(axes: Axes, report: Report) -> None:

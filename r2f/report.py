@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Literal
 
 import msgspec
 from rich.console import Group
@@ -13,10 +15,12 @@ from rich.text import Text
 
 from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
+from r2f.prepare import Prepared
 from services.bus.messages import ROOT
 from services.scheme import Codec
-from services.trainer import ledger, training
-from services.trainer.core import job
+from services.trainer.core import job, ledger
+from services.trainer.core import result as results
+from services.trainer.core.evaluation import Evaluation
 
 FILE = "report.json"
 STAGES = ("forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink")
@@ -24,7 +28,7 @@ STAGES = ("forward", "tmr", "increment", "compress", "uplink", "decompress", "ba
 
 
 class Spread(msgspec.Struct, kw_only=True, frozen=True):
-    """Mean and standard deviation (of the population) over ``values``, top-1 in per cent."""
+    """Mean and standard deviation (of the population) over ``values``, in per cent, one a fault seed."""
 
     mean: float
     std: float
@@ -32,13 +36,19 @@ class Spread(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Accuracy(msgspec.Struct, kw_only=True, frozen=True, rename={"float_": "float"}):
-    """Top-1 on images held out from training; the faulty ones over several fault seeds."""
+    """Accuracy on images held out from training; the faulty ones over several fault seeds, the same before and after."""
 
-    float_: Spread | None
-    """None where the float network was not measured."""
+    float_: Spread
     int8: Spread
+    """Fault-free, before retraining."""
+    int8_after: Spread
     faulty_before: Spread
     faulty_after: Spread
+
+
+Verdict = Literal["better", "worse", "no different"]
+"""Of the faulty device, after against before: beyond twice the standard error of the paired differences over the fault seeds,
+and with a single seed beyond nothing but the images' own sampling error."""
 
 
 class Uplink(msgspec.Struct, kw_only=True, frozen=True):
@@ -90,7 +100,18 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     link: str
     iterations: int
     batch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """The normalisation used: of each channel, of pixels in 0..1."""
+    samples: int
+    """Held-out images of each evaluation, evenly over all of them."""
     accuracy: Accuracy
+    """Top-1."""
+    accuracy_top5: Accuracy | None
+    """None where the network has no more than five classes."""
+    verdict: Verdict
+    recovered: float | None
+    """(after - before) / (fault-free before - before) of top-1; None where faults cost less than a point."""
     uplink_bytes: Uplink
     downlink_bytes: Downlink
     stages_s: dict[str, StageTime]
@@ -110,23 +131,24 @@ class ReportError(ValueError):
     """The run's folder does not hold a finished run; the message says what is missing."""
 
 
-def collect(folder: Path, *, network: str, link: Profile | None, float_accuracy: float | None = None) -> Report:
+def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepared) -> Report:
     """The report of a finished run, from the files that the trainer left in its folder.
 
-    ``network`` is the name to report it under; ``link`` the clock of the transfers, if any; ``float_accuracy`` the float
-    network's top-1 in per cent, if measured.
+    ``network`` is the name to report it under; ``link`` the clock of the transfers, if any; ``prepared`` what was found out
+    before it.
     Raises ReportError if the run is not finished.
     """
     todo = job.read(folder)
-    result_file = folder / training.RESULT
-    if not result_file.exists():
-        raise ReportError(f"{result_file}: missing; the run has not got that far, resume it with --resume {folder}")
-    result = msgspec.json.decode(result_file.read_bytes(), type=training.Result)
-    rows = ledger.read(folder / training.PROGRESS)
-    if not result.after or len(rows) != todo.iterations:
+    if not (folder / results.FILE).exists():
+        raise ReportError(f"{folder / results.FILE}: missing; the run has not got that far, resume it with --resume {folder}")
+    result = results.read(folder)
+    rows = ledger.read(folder / results.PROGRESS)
+    clean, before = result.clean_before, result.faulty_before
+    clean_after, after = result.clean_after, result.faulty_after
+    if clean is None or before is None or clean_after is None or after is None or len(rows) != todo.iterations:
         raise ReportError(
             f"{folder}: {len(rows)} of {todo.iterations} iterations are done"
-            f"{'' if result.after else ', and the evaluation after them is missing'}; resume with --resume {folder}"
+            f"{'' if after else ', and the evaluation after them is missing'}; resume with --resume {folder}"
         )
     rates = todo.rates
     layers = sum(row.elements for row in rows)
@@ -138,12 +160,13 @@ def collect(folder: Path, *, network: str, link: Profile | None, float_accuracy:
         link="none" if link is None else link.name,
         iterations=todo.iterations,
         batch=todo.batch,
-        accuracy=Accuracy(
-            float_=None if float_accuracy is None else spread([float_accuracy]),
-            int8=spread(result.int8),
-            faulty_before=spread(result.before),
-            faulty_after=spread(result.after),
-        ),
+        mean=prepared.mean,
+        std=prepared.std,
+        samples=prepared.samples,
+        accuracy=_top(1, prepared.float_accuracy, clean, clean_after, before, after),
+        accuracy_top5=_top(5, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None,
+        verdict=verdict(before.top1, after.top1, prepared.samples),
+        recovered=_recovered(clean, before, after),
         uplink_bytes=Uplink(
             direct=layers + sum(row.input_bytes for row in rows),
             sent=sum(row.uplink_layers + row.uplink_inputs + row.uplink_repairs for row in rows),
@@ -173,6 +196,30 @@ def collect(folder: Path, *, network: str, link: Profile | None, float_accuracy:
 def spread(values: Sequence[float]) -> Spread:
     """Mean and population standard deviation of one or more values."""
     return Spread(mean=fmean(values), std=pstdev(values), values=tuple(values))
+
+
+def _top(top: int, *found: Evaluation) -> Accuracy:
+    """Top-``top`` of the float network, fault-free before and after, faulty before and after."""
+    spreads = [spread(one.top1 if top == 1 else one.top5) for one in found]
+    return Accuracy(
+        float_=spreads[0], int8=spreads[1], int8_after=spreads[2], faulty_before=spreads[3], faulty_after=spreads[4]
+    )
+
+
+def verdict(before: Sequence[float], after: Sequence[float], samples: int) -> Verdict:
+    """Whether a device got better, from top-1 in per cent of the same fault seeds and ``samples`` images before and after."""
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    share = fmean(after) / 100
+    sampling = 100 * sqrt(2 * max(share * (1 - share), 0.0) / samples)
+    error = pstdev(gains) / sqrt(len(gains) - 1) if len(gains) > 1 else sampling
+    if abs(fmean(gains)) <= 2 * error or fmean(gains) == 0:
+        return "no different"
+    return "better" if fmean(gains) > 0 else "worse"
+
+
+def _recovered(clean: Evaluation, before: Evaluation, after: Evaluation) -> float | None:
+    lost = fmean(clean.top1) - fmean(before.top1)
+    return (fmean(after.top1) - fmean(before.top1)) / lost if lost >= 1 else None
 
 
 def _stages(rows: Sequence[ledger.Row], link: Profile | None) -> dict[str, StageTime]:
@@ -246,29 +293,46 @@ def read(folder: Path) -> Report:
 
 def table(report: Report) -> Group:
     """The report for a terminal."""
-    return Group(Text(), _title(report), Text(), _accuracy(report), Text(), _traffic(report), Text(), _times(report))
+    return Group(
+        Text(), _title(report), Text(), _accuracy(report), _verdict(report), Text(), _traffic(report), Text(), _times(report)
+    )
 
 
 def _title(report: Report) -> Text:
+    numbers = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(report.mean, report.std, strict=True))
     return Text.assemble(
         (report.network, "bold"),
-        f"  BER {report.ber:g}, {report.codec}{over(report.link)}, {report.iterations} iterations of {report.batch} images",
+        f"  BER {report.ber:g}, {report.codec}{over(report.link)}, {report.iterations} iterations of {report.batch} images\n",
+        (f"pixels in 0..1 normalised by mean/std {numbers}", "dim"),
     )
 
 
 def _accuracy(report: Report) -> Table:
-    found = report.accuracy
-    grid = _grid("Top-1 on held-out images", "mean", "std", "fault seeds")
-    for name, value in (("float", found.float_), ("int8, no faults", found.int8)):
-        if value is not None:
-            grid.add_row(name, f"{value.mean:.1f} %", "", "")
-    gain = found.faulty_after.mean - found.faulty_before.mean
-    for name, value, style in (
-        ("int8, faulty, before", found.faulty_before, "red"),
-        (f"int8, faulty, after ({gain:+.1f})", found.faulty_after, "green" if gain > 0 else "red"),
+    top1, top5 = report.accuracy, report.accuracy_top5
+    grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()), "fault seeds")
+    for name, field in (
+        ("float", "float_"),
+        ("int8, no faults, before", "int8"),
+        ("int8, no faults, after", "int8_after"),
+        ("int8, faulty, before", "faulty_before"),
+        ("int8, faulty, after", "faulty_after"),
     ):
-        grid.add_row(name, f"[{style}]{value.mean:.1f} %[/]", f"{value.std:.1f}", str(len(value.values)))
+        cells = []
+        for found in (top1, top5):
+            if found is not None:
+                value: Spread = getattr(found, field)
+                cells += [f"{value.mean:.1f} %", f"{value.std:.1f}" if len(value.values) > 1 else ""]
+        seeds = len(getattr(top1, field).values)
+        grid.add_row(name, *cells, str(seeds) if field.startswith("faulty") else "")
     return grid
+
+
+def _verdict(report: Report) -> Text:
+    found = report.accuracy
+    said = f"{report.verdict} ({found.faulty_after.mean - found.faulty_before.mean:+.1f} points"
+    said += "" if report.recovered is None else f", {100 * report.recovered:.0f} % of what faults cost"
+    style = {"better": "green", "worse": "red", "no different": "yellow"}[report.verdict]
+    return Text(f"faulty device: {said}; without faults {found.int8_after.mean - found.int8.mean:+.1f})", style=style)
 
 
 def _traffic(report: Report) -> Table:
@@ -301,9 +365,9 @@ def _times(report: Report) -> Table:
 
 def _grid(title: str, *columns: str) -> Table:
     grid = Table(title=None, box=None, pad_edge=False, header_style="dim")
-    grid.add_column(title, min_width=34, style="default", header_style="bold")
+    grid.add_column(title, min_width=32, style="default", header_style="bold")
     for column in columns:
-        grid.add_column(column, justify="right", min_width=10)
+        grid.add_column(column, justify="right", min_width=8)
     return grid
 
 

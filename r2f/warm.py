@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from accelsim import zoo
+from accelsim import engine, zoo
 from accelsim.datasets import DIGITS, load
-from accelsim.engine import engine
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.lowering import lower

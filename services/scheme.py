@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -10,10 +11,45 @@ Codec = Literal["direct", "golden", "chained"]
 Vote = Literal["bitwise", "median"]
 Redundancy = Literal["layer", "network"]
 """Of the golden codec's reference: the vote of a layer feeds the next one, or each of three runs goes on by itself."""
+Reference = Literal["none", "vote", "run"]
+"""What the increments of a layer are against, and so what the device runs and what the server predicts the layer from.
+
+``none``: there are no increments, layers run once. ``vote``: over executions on the actual input; the server computes the
+layer from what it rebuilt of that input, and can have mended what it has wrong. ``run``: the votes of a TMR run beside the
+actual one; the server computes the layer from the batch alone, and has wrong what the votes had.
+"""
+Coding = Literal["raw", "zstd", "increments, entropy", "increments, zstd", "increments, LZ4"]
+"""A row of ``services.codec.core.codings``."""
 
 SEGMENT_BYTES = 512 * 1024
 """Outputs that the agent gathers before they go out. Small layers share a message, large ones stream one by one: the bus
 costs a fixed time a message, the link and the server gain by starting early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """All that tells one codec from another. A new codec is a row of ``WAYS``, and its name in ``Codec``."""
+
+    reference: Reference
+    outputs: tuple[Coding, ...]
+    """For a layer without a reference: the smallest of these is sent."""
+    increments: tuple[Coding, ...] = ()
+    """For one with a reference: the first where it is small, else the smallest."""
+    mixed: bool = False
+    """Whether the outputs themselves go where they are smaller than the increments."""
+
+
+WAYS: Final[dict[Codec, Way]] = {
+    "direct": Way(reference="none", outputs=("raw",)),
+    "golden": Way(reference="run", outputs=("raw",), increments=("increments, LZ4",)),
+    "chained": Way(
+        reference="vote",
+        outputs=("raw", "zstd"),
+        increments=("increments, entropy", "increments, zstd", "increments, LZ4"),
+        mixed=True,
+    ),
+}
+"""The paper's DRM, its APRM, and ours."""
 
 
 class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -30,7 +66,7 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Of the device's link, 0 where not known: the referee leaves to the link what that does sooner, and assumes HSPA else."""
     exact: bool = True
     """Of the chained codec: the server asks for what its digests say it has wrong, until its tensors are the device's."""
-    theta: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    theta: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.6
     """Of the golden codec: a layer of which a smaller share of outputs equals the vote goes direct (the paper's threshold)."""
     redundancy: Redundancy = "layer"
     """Of the golden codec: layer-wise or network-wise TMR as the reference (section V.C of the paper)."""
@@ -40,6 +76,16 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Images cross the link as float32, each time they are used, as in the paper."""
     protected: tuple[int, ...] = ()
     """Layers that run three times and whose vote goes on (section V.B of the paper)."""
+
+    @property
+    def way(self) -> Way:
+        """What its codec does."""
+        return WAYS[self.codec]
+
+    @property
+    def repairs(self) -> bool:
+        """Whether the server has mended what it has wrong, and the device keeps what that takes."""
+        return self.exact and self.way.reference == "vote"
 
 
 CHAINED = Scheme()

@@ -1,4 +1,4 @@
-"""What the packaging promises and a slip would break silently; that it runs is for ``make`` and ``docker compose``."""
+"""What the packaging promises: the wheel runs anywhere, and compose, image, make and CI say what they should."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("accelsim", "broker", "services", "r2f")
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +65,104 @@ def test_image_does_not_run_as_root() -> None:
     assert instructions[-1] == ("USER", "r2f")
 
 
-def test_image_carries_every_package() -> None:
+def test_image_carries_what_the_wheel_is_built_from() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert packages
-    assert packages <= kept
+    assert kept == {*PACKAGES, "docker", "pyproject.toml", "README.md", "LICENSE"}
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint"])
-def test_make_knows_the_target(target: str) -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_knows_the_targets_that_the_pages_name(page: str) -> None:
+    """What they run, other tests and CI run: the demo, the suite, lint."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    targets = re.findall(r"^make (\w+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert "test" in targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_ci_runs_by_itself() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
+    assert {"make lint", "make docs", "make test"} <= set(script.read_text().splitlines())
+
+
+def test_pre_commit_does_what_make_lint_does() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    made = subprocess.run(["make", "-n", "lint"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    programs = re.findall(r"^\.venv/bin/(ruff \w+|mypy|lint-imports)", made, re.MULTILINE)
+    assert programs == [" ".join(hook["entry"].split()[: 2 if "ruff" in hook["entry"] else 1]) for hook in hooks]
+
+
+# -- the wheel --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the tree, with the build tools that are installed."""
+    source, out = tmp_path_factory.mktemp("source") / "r2f", tmp_path_factory.mktemp("wheel")
+    source.mkdir()
+    for name in (*PACKAGES, "experiments", "benchmarks", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", out, source]
+    subprocess.run(command, check=True)
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``bin`` of a fresh environment that holds the wheel and, of the packages that this one has, those it depends on."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    subprocess.run(command, check=True)
+    ours = Path(sysconfig.get_path("purelib"))
+    asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    there = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
+    # As a line of a .pth file, it is searched last, and its own .pth files (an editable install of this tree) are not read.
+    (there / "dependencies.pth").write_text(f"{ours}\n")
+    # Kernels that are compiled here need not be again: Numba goes by name, time and size of the source.
+    for package in PACKAGES:
+        for cached in (ROOT / package).rglob("__pycache__/*.nb[ic]"):
+            target = there / cached.relative_to(ROOT)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(cached, target)
+        for module in (ROOT / package).rglob("*.py"):
+            status = module.stat()
+            os.utime(there / module.relative_to(ROOT), ns=(status.st_atime_ns, status.st_mtime_ns))
+    subprocess.run([python, "-P", "-m", "r2f.warm"], check=True)  # what is not compiled yet
+    return folder / "bin"
+
+
+def test_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
+    assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    # A package without __init__.py would be found in the tree and not in the wheel.
+    modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert modules == {name for name in names if name.endswith(".py")}
+
+
+def test_wheel_runs_the_demo_in_a_folder_that_has_services_of_its_own(installed: Path, tmp_path: Path) -> None:
+    for name in (*PACKAGES, "structlog", "random"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not that one')\n")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"TMPDIR": str(temporary)}
+    command = [installed / "r2f", "demo", "--iterations", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not that one" not in done.stdout + done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "report.json").exists()
+    assert (run / "retrained.safetensors").exists()
+    assert list(temporary.glob("r2f-*")) == []
+    assert [log.name for log in (run / "logs").iterdir() if not log.stat().st_size] == []

@@ -1,38 +1,15 @@
-"""What the pipeline asks of a device's accelerator, and the simulated one (architecture.md, "Faults" and "Table I")."""
+"""The simulated accelerator: the exact engine, with faults drawn by a key (architecture.md, "Faults")."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
+from accelsim.accelerators.protocol import layer_by_layer
 from accelsim.engine import Engine, shared
 from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
 from accelsim.faults.permanent import FaultMap, faulty_network, replicas
-from accelsim.int8.network import INPUT, Conv, Int8, Network
-
-
-class Accelerator(Protocol):
-    """Runs MAC layers, with errors of its own. Swap in real hardware by giving it these methods.
-
-    Activations are C-contiguous int8 (N, H, W, C). A repeat of a call gives the same values if the device can.
-    """
-
-    def load(self, network: Network) -> None:
-        """Make ``network`` the one that runs."""
-        ...
-
-    def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
-        """Output of one execution of MAC layer ``index`` on x."""
-        ...
-
-    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
-        """Outputs of ``count`` executions of MAC layer ``index`` on x: ``run_layer``'s with replica ``first`` and on."""
-        ...
-
-    def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
-        """Outputs of all layers for the quantised input x, replica 0; layers that are not MAC layers are exact."""
-        ...
+from accelsim.int8.network import Int8, Network
 
 
 class Simulated:
@@ -96,17 +73,9 @@ class Simulated:
 
     def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
         """See Accelerator."""
-        network = self.engine.network
         if self.permanent is None:
             return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, 1))
-        outputs: list[Int8] = []
-        for index, layer in enumerate(network.layers):
-            operands = [x if i == INPUT else outputs[i] for i in layer.inputs]
-            if isinstance(layer, Conv):
-                outputs.append(self.run_layer(index, operands[0], iteration=iteration))
-            else:
-                outputs.append(self.engine.fault_free(index, operands))
-        return outputs
+        return layer_by_layer(self.engine, x, lambda index, operand: self.run_layer(index, operand, iteration=iteration))
 
     def run_chained(
         self, x: Int8, each: Callable[[int, Sequence[Int8], int], None], *, iteration: int = 0, count: int = 3

@@ -17,7 +17,7 @@ CHUNK_BYTES = 4 * 1024 * 1024
 
 
 def replica(layer: Conv, x: Int8, flips: Flips, device: str = "cpu") -> Int8:
-    """Output (N, H, W, O) int8 of one execution of a MAC layer on x (N, H, W, C) int8; no flips: the golden one."""
+    """Output (N, H, W, O) int8 of one execution of a MAC layer on x (N, H, W, C) int8; no flips: the fault-free one."""
     import torch  # 200 MB that a device on another path does not have to have
 
     weight = reference.flip(layer.weight, flips.weight) if len(flips.weight) else layer.weight

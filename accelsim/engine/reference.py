@@ -7,6 +7,7 @@ Slow on purpose and short enough to be read beside the specification. Nothing he
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
+from accelsim.int8.walk import walk
 
 Int64 = npt.NDArray[np.int64]
 
@@ -36,40 +38,40 @@ Int64 = npt.NDArray[np.int64]
 def layer(layer: Layer, operands: Sequence[Int8]) -> Int8:
     """Fault-free output (N, H, W, C) int8 of one layer on its operands, each (N, H, W, C) int8."""
     x = operands[0]
-    if isinstance(layer, Conv):
-        return requantise(layer, accumulators(layer, x))
-    if isinstance(layer, Add):
-        parts = [_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
-        total = np.sum(parts, axis=0)
-        return _int8(total, layer.low, layer.high)
-    if isinstance(layer, Concat):
-        parts = [_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
-        return _int8(np.concatenate(parts, axis=3), layer.low, layer.high)
-    if isinstance(layer, MaxPool):
-        return _int8(_windows(layer, x, layer.dilation, fill=-128).max(axis=0), -128, 127)
-    if isinstance(layer, MeanPool):
-        total = _windows(layer, x, (1, 1), fill=0).sum(axis=0)
-        value = np.rint(total.astype(np.float32) * np.float32(layer.multiplier)).astype(np.int64)
-        return _int8(value, layer.low, layer.high)
-    if isinstance(layer, Table):
-        return layer.table[x.astype(np.int64) + 128]
-    if isinstance(layer, Channels):
-        return np.ascontiguousarray(x[..., layer.order])
-    if isinstance(layer, Mul):
-        product = x.astype(np.int64) * operands[1].astype(np.int64)
-        return _int8(_scaled(product, layer.multiplier), layer.low, layer.high)
-    if isinstance(layer, Slice):
-        return _slice(layer, x)
-    assert isinstance(layer, Flatten)
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2).reshape(len(x), 1, 1, -1))
+    match layer:
+        case Conv():
+            return requantise(layer, accumulators(layer, x))
+        case Add():
+            total = np.sum([_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)], axis=0)
+            return _int8(total, layer.low, layer.high)
+        case Concat():
+            parts = [_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
+            return _int8(np.concatenate(parts, axis=3), layer.low, layer.high)
+        case MaxPool():
+            return _int8(_windows(layer, x, layer.dilation, fill=-128).max(axis=0), -128, 127)
+        case MeanPool():
+            return _int8(_scaled(_windows(layer, x, (1, 1), fill=0).sum(axis=0), layer.multiplier), layer.low, layer.high)
+        case Mul():
+            product = x.astype(np.int64) * operands[1].astype(np.int64)
+            return _int8(_scaled(product, layer.multiplier), layer.low, layer.high)
+        case Table():
+            return layer.table[x.astype(np.int64) + 128]
+        case Channels():
+            return np.ascontiguousarray(x[..., layer.order])
+        case Slice():
+            return _slice(layer, x)
+        case Flatten():
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2).reshape(len(x), 1, 1, -1))
+        case _:
+            assert_never(layer)
 
 
 def run(network: Network, x: Int8) -> list[Int8]:
     """Fault-free outputs of all layers, in order, for the quantised input x (N, H, W, C) int8."""
-    outputs: list[Int8] = []
-    for node in network.layers:
-        outputs.append(layer(node, [x if i == INPUT else outputs[i] for i in node.inputs]))
-    return outputs
+    values = {INPUT: x}
+    for index, node, operands in walk(network, values, keep=True):
+        values[index] = layer(node, operands)
+    return [values[index] for index in range(len(network.layers))]
 
 
 def accumulators(layer: Conv, x: Int8, weight: Int8 | None = None) -> Int32:

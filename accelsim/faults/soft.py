@@ -165,6 +165,19 @@ def distinct(generator: np.random.Generator, bits: int, count: int) -> Int64:
     return chosen
 
 
+def checked(positions: Int64, bits: int) -> Int64:
+    """The positions that a fault model gave for a tensor of ``bits``.
+
+    Raises ValueError if they are not a flat int64 array, sorted, distinct and inside the tensor.
+    """
+    if not isinstance(positions, np.ndarray) or positions.dtype != np.int64 or positions.ndim != 1:
+        got = f"{positions.dtype} {positions.shape}" if isinstance(positions, np.ndarray) else type(positions).__name__
+        raise ValueError(f"positions must be a flat int64 array, got {got}")
+    if len(positions) and not (positions[0] >= 0 and positions[-1] < bits and bool((positions[1:] > positions[:-1]).all())):
+        raise ValueError(f"positions are not sorted, distinct and in 0..{bits - 1}")
+    return positions
+
+
 SOFT_ERRORS = SoftErrors()
 
 
@@ -182,11 +195,10 @@ def draw(rates: Rates, key: Key, *, inputs: int, weights: int, outputs: int, mod
         positions = model.positions(key.generator(site), bits, rate)
         if model is SOFT_ERRORS:
             return positions
-        if positions.dtype != np.int64 or positions.ndim != 1:
-            raise ValueError(f"{model}: positions must be a flat int64 array, got {positions.dtype} {positions.shape}")
-        if len(positions) and not (positions[0] >= 0 and positions[-1] < bits and bool((positions[1:] > positions[:-1]).all())):
-            raise ValueError(f"{model}: positions at site {site} are not sorted, distinct and in 0..{bits - 1}")
-        return positions
+        try:
+            return checked(positions, bits)
+        except ValueError as error:
+            raise ValueError(f"{model}: at site {site}: {error}") from error
 
     return Flips(
         input=at("input", 8 * inputs, rates.input),

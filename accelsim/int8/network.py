@@ -155,7 +155,11 @@ class Slice(_Node):
     step: tuple[int, int] = (1, 1)
 
 
-Layer = Conv | Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice
+Exact = Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice
+"""Layers that the device's general-purpose processor runs: they cannot fail."""
+
+Layer = Conv | Exact
+"""Every layer type. A new one goes here, and mypy lists the backends (``match`` with ``assert_never``) that lack it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

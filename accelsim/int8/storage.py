@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import os
 import types
 import typing
@@ -22,41 +21,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from accelsim.int8.network import (
-    INPUT,
-    INT8_MAX,
-    INT8_MIN,
-    Add,
-    Channels,
-    Concat,
-    Conv,
-    Flatten,
-    Int8,
-    Layer,
-    MaxPool,
-    MeanPool,
-    Mul,
-    Network,
-    Shape,
-    Slice,
-    Table,
-    multiplier,
-    operand_multiplier,
-)
+from accelsim.files import write_whole
+from accelsim.int8.checks import MAX_LAYERS, NetworkError, validate
+from accelsim.int8.network import Layer, Network, Shape
+
+__all__ = ["FORMAT", "NetworkError", "digest", "from_bytes", "load", "save", "to_bytes", "validate"]
 
 FORMAT = "r2f-int8-network/1"
 _KEY = "r2f"
-_TYPES: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (Conv, Add, Concat, MaxPool, MeanPool, Table, Channels, Flatten, Mul, Slice)
-}
-_MAX_LAYERS = 1 << 14
+_TYPES: dict[str, type[Layer]] = {kind.__name__: kind for kind in typing.get_args(Layer)}
 _MAX_GRAPH_BYTES = 1 << 24
-_MAX_ELEMENTS = 1 << 28
 _DTYPES = {"I8": np.int8, "I32": np.int32, "F32": np.float32}
-
-
-class NetworkError(ValueError):
-    """A network, or a file that should hold one, does not agree with itself; the text names layer and field."""
 
 
 def save(network: Network, path: str | os.PathLike[str]) -> None:
@@ -64,14 +39,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
 
     Raises NetworkError if the network is inconsistent, OSError if the file cannot be written.
     """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    body = to_bytes(network)
-    try:
-        partial.write_bytes(body)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, to_bytes(network))
 
 
 def load(path: str | os.PathLike[str]) -> Network:
@@ -134,8 +102,8 @@ def from_bytes(body: bytes | bytearray | memoryview) -> Network:
         header = _convert({k: graph[k] for k in graph if k != "format"}, _Header, "graph")
     except KeyError as error:
         raise NetworkError(f"the graph has no field {error}") from None
-    if len(layers) > _MAX_LAYERS:
-        raise NetworkError(f"the graph has {len(layers)} layers, more than {_MAX_LAYERS}")
+    if len(layers) > MAX_LAYERS:
+        raise NetworkError(f"the graph has {len(layers)} layers, more than {MAX_LAYERS}")
     built = tuple(_layer(index, plain, tensors) for index, plain in enumerate(layers))
     network = Network(
         name=header.name,
@@ -222,195 +190,3 @@ def _hints(kind: type[Layer]) -> dict[str, Any]:
 
 def _is_array(hint: Any) -> bool:
     return isinstance(hint, types.GenericAlias | typing._GenericAlias) and typing.get_origin(hint) is np.ndarray  # type: ignore[attr-defined]
-
-
-def validate(network: Network) -> None:
-    """Checks that a network can be run: operands, shapes, dtypes, ranges, scales, and multipliers that follow from them.
-
-    Raises NetworkError, which names the layer and the field.
-    """
-    with np.errstate(all="ignore"):  # a hostile scale may overflow on its way to being refused
-        _validate(network)
-
-
-def _validate(network: Network) -> None:
-    _require(0 < len(network.layers) <= _MAX_LAYERS, f"a network has 1 to {_MAX_LAYERS} layers")
-    _check_shape("input_shape", network.input_shape)
-    _check_scale("input_scale", network.input_scale)
-    _check_array("input_table", network.input_table, np.int8, (network.input_shape[2], 256))
-    seen: set[str] = set()
-    for index, layer in enumerate(network.layers):
-        where = f"layer {index} ({layer.name[:80]})"
-        _require(0 < len(layer.name) <= 512, f"{where}: a name has 1 to 512 characters")
-        _require(layer.name not in seen, f"{where}: the name occurs twice")
-        seen.add(layer.name)
-        _check_shape(f"{where}: shape", layer.shape)
-        _check_scale(f"{where}: scale", layer.scale)
-        for operand in layer.inputs:
-            _require(
-                INPUT <= operand < index,
-                f"{where}: operand {operand} is not an earlier layer (or {INPUT} for the network's input)",
-            )
-        if isinstance(layer, Conv | Add | Concat | MeanPool | Mul):
-            _require(
-                INT8_MIN <= layer.low <= layer.high <= INT8_MAX,
-                f"{where}: low {layer.low} and high {layer.high} are not bounds of an int8",
-            )
-        operands = 2 if isinstance(layer, Mul) else None if isinstance(layer, Add | Concat) else 1
-        _require(
-            len(layer.inputs) == operands if operands else 1 <= len(layer.inputs) <= 1024,
-            f"{where}: {len(layer.inputs)} operands, expected {operands or '1 to 1024'}",
-        )
-        _check_layer(network, layer, where)
-
-
-def _check_layer(network: Network, layer: Layer, where: str) -> None:
-    shapes = [network.shape_of(i) for i in layer.inputs]
-    scales = [network.scale_of(i) for i in layer.inputs]
-    h, w, c = shapes[0]
-    match layer:
-        case Conv():
-            _check_conv(layer, shapes[0], scales[0], where)
-        case Add():
-            _require(all(s == layer.shape for s in shapes), f"{where}: operands {shapes} do not add up to {layer.shape}")
-            _check_multipliers(layer.multipliers, scales, layer.scale, where)
-        case Concat():
-            stacked = (h, w, sum(s[2] for s in shapes))
-            _require(
-                all(s[:2] == (h, w) for s in shapes) and layer.shape == stacked,
-                f"{where}: operands {shapes} side by side do not give {layer.shape}",
-            )
-            _check_multipliers(layer.multipliers, scales, layer.scale, where)
-        case MaxPool() | MeanPool():
-            _check_pool(layer, shapes[0], scales[0], where)
-        case Table():
-            _require(layer.shape == shapes[0], f"{where}: shape {layer.shape} of a table, its operand has {shapes[0]}")
-            _check_array(f"{where}: table", layer.table, np.int8, (256,))
-            _check_array(f"{where}: slope", layer.slope, np.float32, (256,))
-            _require(bool(np.isfinite(layer.slope).all()), f"{where}: slope is not finite")
-        case Channels():
-            _check_array(f"{where}: order", layer.order, np.int32, (layer.shape[2],))
-            _require(layer.shape[:2] == (h, w), f"{where}: shape {layer.shape} moves pixels of {shapes[0]}")
-            order = np.sort(layer.order)
-            _require(
-                bool(order[0] >= 0 and order[-1] < c and (np.diff(order) > 0).all()),
-                f"{where}: order must name distinct channels below {c}",
-            )
-            _require(layer.scale == scales[0], f"{where}: scale {layer.scale} is not the operand's {scales[0]}")
-        case Flatten():
-            _require(layer.shape == (1, 1, h * w * c), f"{where}: {shapes[0]} does not flatten to {layer.shape}")
-            _require(layer.scale == scales[0], f"{where}: scale {layer.scale} is not the operand's {scales[0]}")
-        case Mul():
-            _require(
-                layer.shape == shapes[0] and shapes[1] in (shapes[0], (1, 1, c)),
-                f"{where}: {shapes[0]} by {shapes[1]} does not give {layer.shape}",
-            )
-            factor = float(multiplier(scales[0], np.array([scales[1]], np.float32), layer.scale)[0])
-            _check_multipliers((layer.multiplier,), None, factor, where)
-        case Slice():
-            _require(
-                min(layer.step) > 0 and max(layer.step) < 1 << 16 and max(map(abs, layer.offset)) < 1 << 16,
-                f"{where}: offset {layer.offset} or step {layer.step} out of range",
-            )
-            _require(layer.scale == scales[0], f"{where}: scale {layer.scale} is not the operand's {scales[0]}")
-
-
-def _check_conv(layer: Conv, operand: Shape, scale: float, where: str) -> None:
-    h, w, c = operand
-    out = layer.shape[2]
-    _require(
-        layer.weight.ndim == 4 and 0 < layer.groups <= c and c % layer.groups == 0 and out % layer.groups == 0,
-        f"{where}: weight of shape {layer.weight.shape} in {layer.groups} groups on {c} channels",
-    )
-    kernel = (layer.weight.shape[2], layer.weight.shape[3])
-    _check_array(f"{where}: weight", layer.weight, np.int8, (out, c // layer.groups, *kernel))
-    _check_array(f"{where}: bias", layer.bias, np.int32, (out,))
-    _check_array(f"{where}: weight_scale", layer.weight_scale, np.float32, (out,))
-    _check_array(f"{where}: multiplier", layer.multiplier, np.float32, (out,))
-    _require(
-        bool((np.isfinite(layer.weight_scale) & (layer.weight_scale > 0)).all()),
-        f"{where}: weight_scale must be finite and positive",
-    )
-    _require(
-        bool(np.array_equal(layer.multiplier, multiplier(scale, layer.weight_scale, layer.scale))),
-        f"{where}: multiplier does not follow from the scales",
-    )
-    _require(
-        bool((np.isfinite(layer.multiplier) & (layer.multiplier > 0)).all()),
-        f"{where}: multiplier must be finite and positive",
-    )
-    windows = tuple(d * (k - 1) + 1 for k, d in zip(kernel, layer.dilation, strict=True))
-    _check_window(windows, layer.stride, layer.padding, layer.dilation, where)
-    expected = tuple(_positions(*p) for p in zip((h, w), windows, layer.stride, layer.padding, strict=True))
-    _require(layer.shape[:2] == expected, f"{where}: shape {layer.shape}, but the convolution of {operand} gives {expected}")
-    # Faults may turn any operand into -128, and the accumulator must still hold the sum.
-    reach = int(np.abs(layer.bias.astype(np.int64)).max()) + 128 * 128 * (c // layer.groups) * kernel[0] * kernel[1]
-    _require(reach < 1 << 31, f"{where}: the sum can reach {reach}, beyond an int32 accumulator")
-
-
-def _check_pool(layer: MaxPool | MeanPool, operand: Shape, scale: float, where: str) -> None:
-    h, w, c = operand
-    dilation = layer.dilation if isinstance(layer, MaxPool) else (1, 1)
-    _require(min(layer.kernel) > 0 and max(layer.kernel) < 1 << 16, f"{where}: kernel {layer.kernel} out of range")
-    windows = tuple(d * (k - 1) + 1 for k, d in zip(layer.kernel, dilation, strict=True))
-    _check_window(windows, layer.stride, layer.padding, dilation, where)
-    _require(layer.shape[2] == c, f"{where}: {layer.shape[2]} channels, the operand has {c}")
-    for size, got, k, window, s, p in zip(
-        (h, w), layer.shape[:2], layer.kernel, windows, layer.stride, layer.padding, strict=True
-    ):
-        whole = _positions(size, window, s, p)
-        _require(2 * p <= k, f"{where}: padding {p} is more than half of the kernel {k}")
-        # ceil_mode adds at most one window, which must start inside of the operand or its left padding.
-        partial = isinstance(layer, MaxPool) and got == whole + 1 and (got - 1) * s < size + p
-        _require(got == whole or partial, f"{where}: shape {layer.shape} from {operand}, expected {whole} positions")
-    if isinstance(layer, MaxPool):
-        _require(layer.scale == scale, f"{where}: scale {layer.scale} is not the operand's {scale}")
-    else:
-        count = layer.kernel[0] * layer.kernel[1]
-        _require(count <= 1 << 23, f"{where}: a sum of {count} int8 can pass an int32")
-        _check_multipliers((layer.multiplier,), None, operand_multiplier(scale, layer.scale, count), where)
-
-
-def _check_window(
-    windows: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], where: str
-) -> None:
-    for name, values, low in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        _require(all(low <= v < 1 << 16 for v in values), f"{where}: {name} {values} out of range, expected at least {low}")
-    _require(all(0 < v < 1 << 20 for v in windows), f"{where}: kernel out of range")
-
-
-def _positions(size: int, window: int, stride: int, padding: int) -> int:
-    return (size + 2 * padding - window) // stride + 1
-
-
-def _check_multipliers(got: tuple[float, ...], scales: list[float] | None, target: float, where: str) -> None:
-    """``target`` is the output's scale, or the one multiplier itself where ``scales`` is None."""
-    expected = (target,) if scales is None else tuple(operand_multiplier(s, target) for s in scales)
-    _require(got == expected, f"{where}: multipliers {got[:4]} do not follow from the scales, which give {expected[:4]}")
-    _require(all(math.isfinite(m) and m > 0 for m in got), f"{where}: multipliers must be finite and positive")
-
-
-def _check_shape(where: str, shape: Shape) -> None:
-    _require(
-        len(shape) == 3 and all(0 < v < 1 << 20 for v in shape) and math.prod(shape) <= _MAX_ELEMENTS,
-        f"{where}: {shape} is not (H, W, C) of at most {_MAX_ELEMENTS} elements",
-    )
-
-
-def _check_scale(where: str, scale: float) -> None:
-    _require(
-        math.isfinite(scale) and scale > 0 and abs(scale) < 3e38 and float(np.float32(scale)) == scale,
-        f"{where}: {scale} is not a positive float32",
-    )
-
-
-def _check_array(where: str, array: np.ndarray[Any, Any] | Int8, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    _require(
-        array.dtype == dtype and array.shape == shape,
-        f"{where}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape {shape}",
-    )
-
-
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise NetworkError(text)

@@ -14,6 +14,7 @@ gives neither the split of the buffer, nor the bandwidth of the memory, nor the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from accelsim.int8.network import Conv, Network, Shape
@@ -45,8 +46,8 @@ class Array:
             if getattr(self, name) < 1:
                 raise ValueError(f"array: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("clock_hz", "memory_bytes_per_s", "vote_bytes_per_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"array: {name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"array: {name} must be positive and finite, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

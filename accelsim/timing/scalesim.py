@@ -88,12 +88,13 @@ def read_config(path: Path, *, clock_hz: float = 200e6) -> Array:
     Raises ValueError naming the file and the field that is missing, is no positive whole number, or is a dataflow
     other than weight-stationary; OSError where the file cannot be read.
     """
-    config = configparser.ConfigParser()
+    config = configparser.ConfigParser(interpolation=None)
     try:
-        config.read_string(path.read_text(), source=str(path))
+        config.read_string(path.read_text(), source=path.name)
         presets = config["architecture_presets"]
-    except (configparser.Error, KeyError) as error:
-        raise ValueError(f"{path}: not a SCALE-Sim configuration with [architecture_presets]: {error}") from error
+    except (configparser.Error, KeyError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a SCALE-Sim configuration with [architecture_presets]: {why}") from error
     dataflow = presets.get("Dataflow", "ws")
     if dataflow != "ws":
         raise ValueError(f"{path}: Dataflow is {dataflow!r}; this model is of weight-stationary arrays, write 'ws'")

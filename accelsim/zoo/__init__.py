@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
+from accelsim.named import users
 from accelsim.zoo.checkpoint import WeightsError, read
 from accelsim.zoo.digits import digits_cnn
 from accelsim.zoo.mobilenet import mobilenet_v2
@@ -83,22 +82,7 @@ def load(network: str, weights: str | os.PathLike[str] | None, *, classes: int |
 
 def _builder(network: str) -> Callable[..., nn.Module]:
     if ":" in network:
-        return _users(network)
+        return users("network", network)
     if network not in NETWORKS:
         raise ValueError(f"network {network!r}: expected one of {', '.join(NETWORKS)}, or package.module:function")
     return NETWORKS[network]
-
-
-def _users(network: str) -> Callable[..., nn.Module]:
-    path, _, name = network.partition(":")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(path), name)
-    except Exception as error:  # the user's own code runs here
-        text = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"network {network!r}: {text}; expected package.module:function") from error
-    if not callable(function):
-        raise ValueError(f"network {network!r}: {name} is not a function")
-    checked: Callable[..., nn.Module] = function
-    return checked

@@ -1,12 +1,13 @@
 """One batch through both ends of the link in one process: what is sent, what it costs, what the server ends up with.
 
-The services do the same over the bus; experiments and benchmarks need every codec on the same faults, without a broker.
+The services' cores do it all; here they are called step by step, so that each step is timed and every codec has the same
+faults. Experiments and benchmarks need no broker.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,14 +15,19 @@ import numpy as np
 
 from accelsim.accelerators import Simulated
 from accelsim.engine import Engine
-from accelsim.int8.network import INPUT, Conv, Int8
+from accelsim.int8.network import Int8
 from broker.link import Profile, message_bytes
 from services.bus import encoding
 from services.bus.messages import EncodedLayer, EncodedLayers, EncodedRepair, Repair
 from services.codec.core import entropy, layers, repair
+from services.codec.core.kept import Kept
+from services.codec.core.rebuild import Rebuild, Rebuilt, Wrong
+from services.codec.core.sent import SentLayer
 from services.edge_agent.core import referee
-from services.scheme import SEGMENT_BYTES, Redundancy, Vote
-from services.voter.core.vote import settled_vote, vote
+from services.edge_agent.core.forward import Done, Executed, Votes, advance, execute
+from services.edge_agent.core.plan import Plan
+from services.scheme import SEGMENT_BYTES, Codec, Redundancy, Scheme, Vote
+from services.voter.core.ballot import TMR, count
 
 _SESSION: Final = "0123456789abcdef"
 
@@ -47,7 +53,7 @@ class Sent:
     encode_s: float = 0.0
     decode_s: float = 0.0
     rebuild_s: float = 0.0
-    """Of the server: fault-free outputs of this layer, and of those without multiplications before it, over its threads."""
+    """Of the server: what predicts this layer, layers without multiplications before it included, over its threads."""
 
 
 @dataclass(slots=True)
@@ -63,7 +69,7 @@ class Batch:
     """And of the ``up/repair`` ones."""
     repair_macs: int = 0
     repair_s: float = 0.0
-    """Of the server, to compute again what follows on a repaired layer, over its threads."""
+    """Of the server, to predict a repaired layer again, over its threads."""
     outputs: dict[int, Int8] = field(default_factory=dict)
     """Of the chained codec: what the server rebuilt, by MAC layer."""
 
@@ -140,9 +146,12 @@ class Batch:
 def direct(accelerator: Simulated, x: Int8, iteration: int, *, compressed: bool = False) -> Batch:
     """The paper's DRM: the outputs as they are; ``compressed`` is zstd on them."""
     batch = Batch(images=len(x))
-    for index, _, actual in _actual(accelerator, x, iteration):
-        sent = _encode(index, actual, None, compressed)
-        rebuilt = _decode(sent, None, actual.shape)
+    for executed, _ in _pass(accelerator, x, iteration, Plan(replicas=1), "median"):
+        actual = executed.replicas[0]
+        sent = _encode(executed, actual, None, "chained" if compressed else "direct")
+        start = time.thread_time()
+        rebuilt = layers.decode(sent.body, None, actual.shape)
+        sent.decode_s = time.thread_time() - start
         sent.mismatched = int(np.count_nonzero(rebuilt != actual))
         sent.bound = float(sent.raw)
         batch.layers.append(sent)
@@ -163,44 +172,32 @@ def chained(
     """Chained increments (architecture.md, "The link"), with the server's own recomputation from what it rebuilt.
 
     ``settle`` False is plain voting over three replicas, ``longest`` is ``referee.short`` of the link. ``exact``
-    repairs (``services.codec.core.repair``).
+    repairs (``services.codec.core.repair``), once everything else has been sent.
     """
     network, device = server.network, accelerator.engine
-    actual: dict[int, Int8] = {INPUT: x}
-    rebuilt: dict[int, Int8] = {INPUT: x}
-    votes: dict[int, Int8 | None] = {}
+    plan = Plan(replicas=TMR, referee=settle, longest=longest)
+    kept = Kept(network, device.path, iteration, x)
+    actual: dict[int, Int8] = {}
     batch = Batch(images=len(x))
-    waited = 0.0
-    for index, layer in enumerate(network.layers):
-        operands = [actual[i] for i in layer.inputs]
-        given = [rebuilt[i] for i in layer.inputs]
-        if not isinstance(layer, Conv):
-            actual[index] = device.fault_free(index, operands)
-        start = time.process_time()
-        rebuilt[index] = server.fault_free(index, given)
-        waited += (time.process_time() - start) / server.threads
-        if not isinstance(layer, Conv):
-            continue
-        voted, settled = _settle(accelerator, index, operands[0], iteration, kind, longest if settle else None)
-        actual[index], votes[index] = settled.replicas[0], voted
-        sent = _encode(index, actual[index], voted, True)
-        sent.executions = settled.executions
-        sent.refereed = len(settled.values) * layer.weight[0].size
-        sent.referee_s = referee.seconds(settled, layer.weight[0].size)
-        if sent.body[0] <= layers.ZSTD:
-            votes[index] = None  # sent themselves in the end: nothing can be wrong with them
-        if voted is not None and votes[index] is not None:
-            sent.bound = min(entropy.bound(np.subtract(actual[index], voted)), sent.raw)
-        else:
-            sent.bound = float(len(sent.body))
-        sent.rebuild_s, waited = waited, 0.0
-        rebuilt[index] = _decode(sent, rebuilt[index], actual[index].shape)
+    for executed, vote in _pass(accelerator, x, iteration, plan, kind):
+        index, macs = executed.index, device.conv(executed.index).weight[0].size
+        actual[index] = executed.replicas[0]
+        sent = _encode(executed, actual[index], vote, "chained")
+        if executed.settled is not None:
+            sent.refereed = len(executed.settled.values) * macs
+            sent.referee_s = referee.seconds(executed.settled, macs)
+        sent.bound = float(len(sent.body))
+        if vote is not None and layers.needs_prediction(sent.body):
+            sent.bound = min(entropy.bound(np.subtract(actual[index], vote)), sent.raw)
+        if exact:
+            kept.keep(index, actual[index], sent.body)
         batch.layers.append(sent)
-    if exact:
-        _repair(batch, device, server, actual, rebuilt, votes)
-    for sent in batch.layers:
-        sent.mismatched = int(np.count_nonzero(rebuilt[sent.index] != actual[sent.index]))
-        batch.outputs[sent.index] = rebuilt[sent.index]
+    rebuild = Rebuild(network, server, Scheme(codec="chained", exact=exact))
+    rebuild.feed(x)
+    for wrong in _rebuild(batch, rebuild, actual):
+        corrections = kept.correct(wrong.index, wrong.digests)
+        _count_repair(batch, wrong, corrections, actual, device)
+        rebuild.mend(corrections)
     return batch
 
 
@@ -211,58 +208,20 @@ def golden(
 
     ``direct_layers`` are those under the similarity threshold. The votes are bitwise, as in the paper.
     """
-    fault_free, seconds = _fault_free(server, x)
-    references = tmr_votes(accelerator, x, iteration, redundancy)
+    plan = Plan(replicas=TMR, beside=redundancy, direct=direct_layers)
+    actual: dict[int, Int8] = {}
     batch = Batch(images=len(x))
-    for index, _, actual in _actual(accelerator, x, iteration):
-        reference = None if index in direct_layers else references[index]
-        start = time.thread_time()
-        body = layers.encode(actual, reference, "golden")
-        sent = Sent(index, actual.nbytes, body, layers.digest(actual), encode_s=time.thread_time() - start, executions=4)
-        sent.rebuild_s = seconds[index]
-        rebuilt = _decode(sent, fault_free[index], actual.shape)
-        sent.mismatched = int(np.count_nonzero(rebuilt != actual))
-        sent.bound = float(len(body))
+    for executed, vote in _pass(accelerator, x, iteration, plan, "bitwise"):
+        actual[executed.index] = _actual(executed)
+        sent = _encode(executed, _actual(executed), vote, "golden")
+        sent.bound = float(len(sent.body))
         batch.layers.append(sent)
+    rebuild = Rebuild(server.network, server, Scheme(codec="golden", redundancy=redundancy))
+    rebuild.feed(x)
+    for wrong in _rebuild(batch, rebuild, actual):
+        raise RuntimeError(f"golden: layer {wrong.index} asks for a repair")
+    batch.outputs.clear()
     return batch
-
-
-def _fault_free(server: Engine, x: Int8) -> tuple[dict[int, Int8], dict[int, float]]:
-    """Outputs of every layer, and ``Sent.rebuild_s`` of every MAC layer."""
-    outputs: dict[int, Int8] = {INPUT: x}
-    seconds: dict[int, float] = {}
-    waited = 0.0
-    for index, layer in enumerate(server.network.layers):
-        start = time.process_time()
-        outputs[index] = server.fault_free(index, [outputs[i] for i in layer.inputs])
-        waited += (time.process_time() - start) / server.threads
-        if isinstance(layer, Conv):
-            seconds[index], waited = waited, 0.0
-    return outputs, seconds
-
-
-def tmr_votes(accelerator: Simulated, x: Int8, iteration: int, redundancy: Redundancy) -> dict[int, Int8]:
-    """Bitwise votes of every MAC layer over a TMR run that is apart from the actual one (replicas 1 to 3).
-
-    Layer-wise the vote feeds the next layer; network-wise each of three runs goes on with its own outputs (section V.C).
-    """
-    network, engine = accelerator.engine.network, accelerator.engine
-    runs: list[dict[int, Int8]] = [{INPUT: x} for _ in range(1 if redundancy == "layer" else 3)]
-    votes: dict[int, Int8] = {}
-    for index, layer in enumerate(network.layers):
-        if not isinstance(layer, Conv):
-            for run in runs:
-                run[index] = engine.fault_free(index, [run[i] for i in layer.inputs])
-            continue
-        operand = layer.inputs[0]
-        if redundancy == "layer":
-            replicas = accelerator.run_replicas(index, runs[0][operand], iteration=iteration, count=3, first=1)
-            votes[index] = runs[0][index] = vote(replicas, "bitwise")
-        else:
-            for replica, run in enumerate(runs, start=1):
-                run[index] = accelerator.run_layer(index, run[operand], iteration=iteration, replica=replica)
-            votes[index] = vote([run[index] for run in runs], "bitwise")
-    return votes
 
 
 def similarity(accelerator: Simulated, server: Engine, x: Int8, redundancy: Redundancy) -> dict[int, float]:
@@ -272,7 +231,12 @@ def similarity(accelerator: Simulated, server: Engine, x: Int8, redundancy: Redu
     fault-free (section VI.B).
     """
     fault_free = server.run(x)
-    return {index: float(np.mean(v == fault_free[index])) for index, v in tmr_votes(accelerator, x, 0, redundancy).items()}
+    shares: dict[int, float] = {}
+    for executed, vote in _pass(accelerator, x, 0, Plan(replicas=TMR, beside=redundancy), "bitwise"):
+        if vote is None:
+            raise RuntimeError(f"similarity: layer {executed.index} has no vote")
+        shares[executed.index] = float(np.mean(vote == fault_free[executed.index]))
+    return shares
 
 
 def dissimilar(shares: dict[int, float], threshold: float) -> frozenset[int]:
@@ -280,112 +244,79 @@ def dissimilar(shares: dict[int, float], threshold: float) -> frozenset[int]:
     return frozenset(index for index, share in shares.items() if share < threshold)
 
 
-def _actual(accelerator: Simulated, x: Int8, iteration: int) -> Iterator[tuple[int, Conv, Int8]]:
-    """(index, layer, actual output) of each MAC layer of the device's faulty run."""
+def _pass(accelerator: Simulated, x: Int8, iteration: int, plan: Plan, kind: Vote) -> Iterator[tuple[Executed, Int8 | None]]:
+    """Each MAC layer of the device's pass on ``x``, and the vote that its increments are against, None where there is none."""
     engine = accelerator.engine
-    outputs: dict[int, Int8] = {INPUT: x}
-    for index, layer in enumerate(engine.network.layers):
-        operands = [outputs[i] for i in layer.inputs]
-        if isinstance(layer, Conv):
-            outputs[index] = accelerator.run_layer(index, operands[0], iteration=iteration)
-            yield index, layer, outputs[index]
-        else:
-            outputs[index] = engine.fault_free(index, operands)
+    steps = execute(engine.network, engine, accelerator, x, iteration, plan)
+    votes: Votes | None = None
+    while not isinstance(segment := advance(steps, votes), Done):
+        votes = {}
+        for executed in segment.layers:
+            positions, values = executed.refereed
+            vote = count(executed.replicas, kind, positions=positions, values=values).vote
+            if vote is not None:
+                votes[executed.index] = vote
+            yield executed, None if executed.as_it_is else vote
+        segment.done()
 
 
-def _settle(
-    accelerator: Simulated, index: int, x: Int8, iteration: int, kind: Vote, longest: int | None
-) -> tuple[Int8 | None, referee.Settled]:
-    def execute(first: int, count: int) -> list[Int8]:
-        return accelerator.run_replicas(index, x, iteration=iteration, count=count, first=first)
-
-    if longest is None:
-        replicas = tuple(execute(0, 3))
-        none = np.empty(0, np.int64)
-        settled = referee.Settled(replicas=replicas, positions=none, values=np.empty(0, np.int8), direct=False, executions=3)
-        return vote(replicas, kind), settled
-    engine = accelerator.engine
-    settled = referee.settle(
-        execute,
-        lambda positions: engine.elements(index, x, positions),
-        lambda: engine.fault_free(index, [x]),
-        engine.conv(index).weight[0].size,
-        longest,
-    )
-    if settled.direct:
-        return None, settled
-    return settled_vote(settled.replicas, kind, settled.positions, settled.values), settled
+def _actual(executed: Executed) -> Int8:
+    return executed.replicas[0] if executed.actual is None else executed.actual
 
 
-def _encode(index: int, actual: Int8, voted: Int8 | None, compressed: bool) -> Sent:
+def _encode(executed: Executed, actual: Int8, reference: Int8 | None, codec: Codec) -> Sent:
     start = time.thread_time()
-    body = layers.encode(actual, voted, "chained" if compressed else "direct")
+    body = layers.encode(actual, reference, codec)
     digest = layers.digest(actual)
-    return Sent(index, actual.nbytes, body, digest, encode_s=time.thread_time() - start)
+    seconds = time.thread_time() - start
+    return Sent(executed.index, actual.nbytes, body, digest, encode_s=seconds, executions=executed.executions)
 
 
-def _decode(sent: Sent, prediction: Int8 | None, shape: tuple[int, ...]) -> Int8:
+def _rebuild(batch: Batch, rebuild: Rebuild, actual: Mapping[int, Int8]) -> Iterator[Wrong]:
+    """What the server makes of a batch, into its layers and ``outputs``; yields what it has to ask for on the way."""
+    rebuild.take(0, [SentLayer(sent.index, sent.digest, sent.body) for sent in batch.layers])
+    for sent in batch.layers:
+        sent.rebuild_s, sent.decode_s, found = _step(rebuild)
+        while isinstance(found, Wrong):
+            yield found
+            seconds, _, found = _step(rebuild)
+            batch.repair_s += seconds
+        sent.mismatched = int(np.count_nonzero(found.actual != actual[sent.index]))
+        batch.outputs[sent.index] = found.actual
+
+
+def _step(rebuild: Rebuild) -> tuple[float, float, Rebuilt | Wrong]:
+    """Seconds that prediction and decoding of the next layer take, and what it came to."""
+    if not rebuild.ready():
+        raise RuntimeError("the server waits for what was not sent")
+    start = time.process_time()
+    prediction = rebuild.predict()
+    predicting = (time.process_time() - start) / rebuild.engine.threads
     start = time.thread_time()
-    rebuilt = layers.decode(sent.body, prediction, shape)
-    sent.decode_s = time.thread_time() - start
-    return rebuilt
+    decoded = rebuild.decode(prediction)
+    return predicting, time.thread_time() - start, rebuild.check(prediction, decoded)
 
 
-def _repair(
-    batch: Batch,
-    device: Engine,
-    server: Engine,
-    actual: dict[int, Int8],
-    rebuilt: dict[int, Int8],
-    votes: dict[int, Int8 | None],
+def _count_repair(
+    batch: Batch, wrong: Wrong, corrections: Mapping[int, bytes], actual: Mapping[int, Int8], device: Engine
 ) -> None:
-    """Request and answer until every digest fits; raises RuntimeError if two round trips were not enough."""
-    bodies = {sent.index: sent for sent in batch.layers}
-    wrong = _first_wrong(bodies, rebuilt)
-    while wrong is not None:
-        if batch.round_trips == 2:
-            raise RuntimeError(f"layer {wrong} still differs after two round trips")
-        whole = batch.round_trips == 1
-        digests = None if whole else repair.channel_digests(rebuilt[wrong]).astype("<u4").tobytes()
-        request = encoding.encode(Repair(session=_SESSION, iteration=1000, attempt=0, layer=wrong, digests=digests))
-        fixes: dict[int, bytes] = {}
-        for index in (i for i in bodies if i >= wrong and (whole or i == wrong)):
-            voted = votes[index]
-            if voted is None:
-                continue
-            operand = actual[server.network.layers[index].inputs[0]]
-            fixes[index] = repair.correction(device, index, operand, actual[index], voted, digests)
-            channels = actual[index].shape[-1]
-            differ = (
-                channels
-                if whole
-                else np.count_nonzero(repair.channel_digests(actual[index]) != repair.channel_digests(rebuilt[index]))
-            )
-            batch.repair_macs += actual[index].size // channels * int(differ) * device.conv(index).weight[0].size
-        answer = EncodedRepair(
-            session=_SESSION,
-            iteration=1000,
-            attempt=0,
-            sent_at=1.7e9,
-            layer=wrong,
-            layers=tuple(EncodedLayer(i, bodies[i].digest, body) for i, body in fixes.items()),
-        )
-        batch.requests.append(len(request))
-        batch.answers.append(len(encoding.encode(answer)))
-        batch.round_trips += 1
-        for index, layer in enumerate(server.network.layers):
-            if index < wrong:
-                continue
-            start = time.process_time()
-            prediction = server.fault_free(index, [rebuilt[i] for i in layer.inputs])
-            batch.repair_s += (time.process_time() - start) / server.threads
-            if isinstance(layer, Conv):
-                prediction = layers.decode(bodies[index].body, prediction, prediction.shape)
-                if index in fixes:
-                    prediction = repair.apply(fixes[index], prediction)
-            rebuilt[index] = prediction
-        wrong = _first_wrong(bodies, rebuilt)
-
-
-def _first_wrong(bodies: dict[int, Sent], rebuilt: dict[int, Int8]) -> int | None:
-    return next((i for i, sent in bodies.items() if layers.digest(rebuilt[i]) != sent.digest), None)
+    """The request's and the answer's bytes, and the device's multiplications for them."""
+    request = Repair(session=_SESSION, iteration=1000, attempt=0, layer=wrong.index, digests=wrong.digests)
+    answer = EncodedRepair(
+        session=_SESSION,
+        iteration=1000,
+        attempt=0,
+        sent_at=1.7e9,
+        layer=wrong.index,
+        layers=tuple(EncodedLayer(index, 0, body) for index, body in corrections.items()),
+    )
+    batch.round_trips += 1
+    batch.requests.append(len(encoding.encode(request)))
+    batch.answers.append(len(encoding.encode(answer)))
+    for index in corrections:
+        channels = actual[index].shape[-1]
+        computed = channels
+        if wrong.digests is not None:
+            theirs = np.frombuffer(wrong.digests, "<u4")
+            computed = int(np.count_nonzero(repair.channel_digests(actual[index]) != theirs))
+        batch.repair_macs += actual[index].size // channels * computed * device.conv(index).weight[0].size

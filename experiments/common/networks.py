@@ -16,6 +16,7 @@ from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD
 from accelsim.int8 import storage
 from accelsim.int8.network import Network, UInt8
 from accelsim.lowering import lower, normalise
+from experiments.common.command import real
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,14 @@ def int8_network(name: str, weights: Path | None, images: UInt8) -> Network:
 
 
 def stored(source: Source, shared: Path, images: UInt8, cache: Path) -> Network:
-    """``int8_network`` of a source, lowered once and then read from ``cache``; weights lie in ``shared``/weights."""
+    """``int8_network`` of a source, lowered once and then read from ``cache``; weights lie in ``shared``/weights.
+
+    Raises InputError where they are missing.
+    """
     path = cache / f"{source.zoo}.safetensors"
     if path.is_file():
         return storage.load(path)
-    weights = None if source.weights is None else shared / "weights" / source.weights
-    if weights is not None and not weights.is_file():
-        raise FileNotFoundError(f"{weights}: not found; give the folder with data/ and weights/ by --shared")
+    weights = None if source.weights is None else real(shared, f"weights/{source.weights}")
     network = int8_network(source.zoo, weights, images)
     cache.mkdir(parents=True, exist_ok=True)
     storage.save(network, path)
@@ -68,7 +70,7 @@ def stored(source: Source, shared: Path, images: UInt8, cache: Path) -> Network:
 def float_weights(source: Source, shared: Path, images: UInt8, cache: Path) -> Path:
     """File of a source's float weights: the real ones in ``shared``/weights, or random ones, written to ``cache``."""
     if source.weights is not None:
-        return shared / "weights" / source.weights
+        return real(shared, f"weights/{source.weights}")
     path = cache / f"{source.zoo}_random.safetensors"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -77,11 +79,8 @@ def float_weights(source: Source, shared: Path, images: UInt8, cache: Path) -> P
 
 
 def photos(shared: Path) -> UInt8:
-    """ImageNet photos, uint8 (N, 224, 224, 3). Raises FileNotFoundError saying what to give."""
-    path = shared / "data" / "imagenet224.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; give the folder with data/ and weights/ by --shared or $R2F_DATA")
-    with np.load(path) as data:
+    """ImageNet photos, uint8 (N, 224, 224, 3). Raises InputError saying what to give."""
+    with np.load(real(shared, "data/imagenet224.npz")) as data:
         images: UInt8 = data["train_images"]
     return images
 

@@ -1,4 +1,4 @@
-"""One connection to the broker: aiomqtt's client, without what it costs and risks a message.
+"""The connection to the broker: aiomqtt's client without what it costs and risks a message, and made again when it breaks.
 
 aiomqtt 2.5 makes a task, an event and a timer for each publish, and another task for each message received; a publish
 times out after 10 s, and never returns where the connection breaks under it. Here a publish returns its packet id at once
@@ -8,12 +8,34 @@ keepalive and the end of a connection stay aiomqtt's.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
+import random
+import socket
 import threading
-from collections.abc import Callable
-from typing import Any, Self
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Self
 
 import aiomqtt
+import aiomqtt.exceptions
 import paho.mqtt.client as paho
+import structlog
+
+from services.bus.address import Address, BusError, Tls
+
+SHORT_S: Final = 2.0
+"""A connection that breaks sooner, with packets under way, may have been broken for one of them."""
+STRIKES: Final = 3
+"""Such connections in a row, with the same packet under way, and it is plain that the broker does not take it."""
+STEADY_S: Final = 5.0
+"""A connection that lasted as long starts the pauses between attempts anew."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+log = structlog.get_logger(__name__)
+_QUIET = logging.getLogger("services.bus.mqtt")
+_QUIET.setLevel(logging.CRITICAL)  # what paho calls an error is a connection that ended, which we report ourselves
 
 
 class Connection(aiomqtt.Client):
@@ -61,6 +83,8 @@ class Connection(aiomqtt.Client):
             self._inside = False
 
     def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        if sock.fileno() < 0:
+            return  # closed meanwhile; the loop could only complain
         # The CONNECT packet comes from aiomqtt's connecting thread; and inside a callback paho holds a lock that writing
         # takes again.
         if threading.get_ident() != self._thread or self._inside:
@@ -68,5 +92,95 @@ class Connection(aiomqtt.Client):
             return
         # Write now: the socket is nearly always ready. aiomqtt would wake the loop twice to find that out.
         client.loop_write()
-        if client.want_write():
+        if client.want_write() and sock.fileno() >= 0:  # writing may have found it broken
             super()._on_socket_register_write(client, userdata, sock)
+
+
+def connection(
+    address: Address,
+    tls: Tls,
+    *,
+    identifier: str,
+    will: aiomqtt.Will | None,
+    inflight: int,
+    timeout_s: float,
+    keepalive_s: int,
+    arrived: Callable[[str, bytes, bool], None],
+    acknowledged: Callable[[int], None],
+) -> Connection:
+    """A connection that is not opened yet. ``inflight``: packets that may be under way."""
+    return Connection(
+        address.host,
+        address.port,
+        arrived=arrived,
+        acknowledged=acknowledged,
+        username=address.user,
+        password=address.password,
+        identifier=identifier,
+        will=will,
+        clean_session=True,
+        timeout=timeout_s,
+        keepalive=keepalive_s,
+        max_inflight_messages=inflight,
+        tls_params=tls.parameters() if address.secure else None,
+        logger=_QUIET,
+        socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+    )
+
+
+async def keep(
+    make: Callable[[], Connection],
+    connected: Callable[[Connection], Awaitable[None]],
+    disconnected: Callable[[], None],
+    under_way: Callable[[], tuple[str, int] | None],
+    address: Address,
+    patience_s: float,
+) -> None:
+    """Keeps a connection until cancelled; one that breaks is made again, after a pause that grows and has some chance in it.
+
+    ``connected`` is called with each one, ``disconnected`` when it is gone. ``under_way`` is the topic and the bytes of the
+    largest packet that the broker has not acknowledged, if any.
+
+    Raises BusError where the broker is away for ``patience_s``, refuses the credentials or our trust, or closes one connection
+    after another on the same packet.
+    """
+    since, pause, strikes = time.monotonic(), FIRST_PAUSE_S, 0
+    suspect: tuple[str, int] | None = None
+    while True:
+        began, reason = math.inf, ""
+        try:
+            async with make() as client:
+                await connected(client)
+                began = time.monotonic()
+                async for _ in client.messages:  # they go to ``arrived``; this only ends, with the connection
+                    pass
+        except aiomqtt.exceptions.MqttConnectError as error:
+            if getattr(error.rc, "value", error.rc) in (4, 5, 134, 135):
+                raise BusError(
+                    f"broker {address.shown} refuses the credentials of {address.user or 'no user'} ({error})"
+                ) from None
+            reason = str(error)
+        except (aiomqtt.MqttError, OSError) as error:
+            reason = str(error)
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                raise BusError(f"broker {address.shown} has no certificate that we trust: {reason}") from None
+        finally:
+            disconnected()
+        now = time.monotonic()
+        if began < math.inf:
+            packet = under_way()
+            strikes = strikes + 1 if packet is not None and packet == suspect and now - began < SHORT_S else 0
+            suspect = packet
+            if strikes >= STRIKES and suspect is not None:
+                raise BusError(
+                    f"broker {address.shown} closes the connection on a packet of {suspect[1]} bytes on {suspect[0]}: "
+                    f"raise its packet limit, or set R2F_PACKET_BYTES to that limit"
+                )
+            if strikes == 0:
+                log.warning("broker lost", broker=address.shown, reason=reason)
+            since = now
+            pause = FIRST_PAUSE_S if now - began > STEADY_S else pause
+        elif now - since > patience_s:
+            raise BusError(f"broker {address.shown} is unreachable for {patience_s:g} s: {reason}")
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, LONGEST_PAUSE_S)

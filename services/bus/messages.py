@@ -315,6 +315,19 @@ class State(Message):
     version: int = 0
     samples: dict[str, int] = {}
     """Of the agent: how many samples each split has."""
+    data: str = ""
+    """Of the agent: digest of its data's classes, sizes and normalisation, by which the trainer knows that it has the same."""
+
+
+class Claim(Message):
+    """``state/claim``, not retained: this process has that service's name, and has for ``age_s`` seconds of its own clock.
+
+    A service says so before it announces itself; whoever has the name longer answers the same, and the younger one stops.
+    """
+
+    service: Name
+    boot: Name
+    age_s: Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Timing(Message):

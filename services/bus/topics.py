@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from services.bus import messages
@@ -38,13 +39,37 @@ TABLE: dict[str, type[Message]] = {
     "server/inputs": messages.Inputs,
     "server/activations": messages.Activations,
     "server/model": messages.Deploy,
+    "state/claim": messages.Claim,
     "event/progress": messages.Progress,
     "down/flow": messages.Flow,
     "up/flow": messages.Flow,
     "edge/flow": messages.Flow,
     "server/flow": messages.Flow,
 }
-"""``plane/name`` to message type; ``state/{service}`` is State, and any other ``event/{stage}`` Timing."""
+"""``plane/name`` to message type; any other ``state/{service}`` is State, and any other ``event/{stage}`` Timing."""
+
+CLAIM = "state/claim"
+
+SENDERS: dict[str, tuple[str, ...]] = {
+    "down/mode": ("trainer",),
+    "down/forward": ("trainer",),
+    "down/model": ("codec-server",),
+    "down/repair": ("codec-server",),
+    "down/rebuilt": ("codec-server",),
+    "edge/inputs": ("agent",),
+    "edge/replicas": ("agent",),
+    "edge/voted": ("voter",),
+    "edge/model": ("codec-device",),
+    "up/inputs": ("codec-device",),
+    "up/layers": ("codec-device",),
+    "up/repair": ("codec-device",),
+    "up/ack": ("agent", "codec-device"),
+    "up/outputs": ("agent",),
+    "server/inputs": ("codec-server",),
+    "server/activations": ("codec-server",),
+    "server/model": ("trainer",),
+}
+"""``plane/name`` to the services that send there; a numbered message of another process than those is dropped."""
 
 _LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -88,26 +113,28 @@ def parse(topic: str) -> Topic:
 
 def message_type(topic: Topic) -> type[Message]:
     """The message that travels on a topic. Raises ValueError for a topic that the table does not name."""
-    if topic.plane == "state":
-        return messages.State
     if topic.key in TABLE:
         return TABLE[topic.key]
+    if topic.plane == "state":
+        return messages.State
     if topic.plane == "event":
         return messages.Timing
     raise ValueError(f"no message is defined for topic {topic.key!r}; known: {', '.join(TABLE)}")
 
 
-def matches(pattern: str, topic: str) -> bool:
-    """Whether an MQTT filter (``+`` one level, a last ``#`` the rest, its parent included) matches a topic."""
-    wanted, levels = pattern.split("/"), topic.split("/")
-    for i, level in enumerate(wanted):
-        if level == "#":
-            return i == len(wanted) - 1
-        if i >= len(levels) or level not in ("+", levels[i]):
-            return False
-    return len(wanted) == len(levels)
-
-
 def absolute(pattern: str, device: str) -> str:
     """A pattern under one device's topics: ``up/layers`` becomes ``r2f/v1/{device}/up/layers``; a full one stays."""
     return pattern if pattern.startswith(f"{ROOT}/") else f"{ROOT}/{device}/{pattern}"
+
+
+def flow_topic(topic: str) -> str:
+    """Where the receivers of a topic talk back to its sender. Raises ValueError for a topic that is not ours."""
+    parsed = parse(topic)
+    return build(parsed.device, ANSWERS[parsed.plane], FLOW)
+
+
+@lru_cache(maxsize=1024)
+def travels(topic: str) -> tuple[Topic, type[Message]]:
+    """The parsed topic, and the message that travels there. Raises ValueError for one that the table does not name."""
+    parsed = parse(topic)
+    return parsed, message_type(parsed)

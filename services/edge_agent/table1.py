@@ -78,7 +78,7 @@ class Client:
                 actual=None if executed.actual is None else self.bus.share(executed.actual, readers=2),
                 protected=executed.protected,
                 awaited=awaited and not executed.protected,
-                **self._settled(executed),
+                **self._refereed(executed),
             )
             for executed in segment.layers
         )
@@ -93,16 +93,14 @@ class Client:
         )
         await self.bus.publish(self.bus.topic("edge/replicas"), message)
 
-    def _settled(self, executed: Executed) -> dict[str, Any]:
-        settled = executed.settled
-        if settled is None:
-            return {"direct": True} if executed.direct else {}
-        if settled.direct:
-            return {"direct": True}
-        values = self.bus.share(settled.values)
-        if settled.positions is None:
-            return {"values": values}
-        return {"positions": self.bus.share(settled.positions.astype(np.int32)), "values": values}
+    def _refereed(self, executed: Executed) -> dict[str, Any]:
+        positions, values = executed.refereed
+        shared: dict[str, Any] = {"direct": True} if executed.as_it_is else {}
+        if values is not None:
+            shared["values"] = self.bus.share(values)
+        if positions is not None:
+            shared["positions"] = self.bus.share(positions.astype(np.int32))
+        return shared
 
 
 def _passed_on(executed: Executed, replica: int) -> bool:
@@ -115,8 +113,9 @@ def _sizes(executed: Executed) -> list[int]:
     sizes = [y.nbytes for y in executed.replicas]
     if executed.actual is not None:
         sizes.append(executed.actual.nbytes)
-    if executed.settled is not None:
-        sizes.append(executed.settled.values.nbytes)
-        if executed.settled.positions is not None:
-            sizes.append(4 * executed.settled.positions.size)
+    positions, values = executed.refereed
+    if values is not None:
+        sizes.append(values.nbytes)
+    if positions is not None:
+        sizes.append(4 * positions.size)
     return sizes

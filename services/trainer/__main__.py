@@ -23,8 +23,10 @@ def main(
     ] = None,
     broker: service.Broker = service.DEFAULT_BROKER,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(help="Threads of the backward pass; the same number gives the same bits.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the backward pass; the same number gives the same bits.")] = 2,
     json_logs: service.JsonLogs = None,
+    log_level: service.LogLevel = "info",
+    patience: service.Patience = service.PATIENCE_S,
 ) -> None:
     """Trainer: backward pass on what the device computed, SGD, int8 model back. Ends when the job is done.
 
@@ -53,7 +55,7 @@ def main(
                 waiting.give_up(folder, error)
             raise
 
-    service.run("trainer", broker, device, json_logs, serve, readers=("codec-server",))
+    service.run("trainer", service.Common(broker, device, json_logs, log_level, patience), serve, readers=("codec-server",))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Runs that wait below a folder for a trainer in a container of its own.
 
-Who asks for a run writes its folder, ``run.json`` last, and waits for ``outcome``. The trainer takes ``next_run``, does it, and
+Who asks for a run writes its folder, ``run.toml`` last, and waits for ``outcome``. The trainer takes ``next_run``, does it, and
 where it gives up says why with ``give_up``. A trainer that is killed leaves the run undone, and takes it again.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from services.trainer import training
+from accelsim.files import write_whole
+from services.trainer.core import result
 
-READY = "run.json"
+READY = "run.toml"
 FAILED = "failed.txt"
 POLL_S = 0.5
 
@@ -27,7 +28,7 @@ def next_run(runs: Path) -> Path:
 
 def give_up(folder: Path, error: BaseException) -> None:
     """Leave the reason in the run's folder, so that nobody takes it again until it is resumed."""
-    (folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
+    write_whole(folder / FAILED, f"{error}\n".encode())
 
 
 def outcome(folder: Path) -> str | None:
@@ -35,4 +36,7 @@ def outcome(folder: Path) -> str | None:
     failed = folder / FAILED
     if failed.exists():
         return failed.read_text(encoding="utf-8").strip() or "given up without a reason"
-    return "" if training.read_result(folder).model_sha256 else None
+    try:
+        return "" if result.read(folder).model_sha256 else None
+    except ValueError as error:  # a damaged folder stops itself, not all that wait beside it
+        return str(error)

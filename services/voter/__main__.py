@@ -13,10 +13,18 @@ def main(
     device: service.Device = service.DEFAULT_DEVICE,
     arena_mb: service.ArenaMb = service.ARENA_MB,
     json_logs: service.JsonLogs = None,
+    log_level: service.LogLevel = "info",
+    patience: service.Patience = service.PATIENCE_S,
 ) -> None:
     """TMR voter: takes edge/replicas, answers with edge/voted. Runs on the device."""
     service.give_memory_back()
-    service.run("voter", broker, device, json_logs, voter.serve, arena_mb=arena_mb, readers=("codec-device", "agent"))
+    service.run(
+        "voter",
+        service.Common(broker, device, json_logs, log_level, patience),
+        voter.serve,
+        arena_mb=arena_mb,
+        readers=("codec-device", "agent"),
+    )
 
 
 if __name__ == "__main__":

@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 
-import numpy as np
-
+from services.boundary import answer
 from services.bus import Bus
-from services.bus.messages import LayerReplicas, LayerVoted, Replicas, Timing, Voted
-from services.voter.core.vote import settled_vote, vote
-
-TMR = 3
+from services.bus.messages import LayerReplicas, LayerVoted, Message, Replicas, Timing, Voted
+from services.voter.core.ballot import count
 
 
 async def serve(bus: Bus) -> None:
     """Answer each ``edge/replicas`` with one ``edge/voted``, until cancelled."""
     await bus.subscribe("edge/replicas")
     current = ("", 0, 0)
-    async for _, message in bus:
+
+    async def take(message: Message) -> None:
+        nonlocal current
         if isinstance(message, Replicas):
             if current != (current := (message.session, message.iteration, message.attempt)):
                 bus.withdraw_all()  # of a pass that is over, or was given up
-            try:
-                await _answer(bus, message)
-            except ValueError as error:
-                bus.reject("edge/replicas", str(error))
+            await _answer(bus, message)
+
+    await answer(bus, take)
 
 
 async def _answer(bus: Bus, message: Replicas) -> None:
@@ -48,27 +46,23 @@ async def _answer(bus: Bus, message: Replicas) -> None:
 
 async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted:
     """The layer's vote, and its actual output passed on by reference: nothing but the vote is copied."""
-    if not layer.replicas:
-        raise ValueError(f"layer {layer.index} came without replicas")
     training = message.mode == "training"
-    actual = layer.replicas[0] if layer.actual is None else layer.actual
+    replicas = [bus.open(tensor) for tensor in layer.replicas]
+    positions = None if layer.positions is None else bus.open(layer.positions)
+    values = None if layer.values is None else bus.open(layer.values)
+    ballot = await asyncio.to_thread(
+        count, replicas, message.vote, protected=layer.protected, positions=positions, values=values
+    )  # fmt: skip
     voted = None
-    if len(layer.replicas) > 1 or layer.values is not None:
-        replicas = [bus.open(tensor).astype(np.int8, copy=False) for tensor in layer.replicas]
-        positions = None if layer.positions is None else bus.open(layer.positions)
-        values = None if layer.values is None else bus.open(layer.values)
-        winner = await asyncio.to_thread(settled_vote, replicas, message.vote, positions, values)
-        if layer.protected:
-            # In TMR the device has three executions, however many more were run to know its errors.
-            tmr = winner
-            if len(replicas) != TMR or values is not None:
-                tmr = await asyncio.to_thread(vote, replicas[:TMR], message.vote)
-            await bus.room(tmr.nbytes)
-            actual = bus.share(tmr, readers=1 + training)
-        readers = (training and not layer.direct) + layer.awaited
-        if readers:
-            await bus.room(winner.nbytes)
-            voted = bus.share(winner, readers=readers)
+    readers = (training and not layer.direct) + layer.awaited
+    if ballot.protected is not None:
+        await bus.room(ballot.protected.nbytes)
+        actual = bus.share(ballot.protected, readers=1 + training)
+    else:
+        actual = layer.replicas[0] if layer.actual is None else layer.actual
+    if ballot.vote is not None and readers:
+        await bus.room(ballot.vote.nbytes)
+        voted = bus.share(ballot.vote, readers=readers)
     read = (*layer.replicas, layer.actual, layer.positions, layer.values)
     intact = [bus.release(tensor) for tensor in read if tensor is not None]
     if not all(intact):

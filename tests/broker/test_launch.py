@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -13,14 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
+from paho.mqtt.client import topic_matches_sub
 
-from broker import config
+from broker import child, config
 from broker import launch as launching
 from broker.config import Account, Bridge, Tls
 from broker.launch import BrokerError, find_mosquitto, free_port, launch
 from services.bus import Bus, BusError
 from services.bus.messages import Progress
-from services.bus.topics import matches
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = [
@@ -58,6 +59,7 @@ def test_accounts_are_read_as_they_are_written(tmp_path: Path) -> None:
         ("# none\n", "no account"),
         ("\ndevice a\n", "accounts:2"),
         ("device a:b c\n", "accounts:1"),
+        ("device a b #\ndevice a b c/d\n", "accounts:2: 'c/d' cannot be a topic level"),
     ):
         (tmp_path / "accounts").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -69,7 +71,7 @@ def test_a_role_may_do_what_the_table_says_and_no_more() -> None:
     writes, reads = (config.patterns(account, table["device"]) for table in (config.WRITES, config.READS))
 
     def may(patterns: list[str], topic: str) -> bool:
-        return any(matches(pattern, topic) for pattern in patterns)
+        return any(topic_matches_sub(pattern, topic) for pattern in patterns)
 
     assert may(writes, "r2f/v1/edge-7/up/layers")
     assert may(writes, "r2f/v1/edge-7/down/flow")
@@ -181,20 +183,38 @@ def test_a_broker_does_not_outlive_its_parent(embedded: bool, number: signal.Sig
 # -- TLS --------------------------------------------------------------------------------------------------------------
 
 
+def documented() -> list[str]:
+    """The commands of docs/bus.md that make certificates and start a broker with them, for this host."""
+    block = re.search(r"```sh\n(openssl.*?)```", (ROOT / "docs" / "bus.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    return block[1].replace("broker.example", "localhost").replace("192.0.2.7", "127.0.0.1").splitlines()
+
+
 def authority(folder: Path) -> Tls:
     """A certificate for 127.0.0.1 and who signed it, made as docs/bus.md says."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
+    if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     folder.mkdir()
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    for command in (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=r2f-authority -keyout ca.key -out ca.pem",
-        "req -newkey rsa:2048 -nodes -subj /CN=broker -keyout broker.key -out broker.csr",
-        "x509 -req -in broker.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile san -out broker.pem",
-    ):
-        subprocess.run([openssl, *command.split()], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["sh", "-ec", "\n".join(documented()[:-1])], cwd=folder, check=True, capture_output=True)
     return Tls(folder / "ca.pem", folder / "broker.pem", folder / "broker.key")
+
+
+async def test_the_documented_broker_with_tls_comes_up(tmp_path: Path) -> None:
+    tls = authority(tmp_path / "made")
+    words = documented()[-1].split()
+    assert words[:3] == ["python", "-m", "broker"]
+    command = [*child.python("broker"), *(word if word != "8883" else "0" for word in words[3:])]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=tls.ca.parent, env=child.environment(), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    _, _, url = (await process.stdout.readline()).decode().split()
+    device = config.read_accounts(tls.ca.parent / "accounts")[0]
+    where = url.replace("0.0.0.0", f"device:{device.password}@127.0.0.1")
+    async with Bus(where, "agent", "d", ca_file=str(tls.ca)) as bus:
+        await bus.flush()
+    process.terminate()
+    await process.wait()
 
 
 # paho leaves the socket of a failed handshake to the garbage collector.

@@ -143,3 +143,13 @@ def test_missing_password_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("R2F_WATCH_PASSWORD")
     with pytest.raises(SystemExit, match="R2F_WATCH_PASSWORD"):
         pair.main()
+
+
+def test_a_password_that_would_be_two_lines_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["pair", "--server-host", "there", str(tmp_path)])
+    for role in PASSWORDS:
+        monkeypatch.setenv(f"R2F_{role.upper()}_PASSWORD", "x")
+    monkeypatch.setenv("R2F_BRIDGE_PASSWORD", "x\ntopic # both")
+    with pytest.raises(SystemExit, match="R2F_BRIDGE_PASSWORD: no blanks"):
+        pair.main()
+    assert list(tmp_path.iterdir()) == []

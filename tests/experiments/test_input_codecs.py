@@ -55,3 +55,11 @@ def test_prints_a_row_for_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[0] for row in rows[2:]] == [f"| {codec.name}" for codec in input_codecs.codecs()]
     assert all(row.count("%") == 3 or "QOI" in row for row in rows[2:])
+
+
+def test_a_cell_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_codecs, "measure", lambda codec, images: (0.4256, 123.4, 567.8))
+    sets = [("a", pictures(3)), ("b", pictures(1))]
+    other, qoi = (Codec(name, lambda _: [], lambda *_: pictures(1)) for name in ("PNG", "QOI"))
+    assert input_codecs.line(other, sets) == "| PNG | 42.6 %; 123, 568 | 42.6 %; 123, 568 |"
+    assert input_codecs.line(qoi, sets) == "| QOI | 42.6 %; 123, 568 | - |"

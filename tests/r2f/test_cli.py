@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from accelsim import zoo
+from r2f import doctor, layers
+from r2f import settings as settings_file
 from r2f.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = ["--iterations", "1", "--eval-seeds", "1"]
 
@@ -96,23 +103,121 @@ def test_a_broker_that_is_not_there(tmp_path: Path) -> None:
 
 def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["retrain", "--resume", str(tmp_path)])
-    said(result, str(tmp_path), "run.json")
+    said(result, str(tmp_path), "run.toml")
 
 
-def test_rates_out_of_range(tmp_path: Path) -> None:
-    for option, value in (("--ber", "1.5"), ("--replicas", "4")):
-        result = retrain(tmp_path, option, value)
-        assert result.exit_code == 2
-        assert option in result.output
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--ber", "1.5", "<= 1"), ("--replicas", "4", "4"), ("--protect", "conv1", "r2f layers"), ("--lr", "-1", "> 0"),
+        ("--batch", "0", ">= 1"), ("--eval-samples", "0", ">= 1"), ("--clip", "0", "> 0"), ("--clip", "nan", "nan"),
+        ("--array", "nofile.cfg", "no such file"), ("--weights", "nofile.pth", "no such file"), ("--link", "5g", "hspa"),
+        ("--accelerator", "tpu", "simulated"), ("--broker", "ftp://x", "mqtt://"), ("--data", "nowhere", "nowhere"),
+        ("--config", "nofile.toml", "nofile.toml"), ("--mean", "red", "--mean"), ("--image-size", "8", "HxWxC"),
+        ("--protect", "99", "MAC layers"), ("--protect", "3", "MAC layers"),
+        ("--classes", "nofile.txt", "no such file"),
+    ],
+)  # fmt: skip
+def test_arguments_that_mean_nothing(tmp_path: Path, weights: str, option: str, value: str, word: str) -> None:
+    arguments = [option, value] if option == "--weights" else ["--weights", weights, option, value]
+    result = retrain(tmp_path, *arguments)
+    said(result, value, word)
+    assert not (tmp_path / "runs").exists()
 
 
-def test_layers_that_are_no_numbers(tmp_path: Path) -> None:
-    result = retrain(tmp_path, "--protect", "conv1")
+def test_a_broker_address_without_a_scheme(tmp_path: Path, weights: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        at = f"localhost:{taken.getsockname()[1]}"
+        said(retrain(tmp_path, "--weights", weights, "--broker", at), "--broker", at, "no broker answers")
+
+
+def test_data_that_is_not_the_default_networks(tmp_path: Path, cifar: str) -> None:
+    said(retrain(tmp_path, "--data", cifar), "32x32x3", "8x8x1", "--network")
+    few = tmp_path / "few.npz"
+    np.savez(few, train_images=np.zeros((20, 8, 8, 1), np.uint8), train_labels=np.arange(20) % 5)
+    said(retrain(tmp_path, "--data", str(few)), "few.npz", "15 training images", "too few")
+
+
+def test_a_network_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own.py").write_text(
+        "from torch import nn\ndef pair(): return nn.Conv2d(1, 8, 3), 10\ndef image(): return nn.Conv2d(1, 10, 1)\n"
+        "def broken(): raise KeyError('x')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save(zoo.build("my_own:image").state_dict(), tmp_path / "image.pth")
+    for function, word in (("pair", "tuple"), ("image", "10"), ("broken", "KeyError"), ("absent", "absent")):
+        said(retrain(tmp_path, "--network", f"my_own:{function}", "--weights", "image.pth"), word)
+
+
+def test_a_mistake_of_ours_leaves_its_traceback_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from r2f import run
+
+    def mistake(*_: object) -> None:
+        raise ExceptionGroup("tasks", [KeyError("oops")])
+
+    monkeypatch.setattr(run, "start", mistake)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = retrain(tmp_path)
+    said(result, "KeyError", "oops", "report")
+    (left,) = tmp_path.glob("r2f-error-*.txt")
+    assert str(left) in result.stderr
+    assert "in mistake" in left.read_text()
+
+
+def test_a_run_that_is_resumed_keeps_its_settings(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["retrain", "--resume", str(tmp_path), "--lr", "1"])
     assert result.exit_code == 2
-    assert "conv1" in result.output
+    assert "--lr" in result.output
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["retrain"], ["tap"], ["doctor"]])
+def test_no_run_to_tap(tmp_path: Path) -> None:
+    said(CliRunner().invoke(app, ["tap", "--out", str(tmp_path)]), "no run is going on", "--broker")
+
+
+def test_runs_are_listed(tmp_path: Path) -> None:
+    assert "no runs" in CliRunner().invoke(app, ["runs", str(tmp_path)]).output
+    folder = tmp_path / "20260101-000000-digits_cnn"
+    folder.mkdir()
+    settings_file.write(folder, settings_file.parse({"ber": 2e-3, "iterations": 120}))
+    output = CliRunner().invoke(app, ["runs", str(tmp_path)], env={"COLUMNS": "120"}).output
+    row = next(line for line in output.splitlines() if line.startswith(folder.name)).split()
+    assert row[1:] == ["digits_cnn", "0.002", "0/120", "stopped"]
+    assert f"--resume {folder}" in output
+    said(CliRunner().invoke(app, ["runs", str(tmp_path / "absent")]), "absent")
+
+
+def test_layers_are_listed_with_the_indices_that_protect_takes() -> None:
+    result = CliRunner().invoke(app, ["layers"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    network = layers.of_settings(settings_file.parse({}), {})
+    indices = [line.split()[0] for line in result.output.splitlines() if " MAC " in line and line.split()[0].isdigit()]
+    assert indices == [str(index) for index, _ in network.convs()]
+    macs = sum(layer.weight[0].size * layer.shape[0] * layer.shape[1] * layer.shape[2] for _, layer in network.convs())
+    assert f"{macs / 1e6:.4g} M MACs an image" in result.output
+
+
+def test_brackets_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "rows", lambda: [("ONNX Runtime", "no", "pip install 'r2f[onnx]' for it")])
+    assert "r2f[onnx]" in CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "120"}).output
+    text = " ".join(CliRunner().invoke(app, ["retrain", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert "[default: digits_cnn]" in text
+    for name in settings_file.OPTIONS:
+        assert f"--{name}" in text
+
+
+def test_version_and_help_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from r2f.cli import app\ntry: app(['retrain', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numba', 'matplotlib', 'sklearn', 'paho'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output.split()[0]) == (0, "r2f")
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["retrain"], ["layers"], ["runs"], ["tap"], ["doctor"]])
 def test_help_names_what_there_is(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0

@@ -13,14 +13,15 @@ from rich.console import Console
 from accelsim.faults import Rates
 from r2f import run
 from r2f.display import Display
+from r2f.settings import Settings
 from services.scheme import Redundancy, Scheme
-from services.trainer import ledger, training
-from services.trainer.core.optimiser import Sgd
-from services.trainer.ledger import Row
+from services.trainer.core import ledger, result
+from services.trainer.core.ledger import Row
+from services.trainer.core.task import Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
-SETTINGS = run.Settings(
+SETTINGS = Settings(
     network="digits_cnn",
     rates=Rates(input=3e-4, weight=3e-4, output=3e-4),
     iterations=3,
@@ -32,23 +33,23 @@ SETTINGS = run.Settings(
 PIXELS = 16 * 8 * 8
 
 
-def rows(prepare: Callable[[run.Settings, Path], None], folder: Path, scheme: Scheme) -> list[Row]:
+def rows(prepare: Callable[[Settings, Path], None], folder: Path, scheme: Scheme) -> list[Row]:
     settings = msgspec.structs.replace(SETTINGS, scheme=scheme)
     prepare(settings, folder)
     asyncio.run(run.execute(settings, folder, Display(Console(quiet=True))))
-    return ledger.read(folder / training.PROGRESS)
+    return ledger.read(folder / result.PROGRESS)
 
 
 @pytest.fixture(scope="module")
-def direct(prepare: Callable[[run.Settings, Path], None], tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def direct(prepare: Callable[[Settings, Path], None], tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return rows(prepare, tmp_path_factory.mktemp("direct") / "run", Scheme(codec="direct", float_inputs=True))
 
 
 @pytest.mark.parametrize("redundancy", ["layer", "network"])
 def test_golden_sends_increments_and_what_is_dissimilar_as_it_is(
-    redundancy: Redundancy, direct: list[Row], prepare: Callable[[run.Settings, Path], None], tmp_path: Path
+    redundancy: Redundancy, direct: list[Row], prepare: Callable[[Settings, Path], None], tmp_path: Path
 ) -> None:
-    golden = Scheme(codec="golden", vote="bitwise", redundancy=redundancy, float_inputs=True)
+    golden = Scheme(codec="golden", vote="bitwise", redundancy=redundancy, float_inputs=True, theta=0.0)
     increments = rows(prepare, tmp_path / "increments", golden)
     whole = rows(prepare, tmp_path / "whole", msgspec.structs.replace(golden, theta=1.0))
     for found in (increments, whole, direct):

@@ -19,15 +19,17 @@ from broker.launch import find_mosquitto
 from r2f import run
 from r2f.display import Display
 from r2f.pipeline import Pipeline
+from r2f.settings import Settings
 from services.bus import encoding, topics
 from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, Progress, Repair, Tensor
-from services.trainer import ledger, training
 from services.trainer.core import job as jobs
-from services.trainer.core.optimiser import Sgd
+from services.trainer.core import ledger
+from services.trainer.core import result as results
+from services.trainer.core.task import Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
-SETTINGS = run.Settings(
+SETTINGS = Settings(
     network="digits_cnn",
     rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
     iterations=14,
@@ -52,7 +54,13 @@ class Killer(Display):
     def progress(self, message: Progress) -> None:
         if message.phase == "train" and self.pipeline:
             for step in [step for step in self.victims if step <= message.step]:
-                os.kill(self.pipeline.pids[self.victims.pop(step)], signal.SIGKILL)
+                os.kill(self.pid(self.victims.pop(step)), signal.SIGKILL)
+
+    def pid(self, victim: str) -> int:
+        """Of a program, or of ``broker itself``, which ``python -m broker`` runs."""
+        assert self.pipeline is not None
+        pid = self.pipeline.pids[victim.removesuffix(" itself")]
+        return pid if " " not in victim else int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
     def restarted(self, name: str) -> None:
         self.restarts.append(name)
@@ -62,41 +70,49 @@ class Killer(Display):
 
 
 @pytest.fixture(scope="module")
-def prepared(prepare: Callable[[run.Settings, Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(prepare: Callable[[Settings, Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "prepared"
     prepare(SETTINGS, folder)
     return folder
 
 
-def execute(prepared: Path, folder: Path, killer: Killer, settings: run.Settings = SETTINGS) -> training.Result:
+def execute(prepared: Path, folder: Path, killer: Killer, settings: Settings = SETTINGS) -> results.Result:
     shutil.copytree(prepared, folder)
     asyncio.run(run.execute(settings, folder, killer))
-    return msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
+    return results.read(folder)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> training.Result:
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> results.Result:
     return execute(prepared, tmp_path_factory.mktemp("undisturbed") / "run", Killer({}))
 
 
 @pytest.mark.parametrize("victims", [("agent", "codec-server"), ("trainer", "voter"), ("codec-device", "broker")])
 def test_killed_processes_change_nothing(
-    victims: tuple[str, str], prepared: Path, undisturbed: training.Result, tmp_path: Path
+    victims: tuple[str, str], prepared: Path, undisturbed: results.Result, tmp_path: Path
 ) -> None:
     killer = Killer(dict(zip((4, 9), victims, strict=True)))
     result = execute(prepared, tmp_path / "run", killer)
     assert killer.restarts == list(victims)
     assert result == undisturbed
-    rows = ledger.read(tmp_path / "run" / training.PROGRESS)
+    rows = ledger.read(tmp_path / "run" / results.PROGRESS)
     assert [row.iteration for row in rows] == list(range(SETTINGS.iterations))
 
 
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)")
-def test_mosquitto_killed(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
+def test_mosquitto_killed(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
     settings = msgspec.structs.replace(SETTINGS, embedded=False)
     killer = Killer({6: "broker"})
     assert execute(prepared, tmp_path / "run", killer, settings) == undisturbed
     assert killer.restarts == ["broker"]
+
+
+def test_the_broker_itself_killed_and_not_its_launcher(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, embedded=find_mosquitto() is None)
+    killer = Killer({6: "broker itself"})
+    assert execute(prepared, tmp_path / "run", killer, settings) == undisturbed
+    assert killer.restarts == []
+    assert "was killed by SIGKILL; starting it again" in (tmp_path / "run/logs/broker.log").read_text()
 
 
 class Hostile(Killer):
@@ -126,14 +142,14 @@ class Hostile(Killer):
             publish.multiple(rubbish + told, hostname="127.0.0.1", port=port)
 
 
-def test_hostile_messages_change_nothing(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
+def test_hostile_messages_change_nothing(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
     hostile = Hostile({}, jobs.read(prepared).session)
     assert execute(prepared, tmp_path / "run", hostile) == undisturbed
     assert hostile.restarts == []
     assert "message dropped" in (tmp_path / "run/logs/codec-server.log").read_text()
 
 
-def test_resume_after_everything_died(prepared: Path, undisturbed: training.Result, tmp_path: Path) -> None:
+def test_resume_after_everything_died(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     class Stop(Killer):
@@ -149,6 +165,6 @@ def test_resume_after_everything_died(prepared: Path, undisturbed: training.Resu
 
     shutil.copytree(prepared, folder)
     asyncio.run(interrupted())
-    assert not msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result).after
+    assert not results.read(folder).faulty_after
     asyncio.run(run.execute(SETTINGS, folder, Killer({})))
-    assert msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result) == undisturbed
+    assert results.read(folder) == undisturbed

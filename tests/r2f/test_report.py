@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,8 +13,10 @@ from rich.console import Console
 from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
 from r2f import plots, report
-from services.trainer import ledger, training
-from services.trainer.core import job
+from r2f.memory import Shares
+from r2f.prepare import Prepared
+from services.trainer.core import job, ledger, result
+from services.trainer.core.evaluation import Evaluation
 
 LINK = Profile("hspa", 5.76e6, 21.1e6, 0.05)
 
@@ -36,23 +37,49 @@ def finished(folder: Path, iterations: int = 4) -> Path:
         )
         for i in range(iterations)
     ]  # fmt: skip
-    ledger.append(folder / training.PROGRESS, rows)
-    result = training.Result(int8=[97.0], before=[80.0, 84.0], after=[88.0, 92.0], model_sha256="ab" * 32)
-    (folder / training.RESULT).write_bytes(msgspec.json.encode(result))
+    ledger.append(folder / result.PROGRESS, rows)
+    found = result.Result(
+        clean_before=Evaluation(top1=[97.0], top5=[99.0]),
+        clean_after=Evaluation(top1=[96.0], top5=[99.5]),
+        faulty_before=Evaluation(top1=[80.0, 84.0], top5=[90.0, 91.0]),
+        faulty_after=Evaluation(top1=[88.0, 92.0], top5=[95.0, 97.0]),
+        model_sha256="ab" * 32,
+    )
+    result.write(folder, found)
     return folder
 
 
+PREPARED = Prepared(
+    float_accuracy=Evaluation(top1=[98.5], top5=[99.9]),
+    samples=449,
+    classes=10,
+    mean=(0.5,),
+    std=(0.25,),
+    memory=Shares(agent=1, voter=1, codec=1, keep=1),
+)
+
+
 def test_adds_up(tmp_path: Path) -> None:
-    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, float_accuracy=98.5)
+    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, prepared=PREPARED)
     report.write(tmp_path, found)
     assert report.read(tmp_path) == found
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["accuracy"] == {
         "float": {"mean": 98.5, "std": 0.0, "values": [98.5]},
         "int8": {"mean": 97.0, "std": 0.0, "values": [97.0]},
+        "int8_after": {"mean": 96.0, "std": 0.0, "values": [96.0]},
         "faulty_before": {"mean": 82.0, "std": 2.0, "values": [80.0, 84.0]},
         "faulty_after": {"mean": 90.0, "std": 2.0, "values": [88.0, 92.0]},
     }
+    assert written["accuracy_top5"] == {
+        "float": {"mean": 99.9, "std": 0.0, "values": [99.9]},
+        "int8": {"mean": 99.0, "std": 0.0, "values": [99.0]},
+        "int8_after": {"mean": 99.5, "std": 0.0, "values": [99.5]},
+        "faulty_before": {"mean": 90.5, "std": 0.5, "values": [90.0, 91.0]},
+        "faulty_after": {"mean": 96.0, "std": 1.0, "values": [95.0, 97.0]},
+    }
+    assert (written["verdict"], written["recovered"]) == ("better", pytest.approx(8 / 15))
+    assert (written["mean"], written["std"], written["samples"]) == ([0.5], [0.25], 449)
     assert written["uplink_bytes"] == {
         "direct": 4512, "sent": 780, "direct_layers": 4000, "sent_layers": 540, "sent_repairs": 140,
     }  # fmt: skip
@@ -73,36 +100,75 @@ def test_adds_up(tmp_path: Path) -> None:
 
 
 def test_no_link_costs_no_time(tmp_path: Path) -> None:
-    found = report.collect(finished(tmp_path), network="n", link=None)
-    assert found.accuracy.float_ is None
+    found = report.collect(finished(tmp_path), network="n", link=None, prepared=PREPARED)
     assert all(time.link == 0 for time in found.stages_s.values())
     json.loads(report.write(tmp_path, found).read_text())
 
 
 def test_the_table_names_what_the_user_asked_for(tmp_path: Path) -> None:
-    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, float_accuracy=98.5)
+    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, prepared=PREPARED)
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
     console.print(report.table(found))
     text = console.export_text()
     console.file.close()
-    for part in ("98.5 %", "97.0 %", "82.0 %", "90.0 %", "+8.0", "4.51 kB", "780 B", "forward", "sum of the stages"):
-        assert part in text
+    rows = {line.strip().split("  ")[0]: line.split() for line in text.splitlines()}
+    assert rows["float"][1:] == ["98.5", "%", "99.9", "%"]
+    assert rows["int8, no faults, before"][4:] == ["97.0", "%", "99.0", "%"]
+    assert rows["int8, no faults, after"][4:] == ["96.0", "%", "99.5", "%"]
+    assert rows["int8, faulty, before"][3:] == ["82.0", "%", "2.0", "90.5", "%", "0.5", "2"]
+    assert rows["int8, faulty, after"][3:] == ["90.0", "%", "2.0", "96.0", "%", "1.0", "2"]
+    assert "On 449 held-out images" in text
+    assert "faulty device: better (+8.0 points, 53 % of what faults cost; without faults -1.0)" in text
+    assert "normalised by mean/std 0.5/0.25" in text
+    assert rows["uplink: all outputs and images"][5:] == ["4.51", "kB", "780", "B", "17.3", "%"]
+    assert rows["of that, intermediate outputs"][4:] == ["4", "kB", "540", "B", "13.5", "%"]
+    assert rows["downlink: models"][2:] == ["2", "kB", "160", "B", "8.0", "%"]
+    assert rows["in layers rebuilt wrong, elements"][5:] == ["4", "k", "12", "0.3000", "%"]
+    assert rows["forward"][:3] == ["forward", "0.0100", "0.0040"]
+    assert f"{found.sum_s:.4f}" in rows["device's and link's time, in a row"]
+    assert f"{found.overlapped_s:.4f}" in rows["the same, layers streaming"]
+    assert "0.2000" in rows["wall clock on this host"]
+    assert max(map(len, text.splitlines())) <= 90
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ([80, 84, 82], [88, 92, 90], "better"),
+        ([88, 92, 90], [80, 84, 82], "worse"),
+        ([80, 84, 82], [81, 83, 82], "no different"),
+        ([80, 80, 80], [80, 80, 80], "no different"),
+        ([80.0], [80.5], "no different"),
+        ([60.0], [90.0], "better"),
+    ],
+)
+def test_the_verdict_goes_by_the_paired_differences(before: list[float], after: list[float], said: str) -> None:
+    assert report.verdict(before, after, samples=400) == said
+
+
+def test_nothing_is_recovered_where_nothing_was_lost(tmp_path: Path) -> None:
+    finished(tmp_path)
+    found = result.read(tmp_path)
+    found.faulty_before = Evaluation(top1=[96.5, 97.0], top5=[99.0, 99.0])
+    result.write(tmp_path, found)
+    assert report.collect(tmp_path, network="n", link=LINK, prepared=PREPARED).recovered is None
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     finished(tmp_path)
-    (tmp_path / training.RESULT).write_bytes(msgspec.json.encode(training.Result(int8=[1.0], before=[1.0])))
+    one = Evaluation(top1=[1.0])
+    result.write(tmp_path, result.Result(clean_before=one, faulty_before=one))
     with pytest.raises(report.ReportError, match="evaluation after them is missing; resume with --resume"):
-        report.collect(tmp_path, network="n", link=LINK)
-    (tmp_path / training.RESULT).unlink()
+        report.collect(tmp_path, network="n", link=LINK, prepared=PREPARED)
+    (tmp_path / result.FILE).unlink()
     with pytest.raises(report.ReportError, match=r"result\.json: missing; .* --resume"):
-        report.collect(tmp_path, network="n", link=LINK)
+        report.collect(tmp_path, network="n", link=LINK, prepared=PREPARED)
     with pytest.raises(report.ReportError, match=r"report\.json"):
         report.read(tmp_path)
 
 
 def test_draws_every_plot(tmp_path: Path) -> None:
-    found = report.collect(finished(tmp_path, iterations=40), network="digits_cnn", link=LINK, float_accuracy=98.5)
+    found = report.collect(finished(tmp_path, iterations=40), network="digits_cnn", link=LINK, prepared=PREPARED)
     paths = plots.draw(tmp_path, found)
     assert sorted(path.name for path in paths) == ["accuracy.png", "bytes.png", "loss.png", "stages.png", "summary.png"]
     for path in paths:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from accelsim.datasets import Dataset, load
 from accelsim.engine import reference
 from accelsim.faults import Rates
 from accelsim.int8 import storage
-from r2f import float_training, run
+from r2f import float_training, folders, prepare, run
+from r2f import settings as settings_file
 from r2f.display import Display
+from r2f.settings import DEMO_NETWORK, Settings
 from services.trainer.core import job
 
-SETTINGS = run.Settings(network=run.DEMO_NETWORK, rates=Rates(weight=1e-3), iterations=2, seed=5, evaluation_samples=64)
+SETTINGS = Settings(network=DEMO_NETWORK, rates=Rates(weight=1e-3), iterations=2, seed=5, evaluation_samples=64)
 
 
 def test_a_folder_holds_all_that_a_run_needs(tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,28 +33,64 @@ def test_a_folder_holds_all_that_a_run_needs(tmp_path: Path, trained: nn.Module,
 
     monkeypatch.setattr(float_training, "train", train)
     folder = tmp_path / "run"
-    with Display(Console(quiet=True)) as live:
-        run.prepare(msgspec.structs.replace(SETTINGS, labels="server"), folder, live)
+    settings = msgspec.structs.replace(SETTINGS, labels="server")
+    with Display(Console(quiet=True)) as display:
+        prepare.prepare(settings, folder, display)
     assert asked == [5], "the demo's network is trained here where no weights are given"
-    assert run.read_settings(folder) == msgspec.structs.replace(SETTINGS, labels="server")
+    assert run.read_settings(folder) == settings
+    assert stat.S_IMODE((folder / settings_file.FILE).stat().st_mode) == 0o600
     assert job.read(folder).session == "run"
     data = load("digits")
+    assert job.read(folder).data == data.digest()
     np.testing.assert_array_equal(np.load(folder / "train_labels.npy"), data.train_labels)
     network = storage.load(folder / job.NETWORK)
     answers = reference.run(network, network.quantize_images(data.test_images[:64]))[-1].reshape(64, -1).argmax(axis=1)
     assert np.mean(answers == data.test_labels[:64]) > 0.9
+    prepared = prepare.read(folder)
+    places = np.linspace(0, len(data.test_images) - 1, 64).astype(int)
+    expected = float_training.evaluate(trained, data.test_images[places], data.test_labels[places], data)
+    assert prepared.float_accuracy == expected, "the float row is of the images of the other rows"
+    assert (prepared.samples, prepared.mean, prepared.std) == (64, data.mean, data.std)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"run\.json is missing"):
+    with pytest.raises(ValueError, match=r"run\.toml is missing"):
         run.read_settings(tmp_path)
-    (tmp_path / run.FILE).write_text('{"network": 3}')
-    with pytest.raises(ValueError, match=r"run\.json: .*network"):
+    (tmp_path / settings_file.FILE).write_text("network = 3")
+    with pytest.raises(ValueError, match=r"run\.toml: --network 3"):
         run.read_settings(tmp_path)
 
 
 def test_new_folders_have_names_that_are_not_taken(tmp_path: Path) -> None:
-    first = run.new_folder(tmp_path, "mine:build/it")
+    first = folders.new(tmp_path, "mine:build/it")
     assert first.name.endswith("-mine-build-it")
     first.mkdir()
-    assert run.new_folder(tmp_path, "mine:build/it") != first
+    assert folders.new(tmp_path, "mine:build/it") != first
+
+
+def test_two_on_one_folder(tmp_path: Path) -> None:
+    assert not folders.is_running(tmp_path)
+    with folders.locked(tmp_path):
+        assert folders.is_running(tmp_path)
+        with pytest.raises(ValueError, match="another r2f works on this run"), folders.locked(tmp_path):
+            pass
+        assert folders.is_running(tmp_path), "the first one is untouched"
+    assert not folders.is_running(tmp_path)
+
+
+def test_the_broker_of_the_newest_running_run_is_found(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run is going on"):
+        folders.broker_of(None, tmp_path)
+    for name in ("1", "2", "3"):
+        (tmp_path / name).mkdir()
+        settings_file.write(tmp_path / name, msgspec.structs.replace(SETTINGS, device=f"edge-{name}"))
+        (tmp_path / name / folders.BROKER).write_text(f"mqtt://127.0.0.1:{name}\n")
+    with folders.locked(tmp_path / "1"), folders.locked(tmp_path / "2"):
+        assert folders.broker_of(None, tmp_path) == ("mqtt://127.0.0.1:2", "edge-2")
+        assert folders.broker_of(tmp_path / "1", tmp_path) == ("mqtt://127.0.0.1:1", "edge-1")
+    with pytest.raises(ValueError, match="not going on"):
+        folders.broker_of(tmp_path / "1", tmp_path)
+    states = {one.folder.name: one.state for one in folders.all_runs(tmp_path)}
+    assert states == dict.fromkeys("123", "stopped")
+    (tmp_path / "3" / settings_file.FILE).write_text("lr = -1")
+    assert folders.look(tmp_path / "3").state == "damaged"

@@ -20,10 +20,11 @@ from broker.launch import find_mosquitto, free_port
 from r2f import inprocess, pipeline, run
 from r2f.display import Display
 from r2f.pipeline import Pipeline, Program
+from r2f.settings import Settings
 from services.bus.messages import Progress
-from services.trainer import training, waiting
-from services.trainer.core import job
-from services.trainer.core.optimiser import Sgd
+from services.trainer import waiting
+from services.trainer.core import job, result
+from services.trainer.core.task import Sgd
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -32,7 +33,7 @@ pytestmark = [
 
 PASSWORDS = {role: f"{role}-secret" for role in ("device", "server", "watch", "bridge")}
 HOSTS = {"device": "127.0.0.1", "server": "127.0.0.2"}
-SETTINGS = run.Settings(
+SETTINGS = Settings(
     network="digits_cnn",
     rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
     iterations=12,
@@ -66,7 +67,7 @@ def programs(folder: Path, urls: dict[str, str], port: int) -> list[Program]:
     found = []
     for side, path in zip(HOSTS, pair.write(folder / "brokers", HOSTS["server"], port, PASSWORDS), strict=True):
         path.write_text(path.read_text().replace(f"listener {port} 0.0.0.0", f"listener {port} {HOSTS[side]}"))
-        found.append(Program(f"{side}-broker", "broker.child", (str(os.getpid()), mosquitto, "-c", str(path))))
+        found.append(Program(f"{side}-broker", "broker.child", (str(os.getpid()), "SIGTERM", mosquitto, "-c", str(path))))
     for name, side, module, arguments in (
         ("agent", "device", "services.edge_agent", ("--data", "digits")),
         ("voter", "device", "services.voter", ()),
@@ -84,7 +85,7 @@ def memory(folder: Path, side: str) -> dict[str, str]:
 
 
 async def test_two_sides_with_both_brokers_killed_end_with_the_model_of_one_process(
-    prepare: Callable[[run.Settings, Path], None], tmp_path: Path
+    prepare: Callable[[Settings, Path], None], tmp_path: Path
 ) -> None:
     port = free_port()
     urls = {side: f"mqtt://{side}:{PASSWORDS[side]}@{host}:{port}" for side, host in HOSTS.items()}
@@ -100,6 +101,5 @@ async def test_two_sides_with_both_brokers_killed_end_with_the_model_of_one_proc
         await training_ends
     assert not killer.victims
     assert waiting.outcome(folder) == ""
-    peer = inprocess.retrain(storage.load(folder / job.NETWORK), load(settings.data), job.read(folder))
-    result = msgspec.json.decode((folder / training.RESULT).read_bytes(), type=training.Result)
-    assert result.model_sha256 == storage.digest(peer.network)
+    peer = inprocess.retrain(storage.load(folder / job.NETWORK), load(settings.data.source), job.read(folder))
+    assert result.read(folder).model_sha256 == storage.digest(peer.network)

@@ -5,24 +5,24 @@ from __future__ import annotations
 import numpy as np
 
 from accelsim.engine import Engine, shared
-from accelsim.int8.network import INPUT, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Int8, Network
 from services.codec.core import layers, repair
-from services.codec.core.layers import CodecError
+from services.codec.core.bodies import CodecError
 
 
 class Kept:
     """Of each layer that the server has not confirmed: the actual output, and the body that was sent of it.
 
-    The vote that a body's increments are against follows from the two. ``nbytes`` is what all of it takes.
+    The vote that a body's increments are against follows from the two. ``nbytes`` is what all of it takes; ``x`` is the
+    network's input, int8 (N, H, W, C).
     """
 
-    def __init__(self, network: Network, path: str, iteration: int, attempt: int, images: UInt8) -> None:
+    def __init__(self, network: Network, path: str, iteration: int, x: Int8) -> None:
         self.network = network
         self.iteration = iteration
-        self.attempt = attempt
         self._path = path
         self._engine: Engine | None = None
-        self._actual: dict[int, Int8] = {INPUT: network.quantize_images(images)}
+        self._actual: dict[int, Int8] = {INPUT: x}
         self._body: dict[int, bytes] = {}
         self._golden_from: int | None = None
 

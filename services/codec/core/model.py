@@ -8,18 +8,16 @@ so that small ones of either sign are small numbers, by zstd. Everything else of
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-import zstandard
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Conv, Int8, Layer, Network
-from services.codec.core import entropy
-from services.codec.core.layers import CodecError
+from services.codec.core import bodies, entropy
+from services.codec.core.bodies import CodecError
 
 WHOLE: Final = 0
 DELTA: Final = 1
@@ -30,20 +28,24 @@ _WHOLE_LIMIT: Final = 1 << 28
 """Bytes of a whole network: ten ResNet-50, a quarter of the memory of a device (architecture.md, "The link")."""
 
 
+class OtherGraph(ValueError):
+    """A network that is no later version of another, so that no delta leads from the one to the other."""
+
+
 def encode(base: Network | None, new: Network) -> bytes:
     """The bytes that turn ``base`` into ``new``, or the whole of ``new`` where base is None.
 
-    Raises ValueError naming the layer where the two differ in more than weights, biases and scales; send that whole.
+    Raises OtherGraph naming the layer where the two differ in more than weights, biases and scales; send that whole.
     """
     if base is None:
-        return bytes((WHOLE,)) + zstandard.ZstdCompressor(level=_LEVEL).compress(storage.to_bytes(new))
+        return bytes((WHOLE,)) + bodies.compress(storage.to_bytes(new), _LEVEL)
     _require_same_graph(base, new)
     pairs = [(a, b) for (_, a), (_, b) in zip(base.convs(), new.convs(), strict=True)]
     steps = [getattr(b, name).view(np.int32) - getattr(a, name).view(np.int32) for a, b in pairs for name in _TRAINED[1:]]
     step = np.concatenate(steps)
     # The four bytes of each word apart: the high ones are nearly always zero.
     planes = np.ascontiguousarray(((step << 1) ^ (step >> 31)).astype("<i4").view(np.uint8).reshape(-1, 4).T)
-    parts = [zstandard.ZstdCompressor(level=_LEVEL).compress(planes.data)]
+    parts = [bodies.compress(planes.data, _LEVEL)]
     for a, b in pairs:
         increments = entropy.encode(_filters(b), _filters(a), 4 * a.weight.size + 64)
         assert increments is not None  # no coding of n increments takes four bytes each
@@ -61,11 +63,11 @@ def decode(base: Network | None, body: bytes) -> Network:
         raise CodecError("model body: empty")
     payload = memoryview(body)[1:]
     if body[0] == WHOLE:
-        declared = _declared(payload)
+        declared = bodies.declared(payload, "model body")
         if declared > _WHOLE_LIMIT:
             raise CodecError(f"model body: declares {declared} bytes, at most {_WHOLE_LIMIT} are taken")
         try:
-            return storage.from_bytes(_unzstd(payload, declared))
+            return storage.from_bytes(bodies.decompress(payload, declared, "model body"))
         except ValueError as error:
             raise CodecError(f"model body: {error}") from error
     if body[0] != DELTA:
@@ -75,7 +77,7 @@ def decode(base: Network | None, body: bytes) -> Network:
     convs = list(base.convs())
     parts = _unpack(payload, 1 + len(convs))
     n_words = sum(getattr(layer, name).size for _, layer in convs for name in _TRAINED[1:])
-    planes = np.frombuffer(_unzstd(parts[0], 4 * n_words), np.uint8).reshape(4, n_words)
+    planes = np.frombuffer(bodies.decompress(parts[0], 4 * n_words, "model body"), np.uint8).reshape(4, n_words)
     folded = np.ascontiguousarray(planes.T).view("<u4")[:, 0]
     words = (folded >> 1) ^ (0 - (folded & 1))
     layers: list[Layer] = list(base.layers)
@@ -112,12 +114,12 @@ def digest(network: Network) -> int:
 
 def _require_same_graph(base: Network, new: Network) -> None:
     if (base.input_shape, base.input_scale, len(base.layers)) != (new.input_shape, new.input_scale, len(new.layers)):
-        raise ValueError(f"model {new.name!r} is no later version of {base.name!r}: inputs or number of layers differ")
+        raise OtherGraph(f"model {new.name!r} is no later version of {base.name!r}: inputs or number of layers differ")
     if not np.array_equal(base.input_table, new.input_table):
-        raise ValueError(f"model {new.name!r}: the input table changed; send the model whole")
+        raise OtherGraph(f"model {new.name!r}: the input table changed; send the model whole")
     for a, b in zip(base.layers, new.layers, strict=True):
         if type(a) is not type(b) or not all(_same(a, b, field.name) for field in dataclasses.fields(a)):
-            raise ValueError(f"model {new.name!r}: layer {b.name!r} changed in more than weights; send the model whole")
+            raise OtherGraph(f"model {new.name!r}: layer {b.name!r} changed in more than weights; send the model whole")
 
 
 def _same(a: Layer, b: Layer, name: str) -> bool:
@@ -140,22 +142,3 @@ def _unpack(payload: memoryview, count: int) -> list[memoryview]:
     if ends[-1] != len(payload):
         raise CodecError(f"model body: parts of {ends[-1]} bytes in all, the body has {len(payload)}")
     return [payload[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
-
-
-def _declared(payload: memoryview) -> int:
-    try:
-        return math.ceil(zstandard.get_frame_parameters(payload).content_size)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"model body: {error}") from error
-
-
-def _unzstd(payload: memoryview, size: int) -> bytes:
-    if _declared(payload) != size:
-        raise CodecError(f"model body: declares {_declared(payload)} bytes, expected {size}")
-    try:
-        data = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CodecError(f"model body: {error}") from error
-    if len(data) != size:
-        raise CodecError(f"model body: {len(data)} bytes, expected {size}")
-    return data

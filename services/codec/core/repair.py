@@ -15,7 +15,8 @@ import xxhash
 
 from accelsim.engine import Engine
 from accelsim.int8.network import Int8
-from services.codec.core import entropy, layers
+from services.codec.core import codings, layers
+from services.codec.core.bodies import CodecError
 
 UInt32 = npt.NDArray[np.uint32]
 
@@ -29,26 +30,21 @@ def channel_digests(array: Int8) -> UInt32:
 def correction(engine: Engine, index: int, x: Int8, actual: Int8, vote: Int8, digests: bytes | None) -> bytes:
     """The body that makes the server's layer ``index`` exact, from the device's side.
 
-    ``x`` is the layer's actual input, ``actual`` its output and ``vote`` what its increments were against. ``digests`` are
-    the server's ``channel_digests`` as little-endian bytes, or None to check every channel. Raises CodecError if they are
-    not as many as the layer's channels.
+    ``x`` is the layer's actual input, ``actual`` its output and ``vote`` what its increments were against: a layer that
+    was sent as it is needs no correction. ``digests`` are the server's ``channel_digests`` as little-endian bytes, or None to
+    check every channel. Raises CodecError if they are not as many as the layer's channels.
     """
-    if layers.encode(actual, vote, "chained")[0] in (layers.RAW, layers.ZSTD):
-        golden = vote  # the body carried the outputs themselves: there is nothing to correct
-    elif digests is None:
+    if digests is None:
         golden = engine.fault_free(index, [x])
     else:
         if len(digests) != 4 * actual.shape[-1]:
-            raise layers.CodecError(f"repair: {len(digests)} bytes of digests for {actual.shape[-1]} channels of layer {index}")
+            raise CodecError(f"repair: {len(digests)} bytes of digests for {actual.shape[-1]} channels of layer {index}")
         differ = np.flatnonzero(channel_digests(actual) != np.frombuffer(digests, "<u4"))
         rows = np.arange(actual.size // actual.shape[-1], dtype=np.int64)[:, None] * actual.shape[-1]
         positions = (rows + differ).reshape(-1)
         golden = vote.copy()
         golden.reshape(-1)[positions] = engine.elements(index, x, positions)
-    payload = entropy.encode(vote, golden, actual.size)
-    if payload is None:
-        return layers.encode(actual, None, "chained")
-    return bytes((layers.INCREMENT_ENTROPY,)) + payload
+    return codings.encode("increments, entropy", vote, golden) or layers.encode(actual, None, "chained")
 
 
 def apply(body: bytes, rebuilt: Int8) -> Int8:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar, assert_never
+
+import numpy as np
 
 from accelsim.accelerators import Accelerator
 from accelsim.engine import Engine
-from accelsim.int8.network import INPUT, Conv, Int8, Layer, Network
-from services.edge_agent.core.referee import SHORT, Settled, settle
-from services.scheme import SEGMENT_BYTES, Redundancy
+from accelsim.int8.network import INPUT, Conv, Int8, Network
+from accelsim.int8.walk import walk
+from services.edge_agent.core.plan import Plan
+from services.edge_agent.core.referee import Int64, Settled, settle
+from services.scheme import SEGMENT_BYTES
 
 
 @dataclass(slots=True)
@@ -26,7 +31,19 @@ class Executed:
     protected: bool = False
     settled: Settled | None = None
     direct: bool = False
-    """Of the golden codec: under the similarity threshold, so its outputs go as they are."""
+    """Under the similarity threshold."""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether its outputs themselves are to be sent: there is no vote that they could be compared with."""
+        return self.direct or (self.settled is not None and self.settled.direct)
+
+    @property
+    def refereed(self) -> tuple[Int64 | None, Int8 | None]:
+        """Flat positions and values that override the vote; without positions the values are the whole layer."""
+        if self.settled is None or self.settled.direct:
+            return None, None
+        return self.settled.positions, self.settled.values
 
     @property
     def executions(self) -> int:
@@ -48,31 +65,13 @@ class Segment:
             executed.replicas, executed.actual, executed.settled = [], None, None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How often each MAC layer runs.
-
-    ``replicas``: executions of each layer on its actual input (1 for the direct codec, 3 or more for chained).
-    ``protected``: layers whose vote over three runs goes on (section V.B). ``golden``: beside the actual pass run a
-    TMR pass of ``replicas`` executions (section V.C), whose votes are the reference of the increments. Layer-wise the vote
-    goes on to its next layer, network-wise each of its runs goes on with its own outputs and waits for no vote.
-    ``referee``: as many executions as the layer needs, in place of ``replicas`` (see ``core.referee``), ``longest`` MACs
-    an output being what ``referee.short`` says of the link.
-    """
-
-    replicas: int
-    protected: frozenset[int] = frozenset()
-    golden: Redundancy | None = None
-    referee: bool = False
-    longest: int = SHORT
-    direct: frozenset[int] = frozenset()
-    """Of the golden codec: the layers under the similarity threshold."""
-
-
 Votes = dict[int, Int8]
 """Vote of each layer of the segment last yielded, by layer index."""
 
 PROTECTED_REPLICAS = 3
+SIMILARITY = 1 << 29
+"""Iteration number of ``similarity``: no training or evaluation has it."""
+T = TypeVar("T")
 
 
 def execute(
@@ -86,80 +85,79 @@ def execute(
     The caller sends back the votes of a segment that awaits them, and None otherwise. Replicas are many times as large as
     the layer: the caller empties the segment's layers (``Segment.done``) before it goes on.
     """
-    last_use = _last_uses(network)
-    actual: dict[int, Int8] = {INPUT: x}
-    # Of the golden codec's TMR pass: the outputs that its runs go on with, one dict for all of them or one for each.
-    references: list[dict[int, Int8]] = [{INPUT: x} for _ in range(plan.replicas if plan.golden == "network" else 1)]
+    device = _Device(engine, accelerator, iteration, plan)
+    run, count = _way(plan)
+    # The passes that go on with values of their own, the actual one first; they walk the network in step.
+    passes: list[dict[int, Int8]] = [{INPUT: x} for _ in range(count)]
     segment, gathered = Segment(), 0
-    for index, layer in enumerate(network.layers):
-        if isinstance(layer, Conv):
-            executed = _run(engine, accelerator, index, layer, actual, references, iteration, plan)
-            waits = plan.golden == "layer" or executed.protected
-            segment.layers.append(executed)
-            gathered += executed.replicas[0].nbytes
-            actual[index] = executed.replicas[0] if executed.actual is None else executed.actual
-            if plan.golden == "network":
-                for reference, run in zip(references, executed.replicas, strict=True):
-                    reference[index] = run
-            votes: Votes | None = None
-            if waits or gathered >= SEGMENT_BYTES:
-                segment.awaits_vote = waits
-                votes = yield segment
-                segment, gathered = Segment(), 0
-            if waits and votes is None:
-                raise RuntimeError(f"layer {index} ({layer.name}) awaits its vote, but none was sent")
-            if executed.protected and votes is not None:
-                actual[index] = votes[index]
-            if plan.golden == "layer" and votes is not None:
-                references[0][index] = votes[index]
-        else:
-            actual[index] = engine.fault_free(index, [actual[i] for i in layer.inputs])
-            if plan.golden:
-                for reference in references:
-                    reference[index] = engine.fault_free(index, [reference[i] for i in layer.inputs])
-        for operand in layer.inputs:
-            if last_use[operand] == index:
-                actual.pop(operand, None)
-                for reference in references:
-                    reference.pop(operand, None)
+    for steps in zip(*(walk(network, values) for values in passes), strict=True):
+        index, layer, _ = steps[0]
+        operands = [given for _, _, given in steps]
+        if not isinstance(layer, Conv):
+            for values, given in zip(passes, operands, strict=True):
+                values[index] = engine.fault_free(index, given)
+            continue
+        executed, goes_on = run(device, index, layer, [given[0] for given in operands])
+        segment.layers.append(executed)
+        gathered += executed.replicas[0].nbytes
+        waits = any(value is None for value in goes_on)
+        votes: Votes | None = None
+        if waits or gathered >= SEGMENT_BYTES:
+            segment.awaits_vote = waits
+            votes = yield segment
+            segment, gathered = Segment(), 0
+        for values, value in zip(passes, goes_on, strict=True):
+            if value is None:
+                if votes is None:
+                    raise RuntimeError(f"layer {index} ({layer.name}) awaits its vote, but none was sent")
+                value = votes[index]
+            values[index] = value
     if segment.layers:
         yield segment
-    return actual[len(network.layers) - 1]
+    return passes[0][len(network.layers) - 1]
 
 
-def _run(
-    engine: Engine,
-    accelerator: Accelerator,
-    index: int,
-    layer: Conv,
-    actual: dict[int, Int8],
-    references: list[dict[int, Int8]],
-    iteration: int,
-    plan: Plan,
-) -> Executed:
-    operand = layer.inputs[0]
-    if plan.golden:
-        # Replica 0 is the actual execution; the TMR run beside it draws its own faults.
-        if plan.golden == "layer":
-            runs = accelerator.run_replicas(index, references[0][operand], iteration=iteration, count=plan.replicas, first=1)
-        else:
-            runs = [
-                accelerator.run_layer(index, reference[operand], iteration=iteration, replica=replica)
-                for replica, reference in enumerate(references, start=1)
-            ]
-        one = accelerator.run_layer(index, actual[operand], iteration=iteration)
-        return Executed(index, runs, actual=one, direct=index in plan.direct)
+class _Device(NamedTuple):
+    """What runs a pass."""
+
+    engine: Engine
+    accelerator: Accelerator
+    iteration: int
+    plan: Plan
+
+
+Ran = tuple[Executed, Sequence[Int8 | None]]
+"""A MAC layer's executions, and the value that each pass goes on with; None is its vote, which is to be waited for."""
+Run = Callable[[_Device, int, Conv, list[Int8]], Ran]
+"""(device, index, layer, the layer's input in each pass) to its executions."""
+
+
+def _way(plan: Plan) -> tuple[Run, int]:
+    """How MAC layers run under a plan, and how many passes that takes."""
+    match plan.beside:
+        case None:
+            return _alone, 1
+        case "layer":
+            return _beside_votes, 2
+        case "network":
+            return _beside_runs, 1 + plan.replicas
+        case _:
+            assert_never(plan.beside)
+
+
+def _alone(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
+    """One pass: all executions are on the actual input, and the first is the actual output unless the layer is protected."""
+    plan, x = device.plan, inputs[0]
     protected = index in plan.protected
+
+    def more(first: int, count: int) -> list[Int8]:
+        return device.accelerator.run_replicas(index, x, iteration=device.iteration, count=count, first=first)
+
     if plan.referee:
-        x = actual[operand]
-
-        def more(first: int, count: int) -> list[Int8]:
-            return accelerator.run_replicas(index, x, iteration=iteration, count=count, first=first)
-
         settled = settle(
             more,
-            lambda positions: engine.elements(index, x, positions),
-            lambda: engine.fault_free(index, [x]),
+            lambda positions: device.engine.elements(index, x, positions),
+            lambda: device.engine.fault_free(index, [x]),
             layer.weight[0].size,
             plan.longest,
         )
@@ -167,17 +165,66 @@ def _run(
         if protected and len(replicas) < PROTECTED_REPLICAS:
             # Of a layer that ran three times or more these are the same again, as the faults are keyed by the replica.
             replicas += more(len(replicas), PROTECTED_REPLICAS - len(replicas))
-        return Executed(index, replicas, protected=protected, settled=settled)
-    count = max(plan.replicas, PROTECTED_REPLICAS) if protected else plan.replicas
-    return Executed(
-        index, accelerator.run_replicas(index, actual[operand], iteration=iteration, count=count), protected=protected
-    )
+        executed = Executed(index, replicas, protected=protected, settled=settled)
+    else:
+        count = max(plan.replicas, PROTECTED_REPLICAS) if protected else plan.replicas
+        executed = Executed(index, more(0, count), protected=protected)
+    return executed, [None if protected else executed.replicas[0]]
 
 
-def _last_uses(network: Network) -> dict[int, int]:
-    """Index of the last layer that reads each activation, so that it can be dropped there: a device has 1 GB."""
-    uses: dict[int, int] = {}
-    layer: Layer
-    for index, layer in enumerate(network.layers):
-        uses.update(dict.fromkeys(layer.inputs, index))
-    return uses
+def _beside_votes(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
+    """The actual pass, and one whose layers run ``plan.replicas`` times and go on with their vote: layer-wise TMR."""
+    x, reference = inputs
+    # Replica 0 is the actual execution; the TMR run beside it draws its own faults.
+    runs = device.accelerator.run_replicas(
+        index, reference, iteration=device.iteration, count=device.plan.replicas, first=1
+    )  # fmt: skip
+    actual = device.accelerator.run_layer(index, x, iteration=device.iteration)
+    return Executed(index, runs, actual=actual, direct=index in device.plan.direct), [actual, None]
+
+
+def _beside_runs(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
+    """The actual pass, and ``plan.replicas`` more that each go on with their own outputs: network-wise TMR."""
+    x, *references = inputs
+    runs = [
+        device.accelerator.run_layer(index, reference, iteration=device.iteration, replica=replica)
+        for replica, reference in enumerate(references, start=1)
+    ]
+    actual = device.accelerator.run_layer(index, x, iteration=device.iteration)
+    return Executed(index, runs, actual=actual, direct=index in device.plan.direct), [actual, *runs]
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """What a generator of segments returned."""
+
+    value: T
+
+
+def advance(steps: Generator[Segment, Votes | None, T], votes: Votes | None) -> Segment | Done[T]:
+    """The next segment, or the end: a generator's return value cannot cross a thread as StopIteration."""
+    try:
+        return steps.send(votes)
+    except StopIteration as stop:
+        return Done(stop.value)
+
+
+def similarity(
+    network: Network, engine: Engine, accelerator: Accelerator, plan: Plan, seed: int
+) -> Generator[Segment, Votes | None, dict[int, float]]:
+    """Share (0 to 1) of each MAC layer's actual outputs that equal the vote, on one random input (section V.C).
+
+    As ``execute``, but that every segment awaits its votes. What the scheme's threshold is compared with.
+    """
+    x = np.random.default_rng(seed).integers(-128, 128, (1, *network.input_shape), np.int8)
+    steps = execute(network, engine, accelerator, x, SIMILARITY, plan)
+    shares: dict[int, float] = {}
+    votes: Votes | None = None
+    while not isinstance(segment := advance(steps, votes), Done):
+        segment.awaits_vote = True
+        actual = {executed.index: executed.actual for executed in segment.layers}
+        votes = yield segment
+        if votes is None:
+            raise RuntimeError("the similarity of layers needs their votes, but none were sent")
+        shares |= {index: float(np.mean(y == votes[index])) for index, y in actual.items()}
+    return shares

@@ -127,7 +127,7 @@ class Settled:
     positions: Int64 | None
     """Flat positions that the referee computed; None where it computed the whole layer."""
     values: Int8
-    """Their golden outputs, flat."""
+    """Their fault-free outputs, flat."""
     direct: bool
     """The layer's outputs are sent themselves; there is nothing to vote on."""
     executions: int
@@ -137,18 +137,20 @@ class Settled:
 def settle(
     execute: Callable[[int, int], Sequence[Int8]],
     elements: Callable[[Int64], Int8],
-    golden: Callable[[], Int8],
+    fault_free: Callable[[], Int8],
     macs: int,
     longest: int = SHORT,
 ) -> Settled:
     """Runs a layer as often as it needs, and the referee on what stays open.
 
     ``execute(first, count)`` gives that many further executions of the layer, int8 (N, H, W, C), from replica ``first``
-    on; ``elements(positions)`` and ``golden()`` are ``Engine.elements`` and ``Engine.fault_free`` of the same layer and input.
-    ``macs`` is the length of its dot products, ``longest`` what ``short`` says of the link. Replica 0 is the actual output.
+    on; ``elements(positions)`` and ``fault_free()`` are the engine's of the same layer and input. ``macs`` is
+    the length of its dot products, ``longest`` what ``short`` says of the link. Replica 0 is the actual output.
     """
     if macs <= BRIEF:
-        return Settled(replicas=tuple(execute(0, 1)), positions=None, values=golden().reshape(-1), direct=False, executions=1)
+        return Settled(
+            replicas=tuple(execute(0, 1)), positions=None, values=fault_free().reshape(-1), direct=False, executions=1
+        )
     replicas = list(execute(0, FIRST))
     shape, size = replicas[0].shape, replicas[0].size
     flat = _flat(replicas, size)
@@ -159,7 +161,7 @@ def settle(
         none = np.empty(0, np.int64)
         return Settled(replicas=(replicas[0],), positions=none, values=np.empty(0, np.int8), direct=True, executions=FIRST)
     if chosen.agree > chosen.executions:
-        values = golden().reshape(-1)
+        values = fault_free().reshape(-1)
         return Settled(replicas=(replicas[0],), positions=None, values=values, direct=False, executions=FIRST)
     ran = FIRST
     while ran < chosen.executions:
@@ -179,7 +181,7 @@ def settle(
     positions = np.flatnonzero(dissents > chosen.executions - chosen.agree)
     # Many scattered dot products take longer than the layer's regular loops.
     many = 16 * len(positions) > size
-    values = golden().reshape(-1)[positions] if many else elements(positions)
+    values = fault_free().reshape(-1)[positions] if many else elements(positions)
     return Settled(replicas=tuple(replicas), positions=positions, values=values, direct=False, executions=ran)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from accelsim.files import write_whole
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.int8.parameters import Parameters
@@ -58,8 +58,7 @@ class CheckpointError(ValueError):
 def write(folder: Path, checkpoint: Checkpoint) -> Path:
     """Writes the checkpoint into the folder and keeps the one before it; returns its path.
 
-    A crash at any moment leaves at least one whole checkpoint: the new file is complete on the disk before it takes
-    the name. Raises OSError if the disk refuses.
+    A crash at any moment leaves at least one whole checkpoint. Raises OSError if the disk refuses.
     """
     tensors = _tensors(checkpoint)
     header = Header(
@@ -70,19 +69,8 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     )
     header.sha256 = _digest(header, tensors)
     path = folder / FILE
-    fresh = folder / f".{FILE}.{os.getpid()}"
-    with fresh.open("wb") as file:
-        file.write(save(tensors, metadata={"r2f": msgspec.json.encode(header).decode()}))
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        # A link and a rename, not two renames: the folder holds a checkpoint by its usual name throughout.
-        kept = folder / f".{PREVIOUS}.{os.getpid()}"
-        kept.unlink(missing_ok=True)
-        os.link(path, kept)
-        os.replace(kept, folder / PREVIOUS)
-    os.replace(fresh, path)
-    _sync(folder)
+    body = save(tensors, metadata={"r2f": msgspec.json.encode(header).decode()})
+    write_whole(path, body, keep=folder / PREVIOUS)
     return path
 
 
@@ -176,12 +164,3 @@ def _digest(header: Header, tensors: dict[str, npt.NDArray[Any]]) -> str:
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(tensors[name].tobytes())
     return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Makes the renames in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

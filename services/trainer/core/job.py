@@ -3,53 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import msgspec
 
-from accelsim.faults import Rates
-from services.scheme import CHAINED, Scheme
-from services.trainer.core.labels import Source
-from services.trainer.core.optimiser import Sgd
+from accelsim.files import write_whole
+from accelsim.int8.network import Network
+from services.trainer.core.task import Task
 
 FILE = "job.json"
 NETWORK = "network.safetensors"
 
 
-class Job(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Settings of one retraining run. ``session`` names it on the bus."""
+class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One retraining run. ``session`` names it on the bus."""
 
     session: str
     device: str
-    rates: Rates
-    scheme: Scheme = CHAINED
-    iterations: int
-    batch: int = 16
-    sgd: Sgd = Sgd()
-    labels: Source = "device"
-    seed: int = 0
-    """Of the order of the samples and of the device's faults in training."""
     evaluation_seeds: tuple[int, ...] = (1001, 1002, 1003, 1004, 1005)
     """Fault seeds of the evaluations before and after; never the training's."""
-    evaluation_samples: int = 1000
-    """At most this many of the held-out samples, from the first on."""
     evaluation_batch: int = 128
-    checkpoint_every: int = 10
     patience_s: float = 20.0
     """Silence of the device after which it is asked again."""
+    data: str = ""
+    """Digest of the data that the run was prepared with (``accelsim.datasets.Dataset.digest``): the device's must be the
+    same, for else they number classes differently. Not looked at where it is empty, or the device gives none."""
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch < 1 or self.evaluation_batch < 1 or self.checkpoint_every < 1:
-            raise ValueError("job: iterations, batch, evaluation_batch and checkpoint_every must be 1 or more")
-        if self.patience_s <= 0:
+        for name in ("iterations", "batch", "evaluation_samples", "evaluation_batch", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"job: {name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 < self.patience_s < math.inf:
             raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")
+        if self.scheme.protected and self.scheme.way.reference == "run":
+            raise ValueError(f"job: with codec {self.scheme.codec} no layers are protected in training; take chained or direct")
         if self.seed in self.evaluation_seeds or not self.evaluation_seeds:
             raise ValueError("job: evaluation_seeds must not be empty, nor hold the training's seed")
 
 
 def write(folder: Path, job: Job) -> None:
     """Puts the job into a run's folder."""
-    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(job)) + b"\n")
+    write_whole(folder / FILE, msgspec.json.format(msgspec.json.encode(job)) + b"\n")
 
 
 def read(folder: Path) -> Job:
@@ -65,3 +60,12 @@ def digest(job: Job) -> str:
     """By which a checkpoint knows its job. Everything counts but how often checkpoints are written, and patience."""
     same = msgspec.structs.replace(job, checkpoint_every=1, patience_s=1.0)
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
+
+
+def check(job: Job, network: Network) -> None:
+    """Raises ValueError where the job asks for what this network does not have."""
+    layers = [index for index, _ in network.convs()]
+    for index in job.scheme.protected:
+        if index not in layers:
+            known = ", ".join(map(str, layers))
+            raise ValueError(f"job: layer {index} cannot be protected; MAC layers of {network.name} are {known}")

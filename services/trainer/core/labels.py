@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
 from accelsim.int8.network import Int8, Network
 from services.trainer.core.replay import Labels
-
-Source = Literal["device", "server", "teacher", "teacher-soft"]
-"""``teacher`` takes the fault-free network's answer as the label, ``teacher-soft`` all its class probabilities."""
+from services.trainer.core.task import Source
 
 
 def choose(
@@ -34,7 +30,7 @@ def choose(
 def teach(network: Network, output: Int8, *, soft: bool) -> Labels:
     """Labels (N,) or class probabilities (N, C) from the output (N, 1, 1, C) of a fault-free run of the network.
 
-    ``network`` is the one from before retraining; its output on the received inputs costs the server one golden run.
+    ``network`` is the one from before retraining; its output on the received inputs costs the server one fault-free run.
     """
     steps = output.reshape(len(output), -1)
     if not soft:

@@ -5,27 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from accelsim.int8.parameters import Parameters
 from services.trainer.core.replay import Replay
-
-
-class Sgd(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Settings of the optimiser. ``clip`` bounds the gradients' Euclidean norm. All are finite, as JSON knows no others."""
-
-    rate: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    clip: float = 5.0
-
-    def __post_init__(self) -> None:
-        in_range = self.rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip > 0
-        if not in_range or not all(map(math.isfinite, msgspec.structs.astuple(self))):
-            raise ValueError(f"optimiser settings out of range: {self}")
+from services.trainer.core.task import Sgd
 
 
 class TrainingDiverged(RuntimeError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
+from accelsim.int8.walk import walk
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 """Class numbers (N,) int64, or class probabilities (N, classes) float32."""
@@ -66,8 +67,8 @@ def replay(network: Network, x: Int8, outputs: Mapping[int, Int8], labels: Label
     """
     values = activations(network, x, outputs, recompute)
     with _threads(network, len(x)):
-        loss, correct, gradient = _cross_entropy(network, values[-1], labels)
-        gradients = _backward(network, x, values, gradient)
+        loss, correct, gradient = _cross_entropy(network, values[len(network.layers) - 1], labels)
+        gradients = _backward(network, values, gradient)
         return Replay(loss, correct, _norm(gradients), gradients)
 
 
@@ -86,22 +87,22 @@ def _threads(network: Network, batch: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def activations(network: Network, x: Int8, outputs: Mapping[int, Int8], recompute: Recompute) -> list[Int8]:
-    """Every layer's output on the device, each (N, H, W, C): received for MAC layers, recomputed for the others."""
-    values: list[Int8] = []
-    for index, layer in enumerate(network.layers):
+def activations(network: Network, x: Int8, outputs: Mapping[int, Int8], recompute: Recompute) -> dict[int, Int8]:
+    """Every activation on the device by index, INPUT's too, each (N, H, W, C): received for MAC layers, else recomputed."""
+    values: dict[int, Int8] = {INPUT: x}
+    for index, layer, operands in walk(network, values, keep=True):
         if isinstance(layer, Conv):
             if index not in outputs:
                 raise ValueError(f"layer {index} ({layer.name}): the device's output is missing")
             value = outputs[index]
         else:
-            value = recompute(index, [x if i == INPUT else values[i] for i in layer.inputs])
+            value = recompute(index, operands)
         if value.dtype != np.int8 or value.shape != (len(x), *layer.shape):
             raise ValueError(
                 f"layer {index} ({layer.name}): output is {value.dtype} of shape {value.shape}, "
                 f"expected int8 of shape {(len(x), *layer.shape)}"
             )
-        values.append(value)
+        values[index] = value
     return values
 
 
@@ -128,23 +129,24 @@ def _cross_entropy(network: Network, output: Int8, labels: Labels) -> tuple[floa
     return float(loss), int((logits.argmax(dim=1) == best).sum()), gradient[:, :, None, None]
 
 
-def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -> Gradients:
+def _backward(network: Network, values: dict[int, Int8], gradient: Tensor) -> Gradients:
     """Walks the layers from last to first; ``pending`` holds the gradient at each output still to be reached."""
-    pending: dict[int, Tensor] = {len(values) - 1: gradient}
+    pending: dict[int, Tensor] = {len(network.layers) - 1: gradient}
+    batch = len(values[INPUT])
     planes: dict[int, Tensor] = {}
     found: Gradients = {}
 
     def plane(index: int) -> Tensor:
         """Integers of an activation as float32 planes, made once for the layers that read it and its own clamp."""
         if index not in planes:
-            planes[index] = _planes(x if index == INPUT else values[index])
+            planes[index] = _planes(values[index])
         return planes[index]
 
     def send(index: int, gradient: Tensor) -> None:
         if index != INPUT:
             pending[index] = pending[index] + gradient if index in pending else gradient
 
-    for index in reversed(range(len(values))):
+    for index in reversed(range(len(network.layers))):
         layer = network.layers[index]
         if index not in pending:
             continue
@@ -153,7 +155,7 @@ def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -
             gradient = _through_relu(layer, plane(index), gradient)
         planes.pop(index, None)
         source = layer.inputs[0]
-        shape = (len(x), *network.shape_of(source))
+        shape = (batch, *network.shape_of(source))
         match layer:
             case Conv():
                 below, weight, bias = _through_conv(layer, plane(source), gradient, network.scale_of(source), source != INPUT)
@@ -172,8 +174,7 @@ def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -
             case MeanPool():
                 send(source, _through_mean(layer, network, shape, gradient))
             case Table():
-                operand = x if source == INPUT else values[source]
-                slope = layer.slope[operand.view(np.uint8) ^ 128]
+                slope = layer.slope[values[source].view(np.uint8) ^ 128]
                 send(source, gradient * torch.from_numpy(slope).permute(0, 3, 1, 2))
             case Channels():
                 whole = _zeros(shape)
@@ -188,6 +189,8 @@ def _backward(network: Network, x: Int8, values: list[Int8], gradient: Tensor) -
             case Flatten():
                 n, h, w, c = shape
                 send(source, gradient.reshape(n, c, h, w).contiguous(memory_format=torch.channels_last))
+            case _:
+                assert_never(layer)
     for index, layer in network.convs():
         if index not in found:
             raise ValueError(f"layer {index} ({layer.name}): the network's output does not depend on it")

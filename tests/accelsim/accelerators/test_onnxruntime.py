@@ -84,10 +84,10 @@ def test_soft_errors_are_those_of_the_simulated_accelerator() -> None:
     ours.load(network)
     theirs.load(network)
     a, b = (device.run_replicas(0, x, iteration=3, count=3) for device in (ours, theirs))
-    golden = Engine(network).fault_free(0, [x])
+    exact = Engine(network).fault_free(0, [x])
     for y, z in zip(a, b, strict=True):
-        assert (y != golden).mean() > 0.01
-        assert (y != z).mean() < 0.02 * (y != golden).mean() + 1e-4
+        assert (y != exact).mean() > 0.01
+        assert (y != z).mean() < 0.02 * (y != exact).mean() + 1e-4
     assert not np.array_equal(b[0], b[1])
     assert np.array_equal(theirs.run_layer(0, x, iteration=3, replica=2), b[2])
     outputs = theirs.run(x, iteration=3)

@@ -12,7 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accelsim.engine import Engine, buffers, engine, reference, vnni
+from accelsim.engine import Engine, executions, probe, reference, vnni
+from accelsim.engine.packing import pack
 from accelsim.faults import Flips, Key, Rates, draw
 from accelsim.int8.network import (
     INPUT,
@@ -30,7 +31,7 @@ from accelsim.int8.network import (
     Table,
 )
 
-PATHS = [name for name, works, _ in engine.probe() if works]
+PATHS = [name for name, works, _ in probe() if works]
 
 
 def network(*layers: Layer, shape: tuple[int, int, int]) -> Network:
@@ -108,11 +109,11 @@ def test_replicas_equal_the_naive_way(path: str, case: tuple[Conv, np.ndarray, i
     run = Engine(network(layer, shape=x.shape[1:]), path)
     for actual in (run.replicas(0, x, struck), [run.replicas(0, x, [f])[0] for f in struck]):
         assert all(np.array_equal(a, e) for a, e in zip(actual, expected, strict=True))
-    golden = reference.layer(layer, [x])
-    assert np.array_equal(run.fault_free(0, [x]), golden)
-    assert np.array_equal(run.run(x)[0], golden)
-    positions = np.arange(0, golden.size, 3)
-    assert np.array_equal(run.elements(0, x, positions), golden.reshape(-1)[positions])
+    fault_free = reference.layer(layer, [x])
+    assert np.array_equal(run.fault_free(0, [x]), fault_free)
+    assert np.array_equal(run.run(x)[0], fault_free)
+    positions = np.arange(0, fault_free.size, 3)
+    assert np.array_equal(run.elements(0, x, positions), fault_free.reshape(-1)[positions])
 
 
 @pytest.mark.skipif("vnni" not in PATHS, reason=f"the vnni path cannot run here: {vnni.missing()}")
@@ -122,9 +123,9 @@ def test_sparse_corrections_equal_the_naive_way(case: tuple[Conv, np.ndarray, in
     """Even where dense recomputation would have been chosen, so that flips that meet are met."""
     layer, x, seed = case
     struck = flips(layer, x, Rates(rate, rate, rate, rate), 3, seed)
-    mac = engine._pack(layer, x.shape[1:])
+    mac = pack(layer, x.shape[1:])
     actual = [np.empty((len(x), *layer.shape), np.int8) for _ in struck]
-    engine._call(mac, layer, x, struck, actual)(0, len(x) * layer.shape[0] * layer.shape[1])
+    executions.call(mac, layer, x, struck, actual)(0, len(x) * layer.shape[0] * layer.shape[1])
     assert all(np.array_equal(a, reference.replica(layer, x, f)) for a, f in zip(actual, struck, strict=True))
 
 
@@ -243,35 +244,6 @@ def test_results_do_not_depend_on_threads_and_threads_may_share_an_engine() -> N
         torch.set_num_threads(threads)
 
 
-def test_the_fast_path_passes_its_check_where_the_processor_has_it() -> None:
-    # A broken kernel would otherwise only make the engine slow, and the tests above skip.
-    if vnni.missing():
-        pytest.skip(f"the vnni path cannot run here: {vnni.missing()}")
-    assert engine.check("vnni") == ""
-
-
-def test_a_path_that_fails_its_check_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "check", lambda path: "" if path == "portable" else "it is broken")
-    whole = every_layer_type()
-    run = Engine(whole)
-    assert run.path == "portable"
-    assert "vnni (it is broken)" in run.reason
-    with pytest.raises(ValueError, match=r"'vnni' cannot run here: vnni \(it is broken\)"):
-        Engine(whole, "vnni")
-
-
-def test_the_check_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = engine.portable.replica
-
-    def wrong(layer: Conv, x: np.ndarray, struck: Flips, device: str = "cpu") -> np.ndarray:
-        y = right(layer, x, struck, device)
-        y[-1, -1, -1, -1] ^= 1
-        return y
-
-    monkeypatch.setattr(engine.portable, "replica", wrong)
-    assert "differs from the reference" in engine.check.__wrapped__("portable")
-
-
 def test_what_is_wrong_with_a_call_is_said() -> None:
     whole = every_layer_type()
     run = Engine(whole)
@@ -291,22 +263,6 @@ def test_what_is_wrong_with_a_call_is_said() -> None:
     wide = replace(conv(np.random.default_rng(1), (1, 1, 4), 2), bias=np.full(2, 2**31 - 1, np.int32))
     with pytest.raises(ValueError, match="beyond int32"):
         Engine(network(wide, shape=(1, 1, 4)))
-
-
-def test_buffers_come_back_when_the_last_view_is_gone() -> None:
-    pool = buffers.Buffers(idle_bytes=1 << 20)
-    first = pool.take((3, 50, 50))
-    place = first.__array_interface__["data"][0]
-    part = first[1:].reshape(-1)[5:]
-    del first
-    assert pool.take((3, 50, 50)).__array_interface__["data"][0] != place
-    part[:] = 1
-    del part
-    places = [pool.take((3, 50, 50)) for _ in range(2)]
-    assert place in [a.__array_interface__["data"][0] for a in places]
-    large = pool.take((1 << 21,))
-    del large
-    assert not any(size > 1 << 20 for size, idle in pool._idle.items() if idle)
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet20", 8), ("squeezenet1_1", 2), ("mobilenet_v2", 2)])

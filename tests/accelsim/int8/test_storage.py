@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelsim.int8.network import Channels, Concat, Conv, Flatten, MaxPool, Network, Slice
+from accelsim.engine.warming import every_layer
+from accelsim.int8.network import INPUT, Add, Channels, Concat, Conv, Flatten, MaxPool, MeanPool, Mul, Network, Slice
 from accelsim.int8.storage import NetworkError, digest, from_bytes, load, save, to_bytes, validate
 from accelsim.lowering import lower
 from accelsim.zoo import build
@@ -147,6 +148,43 @@ def test_an_inconsistent_shuffle_is_refused_by_name(shuffle: Network, case: str)
     index = _first(shuffle, kind)
     with pytest.raises(NetworkError, match=rf"layer {index} .*{text}"):
         validate(_with(shuffle, index, **change(shuffle.layers[index])))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A layer type that nothing here knows."""
+
+    name: str = "norm"
+    inputs: tuple[int, ...] = (0,)
+    shape: tuple[int, int, int] = (8, 8, 16)
+    scale: float = 1.0
+
+
+def test_a_layer_of_an_unknown_type_is_refused_by_name(network: Network) -> None:
+    bad = dataclasses.replace(network, layers=(network.layers[0], Norm(scale=network.layers[0].scale)))  # type: ignore[arg-type]
+    for attempt in (validate, to_bytes, digest):
+        with pytest.raises(NetworkError, match=r"layer 1: Norm is no layer type, expected one of Conv, Add, .*, Slice"):
+            attempt(bad)
+
+
+@pytest.mark.parametrize(
+    "change", [{"inputs": ()}, {"inputs": (INPUT, INPUT, INPUT)}, {"scale": 0.0}, {"shape": (1, 0, 1)}, {"name": ""}]
+)
+@pytest.mark.parametrize("index", range(10))
+def test_every_layer_type_is_held_to_operands_shape_scale_and_name(index: int, change: dict[str, Any]) -> None:
+    whole = every_layer()
+    validate(whole)
+    takes_many = isinstance(whole.layers[index], Add | Concat) and change.get("inputs")
+    with pytest.raises(NetworkError, match="multipliers|side by side" if takes_many else rf"layer {index} "):
+        validate(_with(whole, index, **change))
+
+
+@pytest.mark.parametrize("kind", [Conv, Add, Concat, MeanPool, Mul])
+@pytest.mark.parametrize("bounds", [{"low": 1, "high": 0}, {"low": -129}, {"high": 128}])
+def test_bounds_of_every_layer_that_has_them_are_those_of_an_int8(kind: type, bounds: dict[str, int]) -> None:
+    whole = every_layer()
+    with pytest.raises(NetworkError, match="are not bounds of an int8"):
+        validate(_with(whole, _first(whole, kind), **bounds))
 
 
 def test_flatten_and_slice_are_checked(network: Network) -> None:

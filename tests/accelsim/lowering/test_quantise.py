@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from accelsim import zoo
+from accelsim.datasets import IMAGENET_MEAN as MEAN
+from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
 from accelsim.int8.network import Add, Concat, Conv
 from accelsim.int8.storage import digest
@@ -19,7 +21,7 @@ from accelsim.lowering import graph as real
 from accelsim.lowering.equalise import equalise
 from accelsim.lowering.pixels import input_table
 from accelsim.lowering.ranges import watch
-from experiments.int8_accuracy import MEAN, STD, TRAINED, float_logits, images_of, int8_logits, module_of, top
+from experiments.common.trained import TRAINED, float_logits, images_of, int8_logits, module_of, top
 
 
 def _images(shape: tuple[int, int, int], count: int = 8) -> np.ndarray:
@@ -115,8 +117,8 @@ def test_int8_costs_at_most_a_point_on_cifar(shared_dir: Path, name: str) -> Non
     network = lower(module, images[:64], MEAN, STD, name)
     test, labels = images_of(name, shared_dir, "test")
     count = 1000 if name == "resnet20" else 300
-    exact = top(float_logits(module, test[:count]), labels[:count], 1)
-    rough = top(int8_logits(network, test[:count]), labels[:count], 1)
+    exact = top(float_logits(module, test[:count]), labels[:count])[0]
+    rough = top(int8_logits(network, test[:count]), labels[:count])[0]
     assert exact > 90
     assert rough >= exact - 1.0
 
@@ -131,4 +133,4 @@ def test_int8_agrees_with_float_on_photographs(shared_dir: Path, name: str) -> N
     test, labels = images_of(name, shared_dir, "test")
     exact, rough = float_logits(module, test[:32]), int8_logits(network, test[:32])
     assert (exact.argmax(1) == rough.argmax(1)).mean() >= 0.75
-    assert top(rough, labels[:32], 5) >= top(exact, labels[:32], 5) - 5
+    assert top(rough, labels[:32])[1] >= top(exact, labels[:32])[1] - 5

@@ -180,3 +180,10 @@ def test_wrong_input_names_the_layer() -> None:
 def test_array_refuses_nothing_sized(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         Array(**{field: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["clock_hz", "memory_bytes_per_s", "vote_bytes_per_s"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_rates_are_positive_and_finite(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"array: {name} must be positive and finite, got {value}"):
+        Array(**{name: value})  # type: ignore[arg-type]

@@ -10,8 +10,7 @@ from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.int8.network import Network, UInt8
 from broker.link import PROFILES, STAMP, packet_bytes, stream_bytes
-from experiments import iteration
-from experiments.common import chain
+from experiments.common import chain, iteration
 from experiments.common.networks import FIVE, int8_network
 from services.bus import encoding
 from services.bus.chunks import chunk_size, split

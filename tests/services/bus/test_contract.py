@@ -89,9 +89,9 @@ async def test_publishing_does_not_wait_for_each_acknowledgement(broker_url: str
     async with Bus(broker_url, "agent", device) as sender:
         for i in range(100):
             await sender.publish("up/ack", ack(i))
-        assert len(sender._pending) > 1
+        assert len(sender._sender.pending) > 1
         await sender.flush()
-        assert not sender._pending
+        assert not sender._sender.pending
 
 
 async def test_a_wildcard_on_events_and_states_sees_nothing_of_the_data(broker_url: str, device: str) -> None:
@@ -140,7 +140,7 @@ async def test_what_is_dropped_leaves_no_gap_behind(broker_url: str, device: str
             await other.publish(topic, msgpack.packb(message), 1)
         assert [m.seq for m in await take(receiver, 3) if isinstance(m, Ack)] == [1, 3, 5]
         assert (receiver.counts["foreign"], receiver.counts["bad"], receiver.counts["lost"]) == (1, 1, 0)
-        assert not any(flow.gap_since for flow in receiver._ins.values())
+        assert not any(flow.gap_since for flow in receiver._receiver.ins.values())
 
 
 async def test_a_gap_that_nobody_fills_is_given_up_and_counted(broker_url: str, device: str) -> None:
@@ -181,7 +181,7 @@ async def test_large_messages_go_in_chunks_and_leave_room_for_small_ones(broker_
         received = await take(receiver, 4)
         assert [m for m in received if isinstance(m, Inputs)] == large
         assert received[0] == ack(1)
-        assert receiver._reassembler.held == 0
+        assert receiver._receiver._reassembler.held == 0
 
 
 async def test_a_message_over_the_limit_is_refused_by_its_sender(broker_url: str, device: str) -> None:
@@ -208,9 +208,9 @@ async def test_tensors_by_reference_arrive_and_their_slots_come_back(
             assert tensor.ref is not None
             np.testing.assert_array_equal(receiver.open(tensor), array)
             assert receiver.release(tensor)
-        assert sender._arena is not None
-        sender._arena.collect()
-        assert sender._arena.in_use == 0
+        assert sender._tensors._arena is not None
+        sender._tensors._arena.collect()
+        assert sender._tensors._arena.in_use == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -515,7 +515,7 @@ async def test_flushing_waits_for_what_is_sent_again(kind: str, device: str) -> 
         assert not flushing.done()
         await broker.start()
         await asyncio.wait_for(flushing, 10)
-        assert not sender._pending
+        assert not sender._sender.pending
 
 
 async def test_states_and_retained_modes_survive_the_broker(kind: str, device: str) -> None:
@@ -596,7 +596,7 @@ async def test_a_slow_receiver_holds_its_sender_back_and_loses_nothing(broker_ur
 
         publishing = asyncio.create_task(publish())
         await asyncio.sleep(1.0)
-        assert receiver._inbox_bytes < (1 << 20) + 200_000
+        assert receiver._receiver._inbox_bytes < (1 << 20) + 200_000
         received: list[Message] = []
         for _ in range(250):
             received += await take(receiver, 1)
@@ -620,16 +620,18 @@ async def test_credit_keeps_a_sender_within_its_window(broker_url: str, device: 
         for i in range(100):
             await sender.publish("up/ack", ack(i))
         assert len(await take(receiver, 100)) == 100
-        out = sender._outs[sender.topic("up/ack")]
+        out = sender._sender.outs[sender.topic("up/ack")]
         await sender.flush()
         await asyncio.sleep(0.2)
         assert out.credited
-        receiver._passive = True  # gives no more credit
+        receiver._receiver._passive = True  # gives no more credit
         publishing = [asyncio.create_task(sender.publish("up/ack", ack(i))) for i in range(200)]
         await asyncio.sleep(0.3)
         assert out.n - out.taken == 64
-        receiver._passive = False
-        receiver._answer(sender.topic("up/ack"), sender.origin, receiver._ins[sender.topic("up/ack"), sender.origin])
+        receiver._receiver._passive = False
+        receiver._receiver._answer(
+            sender.topic("up/ack"), sender.origin, receiver._receiver.ins[sender.topic("up/ack"), sender.origin]
+        )
         await asyncio.gather(*publishing)
         assert len(await take(receiver, 200)) == 200
 
@@ -646,19 +648,28 @@ async def test_numbers_out_of_all_proportion_are_refused(broker_url: str, device
         assert receiver.counts["duplicate"] == 1
 
 
+async def test_a_state_that_the_bus_knew_before_is_heard_by_who_asks_for_it(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "codec-server", device), Bus(broker_url, "trainer", device) as trainer:
+        await trainer.subscribe("server/inputs")
+        await asyncio.sleep(0.2)  # that of the one who sends there has come meanwhile
+        await trainer.subscribe("state/codec-server")
+        topic, state = await trainer.receive(5)
+        assert (topic, isinstance(state, State)) == (trainer.topic("state/codec-server"), True)
+
+
 # -- without a broker -------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_kept_for_sending_again_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.bus.client.KEPT_BYTES", 2000)
+    monkeypatch.setattr("services.bus.sending.KEPT_BYTES", 2000)
     bus = Bus("mqtt://127.0.0.1:1", "agent", "d")
     monkeypatch.setattr(bus, "_passive", True)
     for i in range(200):
         await bus.publish(("up/ack", "down/forward", "edge/inputs")[i % 7 % 3], (ack, forward, tiny)[i % 7 % 3](i))
-        kept = [len(entry.payload) for out in bus._outs.values() for entry in out.kept]
-        assert bus._kept_bytes == sum(kept) <= 2000 + max(kept)
-        assert len(bus._kept) == len(kept)
-        assert all(out.kept[-1].n == out.n for out in bus._outs.values())
+        kept = [len(entry.payload) for out in bus._sender.outs.values() for entry in out.kept]
+        assert bus._sender._kept_bytes == sum(kept) <= 2000 + max(kept)
+        assert len(bus._sender._kept) == len(kept)
+        assert all(out.kept[-1].n == out.n for out in bus._sender.outs.values())
 
 
 def tiny(iteration: int) -> Inputs:
@@ -677,8 +688,8 @@ async def test_chunks_are_small_only_where_they_cross_a_thin_link(monkeypatch: p
     await bus.publish("edge/inputs", Inputs(session="s", iteration=0, attempt=0, images=array, labels=None))
     signed = encoding.inline(np.zeros((26_000, 1, 1, 1), np.int8))
     await bus.publish("up/outputs", Outputs(session="s", iteration=0, attempt=0, outputs=signed, labels=None))
-    assert {topic.rsplit("/", 1)[1]: out.n for topic, out in bus._outs.items()} == {"inputs": 1, "outputs": 1 + 3}
-    assert max(len(entry.payload) for entry in bus._outs[bus.topic("up/outputs")].kept) < 12_500 + 200
+    assert {topic.rsplit("/", 1)[1]: out.n for topic, out in bus._sender.outs.items()} == {"inputs": 1, "outputs": 1 + 3}
+    assert max(len(entry.payload) for entry in bus._sender.outs[bus.topic("up/outputs")].kept) < 12_500 + 200
     for text in ("fast", "0", "-1", "inf"):
         monkeypatch.setenv("R2F_LINK_BITS_PER_S", text)
         with pytest.raises(BusError, match="R2F_LINK_BITS_PER_S is"):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.bus import Bus, encoding
-from services.bus.client import FARTHEST, HELD
 from services.bus.messages import Ack, Flow, Inputs, Message
+from services.bus.receiving import FARTHEST, HELD
 
 TOPIC = "r2f/v1/d/edge/inputs"
 
@@ -26,6 +26,7 @@ class Broker:
         self.buses = buses
         for bus in buses:
             bus._client = cast(Any, Connection(self, bus))
+            bus._sender.connected(bus._client)
 
     def deliver(self, topic: str, payload: bytes) -> None:
         for bus in self.buses:
@@ -44,7 +45,7 @@ class Connection:
     def send(self, topic: str, payload: bytes, qos: int, retain: bool = False) -> int:
         self.broker.packets.append((topic, payload))
         self.packet += 1
-        asyncio.get_running_loop().call_soon(self.bus._acknowledged, self.packet)
+        asyncio.get_running_loop().call_soon(self.bus._sender.acknowledged, self.packet)
         return self.packet
 
 
@@ -62,7 +63,7 @@ def pair() -> tuple[Bus, Bus]:
 
 
 def received(bus: Bus) -> list[Message]:
-    return [entry[1] for entry in bus._inbox]
+    return [entry[1] for entry in bus._receiver._inbox]
 
 
 FATES = st.lists(st.sampled_from(["deliver", "deliver", "drop", "twice", "late"]), max_size=120)
@@ -95,14 +96,15 @@ def test_any_fate_of_the_packets_ends_in_each_message_once_and_in_order(count: i
         # A new connection for both, whoever is first; from now on nothing is lost.
         for bus in (sender, receiver) if count % 2 else (receiver, sender):
             await asyncio.sleep(0)
-            bus._repeat()
+            bus._sender.repeat()
+            bus._receiver.reconnected()
             broker.drain()
         await asyncio.sleep(0)
-        receiver._repeat()  # the sender may have been told before all of its were acknowledged
+        receiver._receiver.reconnected()  # the sender may have been told before all of its were acknowledged
         broker.drain()
         assert received(receiver) == sent
-        assert receiver.counts["bad"] == receiver.counts["lost"] == receiver._held_bytes == 0
-        assert receiver._reassembler.held == 0
+        assert receiver.counts["bad"] == receiver.counts["lost"] == receiver._receiver._held_bytes == 0
+        assert receiver._receiver._reassembler.held == 0
         for bus in (sender, receiver):
             assert bus._failure is None
             await bus._stop()
@@ -121,12 +123,12 @@ def test_any_numbers_are_delivered_in_order_once_and_held_within_bounds(stamps: 
         one = Ack(session="s", of="mode", seq=min(n, 2**40), ok=True, origin=origin, n=n, error=origin)
         bus._arrived("r2f/v1/d/up/ack", encoding.encode(one), False)
     assert bus._failure is None
-    assert bus._held_bytes == sum(size for flow in bus._ins.values() for _, size in flow.held.values())
+    assert bus._receiver._held_bytes == sum(size for flow in bus._receiver.ins.values() for _, size in flow.held.values())
     for origin in ("a", "b"):
         got = [m.seq for m in received(bus) if isinstance(m, Ack) and m.error == origin and m.seq]
         assert got == sorted(set(got))
-    assert all(len(flow.held) <= HELD for flow in bus._ins.values())
-    assert all(n <= flow.next + FARTHEST for flow in bus._ins.values() for n in flow.held)
+    assert all(len(flow.held) <= HELD for flow in bus._receiver.ins.values())
+    assert all(n <= flow.next + FARTHEST for flow in bus._receiver.ins.values() for n in flow.held)
 
 
 @settings(max_examples=50, deadline=None)
@@ -148,7 +150,7 @@ def test_any_flow_only_sends_what_was_sent(flows: list[tuple[int, list[tuple[int
             assert len(broker.packets) - before <= len(real)
             await asyncio.sleep(0)
         assert set(broker.packets) == real
-        assert sender._outs[TOPIC].taken <= sender._outs[TOPIC].n
+        assert sender._sender.outs[TOPIC].taken <= sender._sender.outs[TOPIC].n
         assert sender._failure is None
         await sender._stop()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paho.mqtt.client import topic_matches_sub
 
 from services.bus import messages, topics
 
@@ -34,13 +33,10 @@ def test_a_level_that_is_none_is_refused(level: str) -> None:
         topics.parse(f"r2f/v1/d/up/{level}")
 
 
-LEVELS = st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=5)
-
-
-@given(LEVELS, st.lists(st.sampled_from(["a", "b", "+", ""]), min_size=1, max_size=5), st.booleans())
-def test_matching_is_mqtts(topic: list[str], pattern: list[str], rest: bool) -> None:
-    wanted, given_topic = "/".join([*pattern, "#"] if rest else pattern), "/".join(topic)
-    assert topics.matches(wanted, given_topic) == topic_matches_sub(wanted, given_topic)
+def test_every_topic_that_is_numbered_says_who_sends_there() -> None:
+    assert set(topics.SENDERS) == {
+        key for key in topics.TABLE if key.split("/")[0] not in ("state", "event") and "flow" not in key
+    }
 
 
 def test_every_message_has_a_topic_and_every_plane_its_answer() -> None:
@@ -49,7 +45,7 @@ def test_every_message_has_a_topic_and_every_plane_its_answer() -> None:
     assert every - {messages.Message, messages.Manifest, messages.Chunk} == travelling
     for key in topics.TABLE:
         plane = key.split("/")[0]
-        if plane != "event":
+        if plane not in ("event", "state"):
             assert f"{topics.ANSWERS[plane]}/flow" in topics.TABLE
 
 

@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from services.codec.core import inputs, model
-from services.codec.core.layers import CodecError
+from services.codec.core.bodies import CodecError
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -1e-3, 1.01])

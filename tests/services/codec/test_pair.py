@@ -75,10 +75,10 @@ class Pair:
         self.server = ServerCodec(cast(Bus, self.down), "auto")
         self.images = images
         mode = SetMode(session=SESSION, seq=1, mode="training")
-        asyncio.run(self.device._take(mode))
-        self.server.exact = True
+        asyncio.run(self.device.take(mode))
+        asyncio.run(self.server.take(mode))
         data = encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
-        asyncio.run(self.server._deploy(Deploy(session=SESSION, iteration=0, version=1, network=data)))
+        asyncio.run(self.server.take(Deploy(session=SESSION, iteration=0, version=1, network=data)))
         self.activations: dict[int, Int8] = {}
         self.rebuilt: list[Rebuilt] = []
         self.repairs = 0
@@ -89,7 +89,7 @@ class Pair:
         forward = Forward(
             session=SESSION, iteration=iteration, attempt=attempt, mode="training", version=1, split="train", samples=(0,)
         )
-        self.server._forward(forward)
+        asyncio.run(self.server.take(forward))
         labels = np.zeros(len(self.images), np.int64)
         inputs = Inputs(
             session=SESSION,
@@ -98,22 +98,21 @@ class Pair:
             images=encoding.inline(self.images),
             labels=encoding.inline(labels),
         )
-        asyncio.run(self.device._take(inputs))
+        asyncio.run(self.device.take(inputs))
         self.activations.clear()
 
     def voted(self, iteration: int, attempt: int, number: int, index: int, actual: Int8, vote: Int8) -> None:
         layer = LayerVoted(index=index, actual=encoding.inline(actual), vote=encoding.inline(vote))
         message = Voted(session=SESSION, iteration=iteration, attempt=attempt, segment=number, mode="training", layers=(layer,))
-        asyncio.run(self.device._take(message))
+        asyncio.run(self.device.take(message))
 
     def answer(self) -> None:
         """Let everything that waits on the link arrive, and what it makes the other end say."""
         while self.up.sent or self.down.sent:
             while self.up.sent:
                 topic, message = self.up.sent.popleft()
-                take = {"up/inputs": "_inputs", "up/layers": "_layers", "up/repair": "_repaired"}.get(topic)
-                if take is not None:
-                    asyncio.run(getattr(self.server, take)(message))
+                if topic.startswith("up/"):
+                    asyncio.run(self.server.take(message))
             while self.down.sent:
                 topic, message = self.down.sent.popleft()
                 if isinstance(message, Activations):
@@ -121,7 +120,7 @@ class Pair:
                 elif topic.startswith("down/"):
                     self.rebuilt += [message] if isinstance(message, Rebuilt) else []
                     self.repairs += isinstance(message, Repair)
-                    asyncio.run(self.device._take(message))
+                    asyncio.run(self.device.take(message))
 
 
 @pytest.fixture(scope="module")
@@ -166,15 +165,15 @@ def test_the_server_has_the_devices_tensors_however_little_the_device_may_keep(
     waited = 0
     for number, (index, (actual, vote)) in enumerate(layers.items()):
         pair.voted(0, 0, number, index, actual, vote)
-        waited = max(waited, len(pair.device.waiting))
-        kept = pair.device.kept
+        waited = max(waited, len(pair.device.session.waiting))
+        kept = pair.device.session.end.kept
         assert kept is not None
         # Beside what one message brings: the inputs, and what later layers read of those confirmed.
         assert kept.nbytes <= keep_bytes + 4 * LARGEST
         if not late:
             pair.answer()
     pair.answer()
-    assert not pair.device.waiting
+    assert not pair.device.session.waiting
     assert pair.repairs == 2
     assert pair.up.rejected == pair.down.rejected == []
     assert pair.activations.keys() == layers.keys()
@@ -193,10 +192,10 @@ def test_a_pass_that_is_given_up_leaves_nothing_behind(
     pair.begin(0, 0)
     for number, (index, (actual, vote)) in enumerate(layers.items()):
         pair.voted(0, 0, number, index, actual, vote)
-    assert len(pair.device.waiting) == len(layers) - 1
+    assert len(pair.device.session.waiting) == len(layers) - 1
     pair.up.sent.clear()  # the link is down, and the trainer repeats the iteration
     pair.begin(0, 1)
-    assert not pair.device.waiting
+    assert not pair.device.session.waiting
     assert pair.up.released == 2 + 2 * len(layers)
     for number, (index, (actual, vote)) in enumerate(layers.items()):
         pair.voted(0, 1, number, index, actual, vote)
@@ -221,13 +220,13 @@ def test_what_was_taken_back_while_it_was_encoded_is_not_sent(
 def test_a_new_network_ends_the_iteration_that_it_came_from(network: Network, images: UInt8) -> None:
     pair = Pair(network, images, 1 << 30)
     pair.begin(0, 0)
-    assert pair.device.kept is not None
+    assert pair.device.session.end.kept is not None
     data = encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
-    pair.server.acknowledged = 1
-    asyncio.run(pair.server._deploy(Deploy(session=SESSION, iteration=0, version=2, network=data)))
+    pair.server.session.end.acknowledge(1)
+    asyncio.run(pair.server.take(Deploy(session=SESSION, iteration=0, version=2, network=data)))
     pair.answer()
-    assert pair.device.version == 2
-    assert pair.device.kept is None
+    assert pair.device.session.end.version == 2
+    assert pair.device.session.end.kept is None
 
 
 @pytest.mark.parametrize("layer", [-1, 1, 10**6])
@@ -238,10 +237,10 @@ def test_a_confirmation_of_what_was_not_sent_is_dropped(
     pair.begin(0, 0)
     index, (actual, vote) = next(iter(layers.items()))
     pair.voted(0, 0, 0, index, actual, vote)
-    kept = pair.device.kept
+    kept = pair.device.session.end.kept
     assert kept is not None
     before = kept.nbytes
     with pytest.raises(ValueError, match="not kept"):  # which ``serve`` counts and drops
-        asyncio.run(pair.device._take(Rebuilt(session=SESSION, iteration=0, attempt=0, layer=layer)))
-    asyncio.run(pair.device._take(Rebuilt(session=SESSION, iteration=0, attempt=7, layer=index)))
+        asyncio.run(pair.device.take(Rebuilt(session=SESSION, iteration=0, attempt=0, layer=layer)))
+    asyncio.run(pair.device.take(Rebuilt(session=SESSION, iteration=0, attempt=7, layer=index)))
     assert kept.nbytes == before

@@ -14,7 +14,8 @@ import pytest
 
 from accelsim.faults import Rates
 from services.bus import Bus
-from services.trainer import DeviceError, Mode, serving
+from services.trainer.remote import DeviceError
+from services.trainer.table1 import Mode, serving
 
 ROOT = Path(__file__).resolve().parents[3]
 

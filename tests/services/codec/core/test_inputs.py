@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from services.codec.core import inputs
-from services.codec.core.layers import CodecError
+from services.codec.core.bodies import CodecError
 
 ROOT = Path(__file__).resolve().parents[4]
 

@@ -11,8 +11,8 @@ from accelsim.engine import Engine
 from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
 from accelsim.lowering import lower
 from services.codec.core import layers, repair
+from services.codec.core.bodies import CodecError
 from services.codec.core.kept import Kept
-from services.codec.core.layers import CodecError
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def fill(kept: Kept, actual: dict[int, Int8], votes: dict[int, Int8]) -> None:
 @pytest.mark.parametrize("confirmed", [0.0, 0.3, 0.7])
 def test_every_layer_that_is_not_confirmed_can_be_corrected(network: Network, images: UInt8, confirmed: float) -> None:
     actual, votes, goldens = passed(network, images)
-    kept = Kept(network, "auto", 0, 0, images)
+    kept = Kept(network, "auto", 0, network.quantize_images(images))
     fill(kept, actual, votes)
     order = sorted(votes)
     done = order[: int(confirmed * len(order))]
@@ -76,7 +76,10 @@ def test_every_layer_that_is_not_confirmed_can_be_corrected(network: Network, im
 
 def test_confirming_step_by_step_leaves_only_what_is_read_later(network: Network, images: UInt8) -> None:
     actual, votes, _ = passed(network, images)
-    whole, kept = Kept(network, "auto", 0, 0, images), Kept(network, "auto", 0, 0, images)
+    whole, kept = (
+        Kept(network, "auto", 0, network.quantize_images(images)),
+        Kept(network, "auto", 0, network.quantize_images(images)),
+    )
     fill(whole, actual, votes)
     most = 0
     for index in sorted(votes):
@@ -89,7 +92,7 @@ def test_confirming_step_by_step_leaves_only_what_is_read_later(network: Network
 
 def test_what_is_not_kept_is_refused(network: Network, images: UInt8) -> None:
     actual, votes, _ = passed(network, images)
-    kept = Kept(network, "auto", 5, 0, images)
+    kept = Kept(network, "auto", 5, network.quantize_images(images))
     first, second, *_ = sorted(votes)
     with pytest.raises(CodecError, match="not kept"):
         kept.confirm(first)
@@ -106,7 +109,7 @@ def test_what_is_not_kept_is_refused(network: Network, images: UInt8) -> None:
 
 def test_a_layer_sent_as_it_is_needs_no_correction(network: Network, images: UInt8) -> None:
     actual, votes, _ = passed(network, images)
-    kept = Kept(network, "auto", 0, 0, images)
+    kept = Kept(network, "auto", 0, network.quantize_images(images))
     for index in sorted(votes):
         kept.keep(index, actual[index], layers.encode(actual[index], None, "chained"))
     assert kept.correct(min(votes), None) == {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from accelsim.int8 import storage
 from accelsim.int8.network import INPUT, Conv, Flatten, Network, multiplier
 from services.codec.core import model
-from services.codec.core.layers import CodecError
+from services.codec.core.bodies import CodecError
 
 
 def conv(name: str, inputs: int, shape: tuple[int, int, int], weight_shape: tuple[int, ...], input_scale: float) -> Conv:

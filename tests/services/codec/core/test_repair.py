@@ -8,6 +8,7 @@ import pytest
 from accelsim.engine import Engine
 from accelsim.int8.network import INPUT, Conv, Int8, Network, multiplier
 from services.codec.core import layers, repair
+from services.codec.core.bodies import CodecError
 
 SHAPE = (2, 6, 5, 8)
 
@@ -71,5 +72,5 @@ def test_channel_digests_tell_which_channel() -> None:
 
 def test_digests_of_another_layer_are_refused(engine: Engine) -> None:
     x, actual, vote = tensors(engine, 0.01, 0.02)
-    with pytest.raises(layers.CodecError, match="7 bytes"):
+    with pytest.raises(CodecError, match="7 bytes"):
         repair.correction(engine, 0, x, actual, vote, b"1234567")

@@ -12,9 +12,9 @@ from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.int8.network import INPUT, Conv, Int8, Network
 from accelsim.lowering import lower
-from experiments.common.chain import tmr_votes
 from services.edge_agent.core import forward
-from services.edge_agent.core.forward import Executed, Plan, Votes, execute
+from services.edge_agent.core.forward import Executed, Votes, execute
+from services.edge_agent.core.plan import Plan
 from services.scheme import Redundancy
 from services.voter.core.vote import vote
 
@@ -33,6 +33,27 @@ def accelerator(network: Network) -> Simulated:
     device = Simulated(RATES, seed=3, device="edge-0", path="portable")
     device.load(network)
     return device
+
+
+def tmr_votes(accelerator: Simulated, x: Int8, iteration: int, redundancy: Redundancy) -> dict[int, Int8]:
+    """Bitwise votes of every MAC layer over a TMR run apart from the actual one, written down as section V.C has it."""
+    network, engine = accelerator.engine.network, accelerator.engine
+    runs: list[dict[int, Int8]] = [{INPUT: x} for _ in range(1 if redundancy == "layer" else 3)]
+    votes: dict[int, Int8] = {}
+    for index, layer in enumerate(network.layers):
+        if not isinstance(layer, Conv):
+            for run in runs:
+                run[index] = engine.fault_free(index, [run[i] for i in layer.inputs])
+            continue
+        operand = layer.inputs[0]
+        if redundancy == "layer":
+            replicas = accelerator.run_replicas(index, runs[0][operand], iteration=iteration, count=3, first=1)
+            votes[index] = runs[0][index] = vote(replicas, "bitwise")
+        else:
+            for replica, run in enumerate(runs, start=1):
+                run[index] = accelerator.run_layer(index, run[operand], iteration=iteration, replica=replica)
+            votes[index] = vote([run[index] for run in runs], "bitwise")
+    return votes
 
 
 def collect(network: Network, accelerator: Simulated, x: Int8, plan: Plan) -> tuple[list[Executed], Int8, int]:
@@ -99,7 +120,7 @@ def test_references_are_those_of_the_experiments(
 ) -> None:
     monkeypatch.setattr(forward, "SEGMENT_BYTES", limit)
     x = inputs(network)
-    steps = execute(network, Engine(network, "portable"), accelerator, x, 5, Plan(replicas=3, golden=redundancy))
+    steps = execute(network, Engine(network, "portable"), accelerator, x, 5, Plan(replicas=3, beside=redundancy))
     expected = tmr_votes(accelerator, x, 5, redundancy)
     votes: Votes = {}
     answer: Votes | None = None
@@ -123,7 +144,7 @@ def test_references_are_those_of_the_experiments(
 @pytest.mark.parametrize("redundancy", ["layer", "network"])
 def test_golden_runs_a_pass_beside_the_actual_one(network: Network, accelerator: Simulated, redundancy: Redundancy) -> None:
     x = inputs(network)
-    executed, output, _ = collect(network, accelerator, x, Plan(replicas=3, golden=redundancy))
+    executed, output, _ = collect(network, accelerator, x, Plan(replicas=3, beside=redundancy))
     whole = accelerator.run(x, iteration=5)
     for e in executed:
         assert e.actual is not None

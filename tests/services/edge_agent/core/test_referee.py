@@ -13,9 +13,11 @@ def replicas(
     count: int, share: float, seed: int = 0, shape: tuple[int, ...] = (2, 9, 7, 11)
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     generator = np.random.default_rng(seed)
-    golden = generator.integers(-128, 128, shape, dtype=np.int8)
+    fault_free = generator.integers(-128, 128, shape, dtype=np.int8)
     wrong = [generator.random(shape) < share for _ in range(count)]
-    return golden, [np.where(w, golden + generator.choice(np.array([-1, 1], np.int8), shape), golden) for w in wrong]
+    return fault_free, [
+        np.where(w, fault_free + generator.choice(np.array([-1, 1], np.int8), shape), fault_free) for w in wrong
+    ]
 
 
 @pytest.mark.parametrize(("count", "agree"), [(2, 2), (3, 3), (5, 4), (5, 5), (7, 6), (7, 7), (9, 8), (11, 10)])
@@ -23,7 +25,7 @@ def replicas(
 def test_the_referee_computes_where_too_few_agree(
     count: int, agree: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    golden, all_replicas = replicas(count, share)
+    fault_free, all_replicas = replicas(count, share)
     asked: list[tuple[int, int]] = []
 
     def execute(first: int, count: int) -> list[np.ndarray]:
@@ -32,14 +34,14 @@ def test_the_referee_computes_where_too_few_agree(
 
     seen: list[float] = []
     monkeypatch.setattr(referee, "rule", lambda u, macs, longest: seen.append(u) or referee.Rule(count, agree))
-    settled = referee.settle(execute, lambda positions: golden.reshape(-1)[positions], lambda: golden, 100)
+    settled = referee.settle(execute, lambda positions: fault_free.reshape(-1)[positions], lambda: fault_free, 100)
 
     stack = np.stack([replica.ravel() for replica in all_replicas])
     most = np.array([np.unique(column, return_counts=True)[1].max() for column in stack.T])
     assert seen == [np.mean(stack[0] != stack[1])]
     assert settled.positions is not None
     assert np.array_equal(settled.positions, np.flatnonzero(most < agree))
-    assert np.array_equal(settled.values, golden.reshape(-1)[settled.positions])
+    assert np.array_equal(settled.values, fault_free.reshape(-1)[settled.positions])
     # Each execution once and in order, never too many at a time.
     assert [first for first, _ in asked] == [sum(n for _, n in asked[:i]) for i in range(len(asked))]
     assert sum(n for _, n in asked) == settled.executions == count
@@ -53,12 +55,14 @@ def test_the_referee_computes_where_too_few_agree(
 
 
 def test_takes_read_only_and_strided_executions() -> None:
-    golden, all_replicas = replicas(5, 0.002, shape=(4, 16, 16, 32))
+    fault_free, all_replicas = replicas(5, 0.002, shape=(4, 16, 16, 32))
     strided = [np.repeat(replica, 2, axis=3)[..., ::2] for replica in all_replicas]
     for replica in strided:
         replica.flags.writeable = False
     found = [
-        referee.settle(lambda first, n, r=r: r[first : first + n], lambda at: golden.reshape(-1)[at], lambda: golden, 100)
+        referee.settle(
+            lambda first, n, r=r: r[first : first + n], lambda at: fault_free.reshape(-1)[at], lambda: fault_free, 100
+        )
         for r in (all_replicas, strided)
     ]
     assert np.array_equal(found[0].positions, found[1].positions)
@@ -84,35 +88,35 @@ def test_refuses_executions_that_are_not_alike(odd: np.ndarray) -> None:
     ],
 )
 def test_settle_runs_as_often_as_the_layer_needs(share: float, executions: int, direct: bool) -> None:
-    golden, all_replicas = replicas(11, share, shape=(4, 16, 16, 32))
+    fault_free, all_replicas = replicas(11, share, shape=(4, 16, 16, 32))
 
     def execute(first: int, count: int) -> list[np.ndarray]:
         return all_replicas[first : first + count]
 
     def elements(positions: np.ndarray) -> np.ndarray:
-        return golden.reshape(-1)[positions]
+        return fault_free.reshape(-1)[positions]
 
-    settled = referee.settle(execute, elements, lambda: golden, 4608)
+    settled = referee.settle(execute, elements, lambda: fault_free, 4608)
     assert (settled.executions, settled.direct) == (executions, direct)
     assert len(settled.replicas) == (1 if direct else min(executions, 3))
     if not direct:
         voted = settled_vote(settled.replicas, "median", settled.positions, settled.values)
         # The errors here are independent, so that two are wrong alike far more often than where the thresholds were measured.
-        assert np.mean(voted != golden) <= share**2
-        assert settled.positions is None or len(settled.positions) <= 0.5 * golden.size
+        assert np.mean(voted != fault_free) <= share**2
+        assert settled.positions is None or len(settled.positions) <= 0.5 * fault_free.size
 
 
 @pytest.mark.parametrize(("macs", "executions"), [(9, 1), (referee.BRIEF, 1), (64, 2)])
 def test_a_layer_with_short_dot_products_is_computed_whole(macs: int, executions: int) -> None:
-    golden, all_replicas = replicas(3, 0.9)
+    fault_free, all_replicas = replicas(3, 0.9)
     settled = referee.settle(
-        lambda first, count: all_replicas[first : first + count], lambda positions: golden[:0], lambda: golden, macs
+        lambda first, count: all_replicas[first : first + count], lambda positions: fault_free[:0], lambda: fault_free, macs
     )
     assert settled.positions is None
     assert not settled.direct
     assert settled.executions == executions
-    assert np.array_equal(settled_vote(settled.replicas, "median", settled.positions, settled.values), golden)
-    assert referee.seconds(settled, macs) == golden.size * macs / referee.WHOLE_MACS_PER_S
+    assert np.array_equal(settled_vote(settled.replicas, "median", settled.positions, settled.values), fault_free)
+    assert referee.seconds(settled, macs) == fault_free.size * macs / referee.WHOLE_MACS_PER_S
 
 
 def test_the_slower_the_link_the_more_the_referee_computes() -> None:

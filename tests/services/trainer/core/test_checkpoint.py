@@ -11,7 +11,6 @@ import pytest
 from accelsim.int8 import storage
 from accelsim.int8.network import INPUT, Conv, Network, multiplier
 from accelsim.int8.parameters import dequantize
-from services.trainer.core import checkpoint as module
 from services.trainer.core.checkpoint import FILE, PREVIOUS, Checkpoint, CheckpointError, latest, read, write
 
 
@@ -78,7 +77,7 @@ def test_a_crash_while_writing_loses_nothing(tmp_path: Path, monkeypatch: pytest
     if call == "open":
         monkeypatch.setattr(Path, "open", crash)
     else:
-        monkeypatch.setattr(module.os, call, crash)
+        monkeypatch.setattr(os, call, crash)
     with pytest.raises(OSError, match="power cut"):
         write(tmp_path, made(3))
     monkeypatch.undo()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.core.optimiser import Sgd, TrainingDiverged, guard, step, zeros_like
+from services.trainer.core.optimiser import TrainingDiverged, guard, step, zeros_like
 from services.trainer.core.replay import Replay
+from services.trainer.core.task import Sgd
 
 SHAPES = {0: (4, 3, 3, 3), 3: (5, 4, 1, 1)}
 

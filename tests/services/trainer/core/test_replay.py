@@ -176,7 +176,7 @@ def autograd(network: Network, x: Int8, values: list[Int8], labels: np.ndarray):
     return loss.item(), {index: found[2 * k : 2 * k + 2] for k, index in enumerate(parameters)}
 
 
-def golden(network: Network):
+def fault_free(network: Network):
     return lambda index, operands: reference.layer(network.layers[index], operands)
 
 
@@ -191,8 +191,9 @@ def test_equals_autograd(seed: int, soft: bool) -> None:
     for index, layer in network.convs():
         if layer.high < 127:
             assert 0.05 < np.mean(outputs[index] >= layer.high) < 0.95, "the test itself never meets the ReLU6"
-    got = replay(network, x, outputs, labels, golden(network))
-    loss, gradients = autograd(network, x, activations(network, x, outputs, golden(network)), labels)
+    got = replay(network, x, outputs, labels, fault_free(network))
+    values = activations(network, x, outputs, fault_free(network))
+    loss, gradients = autograd(network, x, [values[i] for i in range(len(network.layers))], labels)
     assert got.loss == pytest.approx(loss, rel=1e-5)
     assert got.gradients.keys() == gradients.keys()
     for index, pair in gradients.items():
@@ -208,7 +209,7 @@ def test_same_bytes_same_gradients() -> None:
     x = np.random.default_rng(0).integers(-128, 128, (16, 9, 9, 3)).astype(np.int8)
     outputs = faulty(network, x, 0)
     labels = np.arange(16) % 5
-    first, second = (replay(network, x.copy(), outputs, labels, golden(network)) for _ in range(2))
+    first, second = (replay(network, x.copy(), outputs, labels, fault_free(network)) for _ in range(2))
     assert (first.loss, first.norm) == (second.loss, second.norm)
     for index, pair in first.gradients.items():
         assert all(torch.equal(a, b) for a, b in zip(pair, second.gradients[index], strict=True))
@@ -218,7 +219,7 @@ def test_refuses_what_does_not_fit() -> None:
     network = everything(0)
     x = np.zeros((2, 9, 9, 3), np.int8)
     outputs = faulty(network, x, 0)
-    recompute = golden(network)
+    recompute = fault_free(network)
     with pytest.raises(ValueError, match=r"layer 0 \(conv0\): the device's output is missing"):
         replay(network, x, {i: y for i, y in outputs.items() if i}, np.zeros(2, np.int64), recompute)
     with pytest.raises(ValueError, match=r"layer 0 \(conv0\): output is int8 of shape \(1, 9, 9, 8\)"):
@@ -238,7 +239,7 @@ def test_a_small_network_gives_the_same_bits_on_any_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(replay(network, x, outputs, labels, golden(network)))
+            found.append(replay(network, x, outputs, labels, fault_free(network)))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
@@ -252,8 +253,8 @@ def test_received_tensors_may_be_read_only() -> None:
     network = everything(1)
     x = np.zeros((2, 9, 9, 3), np.int8)
     outputs = faulty(network, x, 1)
-    expected = replay(network, x, outputs, np.array([0, 1]), golden(network))
+    expected = replay(network, x, outputs, np.array([0, 1]), fault_free(network))
     labels = np.array([0, 1])
     for array in (x, labels, *outputs.values()):
         array.flags.writeable = False
-    assert replay(network, x, outputs, labels, golden(network)).norm == expected.norm
+    assert replay(network, x, outputs, labels, fault_free(network)).norm == expected.norm

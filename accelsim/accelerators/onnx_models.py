@@ -1,0 +1,233 @@
+"""Int8 networks and their MAC layers as ONNX models of quantised operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from accelsim.int8.network import (
+    INPUT,
+    Add,
+    Channels,
+    Concat,
+    Conv,
+    Flatten,
+    Float32,
+    Layer,
+    MaxPool,
+    MeanPool,
+    Mul,
+    Network,
+    Slice,
+    Table,
+)
+from accelsim.int8.walk import walk
+
+_OPSET = 17
+_IR = 9
+"""Both old enough for any ONNX Runtime that the project allows."""
+
+
+def layer_model(network: Network, index: int, weight_is_input: bool = False) -> bytes:
+    """MAC layer ``index`` as an ONNX model of its own: ``x`` int8 (N, C, H, W) to int8 (N, C, H, W).
+
+    With ``weight_is_input`` the model takes its weights (O, I/groups, R, S) int8 at each run, as ``weight``.
+    Raises ValueError if the layer is of another type.
+    """
+    layer = network.layers[index]
+    if not isinstance(layer, Conv):
+        raise ValueError(f"layer {index} ({layer.name}) is a {type(layer).__name__}; only MAC layers run on their own")
+    model = _Model(network)
+    inputs = [_value("x", network.shape_of(layer.inputs[0]))]
+    if weight_is_input:
+        inputs.append(helper.make_tensor_value_info("weight", TensorProto.INT8, layer.weight.shape))
+    y = model.conv(layer, "x", network.scale_of(layer.inputs[0]), "weight" if weight_is_input else None)
+    return model.finish(inputs, [_value(y, layer.shape)])
+
+
+def network_model(network: Network, every_layer: bool = False, exact: bool = True) -> bytes:
+    """The whole network as an int8 ONNX model: ``x`` int8 (N, C, H, W) to its output, or to all layers' outputs.
+
+    With ``exact`` the layers of the general-purpose processor give the network's own integers; else they are ONNX
+    Runtime's quantised operators, which are faster and round differently: the peer of the benchmarks.
+    """
+    model = _Model(network)
+    names = {INPUT: "x"}
+    for index, layer, operands in walk(network, names, keep=True):
+        scales = [network.scale_of(i) for i in layer.inputs]
+        shapes = [network.shape_of(i) for i in layer.inputs]
+        names[index] = model.layer(layer, operands, scales, shapes, exact)
+    wanted = range(len(network.layers)) if every_layer else [len(network.layers) - 1]
+    outputs = []
+    for index in wanted:
+        # Two layers may share a value (a concat of one operand); an output needs a name of its own.
+        name = model.add("Identity", [names[index]])
+        outputs.append(_value(name, network.shape_of(index)))
+    return model.finish([_value("x", network.input_shape)], outputs)
+
+
+class _Model:
+    """Collects nodes and constants of one ONNX graph; every method returns the name of its result."""
+
+    def __init__(self, network: Network) -> None:
+        self.name = network.name
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def add(self, kind: str, inputs: Sequence[str], domain: str = "", **attributes: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], domain=domain, **attributes))
+        return name
+
+    def constant(self, value: Any, dtype: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+    def scale(self, value: float | Float32) -> str:
+        return self.constant(value, np.float32)
+
+    def zero(self) -> str:
+        return self.constant(0, np.int8)
+
+    def bounds(self, y: str, low: int, high: int) -> str:
+        if (low, high) == (-128, 127):
+            return y
+        return self.add("Clip", [y, self.constant(low, np.int8), self.constant(high, np.int8)])
+
+    def conv(self, layer: Conv, x: str, scale: float, weight: str | None = None) -> str:
+        weight = self.constant(layer.weight, np.int8) if weight is None else weight
+        zeros = self.constant(np.zeros(len(layer.bias)), np.int8)
+        inputs = [x, self.scale(scale), self.zero(), weight, self.scale(layer.weight_scale), zeros]
+        inputs += [self.scale(layer.scale), self.zero(), self.constant(layer.bias, np.int32)]
+        y = self.add(
+            "QLinearConv", inputs, kernel_shape=layer.weight.shape[2:], strides=layer.stride, dilations=layer.dilation,
+            group=layer.groups, pads=[*layer.padding, *layer.padding],
+        )  # fmt: skip
+        return self.bounds(y, layer.low, layer.high)
+
+    def layer(
+        self, layer: Layer, operands: list[str], scales: list[float], shapes: list[tuple[int, int, int]], exact: bool
+    ) -> str:
+        match layer:
+            case Conv():
+                return self.conv(layer, operands[0], scales[0])
+            case Add():
+                return self._add(layer, operands, scales, exact)
+            case Concat():
+                parts = [self.rescale(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
+                y = self.add("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
+                return self.bounds(y, layer.low, layer.high)
+            case MaxPool():
+                # Enough padding behind that whole windows give ``shape``: ceil_mode without its special cases.
+                ends = [
+                    max(0, (n - 1) * s + d * (k - 1) + 1 - size - p)
+                    for n, s, d, k, size, p in zip(
+                        layer.shape[:2], layer.stride, layer.dilation, layer.kernel, shapes[0][:2], layer.padding,
+                        strict=True,
+                    )
+                ]  # fmt: skip
+                return self.add(
+                    "MaxPool", operands, kernel_shape=layer.kernel, strides=layer.stride, dilations=layer.dilation,
+                    pads=[*layer.padding, *ends],
+                )  # fmt: skip
+            case MeanPool():
+                return self._mean(layer, operands[0], scales[0], shapes[0], exact)
+            case Mul():
+                if not exact:
+                    sides = [v for x, s in zip(operands, scales, strict=True) for v in (x, self.scale(s), self.zero())]
+                    y = self.add("QLinearMul", [*sides, self.scale(layer.scale), self.zero()], "com.microsoft")
+                    return self.bounds(y, layer.low, layer.high)
+                wide = [self.cast(x, TensorProto.INT32) for x in operands]
+                product = self.cast(self.add("Mul", wide), TensorProto.FLOAT)
+                return self.requantise(product, layer.multiplier, layer.low, layer.high)
+            case Table():
+                places = self.add("Add", [self.cast(operands[0], TensorProto.INT32), self.constant(128, np.int32)])
+                return self.add("Gather", [self.constant(layer.table, np.int8), places], axis=0)
+            case Channels():
+                return self.add("Gather", [operands[0], self.constant(layer.order, np.int64)], axis=1)
+            case Flatten():
+                return self.add("Reshape", [operands[0], self.constant([0, -1, 1, 1], np.int64)])
+            case Slice():
+                return self._slice(layer, operands[0], shapes[0])
+            case _:
+                assert_never(layer)
+
+    def cast(self, x: str, kind: int) -> str:
+        return self.add("Cast", [x], to=kind)
+
+    def rounded(self, x: str, multiplier: float) -> str:
+        """``rint(x * multiplier)`` of a float tensor, still float; ONNX rounds half to even as the specification does."""
+        return self.add("Round", [self.add("Mul", [x, self.scale(multiplier)])])
+
+    def requantise(self, x: str, multiplier: float, low: int, high: int) -> str:
+        clipped = self.add("Clip", [self.rounded(x, multiplier), self.scale(low), self.scale(high)])
+        return self.cast(clipped, TensorProto.INT8)
+
+    def rescale(self, x: str, multiplier: float) -> str:
+        if multiplier == 1.0:
+            return x
+        return self.requantise(self.cast(x, TensorProto.FLOAT), multiplier, -128, 127)
+
+    def _add(self, layer: Add, operands: list[str], scales: list[float], exact: bool) -> str:
+        if not exact and len(operands) == 2:
+            sides = [v for x, s in zip(operands, scales, strict=True) for v in (x, self.scale(s), self.zero())]
+            y = self.add("QLinearAdd", [*sides, self.scale(layer.scale), self.zero()], "com.microsoft")
+            return self.bounds(y, layer.low, layer.high)
+        floats = [self.cast(x, TensorProto.FLOAT) for x in operands]
+        parts = [x if m == 1.0 else self.rounded(x, m) for x, m in zip(floats, layer.multipliers, strict=True)]
+        total = self.add("Sum", parts)
+        return self.cast(self.add("Clip", [total, self.scale(layer.low), self.scale(layer.high)]), TensorProto.INT8)
+
+    def _mean(self, layer: MeanPool, x: str, scale: float, shape: tuple[int, int, int], exact: bool) -> str:
+        whole = layer.kernel == shape[:2] and layer.padding == (0, 0)
+        if whole and not exact:
+            inputs = [x, self.scale(scale), self.zero(), self.scale(layer.scale), self.zero()]
+            y = self.add("QLinearGlobalAveragePool", inputs, "com.microsoft", channels_last=0)
+            return self.bounds(y, layer.low, layer.high)
+        wide = self.cast(x, TensorProto.FLOAT)
+        if whole:
+            total = self.add("ReduceSum", [wide, self.constant([2, 3], np.int64)], keepdims=1)
+        else:
+            ones = self.constant(np.ones((shape[2], 1, *layer.kernel)), np.float32)
+            total = self.add(
+                "Conv", [wide, ones], kernel_shape=layer.kernel, strides=layer.stride, group=shape[2],
+                pads=[*layer.padding, *layer.padding],
+            )  # fmt: skip
+        return self.requantise(total, layer.multiplier, layer.low, layer.high)
+
+    def _slice(self, layer: Slice, x: str, shape: tuple[int, int, int]) -> str:
+        starts, ends, steps, before, after = [], [], [], [], []
+        for n, offset, step, size in zip(layer.shape, layer.offset, (*layer.step, 1), shape, strict=True):
+            inside = [i for i in range(n) if 0 <= offset + i * step < size]
+            if not inside:
+                raise ValueError(f"{layer.name}: a slice with nothing of its operand has no ONNX model")
+            starts.append(offset + inside[0] * step)
+            ends.append(offset + inside[-1] * step + 1)
+            steps.append(step)
+            before.append(inside[0])
+            after.append(n - 1 - inside[-1])
+        order = [2, 0, 1]  # (H, W, C) to (C, H, W)
+        vectors = [[values[i] for i in order] for values in (starts, ends)]
+        y = self.add("Slice", [x, *(self.constant(v, np.int64) for v in (*vectors, [1, 2, 3], [steps[i] for i in order]))])
+        if not any(before) and not any(after):
+            return y
+        pads = [0, *(before[i] for i in order), 0, *(after[i] for i in order)]
+        return self.add("Pad", [y, self.constant(pads, np.int64), self.zero()])
+
+    def finish(self, inputs: list[Any], outputs: list[Any]) -> bytes:
+        graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.constants)
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR)
+        onnx.checker.check_model(model)
+        body: bytes = model.SerializeToString()
+        return body
+
+
+def _value(name: str, shape: tuple[int, int, int]) -> Any:
+    h, w, c = shape
+    return helper.make_tensor_value_info(name, TensorProto.INT8, ["N", c, h, w])

@@ -1,0 +1,26 @@
+"""Data sets: scikit-learn's digits, npz files, and folders of images, with their classes' numbers and their normalisation.
+
+``open`` reads what a ``Spec`` says, ``load`` the same from arguments. Nothing is dropped, clipped or renumbered without a
+word: what cannot be used is a DataError that names it, what is left aside on purpose is in ``Dataset.notes``.
+"""
+
+from accelsim.datasets.classlist import class_list
+from accelsim.datasets.dataset import DataError, Dataset, Int64, spread
+from accelsim.datasets.loading import IMAGENET_MEAN, IMAGENET_STD, load, open
+from accelsim.datasets.spec import DIGITS, Spec, arguments, spec_of
+
+__all__ = [
+    "DIGITS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "DataError",
+    "Dataset",
+    "Int64",
+    "Spec",
+    "arguments",
+    "class_list",
+    "load",
+    "open",
+    "spec_of",
+    "spread",
+]

@@ -1,0 +1,36 @@
+"""A user's own code, by its name ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def users(what: str, spec: str) -> Callable[..., Any]:
+    """The function that ``spec`` names, looked for in the current folder first.
+
+    Raises ValueError, which begins with ``what`` and the spec, where there is none or its module fails to import.
+    """
+    path, _, name = spec.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(path)
+    except Exception as error:  # the user's own code runs here
+        text = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} {spec!r}: {text}; expected package.module:function") from error
+    finally:
+        # Last from now on: what the module imports later is found, and nothing there stands in front of our own packages.
+        if here in sys.path:
+            sys.path.remove(here)
+        if here not in sys.path:
+            sys.path.append(here)
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = f"{name} is not a function" if hasattr(module, name) else f"no {name!r}"
+        raise ValueError(f"{what} {spec!r}: {found} in {module.__file__ or path}; expected package.module:function")
+    checked: Callable[..., Any] = function
+    return checked

@@ -1,0 +1,54 @@
+"""``r2f.retrain``: a run from Python."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from r2f import folders, run
+from r2f import settings as settings_file
+from r2f.display import Display
+from r2f.report import Report
+from services.bus.messages import Progress
+
+
+class _Calling(Display):
+    """A display that tells a function of every step, too."""
+
+    def __init__(self, console: Console, on_progress: Callable[[Progress], None] | None) -> None:
+        super().__init__(console)
+        self._on_progress = on_progress
+
+    def progress(self, message: Progress) -> None:
+        super().progress(message)
+        if self._on_progress is not None:
+            self._on_progress(message)
+
+
+def call(
+    out: Path,
+    config: Path | None,
+    on_progress: Callable[[Progress], None] | None,
+    quiet: bool,
+    settings: dict[str, Any],
+) -> Report:
+    """See ``r2f.retrain``."""
+    base = None if config is None else settings_file.read(config)
+    parsed = settings_file.parse(settings, base)
+    folder = folders.new(out, parsed.network)
+
+    def work() -> Report:
+        with _Calling(Console(quiet=quiet), on_progress) as display:
+            return run.start(parsed, folder, display)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()

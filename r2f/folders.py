@@ -1,0 +1,121 @@
+"""Run folders: their names, who works on one, where its broker is, and what has become of it.
+
+A run is its folder. ``run.toml`` holds what the user asked for, ``job.json`` what the trainer is to do; everything else in it
+is made from those two, so that a run can be resumed, or handed to another machine, as a folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from r2f import settings as settings_file
+from r2f.settings import Settings, SettingsError
+from services.trainer import waiting
+from services.trainer.core import ledger, result
+from services.trainer.core.evaluation import Evaluation
+
+LOCK = "lock"
+BROKER = "broker.txt"
+State = Literal["running", "done", "stopped", "given up", "damaged"]
+
+
+class Run(NamedTuple):
+    """One row of ``r2f runs``. ``before`` and ``after``: mean top-1 of the faulty device in per cent, None if not measured."""
+
+    folder: Path
+    state: State
+    settings: Settings | None
+    iterations: int
+    before: float | None
+    after: float | None
+    why: str = ""
+
+
+def new(parent: Path, network: str) -> Path:
+    """``runs/{date}-{time}-{network}``, a name that is not taken."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{network.replace(':', '-').replace('/', '-')[:40]}"
+    folder, number = parent / stem, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{stem}-{number}"
+    return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """This process alone works on the folder for the block. Raises ValueError where another one does."""
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another r2f works on this run; wait for it, or start a run of your own") from None
+        try:
+            yield
+        finally:
+            (folder / BROKER).unlink(missing_ok=True)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def all_runs(parent: Path) -> list[Run]:
+    """The runs below a folder, oldest first. Raises ValueError where the folder is not there."""
+    if not parent.is_dir():
+        raise ValueError(f"{parent}: no such folder; runs are made below it by r2f demo and r2f retrain (--out)")
+    return [look(path.parent) for path in sorted(parent.glob(f"*/{settings_file.FILE}"))]
+
+
+def look(folder: Path) -> Run:
+    """What has become of one run."""
+    try:
+        settings = settings_file.read(folder / settings_file.FILE)
+        found = result.read(folder)
+        done = len(ledger.read(folder / result.PROGRESS))
+        outcome = waiting.outcome(folder)
+    except (SettingsError, ValueError, msgspec.MsgspecError) as error:
+        return Run(folder, "damaged", None, 0, None, None, str(error))
+    state: State
+    if is_running(folder):
+        state, why = "running", ""
+    elif outcome is None:
+        state, why = "stopped", f"go on with: r2f retrain --resume {folder}"
+    else:
+        state, why = ("done", "") if outcome == "" else ("given up", outcome)
+    return Run(folder, state, settings, done, _mean(found.faulty_before), _mean(found.faulty_after), why)
+
+
+def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
+    """(address, device) of the broker of a run, or of the newest running one below ``parent``.
+
+    Raises ValueError saying which runs there are and what to do.
+    """
+    if run is None:
+        running = [path.parent for path in sorted(parent.glob(f"*/{BROKER}")) if is_running(path.parent)]
+        if not running:
+            raise ValueError(f"no run is going on below {parent}; start one, or name a broker with --broker mqtt://host:port")
+        run = running[-1]
+    address = run / BROKER
+    if not address.exists():
+        raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on")
+    return address.read_text(encoding="utf-8").strip(), settings_file.read(run / settings_file.FILE).device
+
+
+def _mean(found: Evaluation | None) -> float | None:
+    return None if found is None else sum(found.top1) / len(found.top1)

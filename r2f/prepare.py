@@ -1,0 +1,160 @@
+"""Making a run's folder: data checked, float network trained or loaded, lowered to int8, job written."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+from torch import nn
+
+from accelsim import accelerators, datasets, zoo
+from accelsim.datasets import Dataset, spread
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
+from accelsim.lowering import lower
+from accelsim.timing.scalesim import read_config
+from broker.launch import find_mosquitto
+from broker.link import profile
+from r2f import float_training
+from r2f import settings as settings_file
+from r2f.display import Display
+from r2f.memory import MB, Shares, live_bytes, shares
+from r2f.settings import DEMO_NETWORK, Settings, SettingsError
+from services.trainer.core import job as jobs
+from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.job import Job
+from services.trainer.core.task import Task
+
+PREPARED = "prepared.json"
+EVALUATION_BATCH = 128
+CALIBRATION = 256
+CONNECT_S = 3.0
+
+
+class Prepared(msgspec.Struct, kw_only=True):
+    """``prepared.json``: what preparing found out."""
+
+    float_accuracy: Evaluation
+    """Of the float network on the held-out images of the evaluations."""
+    samples: int
+    """Of those: at most ``--eval-samples``."""
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """The normalisation that device and server use."""
+    memory: Shares
+    """Of the device."""
+
+
+def check(settings: Settings) -> None:
+    """Everything that can be said before data and network are looked at.
+
+    Raises SettingsError naming the option, ValueError of the module that knows better.
+    """
+    if settings.scheme.jpeg and settings.scheme.float_inputs:
+        raise SettingsError("--float-inputs and --jpeg exclude one another: give one")
+    if settings.scheme.codec == "golden" and settings.scheme.protected:
+        raise SettingsError("--protect: codec golden protects no layers; take --codec chained or direct")
+    if settings.link is not None:
+        profile(settings.link)
+    if settings.live and settings.link is None:
+        raise SettingsError("--live needs --link: lora, 802.15.4g, hspa or lte")
+    if settings.live and settings.broker is None and (settings.embedded or find_mosquitto() is None):
+        raise SettingsError("--live joins two brokers by a bridge, which only Mosquitto can: apt-get install mosquitto")
+    for option, path in (("weights", settings.weights), ("classes", settings.data.classes), ("array", settings.array)):
+        if path is not None and not Path(path).is_file():
+            raise SettingsError(f"--{option} {path}: no such file")
+    if settings.array is not None:
+        read_config(Path(settings.array))
+    accelerators.build(settings.accelerator)
+    if settings.network not in zoo.NETWORKS and ":" not in settings.network:
+        zoo.build(settings.network)  # raises, naming those there are
+    if settings.weights is None and settings.network != DEMO_NETWORK:
+        raise SettingsError(f"network {settings.network}: give its trained weights with --weights FILE")
+
+
+def reach(url: str) -> None:
+    """Raises SettingsError where nothing listens at a broker's address: better now than after minutes of preparing."""
+    from services.bus.address import broker_address
+
+    host, port, *_ = broker_address(url)
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except OSError as error:
+        raise SettingsError(f"--broker {urlsplit(url).hostname or url}: no broker answers at {host}:{port}: {error}") from None
+
+
+def prepare(settings: Settings, folder: Path, say: Display) -> None:
+    """Make the run's folder. Raises ValueError (SettingsError, DataError, LoweringError) that names what does not fit."""
+    check(settings)
+    data = datasets.open(settings.data)
+    for note in data.notes:
+        say.note(note)
+    module = _module(settings, data, say)
+    with say.step("quantising to int8"):
+        images = data.train_images[spread(CALIBRATION, len(data.train_images))]
+        network = lower(module, images, data.mean, data.std, name=settings.network, classifier=True)
+    data.check(network)
+    with say.step("accuracy of the float network"):
+        chosen = spread(settings.evaluation_samples, len(data.test_images))
+        accuracy = float_training.evaluate(module, data.test_images[chosen], data.test_labels[chosen], data)
+    memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
+    at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
+    job = job_of(settings, folder.name, at_once, data.digest())
+    jobs.check(job, network)
+    folder.mkdir(parents=True, exist_ok=False)
+    storage.save(network, folder / jobs.NETWORK)
+    prepared = Prepared(
+        float_accuracy=accuracy, samples=len(chosen), classes=data.classes, mean=data.mean, std=data.std, memory=memory
+    )
+    (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
+    if settings.labels == "server":
+        np.save(folder / "train_labels.npy", data.train_labels)
+    jobs.write(folder, job)
+    settings_file.write(folder, settings)  # last: a trainer that waits takes a folder that has it
+
+
+def read(folder: Path) -> Prepared:
+    """What preparing a folder found out. Raises ValueError that names the file."""
+    path = folder / PREPARED
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Prepared)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{path}: {error}; start the run anew") from error
+
+
+def _module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
+    """The float network in eval mode: the demo's is trained here, others come with their weights."""
+    if settings.weights is not None:
+        return zoo.load(settings.network, Path(settings.weights), classes=None)
+    expected = datasets.load(datasets.DIGITS).shape
+    if data.shape != expected:
+        raise SettingsError(
+            f"{data.name}: images are {datasets.dataset.by(data.shape)}, and {DEMO_NETWORK}, the network where none is named, "
+            f"takes {datasets.dataset.by(expected)}; name yours with --network and --weights"
+        )
+    with say.step("training the float network"):
+        return float_training.train(lambda: zoo.build(DEMO_NETWORK, data.classes), data, seed=settings.seed)
+
+
+def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_BATCH, data: str = "") -> Job:
+    """The trainer's half of the settings. ``data`` is ``Dataset.digest``."""
+    uplink = 0.0 if settings.link is None else profile(settings.link).up
+    task = {name: getattr(settings, name) for name in Task.__struct_fields__}
+    task["scheme"] = msgspec.structs.replace(settings.scheme, uplink_bits_per_s=uplink)
+    return Job(
+        **task,
+        session=session,
+        device=settings.device,
+        evaluation_seeds=tuple(settings.seed + 1001 + i for i in range(settings.evaluation_seeds)),
+        evaluation_batch=evaluation_batch,
+        data=data,
+    )
+
+
+def network_of(folder: Path) -> Network:
+    """The int8 network that a run starts from."""
+    return storage.load(folder / jobs.NETWORK)

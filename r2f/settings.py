@@ -1,0 +1,270 @@
+"""Everything that a user can set, described once: options of ``r2f retrain``, keys of ``run.toml``, arguments in Python.
+
+A setting has one name in all three places (``eval-samples``, as a Python argument ``eval_samples``). Its type, bounds and
+default are those of a struct's field; ``OPTIONS`` says which field it is and what it does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_type_hints
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import msgspec
+import tomli_w
+from msgspec import Meta
+
+from accelsim.datasets import DIGITS, Spec
+from accelsim.faults import Rates
+from accelsim.files import write_whole
+from services.trainer.core.task import Task
+
+FILE = "run.toml"
+DEMO_NETWORK = "digits_cnn"
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class SettingsError(ValueError):
+    """A setting that means nothing; the message names the option, the value and what it should be."""
+
+
+class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the user asked for: the trainer's task, and what it is done with."""
+
+    network: Annotated[str, Meta(min_length=1)] = DEMO_NETWORK
+    weights: str | None = None
+    data: Spec = Spec()
+    evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
+    """Number of fault seeds of each evaluation."""
+    link: str | None = None
+    live: bool = False
+    """Make the link real: two brokers joined by a bridge through a shaping proxy."""
+    device: Name = "edge-0"
+    device_memory_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
+    accelerator: str = "simulated"
+    array: str | None = None
+    broker: str | None = None
+    """A broker that is there already, without its password; None starts one."""
+    launch: bool = True
+    """Start the device's and the codec's services; False where they run elsewhere."""
+    trainer: bool = True
+    """Start the trainer; False where one waits for runs below the folder that this run's is in."""
+    embedded: bool = False
+    """Start the embedded broker even where Mosquitto is installed."""
+
+
+class Option(NamedTuple):
+    """One setting. ``field`` is its path in ``Settings``, with dots; ``panel`` groups it in ``--help``."""
+
+    field: str
+    help: str
+    panel: str
+
+
+NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
+    "Network and data", "Faults", "What the device runs and sends", "Training", "Evaluation", "Pipeline",
+)  # fmt: skip
+
+OPTIONS: dict[str, Option] = {
+    "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
+    "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
+    "data": Option("data.source", "'digits', an .npz with train_images..., or a folder of class folders.", NETWORK),
+    "image-size": Option("data.image_size", "HxWxC that a folder's images are scaled to.", NETWORK),
+    "mean": Option(
+        "data.mean", "Mean of each channel of pixels in 0..1, with commas; ImageNet's for colour, else the set's own.", NETWORK
+    ),
+    "std": Option("data.std", "Standard deviation, likewise.", NETWORK),
+    "classes": Option("data.classes", "File with the network's class names in its order, one a line.", NETWORK),
+    "ber": Option("", "Bit error rate at inputs, weights and outputs of MAC layers, 0 to 1.", FAULTS),
+    "ber-input": Option("rates.input", "At inputs alone; --ber where not given.", FAULTS),
+    "ber-weight": Option("rates.weight", "At weights alone; --ber where not given.", FAULTS),
+    "ber-output": Option("rates.output", "At outputs alone; --ber where not given.", FAULTS),
+    "ber-accumulator": Option("rates.accumulator", "At accumulators.", FAULTS),
+    "codec": Option("scheme.codec", "How outputs cross the link.", DEVICE),
+    "vote": Option("scheme.vote", "How replicas are voted on.", DEVICE),
+    "replicas": Option("scheme.replicas", "Executions of each layer for the vote, without --referee.", DEVICE),
+    "referee": Option("scheme.referee", "As many executions as a layer needs, the CPU settling the rest.", DEVICE),
+    "exact": Option("scheme.exact", "Repair what the server's digests say is wrong.", DEVICE),
+    "theta": Option("scheme.theta", "Codec golden: less similar layers go direct.", DEVICE),
+    "redundancy": Option("scheme.redundancy", "Codec golden: whose TMR it refers to.", DEVICE),
+    "jpeg": Option("scheme.jpeg", "Quality of JPEG images that the device runs on; 0: none.", DEVICE),
+    "float-inputs": Option("scheme.float_inputs", "Send images as float32, as the paper.", DEVICE),
+    "protect": Option("scheme.protected", "Layers that run in TMR: indices (see r2f layers), with commas.", DEVICE),
+    "accelerator": Option("accelerator", "What the agent drives: simulated, onnxruntime, or package.module:function.", DEVICE),
+    "array": Option("array", "SCALE-Sim .cfg of the array whose time is modelled; a 32x32 one where not given.", DEVICE),
+    "device": Option("device", "Name of the device.", DEVICE),
+    "device-memory-mb": Option("device_memory_mb", "Memory of the device; its services wait rather than use more.", DEVICE),
+    "iterations": Option("iterations", "Training iterations.", TRAINING),
+    "batch": Option("batch", "Images an iteration.", TRAINING),
+    "lr": Option("sgd.rate", "Learning rate.", TRAINING),
+    "momentum": Option("sgd.momentum", "Momentum of SGD.", TRAINING),
+    "weight-decay": Option("sgd.weight_decay", "Weight decay.", TRAINING),
+    "clip": Option("sgd.clip", "Largest norm of the gradients.", TRAINING),
+    "labels": Option("labels", "Where labels come from.", TRAINING),
+    "seed": Option("seed", "Of sample order and faults in training.", TRAINING),
+    "checkpoint-every": Option("checkpoint_every", "Iterations between checkpoints.", TRAINING),
+    "eval-seeds": Option("evaluation_seeds", "Fault seeds of each evaluation.", EVALUATION),
+    "eval-samples": Option("evaluation_samples", "At most this many held-out images, evenly over all of them.", EVALUATION),
+    "link": Option("link", "Link profile: lora, 802.15.4g, hspa, lte.", PIPELINE),
+    "live": Option("live", "Make the link real: a shaping proxy between two brokers.", PIPELINE),
+    "broker": Option("broker", "A broker that runs already; one is started where not given.", PIPELINE),
+    "launch": Option("launch", "Start the services too; the default without --broker.", PIPELINE),
+    "trainer": Option("trainer", "Start the trainer too; without, one waits: services.trainer --next OUT.", PIPELINE),
+    "embedded": Option("embedded", "Start the embedded broker even where Mosquitto is installed.", PIPELINE),
+}
+
+
+def type_of(name: str) -> Any:
+    """Type of a setting, with its bounds (``typing.Annotated``)."""
+    if name == "ber":
+        return get_type_hints(Rates, include_extras=True)["input"]
+    kind: Any = Settings
+    for part in OPTIONS[name].field.split("."):
+        kind = get_type_hints(kind, include_extras=True)[part]
+    return kind
+
+
+def default_of(name: str) -> Any:
+    """Value of a setting that nobody gave."""
+    return DEFAULTS[name]
+
+
+def parse(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
+    """Settings from values by name, in the words of a command line or already typed; others are ``base``'s.
+
+    None counts as not given. Raises SettingsError for a name that there is not, or a value that means nothing.
+    """
+    given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    unknown = [name for name in given if name not in OPTIONS]
+    if unknown:
+        raise SettingsError(f"{unknown[0]}: no such setting; known are {', '.join(OPTIONS)}")
+    typed = {name: _typed(name, value) for name, value in given.items()}
+    settings = Settings() if base is None else base
+    if "ber" in typed:
+        rate = typed.pop("ber")
+        typed = {f"ber-{site}": rate for site in ("input", "weight", "output")} | typed
+    for name, value in typed.items():
+        settings = _replaced(settings, OPTIONS[name].field.split("."), value)
+    if "launch" not in typed and typed.get("broker") is not None:
+        settings = msgspec.structs.replace(settings, launch=False)
+    return settings
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Every setting by name, but those that are None: what ``parse`` makes the same settings of."""
+    found: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if option.field:
+            value: Any = settings
+            for part in option.field.split("."):
+                value = getattr(value, part)
+            if value is not None:
+                found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def resolved(settings: Settings) -> Settings:
+    """The same with paths that hold in any folder, and the broker's password moved to this process's environment."""
+    data = settings.data
+    source = data.source if data.source == DIGITS else str(Path(data.source).absolute())
+    data = msgspec.structs.replace(data, source=source, classes=_absolute(data.classes))
+    return msgspec.structs.replace(
+        settings,
+        data=data,
+        weights=_absolute(settings.weights),
+        array=_absolute(settings.array),
+        broker=None if settings.broker is None else _without_password(settings.broker),
+    )
+
+
+def write(folder: Path, settings: Settings) -> None:
+    """Leaves ``run.toml`` in a run's folder, for its owner alone, whole or not at all."""
+    head = "# Every setting of this run; r2f retrain --config takes this file.\n"
+    write_whole(folder / FILE, (head + tomli_w.dumps(flat(settings))).encode(), mode=0o600)
+
+
+def read(path: Path) -> Settings:
+    """The settings in a file of the ``run.toml`` kind. Raises SettingsError, which names the file."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    try:
+        return parse(values)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _typed(name: str, value: Any) -> Any:
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str) and name in _WORDS:
+        value = _WORDS[name](name, value)
+    try:
+        found = msgspec.convert(value, type_of(name), strict=not isinstance(value, str))
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"--{name} {_said(value)}: {str(error)[0].lower()}{str(error)[1:]}") from None
+    if isinstance(found, float) and not math.isfinite(found):
+        raise SettingsError(f"--{name} {found}: expected a finite number")
+    return found
+
+
+def _said(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _size(name: str, text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise SettingsError(f"--{name} {text!r}: expected HxWxC, e.g. 224x224x3")
+    return tuple(map(int, parts))
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"--{name} {text!r}: expected a number for each channel, e.g. 0.485,0.456,0.406") from None
+
+
+def _indices(name: str, text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = (-1,)
+    if min(found, default=0) < 0:
+        raise SettingsError(f"--{name} {text!r}: expected layer indices such as 0,3,7; r2f layers lists them")
+    return found
+
+
+_WORDS = {"image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices}
+"""Settings that are several numbers, and how a command line writes them."""
+
+
+def _replaced(struct: Any, path: list[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = _replaced(getattr(struct, path[0]), path[1:], value)
+    try:
+        return msgspec.structs.replace(struct, **{path[0]: value})
+    except ValueError as error:  # a struct's own check
+        raise SettingsError(str(error)) from None
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url if "://" in url else f"mqtt://{url}")
+    if parts.password:
+        os.environ["R2F_PASSWORD"] = unquote(parts.password)
+        user, _, host = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}"))
+    return url
+
+
+DEFAULTS: dict[str, Any] = {"ber": 1e-4} | {name: flat(Settings()).get(name) for name in OPTIONS if name != "ber"}

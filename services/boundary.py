@@ -1,0 +1,36 @@
+"""Where messages enter a service: one that is wrong in any way is logged, counted and dropped, and the next one is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from services.bus import Bus, BusError
+from services.bus.messages import Message
+
+log = structlog.get_logger()
+
+
+async def answer(bus: Bus, take: Callable[[Message], Awaitable[None]]) -> None:
+    """Give every message that arrives to ``take``, in order, until cancelled.
+
+    What ``take`` raises ends with the message: whoever sent it repeats what it needs (docs/bus.md). A ValueError says that
+    the message is hostile, damaged, or refers to a tensor that was taken back. Anything else is a fault of this service, so
+    its traceback is logged too. A BusError is no message's fault and is raised.
+    """
+    async for topic, message in bus:
+        await guarded(bus, topic, message, take)
+
+
+async def guarded(bus: Bus, topic: str, message: Message, take: Callable[[Message], Awaitable[None]]) -> None:
+    """Give one message to ``take``, as ``answer`` does."""
+    try:
+        await take(message)
+    except BusError:
+        raise
+    except ValueError as error:
+        bus.reject(topic, str(error))
+    except Exception as error:
+        log.error("message failed", topic=topic, exc_info=True)
+        bus.reject(topic, f"{type(error).__name__}: {error}")

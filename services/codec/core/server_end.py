@@ -1,0 +1,101 @@
+"""The server's end of the link in one run: what it holds between messages, as ``services.codec.server_side`` and
+``r2f.inprocess`` move it on. Another run has another one; nothing goes from one to the next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from accelsim.engine import Engine
+from accelsim.int8.network import Network, UInt8
+from services.codec.core import inputs, model
+from services.codec.core.rebuild import Rebuild
+from services.codec.core.samples import Samples
+from services.codec.core.sent import SentImages, SentModel
+from services.scheme import Scheme
+
+MAX_BATCH = 1024
+SAMPLE_CACHE_BYTES = 1 << 30
+"""Images kept by content, so that a later epoch sends hashes."""
+
+
+class Version(NamedTuple):
+    """A network as the trainer deployed it, and the iteration that made it (-1 for none)."""
+
+    number: int
+    iteration: int
+    network: Network
+    engine: Engine
+
+
+class ServerEnd:
+    """The run's versions of the network and its samples. ``path`` is the engine's.
+
+    Calls in the order of an iteration: ``deploy``, ``model``, ``acknowledge``, ``begin``, ``images``; the rest is the
+    Rebuild's. All raise ValueError, CodecError for bytes, and are then as before.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.versions: dict[int, Version] = {}
+        self.newest = 0
+        """Version number, 0 for none."""
+        self.acknowledged = 0
+        """The version that the device is known to have, 0 for none."""
+        self.samples = Samples(SAMPLE_CACHE_BYTES, MAX_BATCH)
+
+    # ---- the network, down ----
+
+    def deploy(self, number: int, iteration: int, network: Network) -> None:
+        """Take a network from the trainer: the newest version."""
+        self.versions[number] = Version(number, iteration, network, Engine(network, self.path))
+        self.newest = number
+
+    def model(self) -> SentModel:
+        """The newest version against the acknowledged one, or whole where it cannot build on that; older ones are dropped."""
+        new, base = self.versions[self.newest], self.versions.get(self.acknowledged)
+        if base is new:
+            base = None
+        try:
+            body = model.encode(None if base is None else base.network, new.network)
+        except model.OtherGraph:
+            base, body = None, model.encode(None, new.network)
+        self.versions = {n: v for n, v in self.versions.items() if n in (self.newest, self.acknowledged)}
+        return SentModel(new.number, 0 if base is None else base.number, model.digest(new.network), body)
+
+    def acknowledge(self, number: int) -> None:
+        """The device runs this version; 0: it has none that anything could build on."""
+        self.acknowledged = number
+
+    # ---- what the device computed, up ----
+
+    def begin(self, number: int, scheme: Scheme) -> Rebuild:
+        """A pass of the device on version ``number``. Raises ValueError for one that is not here."""
+        version = self.versions.get(number)
+        if version is None:
+            raise ValueError(f"version {number} of the network is not here, {sorted(self.versions)} are")
+        return Rebuild(version.network, version.engine, scheme)
+
+    def images(self, sent: SentImages, network: Network) -> UInt8:
+        """The batch, uint8 (N, H, W, C), from what is fresh and what was sent before."""
+        count = len(sent.hashes)
+        if sent.shape != network.input_shape:
+            raise ValueError(f"images of shape {sent.shape}, the network takes {network.input_shape}")
+        if not 0 < count <= MAX_BATCH:
+            raise ValueError(f"a batch of {count} images; 1 to {MAX_BATCH} are taken")
+        if any(not 0 <= i < count for i in sent.fresh_of):
+            raise ValueError(f"fresh_of names images outside the batch of {count}")
+        if len(set(sent.fresh_of)) != len(sent.fresh_of):
+            raise ValueError(f"fresh_of names {len(sent.fresh_of)} images, some of them twice")
+        if sent.fresh_of:
+            decoded = inputs.decode(sent.fresh, len(sent.fresh_of), sent.shape)
+            for i, image in zip(sent.fresh_of, decoded, strict=True):
+                if inputs.sample_hash(image) != sent.hashes[i]:
+                    raise ValueError(f"image {i} does not have the hash sent with it")
+                self.samples.remember(sent.hashes[i], image)
+        found = [self.samples.get(name) for name in sent.hashes]
+        missing = [i for i, image in enumerate(found) if image is None]
+        if missing:
+            raise ValueError(f"images {missing} were sent as hashes, but are not here")
+        return np.stack([image for image in found if image is not None])

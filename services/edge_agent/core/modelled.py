@@ -1,0 +1,40 @@
+"""The modelled time of what a device ran, for the timing events (architecture.md, "Time")."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from accelsim.int8.network import Conv, Network
+from accelsim.timing import Array, layer_timing
+from services.edge_agent.core import referee
+from services.edge_agent.core.forward import Executed, Segment
+
+
+class Times(NamedTuple):
+    """Seconds of a segment. Host time of its executions, all computed at once, is the actual ones' by ``share`` (0 to 1)."""
+
+    forward: float
+    """The actual executions on the accelerator (FP)."""
+    tmr: float
+    """All further executions, and the referee."""
+    share: float
+
+
+def times(network: Network, segment: Segment, array: Array, batch: int) -> Times:
+    """Modelled seconds of a segment of ``batch`` images, as long as its executions are still there."""
+    forward = tmr = 0.0
+    executions = 0
+    for executed in segment.layers:
+        layer = network.layers[executed.index]
+        if not isinstance(layer, Conv):
+            raise ValueError(f"layer {executed.index} ({layer.name}) is no MAC layer, the accelerator cannot have run it")
+        shape = network.shape_of(layer.inputs[0])
+        timing = layer_timing(executed.index, layer, shape, array, batch=batch, executions=executed.executions)
+        forward += timing.forward_s + timing.write_back_s
+        tmr += timing.tmr_s + _referee_s(layer, executed)
+        executions += executed.executions
+    return Times(forward, tmr, len(segment.layers) / executions)
+
+
+def _referee_s(layer: Conv, executed: Executed) -> float:
+    return 0.0 if executed.settled is None else referee.seconds(executed.settled, layer.weight[0].size)

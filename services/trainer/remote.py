@@ -1,0 +1,286 @@
+"""One device as the server sees it: the state of its services, what they answer, and the waiting for that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from accelsim.int8 import storage
+from accelsim.int8.network import Int8, Network, UInt8
+from services.bus import Bus, BusError
+from services.bus.messages import (
+    Ack,
+    Activations,
+    Deploy,
+    Forward,
+    Inputs,
+    Message,
+    Outputs,
+    SetMode,
+    State,
+    Tensor,
+    Timing,
+)
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+PATH = ("agent", "voter", "codec-device", "codec-server")
+"""The services between a Forward and its activations; a restart of one loses what it held of an iteration."""
+
+
+class DeviceError(BusError):
+    """The device, or a service on the way to it, did not do what it was told; the message says which and why."""
+
+
+class Patience(NamedTuple):
+    """How long a device may be silent before it is asked again, and how often it is asked in all."""
+
+    seconds: float = 20.0
+    attempts: int = 4
+
+
+@dataclass(slots=True)
+class Data:
+    """What one forward pass of the device gave: Table I's getData.
+
+    ``outputs`` is the network's int8 output (N, 1, 1, C). In training mode ``images`` is the batch, uint8 (N, H, W, C),
+    and ``activations`` every MAC layer's output, int8 (N, H, W, C), by layer index; in inference mode both are empty.
+    ``labels`` is int64 (N,), or None if the device has none. ``mismatched_layers`` are those whose rebuilt tensor does not
+    have the digest that the device sent; ``repaired`` counts elements that were wrong until a repair mended them.
+    """
+
+    iteration: int
+    attempt: int
+    images: UInt8 | None = None
+    labels: npt.NDArray[np.int64] | None = None
+    outputs: Int8 | None = None
+    activations: dict[int, Int8] = field(default_factory=dict)
+    mismatched_layers: set[int] = field(default_factory=set)
+    repaired: int = 0
+
+    @property
+    def mismatched(self) -> int:
+        """Elements of the layers that are not the device's: an upper bound, for a digest does not count."""
+        return sum(self.activations[index].size for index in self.mismatched_layers)
+
+
+class Deployed(NamedTuple):
+    """A network, the version that it has on the bus, and the iteration that made it (-1 for none)."""
+
+    network: Network
+    version: int
+    iteration: int
+
+
+class Remote:
+    """What the server knows of one device in a session, and its waiting for it."""
+
+    def __init__(self, bus: Bus, session: str, name: str, patience: Patience) -> None:
+        self.bus = bus
+        self.session = session
+        self.name = name
+        self.patience = patience
+        self.sequence = 0
+        self.mode: SetMode | None = None
+        self.deployed: Deployed | None = None
+        self.data: Data | None = None
+        self.on_timing: Callable[[Timing], None] | None = None
+        self.failure: BusError | None = None
+        """Why no more messages will come."""
+        self._states: dict[str, State] = {}
+        self._acks: list[Ack] = []
+        self._tensors: list[Tensor] = []
+        self._changed = asyncio.Condition()
+        self._progress = 0
+        self._restarts = 0
+
+    # ---- sending ----
+
+    async def publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        """Send on a topic of the device, such as ``down/mode``."""
+        await self.bus.publish(self.bus.topic(topic, self.name), message, retain=retain)
+
+    async def send_mode(self, mode: SetMode) -> None:
+        """``down/mode``, retained."""
+        self.mode = mode
+        await self.publish("down/mode", mode, retain=True)
+
+    async def send_model(self, deployed: Deployed) -> None:
+        """``server/model``"""
+        self.deployed = deployed
+        data = self.bus.share(np.frombuffer(storage.to_bytes(deployed.network), np.uint8))
+        message = Deploy(session=self.session, iteration=deployed.iteration, version=deployed.version, network=data)
+        await self.publish("server/model", message)
+
+    async def send_forward(self, forward: Forward, mode: SetMode, deployed: Deployed) -> None:
+        """``down/forward``; what came of an earlier pass is dropped. A repeat says again all that the pass needs."""
+        for tensor in self._tensors:
+            self.bus.release(tensor)
+        self._tensors = []
+        self.data = Data(forward.iteration, forward.attempt)
+        if forward.attempt > 0:
+            log.warning("forward repeated", device=self.name, iteration=forward.iteration, attempt=forward.attempt)
+            await self.send_mode(mode)
+            await self.send_model(deployed)
+        await self.publish("down/forward", forward)
+
+    # ---- waiting ----
+
+    async def ready(self, within_s: float) -> State:
+        """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones."""
+
+        def present() -> State | None:
+            online = {name for name, state in self._states.items() if state.online}
+            # The agent counts its samples only after its birth.
+            return self._states["agent"] if online.issuperset(PATH) and self._states["agent"].samples else None
+
+        async with self._changed:
+            try:
+                async with asyncio.timeout(within_s):
+                    while (found := present()) is None:
+                        if self.failure is not None:
+                            raise self.failure
+                        await self._changed.wait()
+            except TimeoutError:
+                missing = sorted(set(PATH) - {n for n, s in self._states.items() if s.online})
+                raise DeviceError(
+                    f"device {self.name!r}: no sign of {', '.join(missing) or 'its samples'} within {within_s:g} s; "
+                    f"are they running, and with --device {self.name}?"
+                ) from None
+        return found
+
+    def acknowledged(self, of: Literal["mode", "model"], seq: int) -> bool:
+        """Whether the device has done what it was told. Raises DeviceError if it refused."""
+        self.refused(of, seq)
+        return any(ack.of == of and ack.seq == seq and ack.ok for ack in self._acks)
+
+    def refused(self, of: str, seq: int) -> None:
+        """Raises what the device refused: a repeat cannot mend that."""
+        for ack in self._acks:
+            if ack.of == of and ack.seq == seq and not ack.ok:
+                raise DeviceError(f"device {self.name!r} refused {of} {seq}: {ack.error}")
+
+    async def until(self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], what: str) -> T:
+        """Send, wait, and send again when a service restarted or nothing moved for as long as patience lasts.
+
+        Raises DeviceError, naming ``what``, when all attempts are used up.
+        """
+        self._acks.clear()
+        for attempt in range(self.patience.attempts):
+            await send(attempt)
+            result = await self._wait(ready)
+            if result:
+                return result
+        raise DeviceError(
+            f"device {self.name!r}: no answer to {what} after {self.patience.attempts} attempts "
+            f"({self.patience.seconds:g} s without a message each)"
+        )
+
+    async def _wait(self, ready: Callable[[], T | None]) -> T | None:
+        """The result, or None when it is time to repeat."""
+        restarts = self._restarts
+        async with self._changed:
+            while not (result := ready()):
+                if self.failure is not None:
+                    raise self.failure
+                seen = self._progress
+                try:
+                    async with asyncio.timeout(self.patience.seconds):
+                        while self._progress == seen and self._restarts == restarts:
+                            await self._changed.wait()
+                except TimeoutError:
+                    return None
+                if self._restarts != restarts and all(self._online(name) for name in PATH):
+                    return None
+            return result
+
+    def _online(self, service: str) -> bool:
+        state = self._states.get(service)
+        return state is not None and state.online
+
+    async def fail(self, error: BusError) -> None:
+        """Have whoever waits raise the error: no more messages will come."""
+        self.failure = error
+        await self._wake()
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._progress += 1
+            self._changed.notify_all()
+
+    # ---- taking in ----
+
+    async def take(self, message: Message) -> None:
+        """Note what arrived, and wake whoever waits for it. Raises ValueError for what is wrong with it."""
+        if self._take(message):
+            await self._wake()
+
+    def _take(self, message: Message) -> bool:
+        match message:
+            case State():
+                return self._take_state(message)
+            case Timing() if message.session == self.session:
+                if self.on_timing is not None:
+                    self.on_timing(message)
+            case Ack() if message.session == self.session:
+                self._acks.append(message)
+                return True
+            case Inputs() | Activations() | Outputs():
+                data = self._wanted(message)
+                if data is not None:
+                    self._take_data(message, data)
+                    return True
+        return False
+
+    def _take_state(self, state: State) -> bool:
+        before = self._states.get(state.service)
+        self._states[state.service] = state
+        if before is not None and state.online and before.boot != state.boot and state.service in PATH:
+            log.warning("service restarted", service=state.service)
+            self._restarts += 1
+        return True
+
+    def _take_data(self, message: Inputs | Activations | Outputs, data: Data) -> None:
+        match message:
+            case Inputs():
+                if data.images is None:
+                    data.images = self._keep(message.images, "images", np.uint8)
+                    data.labels = self._labels(message.labels)
+            case Activations():
+                layers = {} if self.deployed is None else dict(self.deployed.network.convs())
+                for layer in message.layers:
+                    if layer.index not in layers:
+                        raise ValueError(f"layer {layer.index} is no MAC layer of the network deployed")
+                    data.activations[layer.index] = self._keep(layer.actual, f"layer {layer.index}", np.int8)
+                    data.repaired += layer.repaired
+                    if not layer.faithful:
+                        data.mismatched_layers.add(layer.index)
+            case Outputs():
+                if message.outputs.dtype != "int8":
+                    raise ValueError(f"outputs are {message.outputs.dtype}, expected int8")
+                data.outputs = self.bus.open(message.outputs).copy()
+                data.labels = self._labels(message.labels)
+
+    def _wanted(self, message: Inputs | Activations | Outputs) -> Data | None:
+        """The pass that a message is of, if that is the one under way."""
+        data = self.data
+        if data is None or message.session != self.session:
+            return None
+        return data if (message.iteration, message.attempt) == (data.iteration, data.attempt) else None
+
+    def _keep(self, tensor: Tensor, what: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        """A view into the sender's arena, held until the next pass begins."""
+        if tensor.dtype != np.dtype(dtype).name:
+            raise ValueError(f"{what}: dtype {tensor.dtype}, expected {np.dtype(dtype).name}")
+        self._tensors.append(tensor)
+        return self.bus.open(tensor)
+
+    def _labels(self, labels: Tensor | None) -> npt.NDArray[np.int64] | None:
+        return None if labels is None else self.bus.open(labels).astype(np.int64, copy=True)

@@ -1,0 +1,60 @@
+"""A file that is replaced is the old one or the new one, never half of either, and nothing else stays in its folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from accelsim.files import write_whole
+
+
+def test_content_comes_back_and_the_old_one_is_kept_where_asked(tmp_path: Path) -> None:
+    path, kept = tmp_path / "a", tmp_path / "b"
+    write_whole(path, b"1", keep=kept)
+    assert not kept.exists()
+    write_whole(str(path), b"2", keep=str(kept))
+    write_whole(path, b"3")
+    assert (path.read_bytes(), kept.read_bytes()) == (b"3", b"1")
+    assert sorted(tmp_path.iterdir()) == [path, kept]
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
+def test_a_disk_that_refuses_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path, kept = tmp_path / "a", tmp_path / "b"
+    write_whole(path, b"1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"2", keep=kept)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"1"
+    write_whole(path, b"3", keep=kept)
+    assert (path.read_bytes(), kept.read_bytes()) == (b"3", b"1")
+    assert sorted(tmp_path.iterdir()) == [path, kept]
+
+
+def test_a_reader_never_sees_half(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    contents = {bytes([i]) * 300_000 for i in range(4)}
+    write_whole(path, min(contents))
+    done = threading.Event()
+
+    def write() -> None:
+        for _ in range(10):
+            for content in contents:
+                write_whole(path, content)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert path.read_bytes() in contents
+    writer.join()

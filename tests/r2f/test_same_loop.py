@@ -1,0 +1,238 @@
+"""The same job in one process and over the bus: the same model, and the same bytes on the link, whatever the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from torch import nn
+
+from accelsim.accelerators import build
+from accelsim.datasets import Dataset, load, spread
+from accelsim.faults import Rates
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
+from accelsim.lowering import lower
+from accelsim.timing import Array
+from r2f import inprocess
+from services.bus import Bus
+from services.bus.messages import EncodedInputs, EncodedLayers, EncodedModel, EncodedRepair
+from services.codec.device_side import DeviceCodec
+from services.codec.server_side import ServerCodec
+from services.edge_agent.agent import Agent, Device
+from services.scheme import Scheme
+from services.trainer import training
+from services.trainer.core import job as jobs
+from services.trainer.core import result as results
+from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.job import Job
+from services.trainer.core.task import Sgd, Source
+from services.voter import voter
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = "auto"
+RATES = Rates(input=2e-3, weight=2e-3, output=2e-3)
+DIGITS = load("digits")
+
+Sizes = dict[int, dict[str, int]]
+"""Bytes of the bodies on the link by iteration and kind."""
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "broker", "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def network(trained: nn.Module) -> Network:
+    return lower(trained, DIGITS.train_images[::5], DIGITS.mean, DIGITS.std, name="digits_cnn")
+
+
+@asynccontextmanager
+async def pipeline(url: str, data: Dataset) -> AsyncIterator[None]:
+    """Every service but the trainer, each on a connection of its own."""
+
+    served: dict[str, tuple[tuple[str, ...], Callable[[Bus], Coroutine[Any, Any, None]]]] = {
+        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, build("simulated"), Array(), PATH)).serve()),
+        "voter": (("codec-device", "agent"), voter.serve),
+        "codec-device": (("agent",), lambda bus: DeviceCodec(bus, PATH, 64 << 20).serve()),
+        "codec-server": (("trainer",), lambda bus: ServerCodec(bus, PATH).serve()),
+    }
+
+    async def serve(name: str) -> None:
+        readers, service = served[name]
+        async with Bus(url, name, "d", arena_bytes=16 << 20, readers=readers) as bus:
+            await service(bus)
+
+    tasks = [asyncio.create_task(serve(name)) for name in served]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def watch(bus: Bus, sizes: Sizes) -> None:
+    """Add up the bodies that cross the link, the repeats of a repeated iteration too."""
+    async for _, message in bus:
+        match message:
+            case EncodedInputs():
+                sizes[message.iteration]["inputs"] += len(message.fresh)
+            case EncodedLayers():
+                sizes[message.iteration]["layers"] += sum(len(layer.body) for layer in message.layers)
+            case EncodedRepair():
+                sizes[message.iteration]["repairs"] += sum(len(layer.body) for layer in message.layers)
+            case EncodedModel() if message.iteration >= 0:
+                sizes[message.iteration]["model"] = len(message.body)
+
+
+async def over_the_bus(url: str, folder: Path) -> Sizes:
+    """Do the job of a run's folder on the pipeline that is there."""
+    sizes: Sizes = defaultdict(lambda: defaultdict(int))
+    async with (
+        Bus(url, "watch", "d", passive=True) as tap,
+        Bus(url, "trainer", "d", arena_bytes=16 << 20, readers=("codec-server",)) as bus,
+    ):
+        await tap.subscribe("up/#", "down/#")
+        watching = asyncio.create_task(watch(tap, sizes))
+        await training.run(bus, folder, PATH)
+        await asyncio.sleep(0.1)
+        watching.cancel()
+    return sizes
+
+
+def write(folder: Path, network: Network, **settings: Any) -> Job:
+    folder.mkdir()
+    job = Job(
+        **{
+            "session": folder.name, "device": "d", "rates": RATES, "iterations": 3, "batch": 8, "sgd": Sgd(rate=0.01),
+            "evaluation_seeds": (1001, 1002), "evaluation_samples": 48, "evaluation_batch": 32, "seed": 3,
+        } | settings
+    )  # fmt: skip
+    storage.save(network, folder / jobs.NETWORK)
+    jobs.write(folder, job)
+    return job
+
+
+def evaluate(network: Network, rates: Rates, job: Job, scheme: Scheme) -> Evaluation:
+    chosen = spread(job.evaluation_samples, len(DIGITS.test_images))
+    return inprocess.evaluate(
+        network, DIGITS.test_images[chosen], DIGITS.test_labels[chosen], rates, job.evaluation_seeds, scheme=scheme,
+        device=job.device, batch=job.evaluation_batch, path=PATH,
+    )  # fmt: skip
+
+
+def same(job: Job, network: Network, folder: Path, sizes: Sizes) -> None:
+    """One process ends where the bus did, with as many bytes on the way."""
+    peer = inprocess.retrain(network, DIGITS, job, path=PATH)
+    found = results.read(folder)
+    assert found.model_sha256 == storage.digest(peer.network) != storage.digest(network)
+    plain = msgspec.structs.replace(job.scheme, protected=())
+    assert found.clean_before == evaluate(network, Rates(), job, plain)
+    assert found.faulty_before == evaluate(network, job.rates, job, job.scheme)
+    assert found.clean_after == evaluate(peer.network, Rates(), job, plain)
+    assert found.faulty_after == evaluate(peer.network, job.rates, job, job.scheme)
+    for record in peer.iterations:
+        sent = sizes[record.iteration]
+        assert sent["inputs"] == record.input_bytes
+        if record.repair_bytes and job.scheme.protected:
+            # In segments: the further the device has got when it is asked, the more it has sent that is to be mended.
+            assert sent["layers"] + sent["repairs"] > record.layer_bytes
+        else:
+            assert (sent["layers"], sent["repairs"]) == (record.layer_bytes, record.repair_bytes)
+        if record.iteration > 0:  # the first one's model came whole, with no iteration's number
+            assert sizes[record.iteration - 1]["model"] == record.model_bytes
+
+
+SCHEMES = {
+    "chained": Scheme(),
+    "chained-voted": Scheme(referee=False),
+    "chained-bitwise-7": Scheme(referee=False, replicas=7, vote="bitwise"),
+    "chained-inexact": Scheme(referee=False, exact=False),
+    "chained-lora": Scheme(uplink_bits_per_s=50e3),
+    "chained-jpeg": Scheme(jpeg=80),
+    "chained-floats": Scheme(float_inputs=True),
+    "chained-jpeg-floats": Scheme(jpeg=80, float_inputs=True),
+    "chained-protected": Scheme(protected=(0, 2)),
+    "chained-protected-voted": Scheme(protected=(0, 2), referee=False),
+    "direct": Scheme(codec="direct"),
+    "direct-jpeg": Scheme(codec="direct", jpeg=80),
+    "direct-protected": Scheme(codec="direct", protected=(0,), vote="bitwise"),
+    "golden-layer": Scheme(codec="golden", vote="bitwise"),
+    "golden-layer-threshold": Scheme(codec="golden", theta=0.8),
+    "golden-network": Scheme(codec="golden", redundancy="network", theta=0.0, replicas=5),
+    "golden-network-threshold": Scheme(codec="golden", redundancy="network", theta=0.8, float_inputs=True),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+async def test_every_scheme(name: str, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    job = write(folder, network, scheme=SCHEMES[name])
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(protected=(0, 4)), Scheme(referee=False)])
+async def test_at_a_rate_where_votes_are_hardly_believed(scheme: Scheme, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "wild"
+    job = write(folder, network, scheme=scheme, rates=Rates(input=2e-2, weight=2e-2, output=2e-2), iterations=2)
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+
+
+@pytest.mark.parametrize("labels", ["server", "teacher", "teacher-soft"])
+async def test_every_source_of_labels(labels: Source, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / labels
+    job = write(folder, network, labels=labels)
+    np.save(folder / "train_labels.npy", DIGITS.train_labels)
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+
+
+async def test_runs_one_after_another_on_the_same_services(broker: str, network: Network, tmp_path: Path) -> None:
+    """One stopped before its first iteration, others of the same network: no run leaves anything for the next."""
+    schemes = {
+        "stopped": Scheme(), "chained": Scheme(), "golden": Scheme(codec="golden", theta=0.8), "direct": Scheme(codec="direct"),
+        "again": Scheme(),
+    }  # fmt: skip
+    found = {name: write(tmp_path / name, network, scheme=scheme, patience_s=5.0) for name, scheme in schemes.items()}
+    async with pipeline(broker, DIGITS):
+        stopped = asyncio.create_task(over_the_bus(broker, tmp_path / "stopped"))
+        while results.read(tmp_path / "stopped").clean_before is None:  # noqa: ASYNC110  (the other end is a file)
+            await asyncio.sleep(0.01)
+        stopped.cancel()
+        await asyncio.wait([stopped])
+        for name in ("chained", "golden", "direct", "again", "stopped"):
+            sizes = await over_the_bus(broker, tmp_path / name)
+            # What an earlier run had sent need not cross the link again.
+            for record in inprocess.retrain(network, DIGITS, found[name], path=PATH).iterations:
+                sizes[record.iteration]["inputs"] = record.input_bytes
+            same(found[name], network, tmp_path / name, sizes)
+
+
+async def test_a_device_with_other_data_is_refused(broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    write(folder, network, data="0123456789abcdef")
+    async with pipeline(broker, DIGITS):
+        with pytest.raises(ValueError, match=r"device 'd' has other data .*0123456789abcdef; give both the same --data"):
+            await over_the_bus(broker, folder)
+    assert results.read(folder) == results.Result()

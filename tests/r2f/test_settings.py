@@ -1,0 +1,136 @@
+"""Settings: each described once, whoever gives it; what means nothing is refused by its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accelsim.faults import Rates
+from r2f import settings as settings_file
+from r2f.settings import OPTIONS, Settings, SettingsError, flat, parse
+
+
+def test_no_setting_is_forgotten() -> None:
+    """Every field that a user may set has a name, but what is found out from others."""
+
+    def fields(struct: Any, before: str = "") -> set[str]:
+        found = set()
+        for name in struct.__struct_fields__:
+            value = getattr(struct, name)
+            found |= fields(value, f"{before}{name}.") if hasattr(value, "__struct_fields__") else {before + name}
+        return found
+
+    assert fields(Settings()) - {option.field for option in OPTIONS.values()} == {"scheme.uplink_bits_per_s"}
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "ber": st.floats(0, 1), "lr": st.floats(1e-9, 10), "batch": st.integers(1, 10**6), "labels": st.just("teacher"),
+            "protect": st.lists(st.integers(0, 99), max_size=4), "image-size": st.just("8x9x3"),
+            "mean": st.just("0.5,0.25"),
+            "std": st.just((0.5, 0.25)), "exact": st.booleans(), "replicas": st.sampled_from((3, 5, 7)),
+            "link": st.just("hspa"),
+            "network": st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1),
+        },
+    )
+)  # fmt: skip
+def test_a_file_gives_back_what_was_set(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+    settings = parse(values)
+    assert parse(flat(settings)) == settings
+    folder = tmp_path_factory.mktemp("run")
+    settings_file.write(folder, settings)
+    assert settings_file.read(folder / settings_file.FILE) == settings
+
+
+def test_words_and_values_are_the_same() -> None:
+    spoken = parse({"image_size": "224x224x3", "protect": "0,3,7", "mean": "0.1,0.2,0.3", "replicas": "5", "ber": "1e-3"})
+    typed = parse({"image-size": (224, 224, 3), "protect": [0, 3, 7], "mean": [0.1, 0.2, 0.3], "replicas": 5, "ber": 1e-3})
+    assert spoken == typed
+    assert spoken.rates == Rates(input=1e-3, weight=1e-3, output=1e-3)
+
+
+def test_one_site_beside_the_others() -> None:
+    assert parse({"ber": 1e-3, "ber-weight": 0.5}).rates == Rates(input=1e-3, weight=0.5, output=1e-3)
+    base = parse({"ber": 1e-3, "lr": 0.5})
+    assert parse({"ber-accumulator": 1e-4}, base).rates == Rates(1e-3, 1e-3, 1e-4, 1e-3)
+    assert parse({"batch": 4}, base).sgd.rate == 0.5
+
+
+WRONG = {
+    "lr": (-1, 0, "nan", "inf", "fast"),
+    "batch": (0, -3, 1.5, "many", 2**60),
+    "iterations": (0, -1, "few", 0.5, True),
+    "eval-samples": (0, -1, "all", 0.5, ""),
+    "clip": (0, -1, "nan", "-inf", "x"),
+    "momentum": (1, -0.1, "nan", 2, "x"),
+    "ber": (-1e-3, 1.5, "nan", "inf", "1%"),
+    "ber-weight": (2, -1, "nan", "", "x"),
+    "theta": (60, -0.1, "nan", "x", "60%"),
+    "jpeg": (101, -1, 0.5, "high", "nan"),
+    "replicas": (1, 4, 9, "three", 3.5),
+    "codec": ("zip", "", 3, "Chained", "direct "),
+    "protect": ("conv1", "1;2", "-1", "1.5", "0,x"),
+    "image-size": ("224", "224x224", "0x8x3", "axbxc", "8x8x3x1"),
+    "mean": ("", "a", "0.5;0.5", "0,5,", "red"),
+    "eval-seeds": (0, -1, 10**9, "five", 1.5),
+    "seed": (-1, 0.5, "x", 2**60, "nan"),
+    "checkpoint-every": (0, -1, "never", 0.1, "nan"),
+    "device": ("a/b", "", "x" * 65, "+", "#"),
+    "labels": ("", "me", 1, "Device", "x"),
+    "device-memory-mb": (0, -1, "1GB", 0.5, 2**40),
+    "weight-decay": (-1, "nan", "inf", "x", ""),
+    "network": ("", 3, 0.5, True, ()),
+    "vote": ("", "mean", 3, "Median", "x"),
+    "redundancy": ("", "tmr", 3, "Layer", "x"),
+    "nonsense": (1, 2, 3, 4, 5),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), WRONG.items())
+def test_what_means_nothing_is_refused_by_name(name: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        with pytest.raises(SettingsError, match=name):
+            parse({name: value})
+
+
+def test_a_broker_that_is_named_starts_nothing_and_its_password_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("R2F_PASSWORD", raising=False)
+    settings = settings_file.resolved(parse({"broker": "mqtt://me:se%40cret@host:1884"}))
+    assert settings.broker == "mqtt://me@host:1884"
+    assert os.environ["R2F_PASSWORD"] == "se@cret"
+    assert not settings.launch
+    assert parse({"broker": "host", "launch": True}).launch
+    settings_file.write(tmp_path, settings)
+    assert "cret" not in (tmp_path / settings_file.FILE).read_text()
+
+
+def test_paths_hold_in_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = settings_file.resolved(parse({"weights": "w.pth", "data": "d.npz", "classes": "c.txt", "array": "a.cfg"}))
+    found = (settings.weights, settings.data.source, settings.data.classes, settings.array)
+    assert found == tuple(str(tmp_path / name) for name in ("w.pth", "d.npz", "c.txt", "a.cfg"))
+    assert settings_file.resolved(parse({})).data.source == "digits"
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    for text, said in (
+        ("lr = ", "run.toml"),
+        ("lr = -1", "--lr -1"),
+        ("speed = 3", "no such setting"),
+        ("[sgd]\nrate=1", "sgd"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match=said):
+            settings_file.read(path)
+    with pytest.raises(SettingsError, match="absent"):
+        settings_file.read(tmp_path / "absent.toml")

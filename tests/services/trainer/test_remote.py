@@ -1,0 +1,194 @@
+"""The server's view of a device: which messages count, and that a wrong one never ends the taking in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from accelsim import zoo
+from accelsim.faults import Rates
+from accelsim.int8.network import Network
+from accelsim.lowering import lower
+from services.bus import BusError, encoding, topics
+from services.bus.messages import (
+    Activations,
+    Deploy,
+    EncodedModel,
+    Forward,
+    Inputs,
+    LayerActivation,
+    Message,
+    Outputs,
+    SetMode,
+    Tensor,
+    Timing,
+)
+from services.trainer.remote import PATH, Data, DeviceError
+from services.trainer.table1 import Mode, serving
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+NOW: dict[str, Any] = {"session": "s", "iteration": 4, "attempt": 0}
+
+
+class FakeBus:
+    """Delivers what is put into ``inbox``; ``answer`` says what a device makes of what is published."""
+
+    def __init__(self) -> None:
+        self.inbox: asyncio.Queue[tuple[str, Message] | BusError] = asyncio.Queue()
+        self.published: list[Message] = []
+        self.rejected: list[str] = []
+        self.answer = lambda message: []
+
+    def topic(self, name: str, device: str | None = None) -> str:
+        return topics.absolute(name, device or "d")
+
+    async def subscribe(self, *patterns: str) -> None: ...
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, Message]]:
+        while True:
+            found = await self.inbox.get()
+            if isinstance(found, BusError):
+                raise found
+            yield found
+
+    async def publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        self.published.append(message)
+        for name, given in self.answer(message):
+            self.inbox.put_nowait((self.topic(name), given))
+
+    def share(self, array: np.ndarray, readers: int = 1) -> Tensor:
+        return encoding.inline(array)
+
+    def open(self, tensor: Tensor) -> np.ndarray:
+        return encoding.view(tensor)
+
+    def release(self, tensor: Tensor) -> bool:
+        return True
+
+    def reject(self, topic: str, reason: str) -> None:
+        self.rejected.append(reason)
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    return lower(zoo.build("digits_cnn", 10).eval(), IMAGES, (0.5,), (0.25,), name="small")
+
+
+def outputs(network: Network) -> dict[int, np.ndarray]:
+    return {index: np.full((2, *layer.shape), index, np.int8) for index, layer in network.convs()}
+
+
+def whole(network: Network, **of: Any) -> list[tuple[str, Message]]:
+    """What a device and its codec send of one pass in training mode."""
+    layers = tuple(
+        LayerActivation(index=i, actual=encoding.inline(y), faithful=i > 0, repaired=i) for i, y in outputs(network).items()
+    )
+    labels = encoding.inline(np.array([3, 1]))
+    return [
+        ("server/inputs", Inputs(**NOW | of, images=encoding.inline(IMAGES), labels=labels)),
+        ("server/activations", Activations(**NOW | of, segment=0, layers=layers)),
+    ]
+
+
+async def get_data(bus: FakeBus, network: Network, patience: float = 0.2) -> Data:
+    async with serving(bus, "s", patience=patience, attempts=2) as server:  # type: ignore[arg-type]
+        await server.deploy_model("d", network, version=3, wait=False)
+        remote = await server._device("d")
+        await remote.send_mode(SetMode(session="s", seq=1, mode="training", rates=Rates()))
+        return await server.get_data("d", iteration=4, split="train", samples=[5, 6])
+
+
+async def test_data_is_complete_when_every_layer_of_this_very_pass_is_there(network: Network) -> None:
+    bus = FakeBus()
+    wrong: list[tuple[str, Message]] = [
+        ("server/activations", Activations(**NOW, segment=0, layers=(LayerActivation(index=i, actual=actual),)))
+        for i, actual in ((99, encoding.inline(np.zeros((2, 1, 1, 1), np.int8))), (0, encoding.inline(np.zeros(3, np.float32))))
+    ]
+    bus.answer = lambda message: (
+        [*whole(network, session="other"), *whole(network, iteration=3), *wrong, *whole(network)]
+        if isinstance(message, Forward) else []
+    )  # fmt: skip
+    data = await get_data(bus, network)
+    assert bus.rejected == [
+        "layer 99 is no MAC layer of the network deployed", "layer 0: dtype float32, expected int8",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(data.images, IMAGES)
+    assert data.labels is not None
+    assert data.labels.tolist() == [3, 1]
+    for index, y in outputs(network).items():
+        np.testing.assert_array_equal(data.activations[index], y)
+    assert data.mismatched_layers == {0}
+    assert data.mismatched == outputs(network)[0].size
+    assert data.repaired == sum(outputs(network))
+
+
+async def test_a_repeat_says_again_all_that_a_pass_needs(network: Network) -> None:
+    """Whatever got lost on the way: what the device has forgotten of the mode, too."""
+    bus = FakeBus()
+    bus.answer = lambda message: whole(network, attempt=1) if isinstance(message, Forward) and message.attempt == 1 else []
+    data = await get_data(bus, network)
+    assert data.attempt == 1
+    assert [type(message) for message in bus.published] == [Deploy, SetMode, Forward, SetMode, Deploy, Forward]
+    assert bus.published[1] == bus.published[3]
+    assert [message.version for message in bus.published if isinstance(message, Deploy | Forward)] == [3, 3, 3, 3]
+
+
+async def test_whatever_a_message_breaks_the_next_one_is_taken(network: Network) -> None:
+    bus = FakeBus()
+
+    def broken(timing: Timing) -> None:
+        raise ZeroDivisionError("no layers")
+
+    async with serving(bus, "s", patience=1) as server:  # type: ignore[arg-type]
+        await server.on_timing("d", broken)
+        bus.inbox.put_nowait((bus.topic("event/forward"), Timing(session="s", stage="forward", iteration=0, host_s=1)))
+        bus.answer = lambda message: whole(network) if isinstance(message, Forward) else []
+        await server.deploy_model("d", network, wait=False)
+        await (await server._device("d")).send_mode(SetMode(session="s", seq=1, mode="training"))
+        assert (await server.get_data("d", iteration=4, split="train", samples=[0])).images is not None
+    assert bus.rejected == ["ZeroDivisionError: no layers"]
+
+
+async def test_outputs_of_another_dtype_are_not_cast(network: Network) -> None:
+    bus = FakeBus()
+    real = encoding.inline(np.full((2, 1, 1, 10), 0.7, np.float32))
+    good = encoding.inline(np.zeros((2, 1, 1, 10), np.int8))
+    bus.answer = lambda message: (
+        [("up/outputs", Outputs(**NOW, outputs=tensor, labels=None)) for tensor in (real, good)]
+        if isinstance(message, Forward) else []
+    )  # fmt: skip
+    async with serving(bus, "s", patience=1) as server:  # type: ignore[arg-type]
+        await server.deploy_model("d", network, wait=False)
+        await (await server._device("d")).send_mode(SetMode(session="s", seq=1, mode="inference"))
+        data = await server.get_data("d", iteration=4, split="test", samples=[0, 1])
+    assert data.outputs is not None
+    assert data.outputs.dtype == np.int8
+    assert bus.rejected == ["outputs are float32, expected int8"]
+
+
+async def test_where_the_bus_fails_so_does_who_waits(network: Network) -> None:
+    bus = FakeBus()
+    bus.answer = lambda message: bus.inbox.put_nowait(BusError("the broker is gone")) or []
+    async with serving(bus, "s", patience=60) as server:  # type: ignore[arg-type]
+        with pytest.raises(BusError, match="the broker is gone"):
+            await server.set_mode("d", Mode.TRAINING, rates=Rates(), seed=0)
+        with pytest.raises(BusError, match="the broker is gone"):
+            await server.ready("other")
+
+
+async def test_data_needs_a_network_and_a_mode(network: Network) -> None:
+    bus = FakeBus()
+    async with serving(bus, "s") as server:  # type: ignore[arg-type]
+        with pytest.raises(DeviceError, match="deploy_model"):
+            await server.get_data("d", iteration=0, split="train", samples=[0])
+        await server.deploy_model("d", network, wait=False)
+        with pytest.raises(DeviceError, match="set_mode"):
+            await server.get_data("d", iteration=0, split="train", samples=[0])
+    assert not [message for message in bus.published if isinstance(message, Forward | EncodedModel)]
+    assert "agent" in PATH
