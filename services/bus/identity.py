@@ -65,6 +65,7 @@ class Presence:
         """Boot of another process that is said to have our name."""
         self._since: float | None = None
         """When we announced ourselves."""
+        self._lost = False
 
     @property
     def announced(self) -> bool:
@@ -98,12 +99,12 @@ class Presence:
 
     def claimed(self, claim: Claim) -> None:
         """Another's claim: answer it. Raises BusError where it ranks higher than ours."""
-        if claim.service != self.state.service or claim.boot == self.state.boot:
+        if claim.service != self.state.service or claim.boot == self.state.boot or self._lost:
             return
         if (self._rank(), self.state.boot) > (claim.rank, claim.boot):
             self._claim()
             return
-        self._since = None
+        self._lost, self._since = True, None
         raise BusError(
             f"another {claim.service} called {self._device} is on this broker (boot {claim.boot}): "
             "stop it, or give this one a name of its own with --device"
