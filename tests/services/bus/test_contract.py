@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -36,13 +35,6 @@ from services.bus.messages import (
 from services.bus.sending import CREDIT_WAIT_S
 
 ROOT = Path(__file__).resolve().parents[3]
-_names = iter(range(10**6))
-
-
-@pytest.fixture
-def device() -> str:
-    """A device of its own for each test: they share a broker, and retained messages stay."""
-    return f"d{os.getpid()}-{next(_names)}"
 
 
 def ack(seq: int, session: str = "s") -> Ack:
