@@ -438,6 +438,30 @@ async def test_a_broker_killed_in_the_middle_loses_nothing(kind: str, device: st
         assert receiver.counts["lost"] == 0
 
 
+async def test_who_had_the_name_has_it_when_the_broker_is_back(kind: str, device: str) -> None:
+    """A second agent waited for the broker, which has forgotten the first; they come back in any order."""
+    async with Broker(kind) as broker, Bus(broker.url, "agent", device) as first:
+        first._presence._since = time.monotonic() - 60  # type: ignore[operator]
+        await broker.kill()
+
+        async def second() -> None:
+            async with Bus(broker.url, "agent", device) as bus:
+                await bus.receive(20)
+
+        starting = [asyncio.create_task(second()) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        await broker.start()
+        for task in starting:
+            with pytest.raises(BusError, match="another agent"):
+                await task
+        await first.flush()
+        async with Bus(broker.url, "watch", device, passive=True) as watch:
+            await watch.subscribe("state/agent")
+            state = await state_of(watch, "agent")
+            while state.boot != first.origin or not state.online:
+                state = await state_of(watch, "agent")
+
+
 async def test_a_broker_killed_under_large_messages_loses_nothing(kind: str, device: str) -> None:
     async with (
         Broker(kind) as broker,
