@@ -8,10 +8,8 @@ taught them to answer alike on images that are alike, so each rounding grows on 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +17,12 @@ from torch import Tensor, nn
 
 from accelsim.datasets import IMAGENET_MEAN as MEAN
 from accelsim.datasets import IMAGENET_STD as STD
+from accelsim.datasets import spread
 from accelsim.engine import Engine
 from accelsim.int8.network import Network, UInt8
 from accelsim.lowering import lower, normalise
 from accelsim.lowering.pixels import input_table
+from experiments.common import command
 from experiments.common.public import PUBLIC
 
 _BATCH = 16
@@ -95,22 +95,18 @@ def rows(names: list[str], calibration: UInt8, images: UInt8) -> Iterator[str]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/imagenet224.npz")
-    parser.add_argument("--network", nargs="*", default=list(PUBLIC), choices=list(PUBLIC))
-    parser.add_argument("--images", type=int, default=48, help="validation images to measure on")
-    args = parser.parse_args()
-    path = args.shared / "data" / "imagenet224.npz"
-    if not path.is_file():
-        parser.error(
-            f"{path}: not found; --shared is a folder with data/imagenet224.npz (photographs, uint8 N x 224 x 224 x 3)"
-        )
-    with np.load(path) as arrays:
-        calibration, images = arrays["train_images"][:64], arrays["val_images"][: args.images]
+    parser = command.parser(__doc__)
+    command.add_shared(parser)
+    command.add_networks(parser, list(PUBLIC))
+    parser.add_argument("--images", type=command.positive, default=48, help="validation images to measure on [%(default)s]")
+    given = parser.parse_args()
+    with np.load(command.real(given.shared, "data/imagenet224.npz")) as arrays:
+        calibration, images = arrays["train_images"][:64], arrays["val_images"]
+    images = images[spread(given.images, len(images))]
     print("| network | int8 | input only | weights only | lowering, CPU time |\n|---|---|---|---|---|")
-    for row in rows(args.network, calibration, images):
+    for row in rows(given.network, calibration, images):
         print(row, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -31,6 +31,8 @@ _TRIAL = 32
 _POOR = 10**-1.6
 """Share of the output's energy above which the error is worth a longer search: 16 dB. Networks with trained weights that
 were tried lose less."""
+_FEWEST = 16
+"""Calibration images from which halves of them say anything"""
 _HEADROOMS = (1.0, 1.5)
 
 
@@ -48,7 +50,7 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
     exact = _float(graph, trial)
     lost = [_lost(_rounded(choice, trial), exact) for choice in choices]
     best = choices[lost.index(min(lost))]
-    if min(lost) > _POOR * sum(float(y.square().sum(dtype=torch.float64)) for y in exact) and len(x) > 1:
+    if min(lost) > _POOR * sum(float(y.square().sum(dtype=torch.float64)) for y in exact) and len(x) >= _FEWEST:
         best = _search(graph, x, scale, depthwise)
     layers = tuple(emit(index, best) for index in range(len(graph.nodes)))
     return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
