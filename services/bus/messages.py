@@ -320,14 +320,16 @@ class State(Message):
 
 
 class Claim(Message):
-    """``state/claim``, not retained: this process has that service's name, and has for ``age_s`` seconds of its own clock.
+    """``state/claim``, not retained: this process wants a service's name (``rank`` 0), or has it.
 
-    A service says so before it announces itself; whoever has the name longer answers the same, and the younger one stops.
+    A service says so before it announces itself. Whoever has the name answers the same, and the one with the smaller
+    (``rank``, ``boot``) stops.
     """
 
     service: Name
     boot: Name
-    age_s: Annotated[float, msgspec.Meta(ge=0)]
+    rank: Count
+    """1 and the bits of the whole seconds for which it has had the name, by its own clock."""
 
 
 class Timing(Message):

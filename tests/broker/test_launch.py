@@ -144,7 +144,7 @@ async def test_a_broker_that_ends_takes_nobody_in_again(embedded: bool) -> None:
         broker.process.terminate()
         assert await asyncio.wait_for(broker.process.wait(), 20) == 0
         assert bus.counts["reconnected"] == 0
-        bus._failure = BusError("it has nobody to say goodbye to")
+        bus._fail(BusError("it has nobody to say goodbye to"))
         mute.close()
 
 

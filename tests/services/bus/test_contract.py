@@ -20,7 +20,6 @@ import pytest
 from broker.config import make_accounts
 from broker.launch import Running, free_port, launch, stop
 from services.bus import Bus, BusError, MessageError, encoding
-from services.bus.client import CREDIT_WAIT_S
 from services.bus.messages import (
     Ack,
     Activations,
@@ -34,6 +33,7 @@ from services.bus.messages import (
     State,
     Timing,
 )
+from services.bus.sending import CREDIT_WAIT_S
 
 ROOT = Path(__file__).resolve().parents[3]
 _names = iter(range(10**6))
