@@ -16,8 +16,10 @@ from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, spread
 from accelsim.int8.network import Conv, Network, UInt8
 from accelsim.lowering import lower
 from r2f import prepare, run
-from r2f.settings import Settings
+from r2f.settings import DEMO_NETWORK, Settings
 
+SIZES = dict.fromkeys(zoo.NETWORKS, (224, 224, 3)) | {"resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}
+"""(H, W, C) of the images that the zoo's networks were made for; the demo's has its data."""
 IMAGES = 16
 """As many are enough to lower a network whose indices are asked for, not its accuracy."""
 
@@ -31,16 +33,17 @@ def of_run(folder: Path) -> Network:
 def of_settings(settings: Settings, given: Mapping[str, Any]) -> Network:
     """The network that a run with these settings would start from, but for its ranges.
 
-    Without weights it has random ones, which changes no index; without data it is lowered on noise of ``--image-size``.
-    Raises ValueError that names what does not fit.
+    Without weights it has random ones, which changes no index; without data it is lowered on noise of ``--image-size``, for a
+    network of the zoo of the size that it was made for. Raises ValueError that names what does not fit.
     """
-    mean, std = settings.data.mean, settings.data.std
+    shape = settings.data.image_size or SIZES.get(settings.network)
     images: UInt8
-    if "data" in given or settings.data.image_size is None:
+    if "data" in given or settings.network == DEMO_NETWORK:
         data = datasets.open(settings.data)
         images, mean, std = data.train_images[spread(IMAGES, len(data.train_images))], data.mean, data.std
+    elif shape is None:
+        raise ValueError(f"network {settings.network}: give its --data, or its --image-size HxWxC")
     else:
-        shape = settings.data.image_size
         images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
         grey = ((0.5,) * shape[2], (0.25,) * shape[2])
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[2] == len(IMAGENET_MEAN) else grey
