@@ -15,9 +15,14 @@ from accelsim import datasets, zoo
 from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, spread
 from accelsim.int8.network import Conv, Network, UInt8
 from accelsim.lowering import lower
+from accelsim.named import looking_in
 from r2f import prepare, run
-from r2f.settings import Settings
+from r2f import settings as settings_file
+from r2f.settings import DEMO_NETWORK, Settings, SettingsError
 
+_SHAPES = {DEMO_NETWORK: (8, 8, 1), "resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}
+_SHAPE = (224, 224, 3)
+"""Images of the other networks of the zoo."""
 IMAGES = 16
 """As many are enough to lower a network whose indices are asked for, not its accuracy."""
 
@@ -31,20 +36,26 @@ def of_run(folder: Path) -> Network:
 def of_settings(settings: Settings, given: Mapping[str, Any]) -> Network:
     """The network that a run with these settings would start from, but for its ranges.
 
-    Without weights it has random ones, which changes no index; without data it is lowered on noise of ``--image-size``.
+    Without weights it has random ones, which changes no index; without data it is lowered on noise
+    of ``--image-size``, or of the size that a network of the zoo is for.
     Raises ValueError that names what does not fit.
     """
+    settings = settings_file.resolved(settings)
+    prepare.check_files(settings)
     mean, std = settings.data.mean, settings.data.std
+    shape = settings.data.image_size or _SHAPES.get(settings.network, _SHAPE if settings.network in zoo.NETWORKS else None)
     images: UInt8
-    if "data" in given or settings.data.image_size is None:
+    if "data" in given:
         data = datasets.open(settings.data)
         images, mean, std = data.train_images[spread(IMAGES, len(data.train_images))], data.mean, data.std
+    elif shape is None:
+        raise SettingsError(f"network {settings.network}: say what it takes, with --image-size HxWxC or with --data")
     else:
-        shape = settings.data.image_size
         images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
         grey = ((0.5,) * shape[2], (0.25,) * shape[2])
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[2] == len(IMAGENET_MEAN) else grey
-    module = zoo.load(settings.network, settings.weights)
+    with looking_in(settings.modules):
+        module = zoo.load(settings.network, settings.weights)
     return lower(module, images, mean, std, name=settings.network)
 
 
