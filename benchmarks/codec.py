@@ -29,7 +29,8 @@ from experiments.common import chain, iteration
 from experiments.common.chain import Batch
 from experiments.common.networks import int8_network
 from services.codec.core import inputs, layers
-from services.voter.core.vote import Kind, vote
+from services.scheme import Vote
+from services.voter.core.vote import vote
 
 CODECS: Final = {
     "direct": "direct (DRM)",
@@ -53,7 +54,7 @@ ITERATION_COLUMNS: Final = ("outputs, B", "inputs, B", "model, B", "all, B", "of
 WIDTH: Final = 132
 
 
-def vote_against_copy(count: int, kind: Kind) -> float:
+def vote_against_copy(count: int, kind: Vote) -> float:
     """Speed of a vote over a plain copy of as many bytes (read: ``count`` replicas, written: one), best of seven."""
     size = 16 << 20
     generator = np.random.default_rng(0)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from services.bus import topics
 from services.bus.encoding import PACKET_LIMIT
 from services.bus.messages import ROOT
 
@@ -71,6 +72,10 @@ def read_accounts(path: Path) -> list[Account]:
             continue
         if len(words) not in (3, 4) or words[0] not in get_args(Role) or ":" in words[1]:
             raise ValueError(f"{path}:{number}: write 'role user password [device]', role one of {get_args(Role)}")
+        try:
+            topics.build(words[3] if words[3:] and words[3] != "+" else "any", "up", "any")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
         accounts.append(Account(words[0], words[1], words[2], *words[3:]))  # type: ignore[arg-type]
     if not accounts:
         raise ValueError(f"{path} names no account")

@@ -135,6 +135,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for module in (ROOT / package).rglob("*.py"):
             status = module.stat()
             os.utime(there / module.relative_to(ROOT), ns=(status.st_atime_ns, status.st_mtime_ns))
+    subprocess.run([python, "-P", "-m", "r2f.warm"], check=True)  # what is not compiled yet
     return folder / "bin"
 
 

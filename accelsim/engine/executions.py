@@ -45,18 +45,22 @@ def work(mac: Packed, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence
 def call(mac: Packed, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
     """One call of a kernel, with everything but the range of output pixels."""
     to = np.array([address(y) for y in ys], np.int64)
-    struck, deltas = _struck(x, flips), [_deltas(layer, mac.groups, f) for f in flips]
+    struck, one = _struck(x, flips), len(flips) == 1
     if is_depthwise(layer):
-        shallow = Execution(mac, address(x), struck, _taps(deltas), to)
+        taps = _NO_TAPS if one and not len(flips[0].weight) else _taps([_deltas(layer, 1, f) for f in flips])
+        shallow = Execution(mac, address(x), struck, taps, to).plain()
         return lambda first, last: kernels.depthwise(shallow, first, last)
-    if len(flips) == 1 and len(flips[0].weight):
+    if one and len(flips[0].weight):
         mac = mac._replace(weight=mac.weight.copy(), start=mac.start.copy())
-        kernels.patch_weights(mac.weight, mac.start, *deltas[0])
-    deep = Execution(mac, address(x), struck, _quads(mac, deltas if len(flips) > 1 else []), to)
+        kernels.patch_weights(mac.weight, mac.start, *_deltas(layer, mac.groups, flips[0]))
+    quads = _NO_QUADS if one else _quads(mac, [_deltas(layer, mac.groups, f) for f in flips])
+    deep = Execution(mac, address(x), struck, quads, to).plain()
     return lambda first, last: kernels.conv(deep, first, last)
 
 
 def _struck(x: Int8, flips: Sequence[Flips]) -> Struck:
+    if len(flips) == 1 and not (len(flips[0].input) or len(flips[0].accumulator) or len(flips[0].output)):
+        return _NOTHING
     n, h, w, c = x.shape
     inputs, input_at = _joined([f.input for f in flips])
     rows = np.zeros((len(flips), n * h + 1), np.int64)
@@ -68,8 +72,21 @@ def _struck(x: Int8, flips: Sequence[Flips]) -> Struck:
     return Struck(inputs, rows, columns, channels, *accumulators, *outputs)
 
 
+# What one fault-free execution has of each; the kernels look no further.
+_POSITIONS, _AT, _NUMBERS = np.zeros(0, np.int64), np.zeros(2, np.int64), np.zeros(0, np.int32)
+_NOTHING = Struck(_POSITIONS, np.zeros((1, 1), np.int64), _NUMBERS, _NUMBERS, _POSITIONS, _AT, _POSITIONS, _AT)
+_NO_TAPS = Taps(_NUMBERS, _NUMBERS, _NUMBERS, _AT)
+_NO_QUADS = Quads(
+    np.zeros((0, vnni.LANES, 4), np.int8), _POSITIONS, np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, 1), np.int32)
+)
+
+
 def _joined(parts: Sequence[Int64]) -> tuple[Int64, Int64]:
-    """One array of all parts, and where each begins. A new one even of one part: a read-only array is another type to Numba."""
+    """One array of all parts, and where each begins."""
+    if len(parts) == 1:
+        # A read-only array is another type to Numba, which would compile the kernels again for it.
+        part = parts[0] if parts[0].flags.writeable else parts[0].copy()
+        return part, np.array([0, len(part)])
     at = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(part) for part in parts], out=at[1:])
     return np.concatenate(parts), at

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,13 +11,8 @@ from services.bus import Bus, service
 KEEP_MB = 128
 
 
-class Side(StrEnum):
-    device = "device"
-    server = "server"
-
-
 def main(
-    side: Annotated[Side, typer.Option(help="Which end of the link this is.")],
+    side: Annotated[Literal["device", "server"], typer.Option(help="Which end of the link this is.")],
     broker: service.Broker = service.DEFAULT_BROKER,
     device: service.Device = service.DEFAULT_DEVICE,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
@@ -37,7 +31,7 @@ def main(
     """
 
     async def serve(bus: Bus) -> None:
-        if side is Side.device:
+        if side == "device":
             from services.codec.device_side import DeviceCodec
 
             await DeviceCodec(bus, path, keep_mb << 20).serve()
@@ -46,11 +40,11 @@ def main(
 
             await ServerCodec(bus, path).serve()
 
-    if side is Side.device:
+    if side == "device":
         service.give_memory_back()
-    reader = "agent" if side is Side.device else "trainer"
+    reader = "agent" if side == "device" else "trainer"
     service.run(
-        f"codec-{side.value}",
+        f"codec-{side}",
         service.Common(broker, device, json_logs, log_level, patience),
         serve,
         arena_mb=arena_mb,

@@ -135,8 +135,8 @@ class DeviceCodec:
             log.warning("model refused", error=str(error))
             await self._refuse(message, "base", error)
             return
-        except ValueError as error:
-            log.error("model refused", version=message.version, error=str(error))
+        except Exception as error:
+            log.error("model refused", version=message.version, error=str(error), exc_info=not isinstance(error, ValueError))
             await self._refuse(message, "model", error)
             return
         if new:
@@ -146,9 +146,11 @@ class DeviceCodec:
         if new and message.iteration >= 0:
             await self._time(message, MODEL, "downlink", max(0.0, time.time() - message.sent_at))
 
-    async def _refuse(self, message: EncodedModel, of: Command, error: ValueError) -> None:
+    async def _refuse(self, message: EncodedModel, of: Command, error: Exception) -> None:
         version = self.session.end.version
-        ack = Ack(session=message.session, of=of, seq=message.version, ok=False, version=version, error=str(error))
+        ack = Ack(
+            session=message.session, of=of, seq=message.version, ok=False, version=version, error=str(error) or repr(error)
+        )
         await self.bus.publish("up/ack", ack)
 
     async def _deploy(self, network: Network, version: int) -> None:

@@ -51,7 +51,6 @@ class Session:
     """All that the device knows of one run. Another run's first command puts a new one in its place."""
 
     name: str = ""
-    mode: SetMode | None = None
     loaded: Loaded | None = None
     accelerator: Accelerator | None = None
     """Of the loaded network, under ``faults``."""
@@ -72,6 +71,8 @@ class Agent:
         self.bus = bus
         self.device = device
         self.session = Session()
+        self.mode: SetMode | None = None
+        """The newest. What is still on its way of the run before must not lose it, so it is no part of a session."""
         self.pending: Forward | None = None
         """The newest forward, until its network and mode are here."""
         self.running: Running | None = None
@@ -91,8 +92,8 @@ class Agent:
     async def _take(self, message: Message) -> None:
         match message:
             case SetMode():
+                self.mode = message
                 await self._enter(message.session)
-                self.session.mode = message
                 await self._client().send_ack("mode", message.seq, version=self.session.version)
                 await self._start_pending()
             case Deploy():
@@ -144,15 +145,17 @@ class Agent:
 
     async def _start_pending(self) -> None:
         """Run the forward that waits, if its network and mode are here. A newer forward replaces a running one."""
-        forward, session = self.pending, self.session
-        if forward is None or session.mode is None or session.loaded is None or session.name != forward.session:
+        forward, mode, session = self.pending, self.mode, self.session
+        if forward is None or mode is None or session.loaded is None:
+            return
+        if not forward.session == mode.session == session.name:
             return
         if forward.version != session.version:
             return  # its model is on its way, or the server repeats both
         self.pending = None
         await self._stop()
         self.bus.withdraw_all()
-        self.task = asyncio.create_task(self._run(forward, session.mode, session.loaded))
+        self.task = asyncio.create_task(self._run(forward, mode, session.loaded))
 
     async def _stop(self) -> None:
         """Stop the pass that runs, if any."""

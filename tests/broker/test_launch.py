@@ -59,6 +59,7 @@ def test_accounts_are_read_as_they_are_written(tmp_path: Path) -> None:
         ("# none\n", "no account"),
         ("\ndevice a\n", "accounts:2"),
         ("device a:b c\n", "accounts:1"),
+        ("device a b #\ndevice a b c/d\n", "accounts:2: 'c/d' cannot be a topic level"),
     ):
         (tmp_path / "accounts").write_text(text)
         with pytest.raises(ValueError, match=message):

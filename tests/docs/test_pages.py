@@ -108,10 +108,6 @@ def _without_assignments(words: list[str]) -> list[str]:
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def every(language: str) -> list[Block]:
-    return [block for page in PAGES for block in blocks(page) if block.language == language]
-
-
 # -- code blocks ------------------------------------------------------------------------------------------------------
 
 
@@ -139,18 +135,6 @@ def given() -> dict[str, Any]:
     return {"network": network, "x": x, "x4": x4, "rates": Rates.uniform(1e-4), "conv": convs[min(convs)]}
 
 
-@pages
-def test_python_of_a_page_runs_from_top_to_bottom(
-    page: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    namespace = {**given, "__name__": page.stem}
-    for block in blocks(page):
-        if block.language == "python" and block.run_by is None and block.not_run is None:
-            source = "\n" * block.line + block.text  # so that a traceback has the page's line
-            exec(compile(source, str(page), "exec"), namespace)
-
-
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which ``python`` and ``r2f`` are this tree's."""
@@ -162,13 +146,23 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
-@pytest.mark.parametrize("block", [b for b in every("sh") if b.run_by is None and b.not_run is None], ids=str)
-def test_shell_of_a_page_runs(block: Block, programs: dict[str, str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
-        cwd=tmp_path, env=programs, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+@pages
+def test_blocks_of_a_page_run_from_top_to_bottom(
+    page: Path, given: dict[str, Any], programs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one folder, Python in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {**given, "__name__": page.stem}
+    for block in blocks(page):
+        if block.run_by is not None or block.not_run is not None:
+            continue
+        if block.language == "python":
+            source = "\n" * block.line + block.text  # so that a traceback has the page's line
+            exec(compile(source, str(page), "exec"), namespace)
+        elif block.language == "sh":
+            script = ["bash", "-euo", "pipefail", "-c", block.text]
+            done = subprocess.run(script, env=programs, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

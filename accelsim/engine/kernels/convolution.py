@@ -18,25 +18,33 @@ _LOGGED = 4096
 
 @njit(nogil=True, cache=True)
 def conv(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
-    """Output pixels first_pixel..last_pixel-1 (of N*OH*OW) of an ``Execution`` with ``Quads``, tile by tile."""
+    """Output pixels first_pixel..last_pixel-1 (of N*OH*OW) of a plain ``Execution`` with ``Quads``, tile by tile."""
+    # Taken apart at once: each use of an array of a tuple, in a loop or as an argument, would count references.
     mac, x, struck, quads, ys = execution
-    blocks, depth = mac.weight.shape[1], mac.weight.shape[2]
-    per_group = mac.window.o // mac.groups
+    window, groups, low, high, tile, weight, start, multipliers = mac
+    inputs, rows, columns, channels, accumulators, accumulator_at, outputs, output_at = struck
+    values, at, block_at, shifts = quads
+    multiplier = multipliers.ctypes.data
+    blocks, depth = weight.shape[1], weight.shape[2]
+    _, _, _, _, _, o, _, _, _, _, _, _, _, _ = window
+    per_group = o // groups
     width, stride = 4 * depth, 16 * blocks
     # copy_unsigned writes whole 64-byte blocks.
-    a = np.empty(mac.tile * width + 64, np.uint8)
-    clean = np.empty(mac.tile * stride, np.int32)
-    spare = np.empty(mac.tile * stride if len(ys) > 1 else 0, np.int32)
+    a = np.empty(tile * width + 64, np.uint8)
+    clean = np.empty(tile * stride, np.int32)
+    spare = np.empty(tile * stride if len(ys) > 1 else 0, np.int32)
     log, old = np.empty(_LOGGED, np.int64), np.empty(_LOGGED, np.uint8)
-    for first in range(first_pixel, last_pixel, mac.tile):
-        last = min(last_pixel, first + mac.tile)
+    for first in range(first_pixel, last_pixel, tile):
+        last = min(last_pixel, first + tile)
         pixels = last - first
-        for g in range(mac.groups):
-            _gather(x, mac, g, first, last, a)
-            if len(ys) == 1 and len(struck.inputs):
+        for g in range(groups):
+            _gather(x, window, groups, g, first, last, a, width)
+            if len(ys) == 1 and len(inputs):
                 # One replica has its flips in the operands.
-                _flip_inputs(mac, struck, 0, g, first, last, a, False, clean, log[:0], old)
-            _multiply(a, mac, g, clean, pixels)
+                _flip_inputs(
+                    window, groups, weight, inputs, rows[0], columns, channels, g, first, last, a, False, clean, log[:0], old
+                )
+            _multiply(a, weight, start, g, clean, pixels)
             for r in range(len(ys)):
                 acc = clean
                 if r + 1 < len(ys):
@@ -44,36 +52,52 @@ def conv(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
                     vnni.copy(acc.ctypes.data, clean.ctypes.data, pixels * stride * 4)
                 if len(ys) > 1:
                     done = 0
-                    if struck.rows[r, -1] > struck.rows[r, 0]:
-                        done = _flip_inputs(mac, struck, r, g, first, last, a, True, acc, log, old)
-                    _add_weights(quads, r, g, a, width, acc, stride, pixels)
+                    if rows[r, -1] > rows[r, 0]:
+                        done = _flip_inputs(
+                            window, groups, weight, inputs, rows[r], columns, channels, g, first, last, a, True, acc, log, old
+                        )
+                    for block in range(blocks):
+                        f0, f1 = block_at[r, g, block], block_at[r, g, block + 1]
+                        if f1 > f0:
+                            for p in range(0, pixels, vnni.CORRECTED_ROWS):
+                                vnni.add_quads(
+                                    a.ctypes.data + p * width,
+                                    width,
+                                    at.ctypes.data + f0 * 8,
+                                    values.ctypes.data + f0 * 64,
+                                    f1 - f0,
+                                    shifts.ctypes.data + ((r * groups + g) * blocks + block) * 64,
+                                    acc.ctypes.data + p * stride * 4 + block * 64,
+                                    stride * 4,
+                                )
                     if done > len(log):
-                        _gather(x, mac, g, first, last, a)
+                        _gather(x, window, groups, g, first, last, a, width)
                     else:
                         for f in range(done - 1, -1, -1):
                             a[log[f]] = old[f]
-                if struck.accumulator_at[r + 1] > struck.accumulator_at[r]:
-                    flip_accumulators(mac, struck, r, g, first, last, acc, stride)
+                f0, f1 = accumulator_at[r], accumulator_at[r + 1]
+                if f1 > f0:
+                    flip_accumulators(o, per_group, g, first, last, accumulators, f0, f1, acc, stride)
                 for p in range(pixels):
                     vnni.requantise(
                         acc.ctypes.data + p * stride * 4,
-                        mac.multiplier.ctypes.data + g * stride * 4,
-                        mac.low,
-                        mac.high,
-                        ys[r] + (first + p) * mac.window.o + g * per_group,
+                        multiplier + g * stride * 4,
+                        low,
+                        high,
+                        ys[r] + (first + p) * o + g * per_group,
                         per_group,
                     )
         for r in range(len(ys)):
-            if struck.output_at[r + 1] > struck.output_at[r]:
-                flip_outputs(mac, struck, r, first, last, ys[r])
+            f0, f1 = output_at[r], output_at[r + 1]
+            if f1 > f0:
+                flip_outputs(first * o, last * o, outputs, f0, f1, ys[r])
 
 
 @njit(nogil=True, cache=True)
-def _gather(x, mac, group, first, last, a):  # type: ignore[no-untyped-def]
+def _gather(x, window, groups, group, first, last, a, width):  # type: ignore[no-untyped-def]
     """Rows of ``a``: the uint8 (int8 + 128) operands of output pixels first..last-1, column k = (r*S + s)*I + i."""
-    h, w, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = mac.window
-    i = c // mac.groups
-    width = 4 * mac.weight.shape[2]
+    h, w, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = window
+    i = c // groups
     to = a.ctypes.data
     if r == 1 and s == 1 and i == c and width == c and sy == 1 and sx == 1 and py == 0 and px == 0:
         vnni.copy_unsigned(to, x + first * c, (last - first) * c)
@@ -113,16 +137,17 @@ def _gather(x, mac, group, first, last, a):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _flip_inputs(mac, struck, replica, group, first, last, a, correct, acc, log, old):  # type: ignore[no-untyped-def]
+def _flip_inputs(  # type: ignore[no-untyped-def]
+    window, groups, weight, inputs, row_at, columns, channels, group, first, last, a, correct, acc, log, old
+):
     """Flip the input bits that tile ``a`` holds. With ``correct``, add each one's ``dx * w`` to ``acc`` as well.
 
     log and old receive the place and the former value of each byte, as far as they reach; returns how many there were.
     """
-    h, _, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = mac.window
-    i = c // mac.groups
-    blocks, quads = mac.weight.shape[1], mac.weight.shape[2]
+    h, _, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = window
+    i = c // groups
+    blocks, quads = weight.shape[1], weight.shape[2]
     width = 4 * quads
-    row_at = struck.rows[replica]
     done = 0
     p = first
     while p < last:
@@ -136,12 +161,12 @@ def _flip_inputs(mac, struck, replica, group, first, last, a, correct, acc, log,
             if iy < 0 or iy >= h:
                 continue
             for f in range(row_at[image * h + iy], row_at[image * h + iy + 1]):
-                channel = struck.channels[f] - group * i
+                channel = channels[f] - group * i
                 if channel < 0 or channel >= i:
                     continue
-                bit = np.uint8(1 << (struck.inputs[f] & 7))
+                bit = np.uint8(1 << (inputs[f] & 7))
                 for rx in range(s):
-                    t = struck.columns[f] + px - rx * dx
+                    t = columns[f] + px - rx * dx
                     if t < ox0 * sx or t >= ox1 * sx or (sx > 1 and t % sx != 0):
                         continue
                     q = p - first + (t // sx if sx > 1 else t) - ox0
@@ -157,7 +182,7 @@ def _flip_inputs(mac, struck, replica, group, first, last, a, correct, acc, log,
                     if correct:
                         vnni.add_scaled(
                             acc.ctypes.data + q * blocks * 64,
-                            mac.weight.ctypes.data + (group * blocks * quads + (k >> 2)) * 64,
+                            weight.ctypes.data + (group * blocks * quads + (k >> 2)) * 64,
                             quads * 64,
                             24 - 8 * (k & 3),
                             np.int64(after) - np.int64(before),
@@ -168,32 +193,12 @@ def _flip_inputs(mac, struck, replica, group, first, last, a, correct, acc, log,
 
 
 @njit(nogil=True, cache=True)
-def _add_weights(quads, replica, group, a, width, acc, stride, pixels):  # type: ignore[no-untyped-def]
-    """Add what the flipped weights of one replica and group add to a tile whose operands are ``a``."""
-    groups, blocks = quads.block_at.shape[1], quads.block_at.shape[2] - 1
-    for block in range(blocks):
-        f0, f1 = quads.block_at[replica, group, block], quads.block_at[replica, group, block + 1]
-        if f1 > f0:
-            for p in range(0, pixels, vnni.CORRECTED_ROWS):
-                vnni.add_quads(
-                    a.ctypes.data + p * width,
-                    width,
-                    quads.at.ctypes.data + f0 * 8,
-                    quads.values.ctypes.data + f0 * 64,
-                    f1 - f0,
-                    quads.start.ctypes.data + ((replica * groups + group) * blocks + block) * 64,
-                    acc.ctypes.data + p * stride * 4 + block * 64,
-                    stride * 4,
-                )
-
-
-@njit(nogil=True, cache=True)
-def _multiply(a, mac, group, acc, pixels):  # type: ignore[no-untyped-def]
+def _multiply(a, weight, start, group, acc, pixels):  # type: ignore[no-untyped-def]
     """acc = start + a @ w for one group; rows past ``pixels`` up to the next block are scratch."""
-    blocks, quads = mac.weight.shape[1], mac.weight.shape[2]
+    blocks, quads = weight.shape[1], weight.shape[2]
     width, step, stride = 4 * quads, quads * 64, 64 * blocks
-    w0 = mac.weight.ctypes.data + group * blocks * step
-    s0 = mac.start.ctypes.data + group * stride
+    w0 = weight.ctypes.data + group * blocks * step
+    s0 = start.ctypes.data + group * stride
     to = acc.ctypes.data
     at = a.ctypes.data
     j = 0

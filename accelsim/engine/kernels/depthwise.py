@@ -11,10 +11,15 @@ from accelsim.engine.kernels.flips import flip_accumulators, flip_outputs
 
 @njit(nogil=True, cache=True)
 def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
-    """Output pixels first_pixel..last_pixel-1 (of N*OH*OW), which are whole rows, of an ``Execution`` with ``Taps``."""
+    """Output pixels first_pixel..last_pixel-1 (of N*OH*OW), which are whole rows, of a plain ``Execution`` with ``Taps``."""
+    # Taken apart at once: each use of an array of a tuple, in a loop or as an argument, would count references.
     mac, x, struck, flips, ys = execution
-    h, w, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = mac.window
-    stride = mac.weight.shape[1]
+    window, _, low, high, _, weight, starts, multipliers = mac
+    inputs, row_at, input_columns, input_channels, accumulators, accumulator_at, outputs, output_at = struck
+    channels, taps, deltas, replica_at = flips
+    start, multiplier = starts.ctypes.data, multipliers.ctypes.data
+    h, w, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = window
+    stride = weight.shape[1]
     block = vnni.DEPTHWISE_PIXELS
     pixels = (ow + block - 1) // block * block
     # The R input rows with their padding, as wide as the last block of pixels reads.
@@ -26,10 +31,10 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
             at[ry * s + rx] = ry * wide + rx * dx * c
     flipped = np.empty((len(ys), r * s, stride), np.int32)
     for replica in range(len(ys)):
-        flipped[replica] = mac.weight
-        for f in range(flips.replica_at[replica], flips.replica_at[replica + 1]):
-            tap, channel = flips.taps[f], flips.channels[f]
-            flipped[replica, tap, channel] = (flipped[replica, tap, channel] + flips.deltas[f]) & 0xFFFF
+        flipped[replica] = weight
+        for f in range(replica_at[replica], replica_at[replica + 1]):
+            tap, channel = taps[f], channels[f]
+            flipped[replica, tap, channel] = (flipped[replica, tap, channel] + deltas[f]) & 0xFFFF
     clean = np.empty(pixels * stride, np.int32)
     spare = np.empty(pixels * stride if len(ys) > 1 else 0, np.int32)
     for row in range(first_pixel // ow, last_pixel // ow):
@@ -48,9 +53,9 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
                 sx * c,
                 at.ctypes.data,
                 r * s,
-                mac.weight.ctypes.data + j * 4,
+                weight.ctypes.data + j * 4,
                 stride * 4,
-                mac.start.ctypes.data + j * 4,
+                start + j * 4,
                 clean.ctypes.data + j * 4,
                 stride * 4,
                 pixels,
@@ -61,46 +66,52 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
                 acc = spare
                 vnni.copy(acc.ctypes.data, clean.ctypes.data, ow * stride * 4)
             # Weights first, on the true inputs; then the inputs meet the flipped weights.
-            for f in range(flips.replica_at[replica], flips.replica_at[replica + 1]):
-                channel = flips.channels[f]
-                source = at[flips.taps[f]] + channel
+            for f in range(replica_at[replica], replica_at[replica + 1]):
+                channel = channels[f]
+                source = at[taps[f]] + channel
                 for p in range(ow):
-                    acc[p * stride + channel] += np.int32(rows[source + p * sx * c]) * flips.deltas[f]
-            if struck.rows[replica, -1] > struck.rows[replica, 0]:
-                _flip_inputs(mac, struck, replica, image, top, wide, rows, flipped[replica], acc, stride)
+                    acc[p * stride + channel] += np.int32(rows[source + p * sx * c]) * deltas[f]
+            if row_at[replica, -1] > row_at[replica, 0]:
+                _flip_inputs(
+                    window, inputs, row_at[replica], input_columns, input_channels, image, top, wide, rows,
+                    flipped[replica], acc, stride,
+                )  # fmt: skip
             first = row * ow
-            if struck.accumulator_at[replica + 1] > struck.accumulator_at[replica]:
-                flip_accumulators(mac, struck, replica, 0, first, first + ow, acc, stride)
+            f0, f1 = accumulator_at[replica], accumulator_at[replica + 1]
+            if f1 > f0:
+                flip_accumulators(c, c, 0, first, first + ow, accumulators, f0, f1, acc, stride)
             for p in range(ow):
                 vnni.requantise(
                     acc.ctypes.data + p * stride * 4,
-                    mac.multiplier.ctypes.data,
-                    mac.low,
-                    mac.high,
+                    multiplier,
+                    low,
+                    high,
                     ys[replica] + (first + p) * c,
                     c,
                 )
-            if struck.output_at[replica + 1] > struck.output_at[replica]:
-                flip_outputs(mac, struck, replica, first, first + ow, ys[replica])
+            f0, f1 = output_at[replica], output_at[replica + 1]
+            if f1 > f0:
+                flip_outputs(first * c, (first + ow) * c, outputs, f0, f1, ys[replica])
 
 
 @njit(nogil=True, cache=True)
-def _flip_inputs(mac, struck, replica, image, top, wide, rows, weight, acc, stride):  # type: ignore[no-untyped-def]
+def _flip_inputs(  # type: ignore[no-untyped-def]
+    window, inputs, row_at, columns, channels, image, top, wide, rows, weight, acc, stride
+):
     """Add ``dx * w`` of each input flip that reaches one output row."""
-    h, _, c, _, ow, _, r, s, _, sx, _, px, dy, dx = mac.window
-    row_at = struck.rows[replica]
+    h, _, c, _, ow, _, r, s, _, sx, _, px, dy, dx = window
     for ry in range(r):
         iy = top + ry * dy
         if iy < 0 or iy >= h:
             continue
         value, previous = np.uint8(0), np.int64(-1)
         for f in range(row_at[image * h + iy], row_at[image * h + iy + 1]):
-            channel, column = struck.channels[f], struck.columns[f]
+            channel, column = channels[f], columns[f]
             at = ry * wide + (px + column) * c + channel
             # Flips of one byte follow one another.
             if at != previous:
                 value, previous = np.uint8(rows[at]), at
-            after = np.uint8(value ^ np.uint8(1 << (struck.inputs[f] & 7)))
+            after = np.uint8(value ^ np.uint8(1 << (inputs[f] & 7)))
             delta = np.int32(np.int8(after)) - np.int32(np.int8(value))
             value = after
             for rx in range(s):

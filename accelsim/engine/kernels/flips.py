@@ -115,13 +115,13 @@ def locate(positions, width, c, shift, row_at, columns, channels):  # type: igno
 
 
 @njit(nogil=True, cache=True)
-def flip_accumulators(mac, struck, replica, group, first, last, acc, stride):  # type: ignore[no-untyped-def]
-    """Flip accumulator bits of output pixels first..last-1; ``acc`` holds one group's channels, ``stride`` a pixel."""
-    o = mac.window.o
-    per_group = o // mac.groups
-    positions, end = struck.accumulators, struck.accumulator_at[replica + 1]
-    f = lower_bound(positions, struck.accumulator_at[replica], end, first * o * 32)
-    while f < end and positions[f] < last * o * 32:
+def flip_accumulators(o, per_group, group, first, last, positions, f0, f1, acc, stride):  # type: ignore[no-untyped-def]
+    """Flip accumulator bits of output pixels first..last-1 at ``positions[f0:f1]``, which are of all o channels.
+
+    ``acc`` holds the ``per_group`` channels of one group, ``stride`` a pixel.
+    """
+    f = lower_bound(positions, f0, f1, first * o * 32)
+    while f < f1 and positions[f] < last * o * 32:
         element = positions[f] >> 5
         pixel = element // o
         channel = element - pixel * o - group * per_group
@@ -131,12 +131,10 @@ def flip_accumulators(mac, struck, replica, group, first, last, acc, stride):  #
 
 
 @njit(nogil=True, cache=True)
-def flip_outputs(mac, struck, replica, first, last, y):  # type: ignore[no-untyped-def]
-    """Flip bits of output pixels first..last-1 in place; y is the address of the replica's output."""
-    o = mac.window.o
-    positions, end = struck.outputs, struck.output_at[replica + 1]
-    f = lower_bound(positions, struck.output_at[replica], end, first * o * 8)
-    while f < end and positions[f] < last * o * 8:
+def flip_outputs(first, last, positions, f0, f1, y):  # type: ignore[no-untyped-def]
+    """Flip bits of output elements first..last-1 in place, at ``positions[f0:f1]``; y is the address of the output."""
+    f = lower_bound(positions, f0, f1, first * 8)
+    while f < f1 and positions[f] < last * 8:
         element = positions[f] >> 3
         put(y, element, np.int8(np.uint8(byte_at(y, element)) ^ np.uint8(1 << (positions[f] & 7))))
         f += 1

@@ -33,7 +33,7 @@ def encode(actual: Int8, vote: Int8, limit: int) -> bytes | None:
     rows, places, values = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int8)
     entropy_kernels.differences(words_a, words_b, a, b, channels, rows, places, values)
     buffer = np.empty(min(limit, 16 * count + 64) + 64, np.uint8)
-    used = entropy_kernels.encode(rows, places, values, a.size // channels, channels, buffer)
+    used = entropy_kernels.encode(rows, places, values, a.size // max(1, channels), channels, buffer)
     return None if used < 0 or used > limit else buffer[:used].tobytes()
 
 
@@ -43,7 +43,7 @@ def decode(body: bytes | memoryview, prediction: Int8) -> Int8 | None:
     data = np.zeros(len(body) + 16, np.uint8)
     data[:-16] = np.frombuffer(body, np.uint8)
     channels = out.shape[-1]
-    failed = entropy_kernels.decode(data, out.size // channels, channels, out.reshape(-1))
+    failed = entropy_kernels.decode(data, out.size // max(1, channels), channels, out.reshape(-1))
     return None if failed else out
 
 

@@ -6,15 +6,14 @@ One pass over memory: every replica is read once and the vote written once, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from accelsim.int8.network import Int8
-
-Kind = Literal["median", "bitwise"]
+from services.scheme import Vote
 
 
 @numba.njit(cache=True, nogil=True)
@@ -92,7 +91,7 @@ _KERNELS: Final[dict[tuple[str, int], Callable[..., None]]] = {
 }
 
 
-def vote(replicas: Sequence[Int8], kind: Kind) -> Int8:
+def vote(replicas: Sequence[Int8], kind: Vote) -> Int8:
     """What most of 3, 5 or 7 replicas say: int8 arrays of one shape in, a fresh array of that shape out.
 
     ``bitwise`` is the paper's majority of each bit; ``median`` is wrong less often (architecture.md, "The link").
@@ -126,7 +125,7 @@ def _first_open(a: Int8, b: Int8, positions: npt.NDArray[np.int64]) -> int:
 
 
 def settled_vote(
-    replicas: Sequence[Int8], kind: Kind, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any] | None
+    replicas: Sequence[Int8], kind: Vote, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any] | None
 ) -> Int8:
     """The vote with the referee's values (``edge_agent.core.referee``) in its place, a fresh int8 array of the replicas' shape.
 

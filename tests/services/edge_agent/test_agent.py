@@ -173,6 +173,12 @@ async def test_a_pass_gives_the_outputs_of_the_network_and_mode_of_its_session(n
     assert bus.rejected == []
 
 
+async def test_a_late_model_of_the_run_before_does_not_lose_the_mode_of_this_one(networks: list[Network]) -> None:
+    bus = await serve(mode("b", seed=2), deploy(networks[0], "a"), deploy(networks[1], "b"), forward("b"))
+    (answer,) = bus.of(Outputs)
+    np.testing.assert_array_equal(encoding.view(answer.outputs), expected(networks[1], 2, answer.iteration, (1, 2)))
+
+
 class Broken(Simulated):
     def run_replicas(self, *arguments: Any, **named: Any) -> Any:
         raise ZeroDivisionError("the array is on fire")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.voter.core.vote import Kind, settled_vote, vote
+from services.scheme import Vote
+from services.voter.core.vote import settled_vote, vote
 
 
-def naive(replicas: list[np.ndarray], kind: Kind) -> np.ndarray:
+def naive(replicas: list[np.ndarray], kind: Vote) -> np.ndarray:
     stack = np.stack(replicas)
     if kind == "median":
         return np.sort(stack, axis=0)[len(replicas) // 2]
@@ -19,7 +20,7 @@ def naive(replicas: list[np.ndarray], kind: Kind) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["median", "bitwise"])
 @pytest.mark.parametrize("count", [3, 5, 7])
-def test_equals_the_naive_vote(count: int, kind: Kind) -> None:
+def test_equals_the_naive_vote(count: int, kind: Vote) -> None:
     # All orders of a few values (the 0-1 principle proves a min-max network), and random bytes on top.
     few = np.array(np.meshgrid(*[[-128, -1, 0, 127]] * count), np.int8).reshape(count, -1)
     some = np.random.default_rng(count).integers(-128, 128, (count, 5000), dtype=np.int8)

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every decoder of the link, for long runs by hand; the short ones are in the tests beside it.
 
-``pip install atheris``, then ``python tests/services/codec/fuzz_decoders.py -max_total_time=300 CORPUS_FOLDER``. The folder
+``pip install atheris``, then ``python tests/services/codec/core/fuzz_decoders.py -max_total_time=300 CORPUS``. CORPUS
 gets the seeds: real bodies of every coding. A decoder may return what its caller asked for or raise CodecError; anything
 else, memory beyond what the shape allows included (``-rss_limit_mb``), stops the run and leaves the input behind.
 """
