@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +39,8 @@ LogLevel = Annotated[
     ),
 ]  # fmt: skip
 
-_FOLLOWING = ("ber-input", "ber-weight", "ber-output")
-"""Settings that are another one's where they are not given, whatever their field's default."""
+_FOLLOWING = ("ber-input", "ber-weight", "ber-output", "launch")
+"""Settings that hang on another one where they are not given, whatever their field's default."""
 DEMO = {"ber": 2e-3, "iterations": 120, "batch": 32, "lr": 5e-3, "clip": 1.0, "embedded": True}
 """What the demo sets otherwise than ``r2f retrain`` does."""
 
@@ -74,14 +76,14 @@ def _parameter(name: str, default: Any) -> inspect.Parameter:
         text = f"{', '.join(get_args(words))}: {text[0].lower()}{text[1:]}"
     if default not in (None, "") and words is not bool and name not in _FOLLOWING:
         text += f" [default: {default}]"
-    elif words is bool and default is True:
+    elif words is bool and default is True and name not in _FOLLOWING:
         text += " [default: on]"
     spelled = f"--{name}/--no-{name}" if words is bool else f"--{name}"
     extra: dict[str, Any] = {"envvar": "R2F_BROKER"} if name == "broker" else {}
     # typer's rich panels read square brackets as markup. Eighty columns are enough where choices are in the text.
     said = typer.Option(
         spelled, help=text.replace("[", r"\["), show_default=False, rich_help_panel=option.panel,
-        metavar={int: "INT", float: "FLOAT", bool: None}.get(words, "TEXT"), **extra,
+        metavar={int: "INT", float: "FLOAT", bool: " "}.get(words, "TEXT"), **extra,
     )  # fmt: skip
     annotation = Annotated[words | None, said]  # type: ignore[valid-type]
     return inspect.Parameter(name.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -161,17 +163,18 @@ def layers(
 
 @app.command()
 def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = RUNS) -> None:
-    """List the runs below a folder: network, BER, how far they are, and their state."""
+    """List the runs below a folder: network, BER, iterations, top-1 of the faulty device before and after, state."""
 
     def work() -> None:
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
         from r2f import folders
 
         found = folders.all_runs(out)
-        table = Table("run", "network", "BER", "iterations", "top-1 before", "after", "state", box=None, pad_edge=False)
+        name = Column("run", overflow="fold", min_width=max((len(one.folder.name) for one in found), default=0))
+        table = Table(name, "network", "BER", "done", "before", "after", "state", box=None, pad_edge=False)
         for one in found:
             what = one.settings
             rates = () if what is None else (what.rates.input, what.rates.weight, what.rates.accumulator, what.rates.output)
@@ -257,17 +260,19 @@ def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
 def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) -> None:
     from rich.console import Console
 
+    from r2f import folders
     from r2f.display import Display
     from r2f.report import table
 
     os.environ["R2F_LOG_LEVEL"] = log_level
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop in order, as Ctrl-C does
     console = Console()
     try:
         with Display(console) as display:
             report = work(display)
     except BaseException:
-        if (folder / settings_file.FILE).exists():
-            print(f"stopped; go on with: r2f retrain --resume {folder}", file=sys.stderr)
+        if (folder / settings_file.FILE).exists() and not folders.is_running(folder):
+            print(f"stopped; go on with: r2f retrain --resume {shlex.quote(str(folder.absolute()))}", file=sys.stderr)
         raise
     console.print(table(report))
     console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)

@@ -44,11 +44,16 @@ class Run(NamedTuple):
 def new(parent: Path, network: str) -> Iterator[Path]:
     """A folder for a new run, ``{parent}/{date}-{time}-{network}``, this process's alone from the start.
 
-    Gone again behind the block, with what was made of ``parent``, where no run came of it.
+    Gone again behind the block, with what was made of ``parent``, where no run came of it. Raises ValueError where nothing
+    can be made there.
     """
-    made = [path for path in (parent, *parent.parents) if not path.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = _made(parent, f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9_.-]', '-', network)[:40]}")
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9_.-]', '-', network)[:40]}"
+    try:
+        made = [path for path in (parent, *parent.parents) if not path.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = _made(parent, stem)
+    except OSError as error:
+        raise ValueError(f"{parent}: run folders cannot be made there (--out): {error.strerror}") from error
     try:
         yield folder
     finally:

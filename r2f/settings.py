@@ -211,7 +211,7 @@ def _typed(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str) and not value.strip() and name != "protect":
-        raise SettingsError(f"--{name}: it is given, but empty; leave it out, or give {OPTIONS[name].help}")
+        raise SettingsError(f"--{name}: it is empty; give a value or leave it out")
     if isinstance(value, str) and name in _WORDS:
         value = _WORDS[name](name, value)
     try:
