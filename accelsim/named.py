@@ -35,9 +35,8 @@ def users(what: str, spec: str) -> Callable[..., Any]:
     sys.path.insert(0, here)
     try:
         module = importlib.import_module(path)
-    except Exception as error:  # the user's own code runs here
-        text = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{what} {spec!r}: {text}; expected package.module:function") from error
+    except (Exception, SystemExit) as error:  # the user's own code runs here
+        raise ValueError(f"{what} {spec!r}: {_why(path, error)}") from error
     finally:
         # Last from now on: what the module imports later is found, and nothing there stands in front of our own packages.
         if here in sys.path:
@@ -50,3 +49,10 @@ def users(what: str, spec: str) -> Callable[..., Any]:
         raise ValueError(f"{what} {spec!r}: {found} in {module.__file__ or path}; expected package.module:function")
     checked: Callable[..., Any] = function
     return checked
+
+
+def _why(path: str, error: BaseException) -> str:
+    parents = {path[:end] for end in (*(i for i, letter in enumerate(path) if letter == "."), len(path))}
+    if isinstance(error, ModuleNotFoundError) and error.name in parents:
+        return f"{error}, here or installed; expected package.module:function"
+    return f"its import fails: {type(error).__name__}: {error}"

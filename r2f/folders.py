@@ -104,9 +104,9 @@ def is_running(folder: Path) -> bool:
 
 
 def all_runs(parent: Path) -> list[Run]:
-    """The runs below a folder, oldest first. Raises ValueError where the folder is not there."""
-    if not parent.is_dir():
-        raise ValueError(f"{parent}: no such folder; runs are made below it by r2f demo and r2f retrain (--out)")
+    """The runs below a folder, oldest first; none where there is no such folder. Raises ValueError where it is a file."""
+    if parent.is_file():
+        raise ValueError(f"{parent}: is a file; runs lie in a folder")
     return [look(path.parent) for path in sorted(parent.glob(f"*/{settings_file.FILE}"))]
 
 

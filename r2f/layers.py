@@ -20,9 +20,8 @@ from r2f import prepare, run
 from r2f import settings as settings_file
 from r2f.settings import DEMO_NETWORK, Settings, SettingsError
 
-_SHAPES = {DEMO_NETWORK: (8, 8, 1), "resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}
-_SHAPE = (224, 224, 3)
-"""Images of the other networks of the zoo."""
+SIZES = dict.fromkeys(zoo.NETWORKS, (224, 224, 3)) | {"resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}
+"""(H, W, C) of the images that the zoo's networks were made for; the demo's has its data."""
 IMAGES = 16
 """As many are enough to lower a network whose indices are asked for, not its accuracy."""
 
@@ -36,20 +35,19 @@ def of_run(folder: Path) -> Network:
 def of_settings(settings: Settings, given: Mapping[str, Any]) -> Network:
     """The network that a run with these settings would start from, but for its ranges.
 
-    Without weights it has random ones, which changes no index; without data it is lowered on noise
-    of ``--image-size``, or of the size that a network of the zoo is for.
-    Raises ValueError that names what does not fit.
+    Without weights it has random ones, which changes no index; without data it is lowered on noise of ``--image-size``, for a
+    network of the zoo of the size that it was made for. Raises ValueError that names what does not fit.
     """
     settings = settings_file.resolved(settings)
     prepare.check_files(settings)
     mean, std = settings.data.mean, settings.data.std
-    shape = settings.data.image_size or _SHAPES.get(settings.network, _SHAPE if settings.network in zoo.NETWORKS else None)
+    shape = settings.data.image_size or SIZES.get(settings.network)
     images: UInt8
-    if "data" in given:
+    if "data" in given or settings.network == DEMO_NETWORK:
         data = datasets.open(settings.data)
         images, mean, std = data.train_images[spread(IMAGES, len(data.train_images))], data.mean, data.std
     elif shape is None:
-        raise SettingsError(f"network {settings.network}: say what it takes, with --image-size HxWxC or with --data")
+        raise SettingsError(f"network {settings.network}: give its --data, or its --image-size HxWxC")
     else:
         images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
         grey = ((0.5,) * shape[2], (0.25,) * shape[2])

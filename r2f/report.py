@@ -315,21 +315,22 @@ def _title(report: Report) -> Text:
 
 def _accuracy(report: Report) -> Table:
     top1, top5 = report.accuracy, report.accuracy_top5
-    grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()), "seeds")
+    count = len(top1.faulty_before.values)
+    seeds = f"{count} fault seed{'s' if count > 1 else ''}"
+    grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()))
     for name, field in (
         ("float", "float_"),
         ("int8, no faults, before", "int8"),
         ("int8, no faults, after", "int8_after"),
-        ("int8, faulty, before", "faulty_before"),
-        ("int8, faulty, after", "faulty_after"),
+        (f"int8, faulty, before ({seeds})", "faulty_before"),
+        (f"int8, faulty, after ({seeds})", "faulty_after"),
     ):
         cells = []
         for found in (top1, top5):
             if found is not None:
                 value: Spread = getattr(found, field)
                 cells += [f"{value.mean:.1f} %", f"{value.std:.1f}" if len(value.values) > 1 else ""]
-        seeds = len(getattr(top1, field).values)
-        grid.add_row(name, *cells, str(seeds) if field.startswith("faulty") else "")
+        grid.add_row(name, *cells)
     return grid
 
 
@@ -377,10 +378,9 @@ def _times(report: Report) -> Table:
 def _grid(title: str, *columns: str) -> Table:
     """A table without lines, of eighty columns at most."""
     grid = Table(title=None, box=None, pad_edge=False, header_style="dim")
-    first, other = (34, 10) if len(columns) <= 3 else (24, 8)
-    grid.add_column(title, min_width=first, style="default", header_style="bold")
+    grid.add_column(title, min_width=32, style="default", header_style="bold")
     for column in columns:
-        grid.add_column(column, justify="right", min_width=other)
+        grid.add_column(column, justify="right", min_width=8)
     return grid
 
 

@@ -255,7 +255,7 @@ class Builder:
             one = one[:, None, None]
         steps = places.moves(one, shape)
         if steps is None:
-            raise self._wrong(value)
+            return self._side_by_side(value)
         for suffix, step in steps:
             name = value.label + suffix
             match step:
@@ -275,19 +275,32 @@ class Builder:
         return self._moved[source, key]
 
     def _side_by_side(self, value: Traced) -> int:
-        """Elements of several nodes: a concat, if each channel is of one; channels of zeros go with those in front."""
-        of = [self.source_of(element) for element in value.origin[0].flatten(1).amax(1).tolist()]
+        """A concat of channels that come from several nodes, or were moved each in a way of their own.
+
+        Channels of zeros go with those in front of them.
+        """
+        channels = value.origin[0].flatten(1)
+        sources = [self.source_of(element) for element in channels.amax(1).tolist()]
+        keys = [(source, self._pattern(channel, source)) for source, channel in zip(sources, channels, strict=True)]
         parts: list[list[int]] = []
-        for channel, source in enumerate(of):
-            if parts and (source < INPUT or source == of[parts[-1][0]] or of[parts[-1][0]] < INPUT):
+        for channel, key in enumerate(keys):
+            if parts and (key[0] < INPUT or key == keys[parts[-1][0]] or keys[parts[-1][0]][0] < INPUT):
                 parts[-1].append(channel)
             else:
                 parts.append([channel])
-        if len(parts) < 2:
+        if len(parts) < 2 or value.origin.dim() != 4:
             raise self._wrong(value)
         operands = [self.image(Traced(value.origin[:, part], f"{value.label}.part", self)) for part in parts]
         h, w, _ = self.built.shape_of(operands[0])
-        return self._append(graph.Concat(name=value.label, inputs=operands, shape=(h, w, len(of))))
+        return self._append(graph.Concat(name=value.label, inputs=operands, shape=(h, w, len(keys))))
+
+    def _pattern(self, channel: Tensor, source: int) -> bytes:
+        """Which pixels of its node's result a channel is made of."""
+        if source < INPUT:
+            return b""
+        h, w, _ = self.built.shape_of(source)
+        places: bytes = torch.where(channel < 0, -1, (channel - self._first[source + 1]) % (h * w)).numpy().tobytes()
+        return places
 
     def _wrong(self, value: Traced) -> LoweringError:
         return LoweringError(

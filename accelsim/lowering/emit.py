@@ -20,6 +20,7 @@ from accelsim.lowering.weights import Weight
 class Choice:
     """Everything that the int8 network adds to the float graph, by node."""
 
+    graph: Graph
     scales: dict[int, float]
     weights: dict[int, Weight]
     biases: dict[int, Tensor]
@@ -33,9 +34,10 @@ def bounds(node: real.Node, scale: float) -> tuple[int, int]:
     return min(low, 127), max(high, -128)
 
 
-def emit(graph: Graph, index: int, choice: Choice) -> net.Layer:
+def emit(index: int, choice: Choice) -> net.Layer:
+    """The int8 layer of a node."""
     scales = choice.scales
-    node = graph.nodes[index]
+    node = choice.graph.nodes[index]
     operands = [scales[i] for i in node.inputs]
     scale = scales[index]
     low, high = bounds(node, scale)

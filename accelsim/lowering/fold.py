@@ -11,10 +11,13 @@ from torch import Tensor
 from accelsim.int8.network import INPUT
 from accelsim.lowering import graph
 from accelsim.lowering.graph import Graph, reachable
+from accelsim.lowering.merge import merge
 
 
 def fold(traced: Graph) -> Graph:
-    """Batch norm into weights, ReLU into bounds, chains of pointwise functions into one; what remains has a layer.
+    """Batch norm into weights, ReLU into bounds, chains of pointwise functions and parallel convolutions into one.
+
+    What remains has a layer.
 
     The graph's nodes are changed in place.
     """
@@ -50,7 +53,7 @@ def fold(traced: Graph) -> Graph:
         node.inputs = [alias[i] for i in node.inputs]
         if isinstance(node, graph.Affine):
             nodes[index] = _remaining_affine(node)
-    return reachable(traced, alias[len(nodes) - 1])
+    return merge(reachable(traced, alias[len(nodes) - 1]))
 
 
 def _open(node: graph.Node) -> bool:

@@ -64,22 +64,26 @@ def _with_input(graph: Graph, batch: Tensor) -> Iterator[tuple[int, Tensor]]:
     yield from graph.run(batch)
 
 
-def activation_scales(graph: Graph, seen: dict[int, Seen], norm: float) -> dict[int, float]:
-    """The scale of each node that does not just hand on its operand's."""
+def activation_scales(graph: Graph, seen: dict[int, Seen], norm: float | None, headroom: float = 1.0) -> dict[int, float]:
+    """The scale of each node that does not just hand on its operand's; ``norm`` None clips nothing.
+
+    ``headroom`` widens every range but where the node's own bound (ReLU6) ends it.
+    """
     last = len(graph.nodes) - 1
-    return {
-        index: scale_of(seen[index], norm, clip=index != last)
-        for index, node in enumerate(graph.nodes)
-        if not isinstance(node, MOVES)
-    }
+    scales = {}
+    for index, node in enumerate(graph.nodes):
+        if not isinstance(node, MOVES):
+            scale = scale_of(seen[index], norm, clip=index != last)
+            scales[index] = scale if headroom == 1 else float(np.float32(max(scale, min(scale * headroom, node.high / 127))))
+    return scales
 
 
-def scale_of(seen: Seen, norm: float, clip: bool) -> float:
+def scale_of(seen: Seen, norm: float | None, clip: bool) -> float:
     """The scale of least error; the network's output is not clipped, since its largest values decide."""
     largest = float(seen.largest.max())
     if largest == 0:
         return 1.0
-    if not clip:
+    if not clip or norm is None:
         return float(np.float32(largest / 127))
     centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (largest / _BINS)
     step = _CLIPS[:, None] * (largest / 127)

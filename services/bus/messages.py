@@ -316,7 +316,7 @@ class State(Message):
     samples: dict[str, int] = {}
     """Of the agent: how many samples each split has."""
     data: str = ""
-    """Of the agent: digest of its data's classes, sizes and normalisation, by which the trainer knows that it has the same."""
+    """Of the agent: digest of its data's classes and image size, by which the trainer knows that it numbers classes alike."""
 
 
 class Claim(Message):

@@ -122,4 +122,4 @@ async def test_large_messages_cross_in_chunks_and_credit_comes_back() -> None:
                 received.append(message)
         assert received == sent
         await asyncio.sleep(0.3)
-        assert agent._outs[agent.topic("up/outputs")].credited
+        assert agent._sender.outs[agent.topic("up/outputs")].credited

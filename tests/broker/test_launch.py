@@ -21,6 +21,7 @@ from broker import launch as launching
 from broker.config import Account, Bridge, Tls
 from broker.launch import BrokerError, find_mosquitto, free_port, launch
 from services.bus import Bus, BusError
+from services.bus import Tls as BusTls
 from services.bus.messages import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,7 +212,7 @@ async def test_the_documented_broker_with_tls_comes_up(tmp_path: Path) -> None:
     _, _, url = (await process.stdout.readline()).decode().split()
     device = config.read_accounts(tls.ca.parent / "accounts")[0]
     where = url.replace("0.0.0.0", f"device:{device.password}@127.0.0.1")
-    async with Bus(where, "agent", "d", ca_file=str(tls.ca)) as bus:
+    async with Bus(where, "agent", "d", tls=BusTls(ca_file=str(tls.ca))) as bus:
         await bus.flush()
     process.terminate()
     await process.wait()
@@ -226,14 +227,14 @@ async def test_tls(embedded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     async with launch(embedded=embedded, accounts=accounts, tls=ours) as running:
         url = running.url("device")
         assert url.startswith("mqtts://")
-        async with Bus(url, "agent", "d", ca_file=str(ours.ca)) as bus:
+        async with Bus(url, "agent", "d", tls=BusTls(ca_file=str(ours.ca))) as bus:
             await bus.announce(version=1)
             await bus.flush()
         monkeypatch.setenv("R2F_CA_FILE", str(ours.ca))
         async with Bus(url, "agent", "d") as bus:
             await bus.flush()
         with pytest.raises(BusError, match="no certificate that we trust"):
-            async with Bus(url, "agent", "d", ca_file=str(other.ca), give_up_s=5):
+            async with Bus(url, "agent", "d", tls=BusTls(ca_file=str(other.ca)), give_up_s=5):
                 pass
         with pytest.raises(BusError, match="unreachable"):
             async with Bus(url.replace("mqtts", "mqtt"), "agent", "d", give_up_s=0.3):

@@ -16,7 +16,7 @@ from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
 from accelsim.int8.network import Add, Concat, Conv
 from accelsim.int8.storage import digest
-from accelsim.lowering import fold, lower, normalise, trace
+from accelsim.lowering import fold, lower, normalise, quantise, trace
 from accelsim.lowering import graph as real
 from accelsim.lowering.equalise import equalise
 from accelsim.lowering.pixels import input_table
@@ -134,3 +134,37 @@ def test_int8_agrees_with_float_on_photographs(shared_dir: Path, name: str) -> N
     exact, rough = float_logits(module, test[:32]), int8_logits(network, test[:32])
     assert (exact.argmax(1) == rough.argmax(1)).mean() >= 0.75
     assert top(rough, labels[:32])[1] >= top(exact, labels[:32])[1] - 5
+
+
+def _uneven() -> nn.Module:
+    """Dense layers behind one channel with most of its tensor's range; nothing in them is depthwise."""
+    torch.manual_seed(5)
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(216, 8)
+    )
+    with torch.no_grad():
+        for front, behind in ((0, 2), (2, 4)):
+            module[front].weight[0] *= 60
+            module[front].bias[0] *= 60
+            module[behind].weight[:, 0] /= 60
+    return module.eval()
+
+
+def test_a_network_that_loses_much_is_searched_longer_and_gets_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On images that calibration did not see; a network that is close already is not searched."""
+    module, images = _uneven(), _images((12, 12, 3), 48)
+    with torch.no_grad():
+        want = module(normalise(images[32:], MEAN, STD)).numpy()
+
+    def lost() -> float:
+        network = lower(module, images[:32], MEAN, STD)
+        got = Engine(network).run(network.quantize_images(images[32:]))[-1].reshape(want.shape) * network.layers[-1].scale
+        return float(((got - want) ** 2).sum() / ((want - want.mean(0)) ** 2).sum())
+
+    monkeypatch.setattr(quantise, "_POOR", 0.0)
+    searched = lost()
+    monkeypatch.setattr(quantise, "_POOR", 1e9)
+    assert searched < 0.5 * lost()
+    monkeypatch.undo()
+    monkeypatch.setattr(quantise, "_search", None)  # would fail if it were called
+    lower(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()).eval(), images[:32], MEAN, STD)

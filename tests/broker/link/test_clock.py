@@ -77,22 +77,22 @@ async def test_the_clock_counts_the_bytes_that_pass() -> None:
     wide = Profile("wide", 1e9, 1e9)
     async with launch() as running, shape(wide, (running.host, running.port)) as shaped:
         url = f"mqtt://{shaped.host}:{shaped.port}"
-        async with Bus(running.url(), "agent", "d") as agent, Bus(url, "trainer", "d") as trainer:
-            await agent.subscribe("up/outputs")
-            await trainer.publish("up/outputs", outputs(0))
-            await agent.receive(5)
-            await trainer.flush()
+        async with Bus(running.url(), "trainer", "d") as trainer, Bus(url, "agent", "d") as agent:
+            await trainer.subscribe("up/outputs")
+            await agent.publish("up/outputs", outputs(0))
+            await trainer.receive(5)
+            await agent.flush()
             for nbytes in (100, 70_000, 400_000):
                 before = -1
                 while before != shaped.up_bytes:  # until nothing else is on its way
                     before = shaped.up_bytes
                     await asyncio.sleep(0.2)
                 message = outputs(nbytes)
-                await trainer.publish("up/outputs", message)
-                await agent.receive(5)
-                await trainer.flush()
+                await agent.publish("up/outputs", message)
+                await trainer.receive(5)
+                await agent.flush()
                 lengths = clock.frames(len(encoding.encode(message)), CHUNK, "s")
-                counted = sum(clock.packet_bytes(trainer.topic("up/outputs"), length) for length in lengths)
+                counted = sum(clock.packet_bytes(agent.topic("up/outputs"), length) for length in lengths)
                 # Numbers are counted as if they had three bytes.
                 assert 0 <= counted - (shaped.up_bytes - before) <= 4 * len(lengths)
 
@@ -104,8 +104,8 @@ async def test_messages_are_counted_as_they_pass_in_the_chunks_of_the_link(rate:
     async with launch() as running, shape(wide, (running.host, running.port)) as shaped:
         url = f"mqtt://{shaped.host}:{shaped.port}"
         async with (
-            Bus(running.url(), "codec", "edge-0") as server,
-            Bus(url, "codec", "edge-0", link_bits_per_s=narrow.up) as device,
+            Bus(running.url(), "trainer", "edge-0") as server,
+            Bus(url, "agent", "edge-0", link_bits_per_s=narrow.up) as device,
         ):
             await server.subscribe("up/outputs")
             await device.publish("up/outputs", outputs(0))

@@ -1,0 +1,116 @@
+"""How close int8 stays to float for whole public networks that nobody here tuned for (docs/networks.md).
+
+``python -m experiments.int8_closeness --shared ../shared`` prints the table. There are no trained weights of these at hand:
+weights are random, batch norm's statistics come from photographs. Such networks are harsher than trained ones: nothing has
+taught them to answer alike on images that are alike, so each rounding grows on its way to the output. "Input only" and
+"weights only" say how fragile a network is whatever its activations' ranges are: everything else is float there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from accelsim.datasets import IMAGENET_MEAN as MEAN
+from accelsim.datasets import IMAGENET_STD as STD
+from accelsim.engine import Engine
+from accelsim.int8.network import Network, UInt8
+from accelsim.lowering import lower, normalise
+from accelsim.lowering.pixels import input_table
+from experiments.common.public import PUBLIC
+
+_BATCH = 16
+
+
+def with_statistics(module: nn.Module, images: UInt8) -> nn.Module:
+    """The module in evaluation mode, its batch norms' statistics those of images (N, H, W, 3), dropout aside."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # a plain average
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()
+    with torch.no_grad():
+        module(normalise(images, MEAN, STD))
+    return module.eval()
+
+
+def closeness(exact: Tensor, rough: Tensor) -> float:
+    """Mean cosine, over images, of how outputs (N, classes) differ from the mean image's output."""
+    return float(torch.cosine_similarity(exact - exact.mean(0), rough - rough.mean(0), dim=1).mean())
+
+
+@torch.no_grad()
+def outputs(module: nn.Module, x: Tensor) -> Tensor:
+    """Float outputs (N, classes) for normalised images (N, 3, H, W)."""
+    return torch.cat([module(batch) for batch in torch.split(x, _BATCH)]).double()
+
+
+def int8_outputs(network: Network, images: UInt8) -> Tensor:
+    """Fault-free outputs (N, classes) of the int8 network for uint8 images (N, H, W, 3)."""
+    engine = Engine(network)
+    steps = [
+        engine.run(network.quantize_images(images[i : i + _BATCH]))[-1].reshape(-1, network.layers[-1].shape[2])
+        for i in range(0, len(images), _BATCH)
+    ]
+    return torch.from_numpy(np.concatenate(steps)).double() * network.layers[-1].scale
+
+
+@torch.no_grad()
+def weights_rounded(module: nn.Module) -> nn.Module:
+    """The module, changed in place: each output channel's weights in 255 even steps."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            flat = part.weight.flatten(1)
+            step = (flat.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+            part.weight.copy_(((flat / step).round() * step).reshape(part.weight.shape))
+    return module
+
+
+def rows(names: list[str], calibration: UInt8, images: UInt8) -> Iterator[str]:
+    """A row of the table for each network."""
+    for name in names:
+        torch.manual_seed(0)
+        module = with_statistics(PUBLIC[name](), calibration[:32])
+        start = time.process_time()
+        network = lower(module, calibration, MEAN, STD, name)
+        seconds = time.process_time() - start
+        x = normalise(images, MEAN, STD)
+        exact = outputs(module, x)
+        scale, _ = input_table(MEAN, STD)
+        cells = [
+            closeness(exact, int8_outputs(network, images)),
+            closeness(exact, outputs(module, (x / scale).round() * scale)),
+            closeness(exact, outputs(weights_rounded(module), x)),
+        ]
+        yield f"| {name} | {' | '.join(f'{c:.3f}' for c in cells)} | {seconds:.0f} s |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/imagenet224.npz")
+    parser.add_argument("--network", nargs="*", default=list(PUBLIC), choices=list(PUBLIC))
+    parser.add_argument("--images", type=int, default=48, help="validation images to measure on")
+    args = parser.parse_args()
+    path = args.shared / "data" / "imagenet224.npz"
+    if not path.is_file():
+        parser.error(
+            f"{path}: not found; --shared is a folder with data/imagenet224.npz (photographs, uint8 N x 224 x 224 x 3)"
+        )
+    with np.load(path) as arrays:
+        calibration, images = arrays["train_images"][:64], arrays["val_images"][: args.images]
+    print("| network | int8 | input only | weights only | lowering, CPU time |\n|---|---|---|---|---|")
+    for row in rows(args.network, calibration, images):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Checkpoints as people save them: wrappers, prefixes, computed weights, several files; what cannot be read says why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from accelsim import zoo
+from accelsim.zoo import WeightsError
+
+
+def _same(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "plain": lambda s: s,
+    "model": lambda s: {"model": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+    "net": lambda s: {"net": s, "acc": np.float64(93.1)},
+    "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+    "state_dict": lambda s: {"state_dict": s, "best": np.float32(0.5)},
+    "model within state_dict": lambda s: {"state_dict": {"model": s}},
+    "module.": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "model.": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
+    "_orig_mod.": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "both prefixes": lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+    "averaged": lambda s: {"n_averaged": torch.tensor(7), **{f"module.{k}": v for k, v in s.items()}},
+    "a part wrapped": lambda s: {k.replace("blocks.", "blocks.module."): v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_a_checkpoint_is_read_however_it_is_wrapped(tmp_path: Path, case: str) -> None:
+    state = zoo.build("digits_cnn").state_dict()
+    path = tmp_path / "w.pth"
+    torch.save(WRAPPED[case](dict(state)), path)
+    module = zoo.load("digits_cnn", path)
+    assert _same(module, state)
+    assert not module.training
+
+
+def test_a_state_dict_may_have_any_suffix(tmp_path: Path) -> None:
+    state = zoo.build("digits_cnn").state_dict()
+    safetensors.torch.save_file(state, tmp_path / "w.bin")
+    torch.save(state, tmp_path / "w.ckpt")
+    assert all(_same(zoo.load("digits_cnn", tmp_path / name), state) for name in ("w.bin", "w.ckpt"))
+
+
+def test_safetensors_in_parts_are_read_by_their_index(tmp_path: Path) -> None:
+    state = zoo.build("digits_cnn").state_dict()
+    names = list(state)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for part, keys in parts.items():
+        safetensors.torch.save_file({k: state[k] for k in keys}, tmp_path / part)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {k: part for part, keys in parts.items() for k in keys}}))
+    assert _same(zoo.load("digits_cnn", index), state)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"names model-00002-of-00002\.safetensors, which is not beside it"):
+        zoo.load("digits_cnn", index)
+    index.write_text('{"weight_map": {"a": "../else.safetensors"}}')
+    with pytest.raises(WeightsError, match=r"else\.safetensors: parts lie in"):
+        zoo.load("digits_cnn", index)
+    index.write_text("[]")
+    with pytest.raises(WeightsError, match="no weight_map"):
+        zoo.load("digits_cnn", index)
+
+
+def _weight_norm_old(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda m: prune.l1_unstructured(m, "weight", 0.4), _weight_norm_old, parametrizations.weight_norm]
+)
+def test_computed_weights_become_the_weights(tmp_path: Path, change: Callable[[nn.Module], nn.Module]) -> None:
+    source = zoo.build("digits_cnn").eval()
+    for part in ("stem", "fc"):
+        change(source.get_submodule(part))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    module = zoo.load("digits_cnn", tmp_path / "w.pth")
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), source(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["digits_cnn", "resnet20", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_a_zoo_network_has_the_files_number_of_classes(tmp_path: Path, network: str) -> None:
+    state = {f"module.{k}": v for k, v in zoo.build(network, 3).state_dict().items()}
+    path = tmp_path / "w.pth"
+    torch.save(state, path)
+    side, channels = (8, 1) if network == "digits_cnn" else (32, 3)
+    with torch.no_grad():
+        assert zoo.load(network, path)(torch.zeros(1, channels, side, side)).shape == (1, 3)
+        assert zoo.load(network, path, classes=3)(torch.zeros(1, channels, side, side)).shape == (1, 3)
+    with pytest.raises(WeightsError, match="3 classes, where 10 are needed"):
+        zoo.load(network, path, classes=10)
+
+
+def test_no_weights_are_random_ones() -> None:
+    module = zoo.load("digits_cnn", None, classes=4)
+    assert module.fc.out_features == 4
+    assert not module.training
+
+
+def _quantised(state: dict[str, Tensor]) -> Any:
+    return {k: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8) if k == "fc.weight" else v for k, v in state.items()}
+
+
+REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "quantised": (_quantised, r"quantised network \(fc\.weight\).*float weights"),
+    "packed": (lambda s: {**s, "fc._packed_params.dtype": torch.qint8}, r"quantised network \(fc\._packed_params"),
+    "integers": (
+        lambda s: {k: v.to(torch.int8) if k == "fc.weight" else v for k, v in s.items()},
+        r"quantised.*fc\.weight int8",
+    ),
+    "no tensors": (lambda s: {"epoch": 3, "loss": 0.1}, r"no state dict.*epoch, loss.*model_state_dict"),
+    "empty": (lambda s: {}, r"no state dict.*empty"),
+    "a list": (lambda s: [v for v in s.values()], r"no state dict.*list"),  # noqa: C416
+    "another wrapper": (lambda s: {"student": s}, r"not tensors are student"),
+    "another network": (
+        lambda s: {f"encoder.{k}": v for k, v in s.items()},
+        r"missing: stem\.weight.*unexpected: encoder\.stem",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_read_names_the_keys(tmp_path: Path, case: str) -> None:
+    make, text = REFUSED[case]
+    path = tmp_path / "w.pth"
+    torch.save(make(dict(zoo.build("digits_cnn").state_dict())), path)
+    with pytest.raises(WeightsError, match=text) as caught:
+        zoo.load("digits_cnn", path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_whole_modules_are_not_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(zoo.build("digits_cnn"), path)
+    with pytest.raises(WeightsError, match=r"Python objects \(accelsim\.zoo\.digits\.DigitsCNN\).*state_dict\(\)"):
+        zoo.load("digits_cnn", path)
+    with pytest.raises(WeightsError, match=re.escape("w.pth")):
+        zoo.load("digits_cnn", tmp_path)
+
+
+def test_a_network_that_does_not_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_r2f_test.py").write_text(
+        "from torch import nn\ndef pair(): return nn.Conv2d(1, 8, 3), 10\nclass Net(nn.Module): pass\n"
+        "def kind(): return Net\ndef fails(): return nn.Linear(2)\n"
+    )
+    (tmp_path / "broken_r2f_test.py").write_text("import no_such_package_here\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *__import__("sys").path])
+    for network, text in {
+        "own_r2f_test:pair": "returned tuple, expected",
+        "own_r2f_test:kind": "returned the class Net, not one of it",
+        "own_r2f_test:fails": "it fails to build: TypeError",
+        "broken_r2f_test:x": "No module named 'no_such_package_here'",
+    }.items():
+        with pytest.raises(ValueError, match=text):
+            zoo.build(network)
