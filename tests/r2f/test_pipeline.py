@@ -13,8 +13,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from accelsim.faults import Rates
-from r2f import pipeline, prepare, run
+from r2f import folders, pipeline, prepare, run
 from r2f.display import Display
 from r2f.memory import Shares
 from r2f.pipeline import Pipeline, PipelineError, Program
@@ -132,16 +131,17 @@ async def test_passwords_are_not_among_the_arguments(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(pipeline, "_start", start)
     broker = "mqtt://server:secret@127.0.0.1:1"
-    settings = Settings(network="digits_cnn", rates=Rates(), broker=broker)
-    prepared = prepare.Prepared(
-        float_accuracy=Evaluation(top1=[0.0]), samples=1, classes=10, mean=(0.5,), std=(0.5,), memory=Shares(1, 1, 1, 1)
-    )
+    settings = Settings(broker=broker)
+    nothing = Evaluation(top1=[0.0])
+    memory = Shares(agent=1, voter=1, codec=1, keep=1)
+    prepared = prepare.Prepared(float_accuracy=nothing, samples=1, classes=10, mean=(0.0,), std=(1.0,), memory=memory)
     (tmp_path / prepare.PREPARED).write_bytes(msgspec.json.encode(prepared))
     with Display(Console(quiet=True)) as display:
         await run.execute(settings, tmp_path, display)
     assert {program.name for program in started} == {"agent", "voter", "codec-device", "codec-server", "trainer"}
     assert all(program.environment["R2F_BROKER"] == broker for program in started)
     assert not any("secret" in argument for program in started for argument in program.arguments)
+    assert (tmp_path / folders.BROKER).read_text() == "mqtt://server@127.0.0.1:1\n"
 
 
 def test_nobody_outlives_a_run_that_is_killed(module: str, tmp_path: Path) -> None:
