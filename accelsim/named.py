@@ -5,17 +5,33 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+FOLDER = "R2F_MODULES"
+"""Environment variable with the folder in which a process looks, where that is not its current one."""
+_folder: ContextVar[str | None] = ContextVar("folder", default=None)
+
+
+@contextmanager
+def looking_in(folder: str | None) -> Iterator[None]:
+    """``users`` looks in that folder for the block, None for where it looks anyway."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
 
 
 def users(what: str, spec: str) -> Callable[..., Any]:
-    """The function that ``spec`` names, looked for in the current folder first.
+    """The function that ``spec`` names, looked for in the folder of ``looking_in`` or $R2F_MODULES first, else the current one.
 
     Raises ValueError, which begins with ``what`` and the spec, where there is none or its module fails to import.
     """
     path, _, name = spec.partition(":")
-    here = os.getcwd()
+    here = _folder.get() or os.environ.get(FOLDER) or os.getcwd()
     sys.path.insert(0, here)
     try:
         module = importlib.import_module(path)

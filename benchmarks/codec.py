@@ -29,7 +29,8 @@ from experiments.common import chain, iteration
 from experiments.common.chain import Batch
 from experiments.common.networks import int8_network
 from services.codec.core import inputs, layers
-from services.scheme import Vote
+from services.codec.core.server_end import MAX_BATCH
+from services.scheme import Scheme, Vote
 from services.voter.core.vote import vote
 
 CODECS: Final = {
@@ -52,6 +53,8 @@ OUTPUT_COLUMNS: Final = (
 )
 ITERATION_COLUMNS: Final = ("outputs, B", "inputs, B", "model, B", "all, B", "of direct")
 WIDTH: Final = 132
+SIZE: Final = (224, 224, 3)
+"""Of images in a folder, for a network of the zoo."""
 
 
 def vote_against_copy(count: int, kind: Vote) -> float:
@@ -82,7 +85,7 @@ def measure(
     engine = device.engine
     rng = np.random.default_rng(seed)
     similar = chain.similarity(device, engine, network.quantize_images(_noise(network)), "layer")
-    under = chain.dissimilar(similar, 0.60)
+    under = chain.dissimilar(similar, Scheme().theta)
     order = rng.permutation(len(data.train_images))
     runs: dict[str, list[Batch]] = {name: [] for name in CODECS}
     input_raw = input_sent = 0
@@ -198,8 +201,10 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def prepare(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[Network, datasets.Dataset]:
     """The network and the data set that the options name. Raises ValueError or OSError saying which does not fit."""
-    if min(given.batch, given.batches) < 1:
-        raise ValueError(f"--batch {given.batch} and --batches {given.batches}: both must be 1 or more")
+    if not 1 <= given.batch <= MAX_BATCH or given.batches < 1:
+        raise ValueError(f"--batch {given.batch} and --batches {given.batches}: 1 to {MAX_BATCH} images, 1 batch or more")
+    if given.seed < 0:
+        raise ValueError(f"--seed {given.seed}: must be 0 or more")
     Rates.uniform(given.ber)
     if not (given.data == datasets.DIGITS or Path(given.data).exists()):
         raise FileNotFoundError(f"--data {given.data}: not found; give an .npz file with train_images and train_labels")
@@ -208,10 +213,15 @@ def prepare(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[Netw
             raise FileNotFoundError(f"{path}: not found")
     if given.json and not given.json.absolute().parent.is_dir():
         raise FileNotFoundError(f"--json {given.json}: no such folder")
-    data = datasets.load(given.data)
+    if given.json and given.json.is_dir():
+        raise IsADirectoryError(f"--json {given.json}: is a folder; name a file in it")
     start = time.perf_counter()
-    if is_stored(given.network):
-        network = storage.load(given.network)
+    stored = storage.load(given.network) if is_stored(given.network) else None
+    # Images in a folder have no one size: they are scaled to the network's.
+    size = None if not Path(given.data).is_dir() else SIZE if stored is None else stored.input_shape
+    data = datasets.load(given.data, shape=size)
+    if stored is not None:
+        network = stored
     else:
         shape = "x".join(map(str, data.shape))
         if data.shape[2] != 3:

@@ -40,10 +40,9 @@ def call(
     """See ``r2f.retrain``."""
     base = None if config is None else settings_file.read(config)
     parsed = settings_file.parse(settings, base)
-    folder = folders.new(out, parsed.network)
 
     def work() -> Report:
-        with _Calling(Console(quiet=quiet), on_progress) as display:
+        with folders.new(out, parsed.network) as folder, _Calling(Console(quiet=quiet), on_progress) as display:
             return run.start(parsed, folder, display)
 
     try:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
+import signal
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -32,8 +31,16 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option(help="Where run folders go.", rich_help_panel="Run")]
-LogLevel = Annotated[Level, typer.Option(help="What the services write to the logs of the run.", rich_help_panel="Run")]
+LogLevel = Annotated[
+    Level,
+    typer.Option(
+        metavar="LEVEL", envvar="R2F_LOG_LEVEL", rich_help_panel="Run",
+        help="What the services write to the run's logs: debug, info, warning or error.",
+    ),
+]  # fmt: skip
 
+_FOLLOWING = ("ber-input", "ber-weight", "ber-output", "launch")
+"""Settings that hang on another one where they are not given, whatever their field's default."""
 DEMO = {"ber": 2e-3, "iterations": 120, "batch": 32, "lr": 5e-3, "clip": 1.0, "embedded": True}
 """What the demo sets otherwise than ``r2f retrain`` does."""
 
@@ -65,14 +72,19 @@ def _parameter(name: str, default: Any) -> inspect.Parameter:
     if isinstance(default, list):
         default = ",".join(map(str, default))
     text = option.help
-    if default not in (None, "") and words is not bool:
+    if get_origin(words) is Literal:
+        text = f"{', '.join(get_args(words))}: {text[0].lower()}{text[1:]}"
+    if default not in (None, "") and words is not bool and name not in _FOLLOWING:
         text += f" [default: {default}]"
-    elif words is bool and default is True:
+    elif words is bool and default is True and name not in _FOLLOWING:
         text += " [default: on]"
     spelled = f"--{name}/--no-{name}" if words is bool else f"--{name}"
     extra: dict[str, Any] = {"envvar": "R2F_BROKER"} if name == "broker" else {}
-    # typer's rich panels read square brackets as markup.
-    said = typer.Option(spelled, help=text.replace("[", r"\["), show_default=False, rich_help_panel=option.panel, **extra)
+    # typer's rich panels read square brackets as markup. Eighty columns are enough where choices are in the text.
+    said = typer.Option(
+        spelled, help=text.replace("[", r"\["), show_default=False, rich_help_panel=option.panel,
+        metavar={int: "INT", float: "FLOAT", bool: " "}.get(words, "TEXT"), **extra,
+    )  # fmt: skip
     annotation = Annotated[words | None, said]  # type: ignore[valid-type]
     return inspect.Parameter(name.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -123,11 +135,11 @@ def retrain(
     if resume is None:
         _guarded(lambda: _new(given, config, out, log_level))
         return
-    given.pop("broker", None)  # of the environment
+    broker = given.pop("broker", None)  # perhaps of the environment, and with the password, which no run keeps
     if given or config is not None:
         named = "--config" if config is not None else f"--{next(iter(given))}"
         raise typer.BadParameter(f"a run that is resumed keeps its settings; leave out {named}", param_hint="--resume")
-    _guarded(lambda: _resume(resume, log_level))
+    _guarded(lambda: _resume(resume, broker, log_level))
 
 
 @app.command()
@@ -151,17 +163,18 @@ def layers(
 
 @app.command()
 def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = RUNS) -> None:
-    """List the runs below a folder: network, BER, how far they are, and their state."""
+    """List the runs below a folder: network, BER, iterations, top-1 of the faulty device before and after, state."""
 
     def work() -> None:
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
         from r2f import folders
 
         found = folders.all_runs(out)
-        table = Table("run", "network", "BER", "iterations", "top-1 before", "after", "state", box=None, pad_edge=False)
+        name = Column("run", overflow="fold", min_width=max((len(one.folder.name) for one in found), default=0))
+        table = Table(name, "network", "BER", "done", "before", "after", "state", box=None, pad_edge=False)
         for one in found:
             what = one.settings
             rates = () if what is None else (what.rates.input, what.rates.weight, what.rates.accumulator, what.rates.output)
@@ -233,74 +246,56 @@ def _new(given: dict[str, Any], config: Path | None, out: Path, log_level: Level
 def _run(settings: Settings, out: Path, log_level: Level) -> None:
     from r2f import folders, run
 
-    folder = folders.new(out, settings.network)
-    _shown(folder, log_level, lambda display: run.start(settings, folder, display))
+    with folders.new(out, settings.network) as folder:
+        _shown(folder, log_level, lambda display: run.start(settings, folder, display))
 
 
-def _resume(folder: Path, log_level: Level) -> None:
+def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
     from r2f import run
 
     run.read_settings(folder)
-    _shown(folder, log_level, lambda display: run.go_on(folder, display))
+    _shown(folder, log_level, lambda display: run.go_on(folder, display, broker))
 
 
 def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) -> None:
     from rich.console import Console
 
+    from r2f import folders
     from r2f.display import Display
     from r2f.report import table
 
     os.environ["R2F_LOG_LEVEL"] = log_level
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop in order, as Ctrl-C does
     console = Console()
     try:
         with Display(console) as display:
             report = work(display)
     except BaseException:
-        if (folder / settings_file.FILE).exists():
-            print(f"stopped; go on with: r2f retrain --resume {folder}", file=sys.stderr)
+        if (folder / settings_file.FILE).exists() and not folders.is_running(folder):
+            print(f"stopped; go on with: r2f retrain --resume {shlex.quote(str(folder.absolute()))}", file=sys.stderr)
         raise
     console.print(table(report))
     console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
 
 
 def _guarded(work: Callable[[], None]) -> None:
-    """One clear line and exit 1 for what the user can mend. A mistake of ours leaves its traceback in a file."""
+    """One clear line and exit 1 for what goes wrong; 130 behind Ctrl-C; nothing more where nobody reads on."""
     try:
         work()
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except BaseException as error:  # exceptions of several tasks come as a group
-        found = _first(error)
+        sys.stdout.flush()
+    except BaseException as error:
+        from r2f.errors import first, told
+
+        found = first(error)
         if isinstance(found, SystemExit | GeneratorExit | typer.Exit | typer.Abort):
             raise
         if isinstance(found, KeyboardInterrupt):
             raise typer.Exit(130) from None
-        print(f"r2f: {_line(found) if _mendable(found) else _unexpected(error)}", file=sys.stderr)
+        if isinstance(found, BrokenPipeError):  # as of r2f runs | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        print(f"r2f: {told(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _mendable(error: BaseException) -> bool:
-    from r2f.pipeline import PipelineError
-    from services.bus import BusError
-
-    return isinstance(error, BusError | PipelineError | ValueError | OSError)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _unexpected(error: BaseException) -> str:
-    stem = f"r2f-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    path = Path(tempfile.gettempdir()) / stem
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"{type(_first(error)).__name__}: {_line(_first(error))}; that is a mistake in R2F, please report it with {path}"
 
 
 def main() -> None:

@@ -15,11 +15,12 @@ from rich.text import Text
 
 from r2f.pipeline import Pipeline
 from services.bus.messages import Phase, Progress, Timing
+from services.codec.core.segments import MODEL
 
 _TITLES: dict[Phase, str] = {
-    "before": "evaluate the faulty device",
+    "before": "evaluate before",
     "train": "retrain in the loop",
-    "after": "evaluate again",
+    "after": "evaluate after",
     "done": "done",
 }
 
@@ -76,7 +77,7 @@ class Display:
 
     def timing(self, message: Timing) -> None:
         """A stage of an iteration took this long, and put so many bytes on the link."""
-        if message.segment != -2:
+        if message.segment != MODEL:
             self._sent[message.iteration] += message.bytes
 
     def started(self, pipeline: Pipeline) -> None:

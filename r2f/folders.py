@@ -7,9 +7,11 @@ is made from those two, so that a run can be resumed, or handed to another machi
 from __future__ import annotations
 
 import fcntl
+import re
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -38,14 +40,40 @@ class Run(NamedTuple):
     why: str = ""
 
 
-def new(parent: Path, network: str) -> Path:
-    """``runs/{date}-{time}-{network}``, a name that is not taken."""
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{network.replace(':', '-').replace('/', '-')[:40]}"
-    folder, number = parent / stem, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{stem}-{number}"
-    return folder
+@contextmanager
+def new(parent: Path, network: str) -> Iterator[Path]:
+    """A folder for a new run, ``{parent}/{date}-{time}-{network}``, this process's alone from the start.
+
+    Gone again behind the block, with what was made of ``parent``, where no run came of it. Raises ValueError where nothing
+    can be made there.
+    """
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9_.-]', '-', network)[:40]}"
+    try:
+        made = [path for path in (parent, *parent.parents) if not path.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = _made(parent, stem)
+    except OSError as error:
+        raise ValueError(f"{parent}: run folders cannot be made there (--out): {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        if not (folder / settings_file.FILE).exists():
+            shutil.rmtree(folder)
+            with suppress(OSError):  # others have put something into it
+                for path in made:
+                    path.rmdir()
+
+
+def _made(parent: Path, stem: str) -> Path:
+    number = 1
+    while True:
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
 @contextmanager
@@ -76,9 +104,9 @@ def is_running(folder: Path) -> bool:
 
 
 def all_runs(parent: Path) -> list[Run]:
-    """The runs below a folder, oldest first. Raises ValueError where the folder is not there."""
-    if not parent.is_dir():
-        raise ValueError(f"{parent}: no such folder; runs are made below it by r2f demo and r2f retrain (--out)")
+    """The runs below a folder, oldest first; none where there is no such folder. Raises ValueError where it is a file."""
+    if parent.is_file():
+        raise ValueError(f"{parent}: is a file; runs lie in a folder")
     return [look(path.parent) for path in sorted(parent.glob(f"*/{settings_file.FILE}"))]
 
 

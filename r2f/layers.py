@@ -15,8 +15,10 @@ from accelsim import datasets, zoo
 from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, spread
 from accelsim.int8.network import Conv, Network, UInt8
 from accelsim.lowering import lower
+from accelsim.named import looking_in
 from r2f import prepare, run
-from r2f.settings import DEMO_NETWORK, Settings
+from r2f import settings as settings_file
+from r2f.settings import DEMO_NETWORK, Settings, SettingsError
 
 SIZES = dict.fromkeys(zoo.NETWORKS, (224, 224, 3)) | {"resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}
 """(H, W, C) of the images that the zoo's networks were made for; the demo's has its data."""
@@ -36,18 +38,22 @@ def of_settings(settings: Settings, given: Mapping[str, Any]) -> Network:
     Without weights it has random ones, which changes no index; without data it is lowered on noise of ``--image-size``, for a
     network of the zoo of the size that it was made for. Raises ValueError that names what does not fit.
     """
+    settings = settings_file.resolved(settings)
+    prepare.check_files(settings)
+    mean, std = settings.data.mean, settings.data.std
     shape = settings.data.image_size or SIZES.get(settings.network)
     images: UInt8
     if "data" in given or settings.network == DEMO_NETWORK:
         data = datasets.open(settings.data)
         images, mean, std = data.train_images[spread(IMAGES, len(data.train_images))], data.mean, data.std
     elif shape is None:
-        raise ValueError(f"network {settings.network}: give its --data, or its --image-size HxWxC")
+        raise SettingsError(f"network {settings.network}: give its --data, or its --image-size HxWxC")
     else:
         images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
         grey = ((0.5,) * shape[2], (0.25,) * shape[2])
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[2] == len(IMAGENET_MEAN) else grey
-    module = zoo.load(settings.network, settings.weights)
+    with looking_in(settings.modules):
+        module = zoo.load(settings.network, settings.weights)
     return lower(module, images, mean, std, name=settings.network)
 
 

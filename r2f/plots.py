@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from r2f.report import Report, over, size
 
@@ -64,7 +65,7 @@ def accuracy(axes: Axes, report: Report) -> None:
     found = report.accuracy
     shown = [
         ("float", found.float_, FLOAT),
-        ("int8,\nno faults", found.int8, CLEAN),
+        ("no faults,\nbefore", found.int8, CLEAN),
         ("no faults,\nretrained", found.int8_after, CLEAN),
         ("faulty,\nbefore", found.faulty_before, BEFORE),
         ("faulty,\nretrained", found.faulty_after, AFTER),
@@ -85,24 +86,25 @@ def accuracy(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(0, 101, 20))
     axes.yaxis.grid(True, color=GRID)
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"Top-1 on {report.samples} held-out images, %")
+    axes.set_title(f"Top-1 on {report.samples} held-out images, % (faulty: {report.verdict})")
 
 
 def loss(axes: Axes, report: Report) -> None:
     """Loss of each iteration on the device's own outputs, and its running mean."""
     values = np.array(report.loss)
     steps = np.arange(1, len(values) + 1)
-    axes.plot(steps, values, color=BEFORE, alpha=0.35, linewidth=1)
+    few = len(values) < 20  # a line of one point is none
+    axes.plot(steps, values, "o-" if few else "-", color=BEFORE, alpha=1 if few else 0.35, linewidth=1, markersize=4)
     window = max(1, len(values) // 10)
     if window > 1:
         mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], mean, color=BEFORE, linewidth=2, label=f"mean of {window}")
-        axes.legend(loc="upper right")
+        axes.plot(steps[window - 1 :], mean, color=BEFORE, linewidth=2)
     axes.set_xlabel("iteration")
-    axes.set_xlim(1, max(2, len(values)))
+    axes.set_xlim(0.5, len(values) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(bottom=0)
     axes.yaxis.grid(True, color=GRID)
-    axes.set_title("Training loss on the faulty device")
+    axes.set_title("Loss on the faulty device" + (f" (thick: mean of {window})" if window > 1 else ""))
 
 
 def traffic(axes: Axes, report: Report) -> None:
@@ -135,35 +137,41 @@ def traffic(axes: Axes, report: Report) -> None:
 
 
 def stages(axes: Axes, report: Report) -> None:
-    """Seconds of each stage: measured on this host, and below it what the models say of the device and the link."""
+    """Time of each stage: measured on this host, and below it what the models say of the device and the link."""
     names = list(report.stages_s)
     y = np.arange(len(names))[::-1].astype(float)
     host, device, link = (
         1e3 * np.array([getattr(report.stages_s[name], part) for name in names]) for part in ("host", "device", "link")
     )
+    largest = max(host.max(), device.max(), link.max(), 1e-3)
+    unit, scale = ("seconds", 1e-3) if largest >= 1e4 else ("milliseconds", 1.0)
     modelled = device + link > 0
     place = y + np.where(modelled, 0.2, 0.0)
-    axes.barh(place, host, height=np.where(modelled, 0.36, 0.6), color=HOST, label="host, measured")
-    for position, value in zip(place, host, strict=True):
-        _number(axes, value, position)
-    for label, values, colour in (("device, modelled", device, DEVICE), ("link, modelled", link, LINK)):
-        if values.any():
-            chosen = values > 0
-            axes.barh(y[chosen] - 0.2, values[chosen], height=0.36, color=colour, label=label)
-            for position, value in zip(y[chosen] - 0.2, values[chosen], strict=True):
-                _number(axes, value, position)
+    for label, values, colour, at, height in (
+        ("host, measured", host, HOST, place, np.where(modelled, 0.36, 0.6)),
+        ("device, modelled", device, DEVICE, y - 0.2, np.full(len(y), 0.36)),
+        ("link, modelled", link, LINK, y - 0.2, np.full(len(y), 0.36)),
+    ):
+        there = values > 0
+        if there.any():
+            axes.barh(at[there], scale * values[there], height=height[there], color=colour, label=label)
+        for position, value in zip(at[there], scale * values[there], strict=True):
+            axes.annotate(number(value), (value, position), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(y, names)
-    axes.set_xlim(0, 1.25 * max(host.max(), device.max(), link.max(), 1e-6))
+    axes.set_xlim(0, 1.25 * scale * largest)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.xaxis.grid(True, color=GRID)
-    axes.set_xlabel("milliseconds an iteration")
-    axes.legend(loc="lower right")
-    axes.set_title(f"Stages (they overlap: {1e3 * report.iteration_s:.0f} ms wall clock)")
+    axes.set_xlabel(f"{unit} an iteration")
+    axes.set_ylim(-0.6, len(names) + 0.1)  # room for the legend above the bars
+    if axes.patches:
+        axes.legend(loc="upper right", ncols=3, fontsize=9, borderaxespad=0, columnspacing=1, handlelength=1.2)
+    axes.set_title(f"Stages (they overlap: {number(1e3 * scale * report.iteration_s)} {unit} wall clock)")
 
 
-def _number(axes: Axes, value: float, y: float) -> None:
-    axes.annotate(f"{value:.3g}", (value, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+def number(value: float) -> str:
+    """Three digits at least, and no exponent where it is not tiny."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 _PANELS = {"accuracy": accuracy, "loss": loss, "bytes": traffic, "stages": stages}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 from torch import nn
 
-from accelsim import accelerators, datasets, zoo
+from accelsim import accelerators, datasets, faults, zoo
 from accelsim.datasets import Dataset, spread
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
+from accelsim.named import looking_in
 from accelsim.timing.scalesim import read_config
 from broker.launch import find_mosquitto
 from broker.link import profile
@@ -23,6 +23,8 @@ from r2f import settings as settings_file
 from r2f.display import Display
 from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.settings import DEMO_NETWORK, Settings, SettingsError
+from services.bus import BusError
+from services.bus.address import broker_address, hidden
 from services.trainer.core import job as jobs
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
@@ -64,31 +66,46 @@ def check(settings: Settings) -> None:
         raise SettingsError("--live needs --link: lora, 802.15.4g, hspa or lte")
     if settings.live and settings.broker is None and (settings.embedded or find_mosquitto() is None):
         raise SettingsError("--live joins two brokers by a bridge, which only Mosquitto can: apt-get install mosquitto")
-    for option, path in (("weights", settings.weights), ("classes", settings.data.classes), ("array", settings.array)):
-        if path is not None and not Path(path).is_file():
-            raise SettingsError(f"--{option} {path}: no such file")
+    check_files(settings)
     if settings.array is not None:
         read_config(Path(settings.array))
-    accelerators.build(settings.accelerator)
+    with looking_in(settings.modules):
+        accelerators.build(settings.accelerator, faults.build(settings.fault_model))
     if settings.network not in zoo.NETWORKS and ":" not in settings.network:
         zoo.build(settings.network)  # raises, naming those there are
     if settings.weights is None and settings.network != DEMO_NETWORK:
         raise SettingsError(f"network {settings.network}: give its trained weights with --weights FILE")
 
 
+def check_files(settings: Settings) -> None:
+    """Raises SettingsError where a file or a folder that a setting names is not there."""
+    for option, path in (("weights", settings.weights), ("classes", settings.data.classes), ("array", settings.array)):
+        if path is not None and not Path(path).is_file():
+            what = "that is a folder, not a file" if Path(path).is_dir() else "no such file"
+            raise SettingsError(f"--{option} {path}: {what}")
+    if settings.modules is not None and not Path(settings.modules).is_dir():
+        raise SettingsError(f"--modules {settings.modules}: no such folder")
+
+
 def reach(url: str) -> None:
     """Raises SettingsError where nothing listens at a broker's address: better now than after minutes of preparing."""
-    from services.bus.address import broker_address
-
-    host, port, *_ = broker_address(url)
     try:
-        socket.create_connection((host, port), CONNECT_S).close()
-    except OSError as error:
-        raise SettingsError(f"--broker {urlsplit(url).hostname or url}: no broker answers at {host}:{port}: {error}") from None
+        address = broker_address(url)
+    except (BusError, ValueError) as error:
+        raise SettingsError(f"--broker {hidden(url)}: {error}") from None
+    try:
+        socket.create_connection((address.host, address.port), CONNECT_S).close()
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"--broker {address.shown}: no broker answers at {address.host}:{address.port}: {error}") from None
 
 
 def prepare(settings: Settings, folder: Path, say: Display) -> None:
-    """Make the run's folder. Raises ValueError (SettingsError, DataError, LoweringError) that names what does not fit."""
+    """Fill the run's folder, which is empty or not there yet.
+
+    Raises ValueError (SettingsError, DataError, LoweringError) that names what does not fit.
+    """
+    if (folder / settings_file.FILE).exists():
+        raise SettingsError(f"{folder}: a run is there already")
     check(settings)
     data = datasets.open(settings.data)
     for note in data.notes:
@@ -104,8 +121,11 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
     job = job_of(settings, folder.name, at_once, data.digest())
-    jobs.check(job, network)
-    folder.mkdir(parents=True, exist_ok=False)
+    try:
+        jobs.check(job, network)
+    except ValueError as error:
+        raise SettingsError(f"--protect: {str(error).removeprefix('job: ')}; see r2f layers") from None
+    folder.mkdir(parents=True, exist_ok=True)
     storage.save(network, folder / jobs.NETWORK)
     prepared = Prepared(
         float_accuracy=accuracy, samples=len(chosen), classes=data.classes, mean=data.mean, std=data.std, memory=memory
@@ -129,7 +149,10 @@ def read(folder: Path) -> Prepared:
 def _module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
     """The float network in eval mode: the demo's is trained here, others come with their weights."""
     if settings.weights is not None:
-        return zoo.load(settings.network, Path(settings.weights), classes=None)
+        # A class list says how many classes a network has, else its checkpoint or its function does.
+        classes = None if settings.data.classes is None else data.classes
+        with looking_in(settings.modules):
+            return zoo.load(settings.network, Path(settings.weights), classes=classes)
     expected = datasets.load(datasets.DIGITS).shape
     if data.shape != expected:
         raise SettingsError(

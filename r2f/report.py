@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, pvariance
 from typing import Literal
 
 import msgspec
@@ -46,9 +46,9 @@ class Accuracy(msgspec.Struct, kw_only=True, frozen=True, rename={"float_": "flo
     faulty_after: Spread
 
 
-Verdict = Literal["better", "worse", "no different"]
-"""Of the faulty device, after against before: beyond twice the standard error of the paired differences over the fault seeds,
-and with a single seed beyond nothing but the images' own sampling error."""
+Verdict = Literal["better", "worse", "within error"]
+"""After against before. Beyond two standard errors: that of the fault seeds, each paired with itself, and that of the images,
+as if they were others before and after (they are the same, so this is cautious)."""
 
 
 class Uplink(msgspec.Struct, kw_only=True, frozen=True):
@@ -92,6 +92,8 @@ class Fidelity(msgspec.Struct, kw_only=True, frozen=True):
 class Report(msgspec.Struct, kw_only=True, frozen=True):
     """``report.json``."""
 
+    folder: str
+    """The run's, as it was when this was written."""
     network: str
     ber: float
     """The largest of the rates at the sites; ``rates`` has them all."""
@@ -110,6 +112,8 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     accuracy_top5: Accuracy | None
     """None where the network has no more than five classes."""
     verdict: Verdict
+    """Of the faulty device's top-1."""
+    verdict_fault_free: Verdict
     recovered: float | None
     """(after - before) / (fault-free before - before) of top-1; None where faults cost less than a point."""
     uplink_bytes: Uplink
@@ -153,6 +157,7 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
     rates = todo.rates
     layers = sum(row.elements for row in rows)
     return Report(
+        folder=str(folder.absolute()),
         network=network,
         ber=max(rates.input, rates.weight, rates.accumulator, rates.output),
         rates=rates,
@@ -166,6 +171,7 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
         accuracy=_top(1, prepared.float_accuracy, clean, clean_after, before, after),
         accuracy_top5=_top(5, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None,
         verdict=verdict(before.top1, after.top1, prepared.samples),
+        verdict_fault_free=verdict(clean.top1, clean_after.top1, prepared.samples),
         recovered=_recovered(clean, before, after),
         uplink_bytes=Uplink(
             direct=layers + sum(row.input_bytes for row in rows),
@@ -207,14 +213,14 @@ def _top(top: int, *found: Evaluation) -> Accuracy:
 
 
 def verdict(before: Sequence[float], after: Sequence[float], samples: int) -> Verdict:
-    """Whether a device got better, from top-1 in per cent of the same fault seeds and ``samples`` images before and after."""
+    """Whether top-1 in per cent changed, from the same fault seeds and ``samples`` images before and after."""
     gains = [b - a for a, b in zip(before, after, strict=True)]
-    share = fmean(after) / 100
-    sampling = 100 * sqrt(2 * max(share * (1 - share), 0.0) / samples)
-    error = pstdev(gains) / sqrt(len(gains) - 1) if len(gains) > 1 else sampling
-    if abs(fmean(gains)) <= 2 * error or fmean(gains) == 0:
-        return "no different"
-    return "better" if fmean(gains) > 0 else "worse"
+    of_seeds = pvariance(gains) / (len(gains) - 1) if len(gains) > 1 else 0.0
+    of_images = sum(share * (100 - share) / samples for share in (fmean(before), fmean(after)))
+    gain = fmean(gains)
+    if abs(gain) <= 2 * sqrt(of_seeds + of_images):
+        return "within error"
+    return "better" if gain > 0 else "worse"
 
 
 def _recovered(clean: Evaluation, before: Evaluation, after: Evaluation) -> float | None:
@@ -309,30 +315,36 @@ def _title(report: Report) -> Text:
 
 def _accuracy(report: Report) -> Table:
     top1, top5 = report.accuracy, report.accuracy_top5
-    grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()), "fault seeds")
+    count = len(top1.faulty_before.values)
+    seeds = f"{count} fault seed{'s' if count > 1 else ''}"
+    grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()))
     for name, field in (
         ("float", "float_"),
         ("int8, no faults, before", "int8"),
         ("int8, no faults, after", "int8_after"),
-        ("int8, faulty, before", "faulty_before"),
-        ("int8, faulty, after", "faulty_after"),
+        (f"int8, faulty, before ({seeds})", "faulty_before"),
+        (f"int8, faulty, after ({seeds})", "faulty_after"),
     ):
         cells = []
         for found in (top1, top5):
             if found is not None:
                 value: Spread = getattr(found, field)
                 cells += [f"{value.mean:.1f} %", f"{value.std:.1f}" if len(value.values) > 1 else ""]
-        seeds = len(getattr(top1, field).values)
-        grid.add_row(name, *cells, str(seeds) if field.startswith("faulty") else "")
+        grid.add_row(name, *cells)
     return grid
 
 
-def _verdict(report: Report) -> Text:
+def _verdict(report: Report) -> Group:
     found = report.accuracy
-    said = f"{report.verdict} ({found.faulty_after.mean - found.faulty_before.mean:+.1f} points"
-    said += "" if report.recovered is None else f", {100 * report.recovered:.0f} % of what faults cost"
-    style = {"better": "green", "worse": "red", "no different": "yellow"}[report.verdict]
-    return Text(f"faulty device: {said}; without faults {found.int8_after.mean - found.int8.mean:+.1f})", style=style)
+    lines = []
+    for name, verdict, before, after, recovered in (
+        ("faulty", report.verdict, found.faulty_before, found.faulty_after, report.recovered),
+        ("no faults", report.verdict_fault_free, found.int8, found.int8_after, None),
+    ):
+        said = f"{name}: {after.mean - before.mean:+.1f} points, {verdict}"
+        said += "" if recovered is None else f"; {100 * recovered:.0f} % of what faults cost is back"
+        lines.append(Text(said, style={"better": "green", "worse": "red", "within error": "yellow"}[verdict]))
+    return Group(*lines)
 
 
 def _traffic(report: Report) -> Table:
@@ -364,6 +376,7 @@ def _times(report: Report) -> Table:
 
 
 def _grid(title: str, *columns: str) -> Table:
+    """A table without lines, of eighty columns at most."""
     grid = Table(title=None, box=None, pad_edge=False, header_style="dim")
     grid.add_column(title, min_width=32, style="default", header_style="bold")
     for column in columns:

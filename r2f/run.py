@@ -6,12 +6,16 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
+
 from accelsim import datasets
+from accelsim.named import FOLDER
 from broker.launch import free_port
 from broker.link import profile
 from r2f import folders, pipeline, plots, prepare, report
 from r2f import settings as settings_file
 from r2f.display import Display
+from r2f.errors import first
 from r2f.memory import Shares
 from r2f.pipeline import PipelineError, Program
 from r2f.settings import Settings
@@ -21,22 +25,33 @@ from services.trainer import waiting
 
 
 def start(settings: Settings, folder: Path, say: Display) -> report.Report:
-    """A new run in a folder that is not there yet, from data and weights to the report.
+    """A new run in an empty folder, from data and weights to the report.
 
     Raises ValueError for what does not fit, PipelineError and BusError for what fails.
     """
-    settings = settings_file.resolved(settings)
+    broker = settings.broker
+    if broker is not None:
+        prepare.reach(broker)
+    prepare.prepare(settings_file.resolved(settings), folder, say)
+    return go_on(folder, say, broker)
+
+
+def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Report:
+    """A prepared run from wherever it is to its report. Raises what ``start`` does.
+
+    ``broker`` is the address of the run's broker as it is now, where the run starts none of its own: the settings in the
+    folder know no password.
+    """
+    settings = read_settings(folder)
+    if broker is not None and settings.broker is not None:
+        settings = msgspec.structs.replace(settings, broker=broker)
     if settings.broker is not None:
         prepare.reach(settings.broker)
-    prepare.prepare(settings, folder, say)
-    return go_on(folder, say)
-
-
-def go_on(folder: Path, say: Display) -> report.Report:
-    """A prepared run from wherever it is to its report. Raises what ``start`` does."""
-    settings = read_settings(folder)
     with folders.locked(folder):
-        asyncio.run(execute(settings, folder, say))
+        try:
+            asyncio.run(execute(settings, folder, say))
+        except BaseExceptionGroup as group:
+            raise first(group) from group
     return finish(settings, folder)
 
 
@@ -45,7 +60,7 @@ def read_settings(folder: Path) -> Settings:
     path = folder / settings_file.FILE
     if not path.exists():
         old = ", but an older run.json: start it anew with this version" if (folder / "run.json").exists() else ""
-        raise ValueError(f"{folder}: no run to resume: {settings_file.FILE} is missing{old}")
+        raise ValueError(f"{folder}: no run is there: {settings_file.FILE} is missing{old}")
     return settings_file.read(path)
 
 
@@ -60,16 +75,20 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
             programs += _services(settings, prepare.read(folder).memory, device_broker, server_broker)
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
-        (folder / folders.BROKER).write_text(server_broker + "\n", encoding="utf-8")
+        (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
         trainer = Program("trainer", "services.trainer", ("--run", str(folder)), {"R2F_BROKER": server_broker})
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
+        working = asyncio.create_task(running.watch(trainer) if settings.trainer else _elsewhere(folder))
         watcher = asyncio.create_task(_watch(server_broker, settings.device, say))
         try:
-            await (running.watch(trainer) if settings.trainer else _elsewhere(folder))
+            # The watcher never ends but by an error of who watches: a callback's, which ends the run.
+            await asyncio.wait([working, watcher], return_when=asyncio.FIRST_COMPLETED)
+            await (working if working.done() else watcher)
         finally:
-            watcher.cancel()
-            await asyncio.wait([watcher])
+            for task in (working, watcher):
+                task.cancel()
+            await asyncio.gather(working, watcher, return_exceptions=True)
 
 
 async def _elsewhere(folder: Path) -> None:
@@ -110,7 +129,8 @@ def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
 
 def _services(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
     named = ("--device", settings.device)
-    agent = [*datasets.arguments(settings.data), "--accelerator", settings.accelerator, "--arena-mb", str(memory.agent)]
+    agent = [*datasets.arguments(settings.data), f"--accelerator={settings.accelerator}"]
+    agent += [f"--fault-model={settings.fault_model}", "--arena-mb", str(memory.agent)]
     codec = ("--arena-mb", str(memory.codec), "--keep-mb", str(memory.keep))
     if settings.array is not None:
         agent += ["--array", settings.array]
@@ -120,8 +140,9 @@ def _services(settings: Settings, memory: Shares, device_broker: str, server_bro
     if settings.live and settings.link is not None:
         link = profile(settings.link)
         up["R2F_LINK_BITS_PER_S"], down["R2F_LINK_BITS_PER_S"] = str(link.up), str(link.down)
+    modules = {} if settings.modules is None else {FOLDER: settings.modules}
     return [
-        Program("agent", "services.edge_agent", (*named, *agent), up),
+        Program("agent", "services.edge_agent", (*named, *agent), up | modules),
         Program("voter", "services.voter", (*named, "--arena-mb", str(memory.voter)), on_device),
         Program("codec-device", "services.codec", ("--side", "device", *named, *codec), up),
         Program("codec-server", "services.codec", ("--side", "server", *named), down),

@@ -7,12 +7,11 @@ default are those of a struct's field; ``OPTIONS`` says which field it is and wh
 from __future__ import annotations
 
 import math
-import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 import tomli_w
@@ -25,7 +24,8 @@ from services.trainer.core.task import Task
 
 FILE = "run.toml"
 DEMO_NETWORK = "digits_cnn"
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+LETTERS = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=LETTERS)]
 
 
 class SettingsError(ValueError):
@@ -35,8 +35,10 @@ class SettingsError(ValueError):
 class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What the user asked for: the trainer's task, and what it is done with."""
 
-    network: Annotated[str, Meta(min_length=1)] = DEMO_NETWORK
+    network: str = DEMO_NETWORK
     weights: str | None = None
+    modules: str | None = None
+    """Folder in which a ``package.module:function`` is looked for; None takes the current one."""
     data: Spec = Spec()
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
@@ -46,6 +48,7 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     device: Name = "edge-0"
     device_memory_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
     accelerator: str = "simulated"
+    fault_model: str = "soft"
     array: str | None = None
     broker: str | None = None
     """A broker that is there already, without its password; None starts one."""
@@ -72,6 +75,9 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
+    "modules": Option(
+        "modules", "Folder where package.module:function is looked for; the current one where not given.", NETWORK
+    ),
     "data": Option("data.source", "'digits', an .npz with train_images..., or a folder of class folders.", NETWORK),
     "image-size": Option("data.image_size", "HxWxC that a folder's images are scaled to.", NETWORK),
     "mean": Option(
@@ -84,6 +90,7 @@ OPTIONS: dict[str, Option] = {
     "ber-weight": Option("rates.weight", "At weights alone; --ber where not given.", FAULTS),
     "ber-output": Option("rates.output", "At outputs alone; --ber where not given.", FAULTS),
     "ber-accumulator": Option("rates.accumulator", "At accumulators.", FAULTS),
+    "fault-model": Option("fault_model", "Which bits flip: soft, burst, burst:BITS, or package.module:function.", FAULTS),
     "codec": Option("scheme.codec", "How outputs cross the link.", DEVICE),
     "vote": Option("scheme.vote", "How replicas are voted on.", DEVICE),
     "replicas": Option("scheme.replicas", "Executions of each layer for the vote, without --referee.", DEVICE),
@@ -168,16 +175,17 @@ def flat(settings: Settings) -> dict[str, Any]:
 
 
 def resolved(settings: Settings) -> Settings:
-    """The same with paths that hold in any folder, and the broker's password moved to this process's environment."""
+    """The same with paths that hold in any folder, and without the broker's password."""
     data = settings.data
-    source = data.source if data.source == DIGITS else str(Path(data.source).absolute())
+    source = data.source if data.source == DIGITS else _absolute(data.source)
     data = msgspec.structs.replace(data, source=source, classes=_absolute(data.classes))
     return msgspec.structs.replace(
         settings,
         data=data,
+        modules=_absolute(settings.modules or "."),
         weights=_absolute(settings.weights),
         array=_absolute(settings.array),
-        broker=None if settings.broker is None else _without_password(settings.broker),
+        broker=None if settings.broker is None else without_password(settings.broker),
     )
 
 
@@ -202,15 +210,31 @@ def read(path: Path) -> Settings:
 def _typed(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         value = str(value)
+    if isinstance(value, str) and not value.strip() and name != "protect":
+        raise SettingsError(f"--{name}: it is empty; give a value or leave it out")
     if isinstance(value, str) and name in _WORDS:
         value = _WORDS[name](name, value)
     try:
         found = msgspec.convert(value, type_of(name), strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
-        raise SettingsError(f"--{name} {_said(value)}: {str(error)[0].lower()}{str(error)[1:]}") from None
+        raise SettingsError(f"--{name} {_said(value)}: {_plain(str(error))}") from None
     if isinstance(found, float) and not math.isfinite(found):
         raise SettingsError(f"--{name} {found}: expected a finite number")
+    if name == "protect":
+        return tuple(sorted(set(found)))
     return found
+
+
+def _plain(error: str) -> str:
+    """What msgspec says of a value, in the words of somebody who knows no types."""
+    words = {
+        "`int`": "a whole number", "`float`": "a number", "`str`": "text", "`bool`": "true or false", "`array`": "a list",
+        f"text matching regex '{LETTERS}'": "letters, digits, '_', '.' and '-', beginning with a letter or a digit",
+    }  # fmt: skip
+    said = re.sub(r"`(\w+) \| null`", r"`\1`", error)
+    for typed, plain in words.items():
+        said = said.replace(typed, plain)
+    return said[0].lower() + said[1:]
 
 
 def _said(value: Any) -> str:
@@ -233,7 +257,7 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
 
 def _indices(name: str, text: str) -> tuple[int, ...]:
     try:
-        found = tuple(int(part) for part in text.split(",") if part.strip())
+        found = tuple(int(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
         found = (-1,)
     if min(found, default=0) < 0:
@@ -255,16 +279,14 @@ def _replaced(struct: Any, path: list[str], value: Any) -> Any:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-    if parts.password:
-        os.environ["R2F_PASSWORD"] = unquote(parts.password)
-        user, _, host = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}"))
-    return url
+def without_password(url: str) -> str:
+    """A broker's address with the user's name at most."""
+    head, at, host = url.rpartition("@")
+    scheme, slashes, user = head.rpartition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{host}"
 
 
 DEFAULTS: dict[str, Any] = {"ber": 1e-4} | {name: flat(Settings()).get(name) for name in OPTIONS if name != "ber"}

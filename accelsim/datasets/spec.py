@@ -10,7 +10,7 @@ DIGITS = "digits"
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which data, and how it is read. Device and server must be given the same."""
+    """Which data, and how it is read. Device and server must be given the same classes."""
 
     source: str = DIGITS
     """``digits``, an npz file, or a folder of images."""

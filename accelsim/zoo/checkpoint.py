@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +84,9 @@ def _torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a file of anything else may make the unpickler raise whatever there is
         text = str(error)
         if "TorchScript" in text:
             raise WeightsError(f"{path} is a TorchScript archive; save the Python module's state_dict() instead") from error

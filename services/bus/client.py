@@ -24,7 +24,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,22 +34,15 @@ import structlog
 from numpy.typing import NDArray
 
 from services.bus import encoding, subscriptions, topics
-from services.bus.address import BusError, Tls, broker_address, link_rate, packet_limit
-from services.bus.chunks import CHUNK, chunk_size, split
+from services.bus.address import Tls, broker_address
 from services.bus.connection import Connection, connection, keep
 from services.bus.encoding import MessageError
-from services.bus.identity import PROBE_S, Names, sender_states
+from services.bus.identity import Names, Presence, sender_states
 from services.bus.messages import Claim, Flow, Message, Stage, State, Tensor, Timing
 from services.bus.receiving import Receiver
-from services.bus.sending import UNACKNOWLEDGED, UNACKNOWLEDGED_BYTES, WINDOW, Entry, Out, Sender
+from services.bus.sending import UNACKNOWLEDGED, Sender, limits
 from services.bus.subscriptions import Subscriptions
 from services.bus.tensors import Tensors
-from services.bus.topics import Topic
-
-CREDIT_WAIT_S = 10.0
-"""How long a sender waits for credit before it goes on without; on a link, and for the window to cross it."""
-FRAMING = 512
-"""Bytes of a packet that are not the chunk in it, at most: topic, MQTT's header, the message's other fields."""
 
 log = structlog.get_logger(__name__)
 
@@ -94,25 +87,13 @@ class Bus:
         self.origin = secrets.token_hex(6)
         self.counts: Counter[str] = Counter()
         """sent, received, bad, foreign, duplicate, lost, refused, resent, reconnected, arena_full, events_lost."""
-        self._state_topic = topics.build(device, "state", service)
-        self._claim_topic = topics.absolute(topics.CLAIM, device)
-        self._state = State(session=session, service=service, online=True, boot=self.origin)
         self._tls = tls or Tls()
         self._passive = passive
-        rate = link_rate() if link_bits_per_s is None else link_bits_per_s
-        limit = packet_limit()
-        self._chunk = CHUNK if limit is None else min(CHUNK, limit - FRAMING)
-        self._link_chunk = min(self._chunk, chunk_size(rate))
-        self._link_wait_s = CREDIT_WAIT_S + (0.0 if rate is None else WINDOW * self._link_chunk * 8 / rate)
-        # On a thin link a ping waits behind what is under way: eight seconds' worth at most.
-        unacknowledged = UNACKNOWLEDGED_BYTES if rate is None else 4 * self._link_chunk
-        self._message_limit = message_limit
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
-        self._reader_boots = {topics.build(device, "state", name): "" for name in readers}
-        self._sender = Sender(self.origin, unacknowledged, self.counts)
+        self._sender = Sender(self.origin, limits(link_bits_per_s, message_limit), self.counts)
         self._receiver = Receiver(
-            self._answer,
+            lambda topic, flow: self._sender.say(topics.flow_topic(topic), flow),
             session=session,
             passive=passive,
             message_limit=message_limit,
@@ -120,13 +101,18 @@ class Bus:
             counts=self.counts,
         )
         self._tensors = Tensors(
-            f"r2f-{service[:40]}-{self.origin}", f"{device}/{service}", arena_bytes, arena_age_s, self.counts
+            f"r2f-{service[:40]}-{self.origin}",
+            f"{device}/{service}",
+            arena_bytes,
+            arena_age_s,
+            [topics.build(device, "state", name) for name in readers],
+            self.counts,
         )
-        self._names = Names(device, service, self.origin)
-        self._announced = False
+        self._names = Names()
+        state = State(session=session, service=service, online=True, boot=self.origin)
+        self._presence = Presence(device, state, self._sender)
         self._client: Connection | None = None
         self._ready = asyncio.Event()
-        self._failure: BaseException | None = None
         self._subscriptions = Subscriptions(self.address)
         self._tasks: list[asyncio.Task[None]] = []
         self._connections = 0
@@ -140,41 +126,26 @@ class Bus:
         Raises BusError where no broker answers within ``give_up_s``, it refuses the credentials, or the name is another's.
         """
         if not self._passive:
-            own = (self._state_topic, self._claim_topic, *self._reader_boots)
-            await self._subscriptions.add(own)
-        self._tasks = [asyncio.create_task(self._connect_for_ever()), asyncio.create_task(self._mend_for_ever())]
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
+            await self._subscriptions.add((self._presence.topic, self._presence.claims, *self._tensors.readers))
+        self._start(self._connect_for_ever())
+        self._start(self._mend_for_ever())
         try:
             await self._ready.wait()
-            self._raise_failure()
+            self._sender.check()
             if not self._passive:
-                await self._take_the_name()
+                await self._presence.begin()
         except BaseException:
             await self._stop()
             raise
         return self
 
-    async def _take_the_name(self) -> None:
-        self._claim()
-        await self._sender.flush()  # what is retained of our name has arrived by then
-        deadline = time.monotonic() + PROBE_S
-        while self._names.rival and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-            self._raise_failure()
-        self._announced = True
-        self._announce(self._state)
-
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Deliver what is under way (five seconds at most), say goodbye and disconnect."""
-        if self._failure is None and self._ready.is_set():
-            with contextlib.suppress(BusError, TimeoutError):
-                if not self._passive:
-                    self._state = msgspec.structs.replace(self._state, online=False)
-                    self._announce(self._state)
-                await asyncio.wait_for(self.flush(), 5.0)
+        self._presence.end()  # even after a failure: a service that is gone must not seem to be there
+        with contextlib.suppress(Exception):  # of a failure everybody is told who waits for the Bus
+            await asyncio.wait_for(self.flush(), 5.0)
         await self._stop()
 
     async def _stop(self) -> None:
@@ -212,32 +183,14 @@ class Bus:
             self._event(topic, message)
             return 0
         if parsed.plane == "state":
-            self._announce(message, topic)
+            self._sender.say(topic, message, retain=True)
             return 0
-        out = self._sender.outs.get(topic) or self._new_out(topic, parsed)
-        payload = encoding.encode(message)
-        if len(payload) <= out.chunk:
-            return await self._sender.number(topic, out, message, retain)
-        if retain:
-            raise MessageError(f"{topic}: {len(payload)} bytes go in chunks, and chunks cannot be retained")
-        if len(payload) > self._message_limit:
-            raise MessageError(f"{topic}: {len(payload)} bytes are over the limit of {self._message_limit}")
-        size = 0
-        for frame in split(message.session, payload, out.chunk):
-            size += await self._sender.number(topic, out, frame, False)
-            await asyncio.sleep(0)  # others may come between
-        return size
-
-    def _new_out(self, topic: str, parsed: Topic) -> Out:
-        crosses = parsed.plane in topics.LINK_PLANES
-        out = Out(self._link_chunk if crosses else self._chunk, self._link_wait_s if crosses else CREDIT_WAIT_S)
-        self._sender.outs[topic] = out
-        if not self._passive:
+        fresh = topic not in self._sender.outs
+        out = self._sender.out(topic, parsed)
+        if fresh and not self._passive:
             # Not waited for: it goes out before the message does, and answers come after.
-            task = asyncio.create_task(self._subscriptions.add([topics.flow_topic(topic)]))
-            task.add_done_callback(self._ended)
-            self._tasks.append(task)
-        return out
+            self._start(self._subscriptions.add([topics.flow_topic(topic)]))
+        return await self._sender.publish(topic, out, message, retain)
 
     async def flush(self) -> None:
         """Wait until the broker has acknowledged everything published so far. Raises BusError where it stays away."""
@@ -253,19 +206,7 @@ class Bus:
 
     async def announce(self, **fields: Any) -> None:
         """Publish this service's retained State with these fields changed, such as ``version=3``."""
-        self._state = msgspec.structs.replace(self._state, **fields)
-        self._announce(self._state)
-
-    def _announce(self, state: Message, topic: str | None = None) -> None:
-        entry = Entry(topic or self._state_topic, encoding.encode(state), True)
-        self._sender.retained[entry.topic] = entry
-        self._sender.send(entry)
-
-    def _claim(self) -> None:
-        self._sender.send(Entry(self._claim_topic, encoding.encode(self._names.claim())))
-
-    def _answer(self, topic: str, flow: Flow) -> None:
-        self._sender.send(Entry(topics.flow_topic(topic), encoding.encode(flow)))
+        self._presence.announce(msgspec.structs.replace(self._presence.state, **fields))
 
     @contextlib.asynccontextmanager
     async def timing(self, session: str, stage: Stage, iteration: int, segment: int = -1) -> AsyncIterator[Timing]:
@@ -293,6 +234,11 @@ class Bus:
             if (state := self._names.known(topic)) is not None:
                 self._receiver.take(topic, state, len(encoding.encode(state)), retained=True, late=False)
         await self._subscriptions.add([*senders, *wholes])
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task in self._tasks:
@@ -328,10 +274,10 @@ class Bus:
                 self._receiver.bad(error)
                 # Its number has come all the same: asking for it again would bring the same bytes.
                 stamp = encoding.stamp(payload)
-                if stamp is not None and self._may_send(topic, stamp[0]):
+                if stamp is not None and self._may_send(topic, *stamp):
                     self._receiver.number(topic, *stamp, None, len(payload), retained=retained, late=late)
                 return
-            if self._is_for_us(topic, message) and self._may_send(topic, message.origin):
+            if self._is_for_us(topic, message) and self._may_send(topic, message.origin, message.n):
                 self._receiver.take(topic, message, len(payload), retained=retained, late=late)
         except MessageError as error:
             self._receiver.bad(error)
@@ -339,10 +285,10 @@ class Bus:
             # Not the sender's fault but ours; raising here would only look like a lost connection.
             self._fail(error)
 
-    def _may_send(self, topic: str, origin: str) -> bool:
+    def _may_send(self, topic: str, origin: str, n: int) -> bool:
         if not origin or self._passive or self._names.may_send(topic, origin):
             return True
-        self._receiver.foreign(topic, origin, topics.parse(topic).key)
+        self._receiver.foreign(topic, origin, n)
         return False
 
     def _is_for_us(self, topic: str, message: Message) -> bool:
@@ -352,38 +298,19 @@ class Bus:
                 self._sender.flow(message)
                 return False
             case Claim():
-                if not self._passive and topic == self._claim_topic and self._names.heard(message):
-                    self._claim()
+                if not self._passive and topic == self._presence.claims:
+                    self._presence.claimed(message)
             case State():
                 self._names.note(topic, message)
-                if not self._passive and topic == self._state_topic:
-                    self._own_state(message)
+                if not self._passive and topic == self._presence.topic:
+                    self._presence.told(message)
                     return False
-                if topic in self._reader_boots:
-                    self._reader_state(topic, message)
+                if message.online:
+                    self._receiver.named(message.boot)
+                self._tensors.reader_told(topic, message)
             case _:
                 return True
         return self._subscriptions.asked_for(topic)
-
-    def _own_state(self, state: State) -> None:
-        if state.boot == self.origin:
-            return
-        self._names.rival = state.boot if state.online else ""
-        if not self._announced:
-            return
-        if state.online:
-            self._claim()  # the younger of us stops
-        elif self._state.online:
-            # The last will of our predecessor came after our birth.
-            self._sender.send(self._sender.retained[self._state_topic])
-
-    def _reader_state(self, topic: str, state: State) -> None:
-        known = self._reader_boots[topic]
-        if not state.online or known == state.boot:
-            return
-        self._reader_boots[topic] = state.boot
-        if known and (taken := self._tensors.withdraw_all()):
-            self._log.info("a reader started anew, its tensors are taken back", reader=state.service, slots=taken)
 
     async def _mend_for_ever(self) -> None:
         while True:
@@ -422,8 +349,7 @@ class Bus:
     def _new_client(self) -> Connection:
         will = None
         if not self._passive:
-            gone = State(session=self.session, service=self.service, online=False, boot=self.origin)
-            will = aiomqtt.Will(self._state_topic, encoding.encode(gone), 1, True)
+            will = aiomqtt.Will(self._presence.topic, encoding.encode(self._presence.will()), 1, True)
         return connection(
             self.address,
             self._tls,
@@ -463,11 +389,6 @@ class Bus:
         self._sender.disconnected()
 
     def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or error
         self._sender.fail(error)
         self._receiver.fail(error)
         self._ready.set()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure

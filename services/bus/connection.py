@@ -29,6 +29,8 @@ SHORT_S: Final = 2.0
 """A connection that breaks sooner, with packets under way, may have been broken for one of them."""
 STRIKES: Final = 3
 """Such connections in a row, with the same packet under way, and it is plain that the broker does not take it."""
+SMALL: Final = 1024
+"""Bytes that every broker takes in a packet."""
 STEADY_S: Final = 5.0
 """A connection that lasted as long starts the pauses between attempts anew."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
@@ -172,15 +174,18 @@ async def keep(
             strikes = strikes + 1 if packet is not None and packet == suspect and now - began < SHORT_S else 0
             suspect = packet
             if strikes >= STRIKES and suspect is not None:
+                limit = "raise its packet limit, or set R2F_PACKET_BYTES to that limit"
                 raise BusError(
                     f"broker {address.shown} closes the connection on a packet of {suspect[1]} bytes on {suspect[0]}: "
-                    f"raise its packet limit, or set R2F_PACKET_BYTES to that limit"
+                    + (limit if suspect[1] > SMALL else "its log may say why")
                 )
             if strikes == 0:
                 log.warning("broker lost", broker=address.shown, reason=reason)
             since = now
             pause = FIRST_PAUSE_S if now - began > STEADY_S else pause
-        elif now - since > patience_s:
-            raise BusError(f"broker {address.shown} is unreachable for {patience_s:g} s: {reason}")
+        else:
+            strikes = 0  # a broker that is gone did not close the connection for a packet
+            if now - since > patience_s:
+                raise BusError(f"broker {address.shown} is unreachable for {patience_s:g} s: {reason}")
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, LONGEST_PAUSE_S)

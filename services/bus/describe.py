@@ -19,10 +19,10 @@ _INLINE = (messages.Tensor, messages.Ref)
 
 
 def markdown() -> str:
-    """The table of topics, then each message with its fields."""
-    lines = ["| topic `r2f/v1/{device}/…` | message |", "|---|---|"]
-    lines += [f"| `{key}` | {kind.__name__} |" for key, kind in topics.TABLE.items()]
-    lines += ["| `state/{service}` | State, retained |", "| `event/{stage}` | Timing |"]
+    """The table of topics with who sends there, then each message with its fields."""
+    lines = ["| topic `r2f/v1/{device}/…` | message | sent by |", "|---|---|---|"]
+    lines += [f"| `{key}` | {kind.__name__} | {_senders(key)} |" for key, kind in topics.TABLE.items()]
+    lines += ["| `state/{service}` | State, retained | that service |", "| `event/{stage}` | Timing | any |"]
     kinds: list[type] = list(dict.fromkeys(topics.TABLE.values()))
     every: list[type] = [*kinds, messages.State, messages.Timing, messages.Manifest, messages.Chunk]
     for kind in every:
@@ -33,6 +33,12 @@ def markdown() -> str:
         how = "an array in this order" if _info(part).array_like else "a map"
         lines += ["", f"*{part.__name__}*, {how}: {_first_line(part)}", "", *_fields(part, set())]
     return "\n".join(lines) + "\n"
+
+
+def _senders(key: str) -> str:
+    if key in topics.SENDERS:
+        return " and ".join(topics.SENDERS[key])
+    return "who receives there" if key.endswith(f"/{topics.FLOW}") else "any"
 
 
 def _info(kind: type) -> msgspec.inspect.StructType:

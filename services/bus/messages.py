@@ -316,18 +316,20 @@ class State(Message):
     samples: dict[str, int] = {}
     """Of the agent: how many samples each split has."""
     data: str = ""
-    """Of the agent: digest of its data's classes, sizes and normalisation, by which the trainer knows that it has the same."""
+    """Of the agent: digest of its data's classes and image size, by which the trainer knows that it numbers classes alike."""
 
 
 class Claim(Message):
-    """``state/claim``, not retained: this process has that service's name, and has for ``age_s`` seconds of its own clock.
+    """``state/claim``, not retained: this process wants a service's name (``rank`` 0), or has it.
 
-    A service says so before it announces itself; whoever has the name longer answers the same, and the younger one stops.
+    A service says so before it announces itself. Whoever has the name answers the same, and the one with the smaller
+    (``rank``, ``boot``) stops.
     """
 
     service: Name
     boot: Name
-    age_s: Annotated[float, msgspec.Meta(ge=0)]
+    rank: Count
+    """1 and the bits of the whole seconds for which it has had the name, by its own clock."""
 
 
 class Timing(Message):

@@ -73,8 +73,8 @@ class Receiver:
         self._inbox: deque[tuple[str, Message, int]] = deque()
         self._inbox_bytes = 0
         self._held_bytes = 0
-        self._early_senders: set[str] = set()
-        """Whose messages were dropped because they came before the State that names their sender."""
+        self._dropped: dict[str, dict[str, int]] = {}
+        """Who sent without having a sender's name, perhaps before the State that gives it: on each topic, the first number."""
         self._waiting: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
 
@@ -131,7 +131,7 @@ class Receiver:
         flow = self.ins.get((topic, origin))
         if flow is None:
             # After a reconnection an unknown sender at its beginning began while there was no broker: we want it all.
-            began = n <= UNACKNOWLEDGED and not retained and not self._passive and (late or origin in self._early_senders)
+            began = n <= UNACKNOWLEDGED and not retained and not self._passive and (late or origin in self._dropped)
             flow = self.ins[topic, origin] = In(1 if began else n)
             if len(self.ins) > SENDERS:
                 _, gone = self.ins.popitem(last=False)
@@ -154,13 +154,20 @@ class Receiver:
             if flow.next - flow.credited > CREDIT_EVERY:
                 self._answer(topic, origin, flow)
 
-    def foreign(self, topic: str, origin: str, service: str) -> None:
+    def foreign(self, topic: str, origin: str, n: int) -> None:
         """Drop a message whose sender is not the one who has that name now. Should it become that, it is asked for all."""
         self._counts["foreign"] += 1
-        if origin not in self._early_senders:
-            log.warning("messages of another service of this name are dropped", topic=topic, service=service, origin=origin)
-            if len(self._early_senders) < SENDERS:
-                self._early_senders.add(origin)
+        if origin not in self._dropped:
+            log.warning("messages of one who does not have the sender's name are dropped", topic=topic, origin=origin)
+        if n and (origin in self._dropped or len(self._dropped) < SENDERS):
+            self._dropped.setdefault(origin, {}).setdefault(topic, n)
+
+    def named(self, origin: str) -> None:
+        """A service announces itself: what it sent too early is asked for again, and the rest follows in order."""
+        for topic, n in self._dropped.pop(origin, {}).items():
+            flow = self.ins.setdefault((topic, origin), In(1 if n <= UNACKNOWLEDGED else n))
+            flow.seen = time.monotonic()
+            self._answer(topic, origin, flow, everything=True)
 
     def mend(self, patience_s: float) -> None:
         """Ask again for what is missing; pass over what has been for ``patience_s``."""

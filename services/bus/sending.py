@@ -10,20 +10,58 @@ import contextlib
 import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from services.bus import encoding
+from services.bus import encoding, topics
+from services.bus.address import link_rate, packet_limit
+from services.bus.chunks import CHUNK, chunk_size, split
+from services.bus.encoding import MessageError
 from services.bus.messages import Flow, Message
+from services.bus.topics import Topic
 
 WINDOW: Final = 64
 """Messages that a sender may be ahead of a receiver that gives credit, on one topic."""
 UNACKNOWLEDGED: Final = 256
 UNACKNOWLEDGED_BYTES: Final = 16 << 20
 KEPT_BYTES = 32 << 20
+CREDIT_WAIT_S = 10.0
+"""How long a sender waits for credit before it goes on without; on a link, and for the window to cross it."""
+FRAMING: Final = 512
+"""Bytes of a packet that are not the chunk in it, at most: topic, MQTT's header, the message's other fields."""
+OFTEN: Final = 5
+"""A packet that was sent again as often, and is still asked for, is one that the broker drops."""
 
 log = structlog.get_logger(__name__)
+
+
+class Limits(NamedTuple):
+    """How much goes in one packet, and at once."""
+
+    chunk: int = CHUNK
+    """Bytes of a message above which it is cut."""
+    link_chunk: int = CHUNK
+    """The same on ``up`` and ``down``."""
+    link_wait_s: float = CREDIT_WAIT_S
+    """How long to wait for credit there."""
+    unacknowledged: int = UNACKNOWLEDGED_BYTES
+    """Bytes that may be under way to the broker."""
+    message: int = 256 << 20
+    """Bytes of the largest message."""
+
+
+def limits(link_bits_per_s: float | None, message: int) -> Limits:
+    """Those of a link of that rate, else of $R2F_LINK_BITS_PER_S, and of $R2F_PACKET_BYTES. Raises BusError where these are
+    no numbers."""
+    rate = link_rate() if link_bits_per_s is None else link_bits_per_s
+    packet = packet_limit()
+    chunk = CHUNK if packet is None else min(CHUNK, packet - FRAMING)
+    if rate is None:
+        return Limits(chunk, chunk, CREDIT_WAIT_S, UNACKNOWLEDGED_BYTES, message)
+    thin = min(chunk, chunk_size(rate))
+    # A ping waits behind what is under way: eight seconds' worth at most.
+    return Limits(chunk, thin, CREDIT_WAIT_S + WINDOW * thin * 8 / rate, 4 * thin, message)
 
 
 class Link(Protocol):
@@ -43,6 +81,8 @@ class Entry:
     retain: bool = False
     n: int = 0
     acknowledged: bool = False
+    again: int = 0
+    """How often it was sent again because a receiver has those after it."""
 
 
 @dataclass(slots=True)
@@ -59,15 +99,14 @@ class Out:
 
 
 class Sender:
-    """The sending half of a Bus. ``origin`` is the sender's name in every message; ``unacknowledged_bytes`` what may be under
-    way. ``counts`` gets sent and resent."""
+    """The sending half of a Bus. ``origin`` is the sender's name in every message. ``counts`` gets sent and resent."""
 
-    def __init__(self, origin: str, unacknowledged_bytes: int, counts: Counter[str]) -> None:
+    def __init__(self, origin: str, limits: Limits, counts: Counter[str]) -> None:
         self.origin = origin
+        self.limits = limits
         self.outs: dict[str, Out] = {}
         self.retained: dict[str, Entry] = {}
         self.pending: OrderedDict[int, Entry] = OrderedDict()
-        self._limit = unacknowledged_bytes
         self._counts = counts
         self._link: Link | None = None
         self._serial = 0
@@ -79,7 +118,41 @@ class Sender:
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
 
-    async def number(self, topic: str, out: Out, message: Message, retain: bool) -> int:
+    def out(self, topic: str, parsed: Topic) -> Out:
+        """What has been sent on a topic, with the limits of its plane."""
+        out = self.outs.get(topic)
+        if out is None:
+            crosses = parsed.plane in topics.LINK_PLANES
+            chunk, wait_s = (self.limits.link_chunk, self.limits.link_wait_s) if crosses else (self.limits.chunk, CREDIT_WAIT_S)
+            out = self.outs[topic] = Out(chunk, wait_s)
+        return out
+
+    async def publish(self, topic: str, out: Out, message: Message, retain: bool) -> int:
+        """Send a message, in chunks where it is too large for one packet. Returns the bytes of all packets.
+
+        Raises MessageError for one that is over the limit, or is to be retained and too large for that.
+        """
+        payload = encoding.encode(message)
+        if len(payload) <= out.chunk:
+            return await self._number(topic, out, message, retain)
+        if retain:
+            raise MessageError(f"{topic}: {len(payload)} bytes go in chunks, and chunks cannot be retained")
+        if len(payload) > self.limits.message:
+            raise MessageError(f"{topic}: {len(payload)} bytes are over the limit of {self.limits.message}")
+        size = 0
+        for frame in split(message.session, payload, out.chunk):
+            size += await self._number(topic, out, frame, False)
+            await asyncio.sleep(0)  # others may come between
+        return size
+
+    def say(self, topic: str, message: Message, *, retain: bool = False) -> None:
+        """Send a message that is not numbered, and does not wait for room; the last one retained is what a new broker gets."""
+        entry = Entry(topic, encoding.encode(message), retain)
+        if retain:
+            self.retained[topic] = entry
+        self.send(entry)
+
+    async def _number(self, topic: str, out: Out, message: Message, retain: bool) -> int:
         """Number a message and send it, once there is room. Returns its bytes."""
         await self._room(out)
         out.n += 1
@@ -120,8 +193,7 @@ class Sender:
         last = self._serial
         while self.pending and next(iter(self.pending)) <= last:
             await self._change()
-        if self._failure is not None:
-            raise self._failure
+        self.check()
 
     def flow(self, message: Flow) -> None:
         """A receiver says where it is, and what it wants again."""
@@ -134,6 +206,13 @@ class Sender:
             for entry in list(out.kept):
                 if first <= entry.n <= (last or out.n) and entry.acknowledged:
                     self._counts["resent"] += 1
+                    entry.again += bool(last)
+                    if entry.again == OFTEN:
+                        log.error(
+                            "the receiver has what came later and not this, though the broker took it: it seems to drop "
+                            "packets of that size; raise its limit, or set R2F_PACKET_BYTES to it",
+                            topic=entry.topic, bytes=len(entry.payload), sent=1 + OFTEN,
+                        )  # fmt: skip
                     self.send(entry)
         self.wake()
 
@@ -167,6 +246,11 @@ class Sender:
         self._failure = self._failure or error
         self.wake()
 
+    def check(self) -> None:
+        """Raise the failure, if there is one."""
+        if self._failure is not None:
+            raise self._failure
+
     def wake(self) -> None:
         """Have whoever waits look again."""
         self._changed.set()
@@ -187,7 +271,7 @@ class Sender:
                 return
 
     async def _room(self, out: Out) -> None:
-        while len(self.pending) >= UNACKNOWLEDGED or self._pending_bytes >= self._limit:
+        while len(self.pending) >= UNACKNOWLEDGED or self._pending_bytes >= self.limits.unacknowledged:
             await self._change()
         deadline = time.monotonic() + out.wait_s
         while out.credited and out.n - out.taken >= WINDOW:
@@ -198,11 +282,9 @@ class Sender:
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._change(), left)
-        if self._failure is not None:
-            raise self._failure
+        self.check()
 
     async def _change(self) -> None:
         if self._failure is None:
             await self._changed.wait()
-        if self._failure is not None:
-            raise self._failure
+        self.check()

@@ -45,7 +45,7 @@ ARENA_MB = 256
 ARENA_AGE_S = 3600.0
 """Behind a slow link a tensor may wait long for its reader. One that died is noticed by its successor, not by this."""
 ArenaMb = Annotated[
-    int, typer.Option(help="Shared memory for tensors under way, MiB; a sender that has filled it waits for its readers.")
+    int, typer.Option(min=0, help="Shared memory for tensors under way, MiB; a sender that has filled it waits for readers.")
 ]
 
 
@@ -86,7 +86,7 @@ def run(
             give_up_s=common.patience_s,
         )
         stopped = asyncio.run(_serve(bus, serve))
-    except (BusError, ValueError, OSError, RuntimeError) as error:
+    except (BusError, ValueError, OSError) as error:
         fail(service, error)
     except Exception as error:
         structlog.get_logger().error("ended by a mistake of its own, please report it", exc_info=error)
@@ -140,9 +140,7 @@ def give_memory_back() -> None:
 def fail(service: str, error: BaseException) -> NoReturn:
     """One line on stderr, exit 1."""
     structlog.get_logger().debug("stopped", exc_info=error)
-    said = (
-        str(error) if isinstance(error, BusError | ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {error}"
-    )
+    said = str(error) if isinstance(error, BusError | ValueError | OSError) else f"{type(error).__name__}: {error}"
     print(f"{service}: {said}", file=sys.stderr)
     raise SystemExit(1)
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from services.bus import arena as arenas
 from services.bus import encoding
 from services.bus.encoding import MessageError
-from services.bus.messages import Tensor
+from services.bus.messages import State, Tensor
 
 SMALL_TENSOR: Final = 2048
 """Bytes under which a tensor travels inline: a slot of the arena would cost more."""
@@ -27,10 +28,13 @@ class Tensors:
     """The tensors that one service shares, in an arena of ``nbytes`` named after ``name``, and those that it reads.
 
     ``nbytes`` 0 sends all inline. ``age_s``: after which a slot is taken back from a reader that is silent. ``reader`` is the
-    name under which this service reads those of others. ``counts`` gets ``arena_full``.
+    name under which this service reads those of others. ``readers``: topics of the States of those who read ours. ``counts``
+    gets ``arena_full``.
     """
 
-    def __init__(self, name: str, reader: str, nbytes: int, age_s: float, counts: Counter[str]) -> None:
+    def __init__(self, name: str, reader: str, nbytes: int, age_s: float, readers: Iterable[str], counts: Counter[str]) -> None:
+        self.readers = dict.fromkeys(readers, "")
+        """Each one's boot, as last heard."""
         self._name = name
         self._reader_name = reader
         self._nbytes = nbytes
@@ -84,6 +88,15 @@ class Tensors:
     def withdraw_all(self) -> int:
         """Take back every tensor that was shared here, as ``withdraw`` does; returns how many there were."""
         return 0 if self._arena is None else self._arena.withdraw_all()
+
+    def reader_told(self, topic: str, state: State) -> None:
+        """A service's State. A reader of ours that started anew knows nothing of what was shared: all is taken back."""
+        known = self.readers.get(topic)
+        if known is None or not state.online or known == state.boot:
+            return
+        self.readers[topic] = state.boot
+        if known and (taken := self.withdraw_all()):
+            log.info("a reader started anew, its tensors are taken back", reader=state.service, slots=taken)
 
     def open(self, tensor: Tensor) -> NDArray[Any]:
         """The read-only array of a tensor, without a copy. By reference it is good until ``release``.

@@ -15,10 +15,11 @@ def main(
     side: Annotated[Literal["device", "server"], typer.Option(help="Which end of the link this is.")],
     broker: service.Broker = service.DEFAULT_BROKER,
     device: service.Device = service.DEFAULT_DEVICE,
-    path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
+    path: Annotated[Literal["auto", "portable", "vnni", "cuda"], typer.Option(help="Engine path.")] = "auto",
     arena_mb: service.ArenaMb = 2 * service.ARENA_MB,
     keep_mb: Annotated[
-        int, typer.Option(help="Device: MiB of an iteration kept for repairs; beyond that the pass waits for the server.")
+        int,
+        typer.Option(min=0, help="Device: MiB of an iteration kept for repairs; beyond that the pass waits."),
     ] = KEEP_MB,
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",

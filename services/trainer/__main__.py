@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from services.bus import Bus, BusError, service
+from services.bus import Bus, service
 from services.trainer import training, waiting
 from services.trainer.core import job
 
@@ -50,7 +50,7 @@ def main(
     async def serve(bus: Bus) -> None:
         try:
             await training.run(bus, folder, path)
-        except (BusError, ValueError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever it is, whoever waits for the run must hear of it
             if next is not None:
                 waiting.give_up(folder, error)
             raise

@@ -146,14 +146,14 @@ def _resume(folder: Path, todo: Job, initial: Network) -> Checkpoint:
 
 
 def _check_device(todo: Job, agent: State) -> None:
-    """Raises ValueError where the device has nothing to run, or other data than the run was prepared with."""
+    """Raises ValueError where the device has nothing to run, or other classes than the run was prepared with."""
     for split in ("train", "test"):
         if agent.samples.get(split, 0) < 1:
             raise ValueError(f"device {todo.device!r} has no {split} samples; it reports {agent.samples}")
     if todo.data and agent.data and todo.data != agent.data:
         raise ValueError(
-            f"device {todo.device!r} has other data than this run: its digest is {agent.data}, the run's {todo.data}; "
-            "give both the same --data, --classes, --mean and --std"
+            f"device {todo.device!r} has other classes or images of another size than this run: the digest of its data is "
+            f"{agent.data}, the run's {todo.data}; give both the same --classes and --image-size"
         )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from accelsim import zoo
 from accelsim.datasets import load
@@ -74,6 +76,11 @@ def test_the_json_holds_what_it_promises(
         (("--data", "digits", "--network", "squeezenet1_1"), "digits: images are 8x8x1; only an int8 network's file"),
         (("--data", "digits", "--ber", "2"), "a bit error rate lies in 0..1"),
         (("--data", "digits", "--batch", "0"), "--batch 0"),
+        (("--data", "digits", "--batch", "1025"), "--batch 1025"),
+        (("--data", "digits", "--batches", "-1"), "--batches -1"),
+        (("--data", "digits", "--seed", "-1"), "--seed -1: must be 0 or more"),
+        (("--data", "digits", "--ber", "nan"), "a bit error rate lies in 0..1"),
+        (("--data", "digits", "--json", "."), "is a folder; name a file in it"),
         (("--data", "digits", "--json", "no/such/folder.json"), "no such folder"),
     ],
 )
@@ -90,3 +97,16 @@ def test_what_does_not_fit_is_one_line(
         run(monkeypatch, *(str(tiny) if argument == "TINY" else argument for argument in arguments))
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_photos_is_scaled_to_the_network(network: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in "abcdefghij":
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            Image.new("L", (40, 30), 9).save(folder / "one.png")
+    given = argparse.Namespace(
+        network=str(network), weights=None, data=str(tmp_path), ber=1e-5, batch=1, batches=1, seed=1, json=None
+    )  # fmt: skip
+    _, data = codec.prepare(given, lambda _: None)
+    assert data.train_images.shape == (10, 8, 8, 1)

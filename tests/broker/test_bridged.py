@@ -11,7 +11,7 @@ import pytest
 
 from broker.config import Bridge, make_accounts
 from broker.launch import Running, find_mosquitto, free_port, launch
-from services.bus import Bus, encoding
+from services.bus import Bus, BusError, encoding
 from services.bus.messages import Ack, Message, Outputs
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed: only it can bridge")
@@ -108,6 +108,14 @@ async def test_nothing_is_lost_whichever_broker_dies(victim: str) -> None:
         await publishing
         assert first + rest == list(range(total))
         assert trainer.counts["lost"] == 0
+
+
+async def test_a_second_service_of_a_name_on_the_other_side_of_the_bridge() -> None:
+    async with both() as (server, _, agent, _):
+        with pytest.raises(BusError, match="another agent called d is on this broker"):
+            async with Bus(server.running.url("server"), "agent", "d") as bus:
+                await bus.receive(10)
+        await agent.flush()
 
 
 async def test_large_messages_cross_in_chunks_and_credit_comes_back() -> None:

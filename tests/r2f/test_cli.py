@@ -184,7 +184,8 @@ def test_runs_are_listed(tmp_path: Path) -> None:
     row = next(line for line in output.splitlines() if line.startswith(folder.name)).split()
     assert row[1:] == ["digits_cnn", "0.002", "0/120", "stopped"]
     assert f"--resume {folder}" in output
-    said(CliRunner().invoke(app, ["runs", str(tmp_path / "absent")]), "absent")
+    assert "no runs below" in CliRunner().invoke(app, ["runs", str(tmp_path / "absent")]).output
+    said(CliRunner().invoke(app, ["runs", str(folder / settings_file.FILE)]), "is a file")
 
 
 def test_layers_are_listed_with_the_indices_that_protect_takes() -> None:

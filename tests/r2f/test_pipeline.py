@@ -13,11 +13,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from accelsim.faults import Rates
-from r2f import pipeline, run
+from r2f import folders, pipeline, prepare, run
 from r2f.display import Display
 from r2f.memory import Shares
 from r2f.pipeline import Pipeline, PipelineError, Program
+from r2f.settings import Settings
+from services.trainer.core.evaluation import Evaluation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end children with their parent")
 
@@ -130,14 +131,17 @@ async def test_passwords_are_not_among_the_arguments(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(pipeline, "_start", start)
     broker = "mqtt://server:secret@127.0.0.1:1"
-    settings = run.Settings(network="digits_cnn", rates=Rates(), broker=broker)
-    prepared = run.Prepared(float_top1=0.0, classes=10, memory=Shares(agent=1, voter=1, codec=1, keep=1))
-    (tmp_path / run.PREPARED).write_bytes(msgspec.json.encode(prepared))
+    settings = Settings(broker=broker)
+    nothing = Evaluation(top1=[0.0])
+    memory = Shares(agent=1, voter=1, codec=1, keep=1)
+    prepared = prepare.Prepared(float_accuracy=nothing, samples=1, classes=10, mean=(0.0,), std=(1.0,), memory=memory)
+    (tmp_path / prepare.PREPARED).write_bytes(msgspec.json.encode(prepared))
     with Display(Console(quiet=True)) as display:
         await run.execute(settings, tmp_path, display)
     assert {program.name for program in started} == {"agent", "voter", "codec-device", "codec-server", "trainer"}
     assert all(program.environment["R2F_BROKER"] == broker for program in started)
     assert not any("secret" in argument for program in started for argument in program.arguments)
+    assert (tmp_path / folders.BROKER).read_text() == "mqtt://server@127.0.0.1:1\n"
 
 
 def test_nobody_outlives_a_run_that_is_killed(module: str, tmp_path: Path) -> None:

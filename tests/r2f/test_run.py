@@ -54,18 +54,40 @@ def test_a_folder_holds_all_that_a_run_needs(tmp_path: Path, trained: nn.Module,
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"run\.toml is missing"):
+    with pytest.raises(ValueError, match=r"no run is there: run\.toml is missing"):
         run.read_settings(tmp_path)
     (tmp_path / settings_file.FILE).write_text("network = 3")
     with pytest.raises(ValueError, match=r"run\.toml: --network 3"):
         run.read_settings(tmp_path)
 
 
-def test_new_folders_have_names_that_are_not_taken(tmp_path: Path) -> None:
-    first = folders.new(tmp_path, "mine:build/it")
-    assert first.name.endswith("-mine-build-it")
-    first.mkdir()
-    assert folders.new(tmp_path, "mine:build/it") != first
+def test_new_folders_have_names_that_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
+    with folders.new(tmp_path, "mine:build/it") as first, folders.new(tmp_path, "mine:build/it") as second:
+        assert first.is_dir()
+        assert (first.name, second.name) == ("20260101-000000-mine-build-it", "20260101-000000-mine-build-it-2")
+        settings_file.write(second, SETTINGS)
+    assert not first.exists(), "nothing came of it"
+    assert second.is_dir()
+
+
+def test_nothing_is_left_of_a_run_that_never_began(tmp_path: Path) -> None:
+    with folders.new(tmp_path / "a" / "b", "x") as folder:
+        (folder / "network.safetensors").write_bytes(b"half")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with folders.new(tmp_path / "mine", "x"):
+        pass
+    assert (tmp_path / "mine").is_dir(), "it was there before"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file: run folders cannot be made there"), folders.new(tmp_path / "file", "x"):
+        pass
+
+
+def test_a_folder_is_not_prepared_twice(tmp_path: Path) -> None:
+    settings_file.write(tmp_path, SETTINGS)
+    with Display(Console(quiet=True)) as display, pytest.raises(ValueError, match="a run is there already"):
+        prepare.prepare(SETTINGS, tmp_path, display)
 
 
 def test_two_on_one_folder(tmp_path: Path) -> None:

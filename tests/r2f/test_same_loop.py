@@ -233,6 +233,6 @@ async def test_a_device_with_other_data_is_refused(broker: str, network: Network
     folder = tmp_path / "other"
     write(folder, network, data="0123456789abcdef")
     async with pipeline(broker, DIGITS):
-        with pytest.raises(ValueError, match=r"device 'd' has other data .*0123456789abcdef; give both the same --data"):
+        with pytest.raises(ValueError, match=r"device 'd' has other classes .*0123456789abcdef; give both the same --classes"):
             await over_the_bus(broker, folder)
     assert results.read(folder) == results.Result()

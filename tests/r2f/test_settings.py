@@ -36,8 +36,8 @@ def test_no_setting_is_forgotten() -> None:
             "protect": st.lists(st.integers(0, 99), max_size=4), "image-size": st.just("8x9x3"),
             "mean": st.just("0.5,0.25"),
             "std": st.just((0.5, 0.25)), "exact": st.booleans(), "replicas": st.sampled_from((3, 5, 7)),
-            "link": st.just("hspa"),
-            "network": st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1),
+            "link": st.just("hspa"), "fault-model": st.just("burst:4"), "modules": st.just("/somewhere"),
+            "network": st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zs")), min_size=1),
         },
     )
 )  # fmt: skip
@@ -76,7 +76,7 @@ WRONG = {
     "jpeg": (101, -1, 0.5, "high", "nan"),
     "replicas": (1, 4, 9, "three", 3.5),
     "codec": ("zip", "", 3, "Chained", "direct "),
-    "protect": ("conv1", "1;2", "-1", "1.5", "0,x"),
+    "protect": ("conv1", "1;2", "-1", "1.5", ","),
     "image-size": ("224", "224x224", "0x8x3", "axbxc", "8x8x3x1"),
     "mean": ("", "a", "0.5;0.5", "0,5,", "red"),
     "eval-seeds": (0, -1, 10**9, "five", 1.5),
@@ -100,17 +100,53 @@ def test_what_means_nothing_is_refused_by_name(name: str, values: tuple[Any, ...
             parse({name: value})
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("mqtt://me:se%40cret@host:1884", "mqtt://me@host:1884"),
+        ("mqtts://me:se@cret/@host", "mqtts://me@host"),
+        ("me:cret@host:1884", "me@host:1884"),
+        ("mqtt://host", "mqtt://host"),
+        ("localhost:1883", "localhost:1883"),
+    ],
+)
 def test_a_broker_that_is_named_starts_nothing_and_its_password_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, kept: str
 ) -> None:
     monkeypatch.delenv("R2F_PASSWORD", raising=False)
-    settings = settings_file.resolved(parse({"broker": "mqtt://me:se%40cret@host:1884"}))
-    assert settings.broker == "mqtt://me@host:1884"
-    assert os.environ["R2F_PASSWORD"] == "se@cret"
+    settings = settings_file.resolved(parse({"broker": given}))
+    assert settings.broker == kept
+    assert "R2F_PASSWORD" not in os.environ, "the next run's broker is not told it"
     assert not settings.launch
     assert parse({"broker": "host", "launch": True}).launch
     settings_file.write(tmp_path, settings)
     assert "cret" not in (tmp_path / settings_file.FILE).read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if settings_file.type_of(name) in (str, str | None)])
+def test_what_is_given_but_empty_is_refused(name: str) -> None:
+    for value in ("", " "):
+        with pytest.raises(SettingsError, match=f"--{name}: .*empty"):
+            parse({name: value})
+
+
+def test_layers_that_are_protected_twice_are_protected_once() -> None:
+    assert parse({"protect": "7,0,7"}).scheme.protected == (0, 7)
+    assert parse({"protect": [7, 0, 7]}).scheme.protected == (0, 7)
+    assert parse({"protect": ""}, parse({"protect": "1"})).scheme.protected == ()
+
+
+def test_errors_are_in_plain_words() -> None:
+    for values, said in (
+        ({"batch": 0}, "--batch 0: expected a whole number >= 1"),
+        ({"lr": -1}, "--lr -1: expected a number > 0.0"),
+        ({"exact": "maybe"}, "--exact maybe: expected true or false, got text"),
+        ({"device": "a/b"}, "--device a/b: expected letters, digits, '_', '.' and '-', beginning with a letter or a digit"),
+        ({"mean": "0.5,"}, "--mean '0.5,': expected a number for each channel, e.g. 0.485,0.456,0.406"),
+    ):
+        with pytest.raises(SettingsError) as error:
+            parse(values)
+        assert str(error.value) == said
 
 
 def test_paths_hold_in_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,6 +154,8 @@ def test_paths_hold_in_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     settings = settings_file.resolved(parse({"weights": "w.pth", "data": "d.npz", "classes": "c.txt", "array": "a.cfg"}))
     found = (settings.weights, settings.data.source, settings.data.classes, settings.array)
     assert found == tuple(str(tmp_path / name) for name in ("w.pth", "d.npz", "c.txt", "a.cfg"))
+    assert settings.modules == str(tmp_path)
+    assert settings_file.resolved(parse({"weights": "~/w.pth"})).weights == str(Path.home() / "w.pth")
     assert settings_file.resolved(parse({})).data.source == "digits"
 
 

@@ -24,7 +24,7 @@ class Kept:
         self._engine: Engine | None = None
         self._actual: dict[int, Int8] = {INPUT: x}
         self._body: dict[int, bytes] = {}
-        self._golden_from: int | None = None
+        self._right_from: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -37,7 +37,7 @@ class Kept:
         That is the vote, until the server has asked for everything from an earlier layer on: then it is the fault-free
         output itself, and nothing can be left to correct.
         """
-        if vote is not None and self._golden_from is not None and index >= self._golden_from:
+        if vote is not None and self._right_from is not None and index >= self._right_from:
             return self._runs().fault_free(index, [self._input(index, {})])
         return vote
 
@@ -56,7 +56,7 @@ class Kept:
         if digests is not None:
             wanted = [index]
         else:
-            self._golden_from = index
+            self._right_from = index
             wanted = [i for i in sorted(self._body) if i >= index]
         corrections = {}
         computed: dict[int, Int8] = {}

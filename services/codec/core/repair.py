@@ -2,7 +2,7 @@
 
 Increments are right as far as the device's vote is the fault-free output. Where a digest says that one was not, the server
 names the first such layer and what it made of its channels; the device's reliable processor computes the fault-free outputs
-of the channels that differ, and answers with ``vote - golden``, which is nearly all zeros. The server adds that and goes on
+of the channels that differ, and answers with ``vote - fault-free``, which is nearly all zeros. The server adds that and goes on
 from there. Should a later layer be wrong too, the second request is for everything from that layer on, which cannot fail:
 the device computes all of it. So two round trips are enough at any bit error rate.
 """
@@ -35,16 +35,16 @@ def correction(engine: Engine, index: int, x: Int8, actual: Int8, vote: Int8, di
     check every channel. Raises CodecError if they are not as many as the layer's channels.
     """
     if digests is None:
-        golden = engine.fault_free(index, [x])
+        right = engine.fault_free(index, [x])
     else:
         if len(digests) != 4 * actual.shape[-1]:
             raise CodecError(f"repair: {len(digests)} bytes of digests for {actual.shape[-1]} channels of layer {index}")
         differ = np.flatnonzero(channel_digests(actual) != np.frombuffer(digests, "<u4"))
         rows = np.arange(actual.size // actual.shape[-1], dtype=np.int64)[:, None] * actual.shape[-1]
         positions = (rows + differ).reshape(-1)
-        golden = vote.copy()
-        golden.reshape(-1)[positions] = engine.elements(index, x, positions)
-    return codings.encode("increments, entropy", vote, golden) or layers.encode(actual, None, "chained")
+        right = vote.copy()
+        right.reshape(-1)[positions] = engine.elements(index, x, positions)
+    return codings.encode("increments, entropy", vote, right) or layers.encode(actual, None, "chained")
 
 
 def apply(body: bytes, rebuilt: Int8) -> Int8:

@@ -14,7 +14,7 @@ from services.trainer.core.replay import Replay
 from services.trainer.core.task import Sgd
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(ValueError):
     """Loss or gradients stopped being finite; going on would only destroy the weights."""
 
     def __init__(self, iteration: int, loss: float, norm: float, checkpoint: str | None) -> None:

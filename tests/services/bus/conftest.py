@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,13 @@ import pytest
 from broker.launch import find_mosquitto
 
 ROOT = Path(__file__).resolve().parents[3]
+_names = iter(range(10**6))
+
+
+@pytest.fixture
+def device() -> str:
+    """A device of its own for each test: they share a broker, and retained messages stay."""
+    return f"d{os.getpid()}-{next(_names)}"
 
 
 @pytest.fixture(scope="session", params=["mosquitto", "embedded"])

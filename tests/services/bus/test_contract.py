@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -20,7 +19,6 @@ import pytest
 from broker.config import make_accounts
 from broker.launch import Running, free_port, launch, stop
 from services.bus import Bus, BusError, MessageError, encoding
-from services.bus.client import CREDIT_WAIT_S
 from services.bus.messages import (
     Ack,
     Activations,
@@ -34,15 +32,9 @@ from services.bus.messages import (
     State,
     Timing,
 )
+from services.bus.sending import CREDIT_WAIT_S
 
 ROOT = Path(__file__).resolve().parents[3]
-_names = iter(range(10**6))
-
-
-@pytest.fixture
-def device() -> str:
-    """A device of its own for each test: they share a broker, and retained messages stay."""
-    return f"d{os.getpid()}-{next(_names)}"
 
 
 def ack(seq: int, session: str = "s") -> Ack:
@@ -444,6 +436,30 @@ async def test_a_broker_killed_in_the_middle_loses_nothing(kind: str, device: st
             await receiver.receive(0.3)
         assert receiver.counts["reconnected"] == sender.counts["reconnected"] == 1
         assert receiver.counts["lost"] == 0
+
+
+async def test_who_had_the_name_has_it_when_the_broker_is_back(kind: str, device: str) -> None:
+    """A second agent waited for the broker, which has forgotten the first; they come back in any order."""
+    async with Broker(kind) as broker, Bus(broker.url, "agent", device) as first:
+        first._presence._since = time.monotonic() - 60  # type: ignore[operator]
+        await broker.kill()
+
+        async def second() -> None:
+            async with Bus(broker.url, "agent", device) as bus:
+                await bus.receive(20)
+
+        starting = [asyncio.create_task(second()) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        await broker.start()
+        for task in starting:
+            with pytest.raises(BusError, match="another agent"):
+                await task
+        await first.flush()
+        async with Bus(broker.url, "watch", device, passive=True) as watch:
+            await watch.subscribe("state/agent")
+            state = await state_of(watch, "agent")
+            while state.boot != first.origin or not state.online:
+                state = await state_of(watch, "agent")
 
 
 async def test_a_broker_killed_under_large_messages_loses_nothing(kind: str, device: str) -> None:

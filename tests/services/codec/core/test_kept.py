@@ -33,15 +33,15 @@ def passed(network: Network, images: UInt8) -> tuple[dict[int, Int8], dict[int, 
     engine, generator = Engine(network), np.random.default_rng(1)
     actual: dict[int, Int8] = {INPUT: network.quantize_images(images)}
     votes: dict[int, Int8] = {}
-    goldens: dict[int, Int8] = {}
+    rights: dict[int, Int8] = {}
     for index, layer in enumerate(network.layers):
-        golden = engine.fault_free(index, [actual[i] for i in layer.inputs])
-        actual[index] = golden
+        right = engine.fault_free(index, [actual[i] for i in layer.inputs])
+        actual[index] = right
         if isinstance(layer, Conv):
-            actual[index] = np.where(generator.random(golden.shape) < 0.02, golden + np.int8(7), golden)
-            votes[index] = np.where(generator.random(golden.shape) < 0.01, golden - np.int8(1), golden)
-            goldens[index] = golden
-    return actual, votes, goldens
+            actual[index] = np.where(generator.random(right.shape) < 0.02, right + np.int8(7), right)
+            votes[index] = np.where(generator.random(right.shape) < 0.01, right - np.int8(1), right)
+            rights[index] = right
+    return actual, votes, rights
 
 
 def fill(kept: Kept, actual: dict[int, Int8], votes: dict[int, Int8]) -> None:
@@ -52,7 +52,7 @@ def fill(kept: Kept, actual: dict[int, Int8], votes: dict[int, Int8]) -> None:
 
 @pytest.mark.parametrize("confirmed", [0.0, 0.3, 0.7])
 def test_every_layer_that_is_not_confirmed_can_be_corrected(network: Network, images: UInt8, confirmed: float) -> None:
-    actual, votes, goldens = passed(network, images)
+    actual, votes, rights = passed(network, images)
     kept = Kept(network, "auto", 0, network.quantize_images(images))
     fill(kept, actual, votes)
     order = sorted(votes)
@@ -62,16 +62,16 @@ def test_every_layer_that_is_not_confirmed_can_be_corrected(network: Network, im
         kept.confirm(done[-1])
         assert kept.nbytes < before
     for index in order[len(done) :: 4]:
-        rebuilt = goldens[index] + (actual[index] - votes[index])
+        rebuilt = rights[index] + (actual[index] - votes[index])
         digests = repair.channel_digests(rebuilt).astype("<u4").tobytes()
         body = kept.correct(index, digests)[index]
         np.testing.assert_array_equal(repair.apply(body, rebuilt), actual[index])
     first = order[len(done)]
     for index, body in kept.correct(first, None).items():
-        rebuilt = goldens[index] + (actual[index] - votes[index])
+        rebuilt = rights[index] + (actual[index] - votes[index])
         np.testing.assert_array_equal(repair.apply(body, rebuilt), actual[index])
     # From now on nothing can be wrong.
-    np.testing.assert_array_equal(kept.reference(first, votes[first]), goldens[first])
+    np.testing.assert_array_equal(kept.reference(first, votes[first]), rights[first])
 
 
 def test_confirming_step_by_step_leaves_only_what_is_read_later(network: Network, images: UInt8) -> None:

@@ -36,9 +36,9 @@ def tensors(engine: Engine, wrong: float, hit: float) -> tuple[Int8, Int8, Int8]
     """Input, actual output with ``hit`` of its elements in error, and a vote that is wrong in ``wrong`` of its elements."""
     generator = np.random.default_rng(1)
     x = generator.integers(-128, 128, (2, 6, 5, 3), dtype=np.int8)
-    golden = engine.fault_free(0, [x])
-    actual = np.where(generator.random(SHAPE) < hit, golden + np.int8(3), golden)
-    return x, actual, np.where(generator.random(SHAPE) < wrong, golden - np.int8(1), golden)
+    right = engine.fault_free(0, [x])
+    actual = np.where(generator.random(SHAPE) < hit, right + np.int8(3), right)
+    return x, actual, np.where(generator.random(SHAPE) < wrong, right - np.int8(1), right)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.01, 0.3, 1.0])

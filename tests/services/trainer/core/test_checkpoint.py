@@ -74,10 +74,7 @@ def test_a_crash_while_writing_loses_nothing(tmp_path: Path, monkeypatch: pytest
     def crash(*_: object, **__: object) -> None:
         raise OSError("power cut")
 
-    if call == "open":
-        monkeypatch.setattr(Path, "open", crash)
-    else:
-        monkeypatch.setattr(os, call, crash)
+    monkeypatch.setattr(os, call, crash)
     with pytest.raises(OSError, match="power cut"):
         write(tmp_path, made(3))
     monkeypatch.undo()

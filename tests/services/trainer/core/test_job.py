@@ -50,7 +50,7 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path: Path) -> None:
     job.write(tmp_path, JOB)
     path = tmp_path / job.FILE
     path.write_text(path.read_text().replace('"evaluation_samples": 1000', '"evaluation_samples": 0'))
-    with pytest.raises(ValueError, match=r"job\.json: job: evaluation_samples is 0; it must be 1 or more"):
+    with pytest.raises(ValueError, match=r"job\.json: .*evaluation_samples"):
         job.read(tmp_path)
 
 
