@@ -265,8 +265,8 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
     from r2f.report import table
 
     os.environ["R2F_LOG_LEVEL"] = log_level
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stop in order, as Ctrl-C does
     console = Console()
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         with Display(console) as display:
             report = work(display)
@@ -274,8 +274,17 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
         if (folder / settings_file.FILE).exists() and not folders.is_running(folder):
             print(f"stopped; go on with: r2f retrain --resume {shlex.quote(str(folder.absolute()))}", file=sys.stderr)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     console.print(table(report))
     console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
+
+
+def _stop(*_: object) -> None:
+    """Stop in order, as Ctrl-C does; a process in the background may have been told to take no notice of that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _guarded(work: Callable[[], None]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +118,9 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
         ("--accelerator", "tpu", "simulated"), ("--broker", "ftp://x", "mqtt://"), ("--data", "nowhere", "nowhere"),
         ("--config", "nofile.toml", "nofile.toml"), ("--mean", "red", "--mean"), ("--image-size", "8", "HxWxC"),
         ("--protect", "99", "MAC layers"), ("--protect", "3", "MAC layers"),
-        ("--classes", "nofile.txt", "no such file"),
+        ("--classes", "nofile.txt", "no such file"), ("--protect", ",", "r2f layers"), ("--fault-model", "hard", "burst"),
+        ("--fault-model", "burst:x", "length"), ("--modules", "nowhere", "no such folder"), ("--broker", "", "empty"),
+        ("--broker", "mqtt://[::1", "--broker"), ("--broker", "localhost:x", "--broker"), ("--data", "", "empty"),
     ],
 )  # fmt: skip
 def test_arguments_that_mean_nothing(tmp_path: Path, weights: str, option: str, value: str, word: str) -> None:
@@ -150,6 +155,44 @@ def test_a_network_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         said(retrain(tmp_path, "--network", f"my_own:{function}", "--weights", "image.pth"), word)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"a\nb\n", b"PK\x03\x04", bytes(range(256)), b"\x80\x02.", b"import torch\n", b"{}" * 9]
+)
+def test_a_file_that_holds_no_weights(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    said(retrain(tmp_path, "--weights", str(path)), "notes.txt")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_that_cannot_be_made_where_they_should(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "runs").touch()
+    said(retrain(tmp_path, "--weights", weights), str(tmp_path / "runs"), "--out")
+
+
+def test_a_password_is_in_no_message(tmp_path: Path, weights: str) -> None:
+    for at in ("localhost:1", "localhost:x", "[::1"):
+        result = retrain(tmp_path, "--weights", weights, "--broker", f"mqtt://me:secret@{at}")
+        said(result, "--broker")
+        assert "secret" not in result.output
+
+
+def test_ones_own_network_has_as_many_classes_as_the_class_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sized.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes=10):\n    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save(zoo.build("sized:build", 3).state_dict(), "three.pth")
+    rows = np.arange(60) % 3
+    np.savez("three.npz", train_images=np.zeros((60, 8, 8, 1), np.uint8), train_labels=rows)
+    own = ["--network", "sized:build", "--weights", "three.pth", "--data", "three.npz"]
+    said(retrain(tmp_path, *own), "three.pth", "(3, 144)", "(10, 144)")
+    Path("names.txt").write_text("a\nb\nc\n")
+    # Past the weights and the lowering: there is no layer 99.
+    said(retrain(tmp_path, *own, "--classes", "names.txt", "--protect", "99"), "layer 99")
+
+
 def test_a_mistake_of_ours_leaves_its_traceback_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from r2f import run
 
@@ -173,6 +216,14 @@ def test_a_run_that_is_resumed_keeps_its_settings(tmp_path: Path) -> None:
 
 def test_no_run_to_tap(tmp_path: Path) -> None:
     said(CliRunner().invoke(app, ["tap", "--out", str(tmp_path)]), "no run is going on", "--broker")
+
+
+def test_the_name_of_a_run_is_whole_in_eighty_columns(tmp_path: Path) -> None:
+    folder = tmp_path / "20260101-000000-shufflenet_v2_x1_0"
+    folder.mkdir()
+    settings_file.write(folder, settings_file.parse({"network": "shufflenet_v2_x1_0", "ber": 1e-4, "iterations": 12000}))
+    output = CliRunner().invoke(app, ["runs", str(tmp_path)], env={"COLUMNS": "80"}).output
+    assert any(line.startswith(folder.name + " ") for line in output.splitlines()), output
 
 
 def test_runs_are_listed(tmp_path: Path) -> None:
@@ -205,6 +256,66 @@ def test_brackets_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[default: digits_cnn]" in text
     for name in settings_file.OPTIONS:
         assert f"--{name}" in text
+    assert "direct, golden, chained" in text
+    assert "[default: 0.0001]" in text.split("--ber ")[1].split("--ber-input")[0]
+    assert "[default:" not in text.split("--ber-input ")[1].split("--ber-accumulator")[0], "it is --ber's"
+
+
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, interrupts: Any) -> None:
+    """In the foreground, and in the background of a script, where SIGINT is ignored."""
+    command = [
+        sys.executable,
+        "-m",
+        "r2f",
+        "retrain",
+        "--weights",
+        weights,
+        "--out",
+        "runs",
+        "--iterations",
+        "5000",
+        "--embedded",
+    ]
+    started = subprocess.Popen(
+        [*command, "--eval-seeds", "1", "--eval-samples", "8"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stderr is not None
+    with started.stdout, started.stderr:
+        assert any(line.startswith("evaluate before") for line in started.stdout)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(30) == 130
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert started.stderr.read() == f"stopped; go on with: r2f retrain --resume {folder}\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "r2f.settings", "torch"])
+def test_ctrl_c_during_an_import_is_quiet(tmp_path: Path, module: str) -> None:
+    code = (
+        "import sys, importlib.abc\n"
+        "class Interrupting(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['r2f', 'layers']\n"
+        "from r2f.__main__ import main\nmain()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_nobody_reads_on(tmp_path: Path) -> None:
+    for number in range(400):
+        folder = tmp_path / f"{number:04}"
+        folder.mkdir()
+        (folder / settings_file.FILE).write_text("lr = -1\n" * 20)
+    command = f"{sys.executable} -m r2f runs {tmp_path} | head -n 1"
+    ended = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+    assert len(ended.stdout.splitlines()) == 1
 
 
 def test_version_and_help_import_nothing_heavy() -> None:
