@@ -40,7 +40,8 @@ def read(path: Path, shape: Shape, names: tuple[str, ...] | None) -> tuple[Part,
         within = [entry.name for entry in _visible(inner) if entry.is_dir()]
         if len(names) == 1 and len(within) > 1:
             raise DataError(
-                f"{train}: holds one class, {names[0]!r}, with folders {few(within)} in it; if those are the classes, give {inner}"
+                f"{train}: holds one class, {names[0]!r}, with folders {few(within)} in it; "
+                f"if those are the classes, give {inner}"
             )
         unknown = "is not among the training classes"
     else:

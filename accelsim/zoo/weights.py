@@ -121,7 +121,8 @@ def _weight_normed(name: str, v: Tensor, g: Tensor) -> Tensor:
     if g.dim() and g.shape[0] == v.shape[0] and g.numel() == g.shape[0]:
         return torch._weight_norm(v, g, 0)
     over = [d for d in range(v.dim()) if not g.dim() or g.shape[d] == 1]
-    return v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=True))
+    length: Tensor = torch.linalg.vector_norm(v, dim=over, keepdim=True)
+    return v * (g / length)
 
 
 _BLOCK = re.compile(r"features\.(\d+)\.(expand|dw|project)\.(weight|bias)")
