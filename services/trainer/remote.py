@@ -29,6 +29,9 @@ from services.bus.messages import (
 )
 
 log = structlog.get_logger()
+
+SETTLE_S = 0.3
+"""From a service's birth until it listens: a repeat that comes sooner may go unheard, and would cost a whole patience."""
 T = TypeVar("T")
 
 PATH = ("agent", "voter", "codec-device", "codec-server")
@@ -190,20 +193,24 @@ class Remote:
             while not (result := ready()):
                 if self.failure is not None:
                     raise self.failure
+                if self._restarts != restarts and all(self._listens(name) for name in PATH):
+                    break
                 seen = self._progress
                 try:
                     async with asyncio.timeout(self.patience.seconds):
-                        while self._progress == seen and self._restarts == restarts:
+                        while self._progress == seen:
                             await self._changed.wait()
                 except TimeoutError:
                     return None
-                if self._restarts != restarts and all(self._online(name) for name in PATH):
-                    return None
-            return result
+            else:
+                return result
+        await asyncio.sleep(SETTLE_S)
+        return None
 
-    def _online(self, service: str) -> bool:
+    def _listens(self, service: str) -> bool:
+        """Whether a service is there; the agent says what samples it has once it listens."""
         state = self._states.get(service)
-        return state is not None and state.online
+        return state is not None and state.online and (service != "agent" or bool(state.samples))
 
     async def fail(self, error: BusError) -> None:
         """Have whoever waits raise the error: no more messages will come."""
