@@ -266,7 +266,7 @@ class Bus:
     def _arrived(self, topic: str, payload: bytes, retained: bool) -> None:
         if not payload and retained:
             return  # a retained message was cleared
-        late = self._connections > 1
+        late = self._connections > 1 and self._subscriptions.resumed(topic)
         try:
             try:
                 message = encoding.decode(topic, payload)

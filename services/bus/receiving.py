@@ -18,7 +18,6 @@ from services.bus import encoding
 from services.bus.chunks import Reassembler
 from services.bus.encoding import MessageError
 from services.bus.messages import Chunk, Flow, Manifest, Message, State
-from services.bus.sending import UNACKNOWLEDGED
 
 CREDIT_EVERY: Final = 16
 HELD = 1024
@@ -26,6 +25,8 @@ HELD_BYTES = 64 << 20
 """What came too early, of all senders; what is over that is asked for again."""
 FARTHEST: Final = 1 << 20
 """A number that is further ahead than this is not a gap but nonsense."""
+BEGINNING: Final = 4096
+"""Numbers up to which a sender that was missed may have come: more than a second or two brings, and no old sender's history."""
 SENDERS: Final = 4096
 RECENT_S: Final = 600.0
 
@@ -113,7 +114,7 @@ class Receiver:
     # -- taking in ------------------------------------------------------------------------------------------------------
 
     def take(self, topic: str, message: Message, size: int, *, retained: bool, late: bool) -> None:
-        """Take in one message of ``size`` bytes. ``late``: this Bus was here before the sender can have been.
+        """Take in one message of ``size`` bytes. ``late``: this Bus waited on that topic before its connection broke.
 
         Raises MessageError for a number that is nonsense.
         """
@@ -130,8 +131,9 @@ class Receiver:
         """Deliver a numbered message (None: one that could not be read) in its turn, once."""
         flow = self.ins.get((topic, origin))
         if flow is None:
-            # After a reconnection an unknown sender at its beginning began while there was no broker: we want it all.
-            began = n <= UNACKNOWLEDGED and not retained and not self._passive and (late or origin in self._dropped)
+            # After a reconnection an unknown sender at its beginning began while we had no broker: we want it all. It may have
+            # come back before us and sent on.
+            began = n <= BEGINNING and not retained and not self._passive and (late or origin in self._dropped)
             flow = self.ins[topic, origin] = In(1 if began else n)
             if len(self.ins) > SENDERS:
                 _, gone = self.ins.popitem(last=False)
@@ -165,7 +167,7 @@ class Receiver:
     def named(self, origin: str) -> None:
         """A service announces itself: what it sent too early is asked for again, and the rest follows in order."""
         for topic, n in self._dropped.pop(origin, {}).items():
-            flow = self.ins.setdefault((topic, origin), In(1 if n <= UNACKNOWLEDGED else n))
+            flow = self.ins.setdefault((topic, origin), In(1 if n <= BEGINNING else n))
             flow.seen = time.monotonic()
             self._answer(topic, origin, flow, everything=True)
 

@@ -41,6 +41,8 @@ class Subscriptions:
         self._patterns: dict[str, None] = {}
         self._link: Link | None = None
         self._gone: asyncio.Future[None] | None = None
+        self._resumed: tuple[str, ...] = ()
+        self._missed: dict[str, bool] = {}
 
     async def add(self, patterns: Iterable[str]) -> None:
         """Subscribe to patterns, now and on every connection. Raises BusError where the broker does not allow one."""
@@ -59,6 +61,7 @@ class Subscriptions:
 
     async def connected(self, link: Link) -> None:
         """Subscribe to everything on a new connection. Raises BusError as ``add`` does."""
+        self._resumed, self._missed = tuple(self.wanted), {}
         asked: set[str] = set()
         while fresh := [pattern for pattern in self._patterns if pattern not in asked]:
             asked.update(fresh)
@@ -75,6 +78,12 @@ class Subscriptions:
     def asked_for(self, topic: str) -> bool:
         """Whether whoever reads the Bus asked for a topic."""
         return any(topic_matches_sub(pattern, topic) for pattern in self.wanted)
+
+    def resumed(self, topic: str) -> bool:
+        """Whether whoever reads the Bus asked for a topic before this connection was made."""
+        if topic not in self._missed:
+            self._missed[topic] = any(topic_matches_sub(pattern, topic) for pattern in self._resumed)
+        return self._missed[topic]
 
     async def _subscribe(self, link: Link, patterns: list[str], timeout_s: float | None) -> None:
         granted: list[Any] = list(await link.subscribe([(pattern, 1) for pattern in patterns], timeout=timeout_s))

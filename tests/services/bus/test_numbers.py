@@ -59,6 +59,7 @@ def message(i: int) -> Inputs:
 def pair() -> tuple[Bus, Bus]:
     sender, receiver = Bus("mqtt://h:1", "sender", "d"), Bus("mqtt://h:1", "receiver", "d")
     receiver._connections = 2  # it was here before the sender
+    receiver._subscriptions._resumed = ("r2f/v1/d/#",)
     return sender, receiver
 
 

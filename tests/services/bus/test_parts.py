@@ -215,6 +215,18 @@ async def test_each_once_and_in_order() -> None:
     assert receiving.counts == {"received": 5, "duplicate": 2}
 
 
+async def test_a_sender_that_was_back_before_us_is_asked_for_its_beginning() -> None:
+    """It had 256 messages under way, which the broker took and passed on to nobody, and has sent more since."""
+    receiving = Receiving()
+    receiving.take(300, late=True)
+    receiving.take(5000, origin="old", late=True)
+    receiving.take(7, origin="known")
+    assert await receiving.read() == [5000, 7]
+    assert (receiving.answers[0].to, receiving.answers[0].missing) == ("o", ((1, 299),))
+    receiving.take(*range(1, 300))
+    assert await receiving.read() == list(range(1, 301))
+
+
 async def test_a_gap_is_asked_for_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     receiving = Receiving()
     receiving.take(1, 3)
@@ -308,6 +320,10 @@ async def test_patterns_are_subscribed_to_once_and_on_every_connection() -> None
     subscriptions.wanted.add("a/+/#")
     assert subscriptions.asked_for("a/b/c/d")
     assert not subscriptions.asked_for("b")
+    assert not subscriptions.resumed("a/b")
+    subscriptions.disconnected()
+    await subscriptions.connected(Broker())
+    assert [subscriptions.resumed(topic) for topic in ("a/b", "a/b", "b")] == [True, True, False]
 
 
 async def test_what_is_not_allowed() -> None:
