@@ -121,6 +121,7 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
         ("--classes", "nofile.txt", "no such file"), ("--protect", ",", "r2f layers"), ("--fault-model", "hard", "burst"),
         ("--fault-model", "burst:x", "length"), ("--modules", "nowhere", "no such folder"), ("--broker", "", "empty"),
         ("--broker", "mqtt://[::1", "--broker"), ("--broker", "localhost:x", "--broker"), ("--data", "", "empty"),
+        ("--batch", "5000", "training images"),
     ],
 )  # fmt: skip
 def test_arguments_that_mean_nothing(tmp_path: Path, weights: str, option: str, value: str, word: str) -> None:
