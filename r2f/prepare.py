@@ -58,6 +58,8 @@ def check(settings: Settings) -> None:
         raise SettingsError("--float-inputs and --jpeg exclude one another: give one")
     if settings.scheme.codec == "golden" and settings.scheme.protected:
         raise SettingsError("--protect: codec golden protects no layers; take --codec chained or direct")
+    if not settings.data.source:
+        raise SettingsError("--data is empty: give 'digits', an .npz file or a folder of images")
     if settings.link is not None:
         profile(settings.link)
     if settings.live and settings.link is None:

@@ -36,6 +36,13 @@ def read(path: Path, shape: Shape, names: tuple[str, ...] | None) -> tuple[Part,
     folders = _classes(train)
     if names is None:
         names = _in_order(train, folders)
+        inner = next(iter(folders.values()))
+        within = [entry.name for entry in _visible(inner) if entry.is_dir()]
+        if len(names) == 1 and len(within) > 1:
+            raise DataError(
+                f"{train}: holds one class, {names[0]!r}, with folders {few(within)} in it; "
+                f"if those are the classes, give {inner}"
+            )
         unknown = "is not among the training classes"
     else:
         names = tuple(map(same, names))

@@ -104,10 +104,25 @@ def _computed(own: frozenset[str], tensors: dict[str, Tensor]) -> dict[str, Tens
             found[plain] = found.pop(name) * found.pop(f"{plain}_mask")
         elif name.endswith("_g") and f"{name[:-2]}_v" in tensors:
             plain = name[:-2]
-            found[plain] = torch._weight_norm(found.pop(f"{plain}_v"), found.pop(name), 0)
+            found[plain] = _weight_normed(plain, found.pop(f"{plain}_v"), found.pop(name))
         elif (match := re.fullmatch(r"(.*?)parametrizations\.(\w+)\.original0", name)) and f"{name[:-1]}1" in tensors:
-            found[match[1] + match[2]] = torch._weight_norm(found.pop(f"{name[:-1]}1"), found.pop(name), 0)
+            plain = match[1] + match[2]
+            found[plain] = _weight_normed(plain, found.pop(f"{name[:-1]}1"), found.pop(name))
     return found
+
+
+def _weight_normed(name: str, v: Tensor, g: Tensor) -> Tensor:
+    """The weight that weight norm makes of its direction ``v`` and its length ``g``, whichever dimension ``g`` is of.
+
+    Raises WeightsError naming the weight where the shapes do not belong together.
+    """
+    if g.dim() and (g.dim() != v.dim() or any(size not in (1, of) for size, of in zip(g.shape, v.shape, strict=True))):
+        raise WeightsError(f"{name}: weight norm's length is {tuple(g.shape)}, its direction {tuple(v.shape)}")
+    if g.dim() and g.shape[0] == v.shape[0] and g.numel() == g.shape[0]:
+        return torch._weight_norm(v, g, 0)
+    over = [d for d in range(v.dim()) if not g.dim() or g.shape[d] == 1]
+    length: Tensor = torch.linalg.vector_norm(v, dim=over, keepdim=True)
+    return v * (g / length)
 
 
 _BLOCK = re.compile(r"features\.(\d+)\.(expand|dw|project)\.(weight|bias)")

@@ -71,6 +71,8 @@ def count(outputs: Int8 | Float32, labels: Int64) -> Counts:
         raise ValueError(f"evaluation: labels of shape {labels.shape} for {len(rows)} outputs")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"evaluation: labels run from {labels.min()} to {labels.max()}, the network has {classes} classes")
+    if not np.isfinite(rows).all():
+        raise ValueError("evaluation: outputs are not finite numbers; the network itself is broken")
     own = rows[np.arange(len(rows)), labels][:, None]
     before = (rows > own) | ((rows == own) & (np.arange(classes) < labels[:, None]))
     rank = before.sum(axis=1)

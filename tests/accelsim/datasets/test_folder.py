@@ -202,3 +202,13 @@ def test_more_images_than_memory_holds(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("accelsim.datasets.folder.np.empty", full)
     with pytest.raises(DataError, match="4 images of 2x2x3 do not fit into memory; give fewer"):
         load(tmp_path, shape=SHAPE)
+
+
+def test_a_folder_around_the_class_folders_is_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "wrap" / "inner" / name).mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (8, 8)).save(tmp_path / "wrap" / "inner" / name / f"{k}.png")
+    with pytest.raises(DataError, match=r"wrap: holds one class, 'inner', with folders .*give .*inner"):
+        load(tmp_path / "wrap", shape=(8, 8, 3))
+    assert load(tmp_path / "wrap" / "inner", shape=(8, 8, 3)).classes == 2

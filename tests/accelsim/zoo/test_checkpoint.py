@@ -176,3 +176,20 @@ def test_a_network_that_does_not_build_says_so(tmp_path: Path, monkeypatch: pyte
     }.items():
         with pytest.raises(ValueError, match=text):
             zoo.build(network)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 3, None])
+def test_weight_norm_along_any_dimension(tmp_path: Path, dim: int | None) -> None:
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3), dim=dim))
+    path = tmp_path / "normed.pth"
+    torch.save(module.state_dict(), path)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3))
+    zoo.load_weights(plain, path)
+    torch.testing.assert_close(plain[0].weight, module[0].weight)
+
+
+def test_a_length_that_is_not_of_its_direction_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save({"0.weight_g": torch.ones(5, 1, 1, 1), "0.weight_v": torch.ones(8, 3, 3, 3), "0.bias": torch.zeros(8)}, path)
+    with pytest.raises(WeightsError, match=r"0\.weight: weight norm's length is \(5, 1, 1, 1\)"):
+        zoo.load_weights(nn.Sequential(nn.Conv2d(3, 8, 3)), path)

@@ -106,7 +106,7 @@ def test_any_fate_of_the_packets_ends_in_each_message_once_and_in_order(count: i
         assert receiver.counts["bad"] == receiver.counts["lost"] == receiver._receiver._held_bytes == 0
         assert receiver._receiver._reassembler.held == 0
         for bus in (sender, receiver):
-            assert bus._failure is None
+            assert bus._sender._failure is None
             await bus._stop()
 
     asyncio.run(run())
@@ -122,7 +122,7 @@ def test_any_numbers_are_delivered_in_order_once_and_held_within_bounds(stamps: 
     for origin, n in stamps:
         one = Ack(session="s", of="mode", seq=min(n, 2**40), ok=True, origin=origin, n=n, error=origin)
         bus._arrived("r2f/v1/d/up/ack", encoding.encode(one), False)
-    assert bus._failure is None
+    assert bus._sender._failure is None
     assert bus._receiver._held_bytes == sum(size for flow in bus._receiver.ins.values() for _, size in flow.held.values())
     for origin in ("a", "b"):
         got = [m.seq for m in received(bus) if isinstance(m, Ack) and m.error == origin and m.seq]
@@ -151,7 +151,7 @@ def test_any_flow_only_sends_what_was_sent(flows: list[tuple[int, list[tuple[int
             await asyncio.sleep(0)
         assert set(broker.packets) == real
         assert sender._sender.outs[TOPIC].taken <= sender._sender.outs[TOPIC].n
-        assert sender._failure is None
+        assert sender._sender._failure is None
         await sender._stop()
 
     asyncio.run(run())

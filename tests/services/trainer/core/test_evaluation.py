@@ -51,3 +51,9 @@ def test_passes_take_every_sample_once_a_seed() -> None:
 def test_without_faults_one_seed_tells_all() -> None:
     assert evaluation.seeds_of(Rates(), (1, 2)) == (1,)
     assert evaluation.seeds_of(Rates(weight=1e-9), (1, 2)) == (1, 2)
+
+
+def test_outputs_that_are_no_numbers_are_not_right() -> None:
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            evaluation.count(np.full((2, 1, 1, 7), value, np.float32), np.zeros(2, np.int64))
