@@ -88,7 +88,7 @@ def over_the_bus(folder: Path, network: Network, job: Job, settings: Settings) -
     jobs.write(folder, job)
     memory = shares(settings.device_memory_mb, network, job.batch, data_bytes=0)
     prepared = prepare.Prepared(
-        float_accuracy=Evaluation(top1=[0.0]), samples=1, classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, memory=memory
+        float_accuracy=Evaluation(samples=1, top1=[0.0]), classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, memory=memory
     )
     (folder / prepare.PREPARED).write_bytes(msgspec.json.encode(prepared))
     watch = Stopwatch()

@@ -27,7 +27,8 @@ def retrain(
     data="cifar.npz", ber=1e-4, eval_samples=500)``. ``config`` is a file such as a run's ``run.toml``; settings given beside
     it win. ``on_progress`` is called with every event of the trainer (``phase`` before, train, after or done; in ``train``,
     ``step`` of ``steps`` iterations and ``value``, the loss), on a thread of its own where an event loop runs already, as in
-    a notebook; an event sent while the broker restarts is lost. ``quiet`` False shows the bars that the command shows.
+    a notebook; an event sent while the broker restarts is lost, and what the function raises stops the run. ``quiet`` False
+    shows the bars that the command shows.
 
     Raises ValueError for settings, data or networks that do not fit, PipelineError and BusError for a pipeline that fails.
     """

@@ -281,10 +281,8 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
 
 
 def _stop(*_: object) -> None:
-    """Stop in order, as Ctrl-C does; a process in the background may have been told to take no notice of that."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        raise KeyboardInterrupt
-    signal.raise_signal(signal.SIGINT)
+    """Before the pipeline runs, which stops in order, SIGTERM is what Ctrl-C is."""
+    raise KeyboardInterrupt
 
 
 def _guarded(work: Callable[[], None]) -> None:

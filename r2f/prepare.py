@@ -41,8 +41,6 @@ class Prepared(msgspec.Struct, kw_only=True):
 
     float_accuracy: Evaluation
     """Of the float network on the held-out images of the evaluations."""
-    samples: int
-    """Of those: at most ``--eval-samples``."""
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -113,6 +111,8 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
     for note in data.notes:
         say.note(note)
     module = _module(settings, data, say)
+    if settings.launch and settings.batch > len(data.train_images):
+        raise SettingsError(f"--batch {settings.batch}: {data.name} has {len(data.train_images)} training images")
     with say.step("quantising to int8"):
         images = data.train_images[spread(CALIBRATION, len(data.train_images))]
         network = lower(module, images, data.mean, data.std, name=settings.network, classifier=True)
@@ -129,9 +129,7 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
         raise SettingsError(f"--protect: {str(error).removeprefix('job: ')}; see r2f layers") from None
     folder.mkdir(parents=True, exist_ok=True)
     storage.save(network, folder / jobs.NETWORK)
-    prepared = Prepared(
-        float_accuracy=accuracy, samples=len(chosen), classes=data.classes, mean=data.mean, std=data.std, memory=memory
-    )
+    prepared = Prepared(float_accuracy=accuracy, classes=data.classes, mean=data.mean, std=data.std, memory=memory)
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
         np.save(folder / "train_labels.npy", data.train_labels)

@@ -106,7 +106,9 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     std: tuple[float, ...]
     """The normalisation used: of each channel, of pixels in 0..1."""
     samples: int
-    """Held-out images of each evaluation, evenly over all of them."""
+    """Held-out images of the device in each evaluation, evenly over all that it has."""
+    samples_float: int
+    """Those of the server, on which the float network was measured: the same images where they have the same data."""
     accuracy: Accuracy
     """Top-1."""
     accuracy_top5: Accuracy | None
@@ -167,11 +169,12 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
         batch=todo.batch,
         mean=prepared.mean,
         std=prepared.std,
-        samples=prepared.samples,
+        samples=after.samples,
+        samples_float=prepared.float_accuracy.samples,
         accuracy=_top(1, prepared.float_accuracy, clean, clean_after, before, after),
         accuracy_top5=_top(5, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None,
-        verdict=verdict(before.top1, after.top1, prepared.samples),
-        verdict_fault_free=verdict(clean.top1, clean_after.top1, prepared.samples),
+        verdict=verdict(before.top1, after.top1, after.samples),
+        verdict_fault_free=verdict(clean.top1, clean_after.top1, after.samples),
         recovered=_recovered(clean, before, after),
         uplink_bytes=Uplink(
             direct=layers + sum(row.input_bytes for row in rows),
@@ -308,7 +311,8 @@ def _title(report: Report) -> Text:
     numbers = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(report.mean, report.std, strict=True))
     return Text.assemble(
         (report.network, "bold"),
-        f"  BER {report.ber:g}, {report.codec}{over(report.link)}, {report.iterations} iterations of {report.batch} images\n",
+        f"  BER {report.ber:g}, {report.codec}{over(report.link)}, {_many(report.iterations, 'iteration')} of "
+        f"{_many(report.batch, 'image')}\n",
         (f"pixels in 0..1 normalised by mean/std {numbers}", "dim"),
     )
 
@@ -316,10 +320,11 @@ def _title(report: Report) -> Text:
 def _accuracy(report: Report) -> Table:
     top1, top5 = report.accuracy, report.accuracy_top5
     count = len(top1.faulty_before.values)
-    seeds = f"{count} fault seed{'s' if count > 1 else ''}"
+    seeds = _many(count, "fault seed")
     grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()))
+    own = "" if report.samples_float == report.samples else f" ({report.samples_float} of the server's)"
     for name, field in (
-        ("float", "float_"),
+        (f"float{own}", "float_"),
         ("int8, no faults, before", "int8"),
         ("int8, no faults, after", "int8_after"),
         (f"int8, faulty, before ({seeds})", "faulty_before"),
@@ -382,6 +387,10 @@ def _grid(title: str, *columns: str) -> Table:
     for column in columns:
         grid.add_column(column, justify="right", min_width=8)
     return grid
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def over(link: str) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,10 +53,39 @@ def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Repor
         prepare.reach(settings.broker)
     with folders.locked(folder):
         try:
-            asyncio.run(execute(settings, folder, say))
+            asyncio.run(_until_sigterm(execute(settings, folder, say)))
         except BaseExceptionGroup as group:
             raise first(group) from group
     return finish(settings, folder)
+
+
+async def _until_sigterm(work: Coroutine[Any, Any, None]) -> None:
+    """Does the work; at SIGTERM stops it in order, as Ctrl-C does, and raises KeyboardInterrupt. Elsewhere than in the main
+    thread nobody hears signals."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    hears = threading.current_thread() is threading.main_thread()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        if task is not None:
+            task.cancel()
+
+    before = signal.getsignal(signal.SIGTERM)
+    if hears:
+        loop.add_signal_handler(signal.SIGTERM, stop)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if stopped:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if hears:
+            loop.remove_signal_handler(signal.SIGTERM)
+            if before is not None:  # None: it is not Python's
+                signal.signal(signal.SIGTERM, before)
 
 
 def read_settings(folder: Path) -> Settings:

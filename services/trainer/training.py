@@ -150,6 +150,11 @@ def _check_device(todo: Job, agent: State) -> None:
     for split in ("train", "test"):
         if agent.samples.get(split, 0) < 1:
             raise ValueError(f"device {todo.device!r} has no {split} samples; it reports {agent.samples}")
+    if todo.batch > agent.samples["train"]:
+        raise ValueError(
+            f"device {todo.device!r} has {agent.samples['train']} training samples, fewer than a batch of {todo.batch}; "
+            "start a run with a smaller --batch"
+        )
     if todo.data and agent.data and todo.data != agent.data:
         raise ValueError(
             f"device {todo.device!r} has other classes or images of another size than this run: the digest of its data is "

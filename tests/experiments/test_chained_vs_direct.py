@@ -103,7 +103,7 @@ def test_accuracy_is_of_all_held_out_images(
 
     def evaluate(*given: object, **options: object) -> Evaluation:
         seen.append(given)
-        return Evaluation(top1=[1.0, 2.0], top5=[5.0, 6.0])
+        return Evaluation(samples=8, top1=[1.0, 2.0], top5=[5.0, 6.0])
 
     monkeypatch.setattr(experiment.inprocess, "evaluate", evaluate)
     data = experiment.load("digits")

@@ -121,6 +121,7 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
         ("--classes", "nofile.txt", "no such file"), ("--protect", ",", "r2f layers"), ("--fault-model", "hard", "burst"),
         ("--fault-model", "burst:x", "length"), ("--modules", "nowhere", "no such folder"), ("--broker", "", "empty"),
         ("--broker", "mqtt://[::1", "--broker"), ("--broker", "localhost:x", "--broker"), ("--data", "", "empty"),
+        ("--batch", "5000", "training images"),
     ],
 )  # fmt: skip
 def test_arguments_that_mean_nothing(tmp_path: Path, weights: str, option: str, value: str, word: str) -> None:
@@ -261,24 +262,14 @@ def test_brackets_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[default:" not in text.split("--ber-input ")[1].split("--ber-accumulator")[0], "it is --ber's"
 
 
-@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN])
-def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, interrupts: Any) -> None:
-    """In the foreground, and in the background of a script, where SIGINT is ignored."""
-    command = [
-        sys.executable,
-        "-m",
-        "r2f",
-        "retrain",
-        "--weights",
-        weights,
-        "--out",
-        "runs",
-        "--iterations",
-        "5000",
-        "--embedded",
-    ]
+@pytest.mark.parametrize(
+    ("interrupts", "number"), [(signal.default_int_handler, signal.SIGINT), (signal.SIG_IGN, signal.SIGTERM)]
+)
+def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, interrupts: Any, number: int) -> None:
+    """By Ctrl-C in the foreground, and in the background of a script, where SIGINT is ignored, by SIGTERM."""
+    options = "--out runs --iterations 5000 --embedded --eval-seeds 1 --eval-samples 8"
     started = subprocess.Popen(
-        [*command, "--eval-seeds", "1", "--eval-samples", "8"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "r2f", "retrain", "--weights", weights, *options.split()], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
     )  # fmt: skip
@@ -286,7 +277,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, i
     assert started.stderr is not None
     with started.stdout, started.stderr:
         assert any(line.startswith("evaluate before") for line in started.stdout)
-        started.send_signal(signal.SIGTERM)
+        started.send_signal(number)
         assert started.wait(30) == 130
         (folder,) = (tmp_path / "runs").iterdir()
         assert started.stderr.read() == f"stopped; go on with: r2f retrain --resume {folder}\n"

@@ -132,9 +132,9 @@ async def test_passwords_are_not_among_the_arguments(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pipeline, "_start", start)
     broker = "mqtt://server:secret@127.0.0.1:1"
     settings = Settings(broker=broker)
-    nothing = Evaluation(top1=[0.0])
+    nothing = Evaluation(samples=1, top1=[0.0])
     memory = Shares(agent=1, voter=1, codec=1, keep=1)
-    prepared = prepare.Prepared(float_accuracy=nothing, samples=1, classes=10, mean=(0.0,), std=(1.0,), memory=memory)
+    prepared = prepare.Prepared(float_accuracy=nothing, classes=10, mean=(0.0,), std=(1.0,), memory=memory)
     (tmp_path / prepare.PREPARED).write_bytes(msgspec.json.encode(prepared))
     with Display(Console(quiet=True)) as display:
         await run.execute(settings, tmp_path, display)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,10 +44,10 @@ def finished(folder: Path, iterations: int = 4) -> Path:
     ]  # fmt: skip
     ledger.append(folder / result.PROGRESS, rows)
     found = result.Result(
-        clean_before=Evaluation(top1=[97.0], top5=[99.0]),
-        clean_after=Evaluation(top1=[96.0], top5=[99.5]),
-        faulty_before=Evaluation(top1=[80.0, 84.0], top5=[90.0, 91.0]),
-        faulty_after=Evaluation(top1=[88.0, 92.0], top5=[95.0, 97.0]),
+        clean_before=Evaluation(samples=449, top1=[97.0], top5=[99.0]),
+        clean_after=Evaluation(samples=449, top1=[96.0], top5=[99.5]),
+        faulty_before=Evaluation(samples=449, top1=[80.0, 84.0], top5=[90.0, 91.0]),
+        faulty_after=Evaluation(samples=449, top1=[88.0, 92.0], top5=[95.0, 97.0]),
         model_sha256="ab" * 32,
     )
     result.write(folder, found)
@@ -54,8 +55,7 @@ def finished(folder: Path, iterations: int = 4) -> Path:
 
 
 PREPARED = Prepared(
-    float_accuracy=Evaluation(top1=[98.5], top5=[99.9]),
-    samples=449,
+    float_accuracy=Evaluation(samples=449, top1=[98.5], top5=[99.9]),
     classes=10,
     mean=(0.5,),
     std=(0.25,),
@@ -84,7 +84,8 @@ def test_adds_up(tmp_path: Path) -> None:
     }
     assert (written["verdict"], written["recovered"]) == ("better", pytest.approx(8 / 15))
     assert written["verdict_fault_free"] == "within error"
-    assert (written["mean"], written["std"], written["samples"]) == ([0.5], [0.25], 449)
+    assert (written["mean"], written["std"]) == ([0.5], [0.25])
+    assert (written["samples"], written["samples_float"]) == (449, 449)
     assert written["uplink_bytes"] == {
         "direct": 4512, "sent": 780, "direct_layers": 4000, "sent_layers": 540, "sent_repairs": 140,
     }  # fmt: skip
@@ -164,17 +165,29 @@ def test_a_verdict_counts_the_error_of_seeds_and_images(
     assert report.verdict(before, after, samples) == said
 
 
+def test_a_device_with_images_of_its_own_is_said_so(tmp_path: Path) -> None:
+    server = Evaluation(samples=10, top1=[98.5], top5=[99.9])
+    prepared = msgspec.structs.replace(PREPARED, float_accuracy=server)
+    found = report.collect(finished(tmp_path), network="n", link=LINK, prepared=prepared)
+    assert (found.samples, found.samples_float) == (449, 10)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(report.table(found))
+    text = console.export_text()
+    assert "On 449 held-out images" in text
+    assert "float (10 of the server's)" in text
+
+
 def test_nothing_is_recovered_where_nothing_was_lost(tmp_path: Path) -> None:
     finished(tmp_path)
     found = result.read(tmp_path)
-    found.faulty_before = Evaluation(top1=[96.5, 97.0], top5=[99.0, 99.0])
+    found.faulty_before = Evaluation(samples=449, top1=[96.5, 97.0], top5=[99.0, 99.0])
     result.write(tmp_path, found)
     assert report.collect(tmp_path, network="n", link=LINK, prepared=PREPARED).recovered is None
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     finished(tmp_path)
-    one = Evaluation(top1=[1.0])
+    one = Evaluation(samples=449, top1=[1.0])
     result.write(tmp_path, result.Result(clean_before=one, faulty_before=one))
     with pytest.raises(report.ReportError, match="evaluation after them is missing; resume with --resume"):
         report.collect(tmp_path, network="n", link=LINK, prepared=PREPARED)

@@ -50,7 +50,7 @@ def test_a_folder_holds_all_that_a_run_needs(tmp_path: Path, trained: nn.Module,
     places = np.linspace(0, len(data.test_images) - 1, 64).astype(int)
     expected = float_training.evaluate(trained, data.test_images[places], data.test_labels[places], data)
     assert prepared.float_accuracy == expected, "the float row is of the images of the other rows"
-    assert (prepared.samples, prepared.mean, prepared.std) == (64, data.mean, data.std)
+    assert (expected.samples, prepared.mean, prepared.std) == (64, data.mean, data.std)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ FIRST: Final = 1 << 30
 
 
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
-    """Accuracy in per cent, one number a fault seed."""
+    """Accuracy on ``samples`` held-out images in per cent, one number a fault seed."""
 
+    samples: int
     top1: list[float]
     top5: list[float] = []
     """Empty where the network has no more than five classes: all answers are among five."""
@@ -80,6 +81,7 @@ def count(outputs: Int8 | Float32, labels: Int64) -> Counts:
 
 def accuracy(counts: Sequence[Sequence[Counts]]) -> Evaluation:
     """The evaluation that some passes, a sequence for each seed, come to."""
+    samples = 0
     top1: list[float] = []
     top5: list[float] = []
     for of_seed in counts:
@@ -88,4 +90,4 @@ def accuracy(counts: Sequence[Sequence[Counts]]) -> Evaluation:
         five = [found.top5 for found in of_seed if found.top5 is not None]
         if five:
             top5.append(100 * sum(five) / samples)
-    return Evaluation(top1=top1, top5=top5)
+    return Evaluation(samples=samples, top1=top1, top5=top5)

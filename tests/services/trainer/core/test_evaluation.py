@@ -27,7 +27,7 @@ def test_five_classes_or_fewer_have_no_top_five(classes: int, top5: int | None) 
     outputs = np.zeros((3, 1, 1, classes), np.int8)
     assert evaluation.count(outputs, np.zeros(3, np.int64)).top5 == top5
     counts = [[evaluation.count(outputs, np.zeros(3, np.int64))]]
-    assert evaluation.accuracy(counts) == Evaluation(top1=[100.0], top5=[100.0] if top5 else [])
+    assert evaluation.accuracy(counts) == Evaluation(samples=3, top1=[100.0], top5=[100.0] if top5 else [])
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 3], [-1, 0], [[0], [1]]])

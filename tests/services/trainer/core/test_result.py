@@ -11,7 +11,10 @@ from services.trainer.core.result import Result
 
 def test_comes_back_and_is_empty_at_first(tmp_path: Path) -> None:
     assert result.read(tmp_path) == Result()
-    found = Result(clean_before=Evaluation(top1=[98.5]), faulty_before=Evaluation(top1=[70.0, 71.5], top5=[99.0, 98.0]))
+    found = Result(
+        clean_before=Evaluation(samples=8, top1=[98.5]),
+        faulty_before=Evaluation(samples=8, top1=[70.0, 71.5], top5=[99.0, 98.0]),
+    )
     result.write(tmp_path, found)
     assert result.read(tmp_path) == found
     assert [path.name for path in tmp_path.iterdir()] == [result.FILE]
