@@ -269,8 +269,8 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, i
     """By Ctrl-C in the foreground, and in the background of a script, where SIGINT is ignored, by SIGTERM."""
     options = "--out runs --iterations 5000 --embedded --eval-seeds 1 --eval-samples 8"
     started = subprocess.Popen(
-        [sys.executable, "-m", "r2f", "retrain", "--weights", weights, *options.split()], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "r2f", "retrain", "--weights", weights, *options.split()], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
     )  # fmt: skip
     assert started.stdout is not None

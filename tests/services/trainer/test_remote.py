@@ -25,6 +25,7 @@ from services.bus.messages import (
     Message,
     Outputs,
     SetMode,
+    State,
     Tensor,
     Timing,
 )
@@ -192,3 +193,37 @@ async def test_data_needs_a_network_and_a_mode(network: Network) -> None:
             await server.get_data("d", iteration=0, split="train", samples=[0])
     assert not [message for message in bus.published if isinstance(message, Forward | EncodedModel)]
     assert "agent" in PATH
+
+
+async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_until_then(network: Network) -> None:
+    bus = FakeBus()
+    sent: list[Forward] = []
+
+    def born(service: str, boot: str, **of: Any) -> tuple[str, Message]:
+        return f"state/{service}", State(session="", service=service, online=True, boot=boot, **of)
+
+    def answer(message: Message) -> list[tuple[str, Message]]:
+        if isinstance(message, Forward):
+            sent.append(message)
+            return whole(network, attempt=message.attempt) if message.attempt else []
+        return []
+
+    bus.answer = answer
+    ready = {"samples": {"train": 9, "test": 9}}
+    for service in PATH:
+        bus.inbox.put_nowait((bus.topic(f"state/{service}"), born(service, "1", **(ready if service == "agent" else {}))[1]))
+    getting = asyncio.create_task(get_data(bus, network, patience=30.0))
+    async with asyncio.timeout(10):
+        while not sent:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        gone = State(session="", service="voter", online=False, boot="1")
+        bus.inbox.put_nowait((bus.topic("state/voter"), gone))
+        for of in ({}, ready):  # the agent is born while the voter is away, and listens a while later
+            topic, state = born("agent", "2", **of)
+            bus.inbox.put_nowait((bus.topic(topic), state))
+            await asyncio.sleep(0.1)  # comes back only where nobody spins
+        assert len(sent) == 1
+        topic, state = born("voter", "2")
+        bus.inbox.put_nowait((bus.topic(topic), state))
+        await getting
+    assert [message.attempt for message in sent] == [0, 1]
