@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import select
 import shlex
 import signal
 import sys
@@ -280,6 +281,16 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
     console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
 
 
+def _nobody_reads() -> bool:
+    """Whether it is standard output that is broken, not a broker's socket."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except OSError:  # it is no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _stop(*_: object) -> None:
     """Before the pipeline runs, which stops in order, SIGTERM is what Ctrl-C is."""
     raise KeyboardInterrupt
@@ -298,7 +309,7 @@ def _guarded(work: Callable[[], None]) -> None:
             raise
         if isinstance(found, KeyboardInterrupt):
             raise typer.Exit(130) from None
-        if isinstance(found, BrokenPipeError):  # as of r2f runs | head
+        if isinstance(found, BrokenPipeError) and _nobody_reads():  # as of r2f runs | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         print(f"r2f: {told(error)}", file=sys.stderr)
