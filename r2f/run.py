@@ -27,6 +27,9 @@ from services.bus import Bus, BusError
 from services.bus.messages import Progress, Timing
 from services.trainer import waiting
 
+LISTEN_S = 15.0
+"""How long the trainer waits for the display to hear its events."""
+
 
 def start(settings: Settings, folder: Path, say: Display) -> report.Report:
     """A new run in an empty folder, from data and weights to the report.
@@ -112,16 +115,22 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         trainer = Program("trainer", "services.trainer", ("--run", str(folder)), {"R2F_BROKER": server_broker})
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
-        working = asyncio.create_task(running.watch(trainer) if settings.trainer else _elsewhere(folder))
-        watcher = asyncio.create_task(_watch(server_broker, settings.device, say))
+        listening = asyncio.Event()
+        watcher = asyncio.create_task(_watch(server_broker, settings.device, say, listening))
+        hearing = asyncio.create_task(listening.wait())
+        tasks: list[asyncio.Task[Any]] = [watcher, hearing]
         try:
+            # The trainer starts when its first events are heard; who cannot listen is no reason not to.
+            await asyncio.wait(tasks, timeout=LISTEN_S, return_when=asyncio.FIRST_COMPLETED)
+            working = asyncio.create_task(running.watch(trainer) if settings.trainer else _elsewhere(folder))
+            tasks.append(working)
             # The watcher never ends but by an error of who watches: a callback's, which ends the run.
             await asyncio.wait([working, watcher], return_when=asyncio.FIRST_COMPLETED)
             await (working if working.done() else watcher)
         finally:
-            for task in (working, watcher):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(working, watcher, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _elsewhere(folder: Path) -> None:
@@ -182,12 +191,13 @@ def _services(settings: Settings, memory: Shares, device_broker: str, server_bro
     ]
 
 
-async def _watch(broker: str, device: str, say: Display) -> None:
+async def _watch(broker: str, device: str, say: Display, listening: asyncio.Event) -> None:
     """Feed the live display from the events. A display that lost its broker is no reason to stop."""
     while True:
         try:
             async with Bus(broker, service="watch", device=device, passive=True, give_up_s=3600.0) as bus:
                 await bus.subscribe("event/#")
+                listening.set()
                 async for _, message in bus:
                     if isinstance(message, Progress):
                         say.progress(message)
