@@ -39,7 +39,7 @@ class Display:
             console=console,
             disable=not console.is_terminal,
         )
-        self._tasks: dict[Phase, TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._sent: dict[int, int] = defaultdict(int)
 
     def __enter__(self) -> Self:
@@ -61,13 +61,14 @@ class Display:
         """The trainer is this far."""
         if message.phase == "done":
             return
-        task = self._tasks.get(message.phase)
+        title = _TITLES[message.phase] if message.faults else f"{_TITLES[message.phase]}, no faults"
+        task = self._tasks.get(title)
         if task is None:
-            task = self._tasks[message.phase] = self._bars.add_task(_TITLES[message.phase], total=message.steps, detail="")
+            task = self._tasks[title] = self._bars.add_task(title, total=message.steps, detail="")
         detail = self._training(message) if message.phase == "train" else f"top-1 {message.value:.1f} %"
         self._bars.update(task, completed=message.step, total=message.steps, detail=detail)
         if message.phase != "train" or message.step % 10 == 0 or message.step == message.steps:
-            self._line(f"{_TITLES[message.phase]}: {message.step}/{message.steps} {detail}")
+            self._line(f"{title}: {message.step}/{message.steps} {detail}")
 
     def _training(self, message: Progress) -> str:
         # The events of the iteration before are all here.

@@ -354,6 +354,8 @@ class Progress(Message):
     steps: int
     value: float
     grad_norm: float = 0.0
+    faults: bool = True
+    """False in an evaluation of the device without faults."""
 
 
 class Manifest(Message):

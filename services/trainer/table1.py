@@ -153,9 +153,13 @@ class Server:
         timing = Timing(session=self.session, stage=stage, iteration=iteration, host_s=host_s)
         await self.bus.publish(self.bus.topic(f"event/{stage}", device), timing)
 
-    async def publish_progress(self, device: str, phase: Phase, step: int, steps: int, value: float, norm: float = 0.0) -> None:
+    async def publish_progress(
+        self, device: str, phase: Phase, step: int, steps: int, value: float, norm: float = 0.0, faults: bool = True
+    ) -> None:
         """``event/progress``"""
-        progress = Progress(session=self.session, phase=phase, step=step, steps=steps, value=value, grad_norm=norm)
+        progress = Progress(
+            session=self.session, phase=phase, step=step, steps=steps, value=value, grad_norm=norm, faults=faults
+        )
         await self.bus.publish(self.bus.topic("event/progress", device), progress)
 
     async def pump(self) -> None:

@@ -130,7 +130,7 @@ async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, *, 
         counts[due.run].append(evaluation.count(data.outputs, data.labels))
         if due.samples[-1] == samples[-1]:
             top1 = evaluation.accuracy(counts[due.run : due.run + 1]).top1[0]
-            await server.publish_progress(todo.device, phase, due.run + 1, len(seeds), top1)
+            await server.publish_progress(todo.device, phase, due.run + 1, len(seeds), top1, faults=faults)
     return evaluation.accuracy(counts)
 
 
