@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import inspect
 import math
+import sys
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from accelsim.int8.network import INPUT, Shape
 from accelsim.lowering import graph, operators, places, refusals
 from accelsim.lowering.errors import LoweringError
 from accelsim.lowering.graph import Graph
+from accelsim.lowering.origins import Origin, Origins
 from accelsim.lowering.traced import Traced, leaves, replaced
 
 
@@ -25,8 +27,8 @@ class Builder:
 
     def __init__(self, input_shape: Shape) -> None:
         self.built = Graph(input_shape)
-        self.parameters: dict[int, str] = {}
-        """Names of the module's parameters by ``id``"""
+        self.tracked: Origins | None = None
+        """What torch computes from the module's parameters while it runs"""
         self._first: list[int] = [0]
         """First element number of the input and of each node: ``_first[index + 1]``"""
         self._stack: list[tuple[str, nn.Module]] = []
@@ -38,8 +40,8 @@ class Builder:
 
     # --- where in the module we are ---
 
-    def follow(self, module: nn.Module) -> None:
-        """Keeps track of which submodule runs. Hooks stay in the module: give a copy."""
+    def follow(self, module: nn.Module) -> Origins:
+        """Keeps track of which submodule runs. Hooks stay in the module: give a copy. Enter what it returns while it runs."""
 
         def enter(name: str) -> Callable[[nn.Module, Any], None]:
             def hook(running: nn.Module, args: Any) -> None:
@@ -56,7 +58,8 @@ class Builder:
         for name, child in module.named_modules():
             child.register_forward_pre_hook(enter(name), prepend=True)
             child.register_forward_hook(leave)
-        self.parameters = {id(parameter): name for name, parameter in module.named_parameters()}
+        self.tracked = Origins(module)
+        return self.tracked
 
     @property
     def place(self) -> str:
@@ -168,22 +171,23 @@ class Builder:
         shape = self.built.shape_of(operand)
         return self.add(graph.Clamp(name=self.label, inputs=[operand], shape=shape, low=low, high=high), value)
 
-    def affine(self, value: Traced, factor: Tensor | float, shift: Tensor | float, shared: str | None = None) -> Traced:
+    def affine(
+        self, value: Traced, factor: Tensor | float, shift: Tensor | float, origins: frozenset[Origin] = frozenset()
+    ) -> Traced:
         """``value * factor + shift``, each a number or one a channel."""
         operand = self.image(value)
         shape = self.built.shape_of(operand)
         both = [torch.as_tensor(v).detach().double().expand(shape[2]).clone() for v in (factor, shift)]
         node = graph.Affine(
-            name=self.label, inputs=[operand], shape=shape, factor=both[0], shift=both[1], parameter=shared
+            name=self.label, inputs=[operand], shape=shape, factor=both[0], shift=both[1], origins=origins
         )  # fmt: skip
         return self.add(node, value)
 
-    def parameter(self, tensor: Tensor) -> str | None:
-        """Name of the module's parameter that a weight is; of its layer's where it is computed (pruning, weight norm)."""
-        if id(tensor) in self.parameters:
-            return self.parameters[id(tensor)]
+    def origins(self, tensor: Tensor) -> frozenset[Origin]:
+        """The module's parameters that a weight comes from; its layer's weight where it was computed before the module ran."""
+        found = frozenset[Origin]() if self.tracked is None else self.tracked.of(tensor)
         leaf = self._leaf()
-        return None if leaf is None else f"{leaf}.weight"
+        return found or (frozenset() if leaf is None else frozenset({Origin(f"{leaf}.weight", 0, sys.maxsize)}))
 
     # --- nodes ---
 

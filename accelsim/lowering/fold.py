@@ -123,5 +123,5 @@ def _remaining_affine(node: graph.Affine) -> graph.Node:
         )  # fmt: skip
     return graph.Conv(
         name=node.name, inputs=node.inputs, shape=node.shape, low=node.low, high=node.high,
-        weight=node.factor[:, None, None, None].clone(), bias=node.shift, groups=node.shape[2], parameter=node.parameter,
+        weight=node.factor[:, None, None, None].clone(), bias=node.shift, groups=node.shape[2], origins=node.origins,
     )  # fmt: skip

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accelsim.int8.network import INPUT, Shape
+from accelsim.lowering.origins import Origin
 
 Function = Callable[[Tensor], Tensor]
 
@@ -41,8 +42,8 @@ class Conv(Node):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    parameter: str | None = None
-    """Name of the module's parameter that ``weight`` was, None where it is known to be nobody else's."""
+    origins: frozenset[Origin] = frozenset()
+    """The module's parameters that ``weight`` comes from."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -51,7 +52,7 @@ class Affine(Node):
 
     factor: Tensor
     shift: Tensor
-    parameter: str | None = None
+    origins: frozenset[Origin] = frozenset()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

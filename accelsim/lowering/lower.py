@@ -6,6 +6,7 @@ layer in front (``fold``), the float graph is compared with the module, and cali
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -68,16 +69,17 @@ def lower(
 
 def _no_shared_weights(lowered: Graph) -> None:
     """Raises LoweringError where one weight serves several layers: each would become a weight of its own in training."""
-    users: dict[str, list[str]] = defaultdict(list)
-    for node in lowered.nodes:
-        if isinstance(node, graph.Conv) and node.parameter is not None:
-            users[node.parameter].append(node.name)
+    users: dict[str, dict[str, None]] = defaultdict(dict)
+    convs = [node for node in lowered.nodes if isinstance(node, graph.Conv)]
+    for one, other in itertools.combinations(convs, 2):
+        for mine, its in itertools.product(one.origins, other.origins):
+            if mine.overlaps(its):
+                users[mine.parameter].update({one.name: None, other.name: None})
     for parameter, names in users.items():
-        if len(names) > 1:
-            raise LoweringError(
-                f"{parameter} is the weight of {len(names)} layers ({', '.join(names)}): an int8 network has a weight a layer, "
-                "so retraining would pull them apart; give each its own, e.g. a copy.deepcopy of the module for each call"
-            )
+        raise LoweringError(
+            f"{parameter} is the weight of {len(names)} layers ({', '.join(names)}): an int8 network has a weight a layer, "
+            "so retraining would pull them apart; give each its own, e.g. a copy.deepcopy of the module for each call"
+        )
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import Tensor
 from accelsim.int8.network import INPUT
 from accelsim.lowering import graph
 from accelsim.lowering.graph import Graph, reachable
+from accelsim.lowering.origins import Origin
 
 
 def merge(folded: Graph) -> Graph:
@@ -99,8 +100,9 @@ def _one(layers: list[graph.Node], channels: int) -> graph.Conv | None:
             margins.append(margin)
         weight += F.pad(_grouped(conv, groups, channels), (margins[1], margins[1], margins[0], margins[0]))
     bias = torch.stack([conv.bias for conv in convs]).sum(0)
+    origins = frozenset[Origin]().union(*(conv.origins for conv in convs))
     return graph.Conv(
-        name=largest.name, inputs=largest.inputs, shape=largest.shape, weight=weight, bias=bias, parameter=largest.parameter,
+        name=largest.name, inputs=largest.inputs, shape=largest.shape, weight=weight, bias=bias, origins=origins,
         stride=largest.stride, padding=largest.padding, dilation=largest.dilation, groups=groups,
     )  # fmt: skip
 

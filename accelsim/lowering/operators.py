@@ -95,7 +95,7 @@ def _convolution(
     h, w, c = b.built.shape_of(operand)
     if c != weight.shape[1] * groups:
         raise b.refuse(f"a convolution of {c} channels", f"its weight wants {weight.shape[1] * groups}")
-    shared = b.parameter(weight)
+    origins = b.origins(weight)
     weight = weight.detach().double().reshape(*weight.shape, *(1,) * (4 - weight.dim()))
     size = [
         (v + 2 * p - d * (k - 1) - 1) // s + 1
@@ -103,7 +103,7 @@ def _convolution(
     ]
     out = weight.shape[0]
     node = graph.Conv(
-        name=b.label, inputs=[operand], shape=(size[0], size[1], out), weight=weight, parameter=shared,
+        name=b.label, inputs=[operand], shape=(size[0], size[1], out), weight=weight, origins=origins,
         bias=torch.zeros(out, dtype=torch.float64) if bias is None else bias.detach().double(),
         stride=stride, padding=padding, dilation=dilation, groups=int(groups),
     )  # fmt: skip
@@ -124,7 +124,7 @@ def _batch_norm(
     shift = -running_mean.double() * factor
     if bias is not None:
         shift = shift + bias.double()
-    return b.affine(input, factor, shift, None if weight is None else b.parameter(weight))
+    return b.affine(input, factor, shift, frozenset() if weight is None else b.origins(weight))
 
 
 # --- arithmetic ---

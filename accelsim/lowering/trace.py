@@ -25,9 +25,9 @@ def trace(module: nn.Module, input_shape: Shape) -> Graph:
     _one_input(module)
     running = duplicate(module)
     builder = Builder(input_shape)
-    builder.follow(running)
+    tracked = builder.follow(running)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), tracked:
             result = running(Traced(builder.elements(INPUT), "input", builder))
     except LoweringError:
         raise

@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tied weights": (_tied, r"^a\.weight is the weight of 2 layers \(a, b\)"),
     "a pruned layer applied twice": (
         lambda: Fn(lambda m, x: m.b(m.b(x)), b=prune.l1_unstructured(_conv(3, 3), "weight", 0.3)),
-        r"^b\.weight is the weight of 2",
+        r"^b\.weight_orig is the weight of 2",
     ),
     "item": (lambda: Fn(lambda m, x: x * m.a(x)[0, 0, 0, 0].item(), a=_conv(3, 3)), r"^item: a Python number.*values"),
     "branch": (
@@ -282,3 +282,44 @@ def test_a_module_is_not_changed_by_lowering() -> None:
     lower(module, _images(), MEAN, STD)
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module[1:])
+
+
+class OneWeight(nn.Module):
+    """One parameter of two layers, reached without a module: as it is called, ``how`` says what of it each layer takes."""
+
+    def __init__(self, how: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.w = nn.Parameter(0.1 * torch.randn(16, 8, 3, 3))
+        self.how = how
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.how(self.w)
+        x = torch.relu(F.conv2d(self.first(x), one, padding=1))
+        return self.last(torch.relu(F.conv2d(x, other, padding=1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("how", "shared"),
+    [
+        (lambda w: (w[:8], w[:8]), True),
+        (lambda w: (w[:8], w[4:12]), True),
+        (lambda w: (w[:8] * 0.9, w[:8] * 1.1), True),
+        (lambda w: (w[:8], w[:8].transpose(0, 1)), True),
+        (lambda w: (w[:8], w[8:]), False),
+        (lambda w: w.chunk(2), False),
+        (lambda w: (w[:8] * 0.9, w[8:] * 0.9), False),
+    ],
+)
+def test_one_weight_behind_two_layers_is_found_however_it_is_reached(
+    how: Callable[[Tensor], tuple[Tensor, Tensor]], shared: bool
+) -> None:
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    module = OneWeight(how).eval()
+    if shared:
+        with pytest.raises(LoweringError, match=r"w is the weight of 2 layers \(conv2d, conv2d_1\)"):
+            lower(module, images, (0.5,) * 3, (0.5,) * 3)
+    else:
+        assert sum(1 for _ in lower(module, images, (0.5,) * 3, (0.5,) * 3).convs()) == 4
