@@ -263,7 +263,7 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
 
     from r2f import folders
     from r2f.display import Display
-    from r2f.report import table
+    from r2f.tables import table
 
     os.environ["R2F_LOG_LEVEL"] = log_level
     console = Console()

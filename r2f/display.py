@@ -53,6 +53,7 @@ class Display:
     def step(self, title: str) -> Iterator[None]:
         """A step whose length is not known."""
         task = self._bars.add_task(title, total=None, detail="")
+        self._line(f"{title} ...")
         yield
         self._bars.update(task, total=1, completed=1)
         self._line(f"{title}: done")
@@ -73,7 +74,7 @@ class Display:
     def _training(self, message: Progress) -> str:
         # The events of the iteration before are all here.
         sent = self._sent.pop(message.step - 2, 0)
-        up = f" up {sent / 1024:.1f} KiB" if sent else ""
+        up = f" up {sent / 1000:.1f} kB" if sent else ""
         return f"loss {message.value:.3f}{up}"
 
     def timing(self, message: Timing) -> None:

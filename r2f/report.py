@@ -1,4 +1,4 @@
-"""What a run came to: ``report.json``, and the table that the user reads."""
+"""What a run came to: ``report.json``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from statistics import fmean, pstdev, pvariance
 from typing import Literal
 
 import msgspec
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
@@ -298,99 +295,6 @@ def read(folder: Path) -> Report:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except (OSError, msgspec.MsgspecError) as error:
         raise ReportError(f"{path}: {error}") from error
-
-
-def table(report: Report) -> Group:
-    """The report for a terminal."""
-    return Group(
-        Text(), _title(report), Text(), _accuracy(report), _verdict(report), Text(), _traffic(report), Text(), _times(report)
-    )
-
-
-def _title(report: Report) -> Text:
-    numbers = ", ".join(f"{m:.4g}/{s:.4g}" for m, s in zip(report.mean, report.std, strict=True))
-    return Text.assemble(
-        (report.network, "bold"),
-        f"  BER {report.ber:g}, {report.codec}{over(report.link)}, {_many(report.iterations, 'iteration')} of "
-        f"{_many(report.batch, 'image')}\n",
-        (f"pixels in 0..1 normalised by mean/std {numbers}", "dim"),
-    )
-
-
-def _accuracy(report: Report) -> Table:
-    top1, top5 = report.accuracy, report.accuracy_top5
-    count = len(top1.faulty_before.values)
-    seeds = _many(count, "fault seed")
-    grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()))
-    own = "" if report.samples_float == report.samples else f" ({report.samples_float} of the server's)"
-    for name, field in (
-        (f"float{own}", "float_"),
-        ("int8, no faults, before", "int8"),
-        ("int8, no faults, after", "int8_after"),
-        (f"int8, faulty, before ({seeds})", "faulty_before"),
-        (f"int8, faulty, after ({seeds})", "faulty_after"),
-    ):
-        cells = []
-        for found in (top1, top5):
-            if found is not None:
-                value: Spread = getattr(found, field)
-                cells += [f"{value.mean:.1f} %", f"{value.std:.1f}" if len(value.values) > 1 else ""]
-        grid.add_row(name, *cells)
-    return grid
-
-
-def _verdict(report: Report) -> Group:
-    found = report.accuracy
-    lines = []
-    for name, verdict, before, after, recovered in (
-        ("faulty", report.verdict, found.faulty_before, found.faulty_after, report.recovered),
-        ("no faults", report.verdict_fault_free, found.int8, found.int8_after, None),
-    ):
-        said = f"{name}: {after.mean - before.mean:+.1f} points, {verdict}"
-        said += "" if recovered is None else f"; {100 * recovered:.0f} % of what faults cost is back"
-        lines.append(Text(said, style={"better": "green", "worse": "red", "within error": "yellow"}[verdict]))
-    return Group(*lines)
-
-
-def _traffic(report: Report) -> Table:
-    up, down = report.uplink_bytes, report.downlink_bytes
-    grid = _grid("Bytes on the link", "plain", "sent", "share")
-    for name, plain, sent in (
-        ("uplink: all outputs and images", up.direct, up.sent),
-        ("  of that, intermediate outputs", up.direct_layers, up.sent_layers),
-        ("downlink: models", down.full, down.sent),
-    ):
-        grid.add_row(name, size(plain), size(sent), f"{100 * sent / plain:.1f} %" if plain else "")
-    wrong = report.fidelity
-    grid.add_row("in layers rebuilt wrong, elements", size(wrong.elements, ""), size(wrong.mismatched, ""),
-                 f"{100 * wrong.mismatched / wrong.elements:.4f} %" if wrong.elements else "")  # fmt: skip
-    return grid
-
-
-def _times(report: Report) -> Table:
-    grid = _grid("Seconds an iteration", "host", "device (model)", "link (model)")
-    for stage, time in report.stages_s.items():
-        grid.add_row(stage, *(f"{value:.4f}" if value else "" for value in (time.host, time.device, time.link)))
-    parts = [(time.host, time.device, time.link) for time in report.stages_s.values()]
-    grid.add_section()
-    grid.add_row("sum of the stages", *(f"{sum(column):.4f}" for column in zip(*parts, strict=True)))
-    grid.add_row("device's and link's time, in a row", f"{report.sum_s:.4f}", "", "")
-    grid.add_row("the same, layers streaming", f"{report.overlapped_s:.4f}", "", "")
-    grid.add_row("wall clock on this host", f"{report.iteration_s:.4f}", "", "")
-    return grid
-
-
-def _grid(title: str, *columns: str) -> Table:
-    """A table without lines, of eighty columns at most."""
-    grid = Table(title=None, box=None, pad_edge=False, header_style="dim")
-    grid.add_column(title, min_width=32, style="default", header_style="bold")
-    for column in columns:
-        grid.add_column(column, justify="right", min_width=8)
-    return grid
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def over(link: str) -> str:

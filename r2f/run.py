@@ -54,6 +54,8 @@ def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Repor
         settings = msgspec.structs.replace(settings, broker=broker)
     if settings.broker is not None:
         prepare.reach(settings.broker)
+    if waiting.outcome(folder) == "":
+        say.note(f"{folder}: this run is done; nothing is left to do but to report it again")
     with folders.locked(folder):
         try:
             asyncio.run(_until_sigterm(execute(settings, folder, say)))

@@ -71,6 +71,8 @@ def load(
     train_images, train_labels, test_images, test_labels = parts
     if shape is not None and train_images.shape[1:] != shape:
         raise DataError(f"{source}: images are {by(train_images.shape[1:])}, expected {by(shape)}")
+    if names is not None and str(source) == DIGITS and len(names) != len(np.unique(train_labels)):
+        raise DataError(f"{source}: 10 classes, but the class list has {len(names)} names ({few(names)})")
     largest = max(int(train_labels.max()), int(test_labels.max()))
     if names is not None and largest >= len(names):
         raise DataError(f"{source}: labels reach {largest}, but the class list has {len(names)} names ({few(names)})")

@@ -50,14 +50,15 @@ def lower(
     if len(mean) != images.shape[3] or len(std) != images.shape[3] or min(std) <= 0:
         raise LoweringError(f"mean {mean} and std {std}: expected {images.shape[3]} values each, std above zero")
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-    lowered = fold(trace(module, shape))
+    traced = trace(module, shape)
+    _no_shared_weights(traced)  # before batch norm, which may be shared too, is folded away
+    lowered = fold(traced)
     if classifier and lowered.nodes[-1].shape[:2] != (1, 1):
         h, w, c = lowered.nodes[-1].shape
         raise LoweringError(
             f"output: an image of {h}x{w} pixels and {c} channels, where a classifier gives one number a class; "
             "end forward() with pooling over the image, x.mean((2, 3)), or flatten and a linear layer"
         )
-    _no_shared_weights(lowered)
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
     try:
         network = quantise(lowered, images, mean, std, name)
@@ -67,11 +68,11 @@ def lower(
     return network
 
 
-def _no_shared_weights(lowered: Graph) -> None:
+def _no_shared_weights(traced: Graph) -> None:
     """Raises LoweringError where one weight serves several layers: each would become a weight of its own in training."""
     users: dict[str, dict[str, None]] = defaultdict(dict)
-    convs = [node for node in lowered.nodes if isinstance(node, graph.Conv)]
-    for one, other in itertools.combinations(convs, 2):
+    weighted = [node for node in traced.nodes if isinstance(node, graph.Conv | graph.Affine)]
+    for one, other in itertools.combinations(weighted, 2):
         for mine, its in itertools.product(one.origins, other.origins):
             if mine.overlaps(its):
                 users[mine.parameter].update({one.name: None, other.name: None})

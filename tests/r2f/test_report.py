@@ -17,7 +17,7 @@ from rich.console import Console
 
 from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
-from r2f import plots, report
+from r2f import plots, report, tables
 from r2f.memory import Shares
 from r2f.prepare import Prepared
 from services.trainer.core import job, ledger, result
@@ -115,7 +115,7 @@ def test_no_link_costs_no_time(tmp_path: Path) -> None:
 def test_the_table_names_what_the_user_asked_for(tmp_path: Path) -> None:
     found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, prepared=PREPARED)
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
-    console.print(report.table(found))
+    console.print(tables.table(found))
     text = console.export_text()
     console.file.close()
     rows = {line.strip().split("  ")[0]: line.split() for line in text.splitlines()}
@@ -131,10 +131,10 @@ def test_the_table_names_what_the_user_asked_for(tmp_path: Path) -> None:
     assert rows["uplink: all outputs and images"][5:] == ["4.51", "kB", "780", "B", "17.3", "%"]
     assert rows["of that, intermediate outputs"][4:] == ["4", "kB", "540", "B", "13.5", "%"]
     assert rows["downlink: models"][2:] == ["2", "kB", "160", "B", "8.0", "%"]
-    assert rows["in layers rebuilt wrong, elements"][5:] == ["4", "k", "12", "0.3000", "%"]
+    assert rows["elements in layers rebuilt wrong"][5:] == ["4", "k", "12", "0.3000", "%"]
     assert rows["forward"][:3] == ["forward", "0.0100", "0.0040"]
-    assert f"{found.sum_s:.4f}" in rows["device's and link's time, in a row"]
-    assert f"{found.overlapped_s:.4f}" in rows["the same, layers streaming"]
+    assert f"{found.sum_s:.4f}" in rows["an iteration, a stage at a time"]
+    assert f"{found.overlapped_s:.4f}" in rows["an iteration, layers streaming"]
     assert "0.2000" in rows["wall clock on this host"]
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -171,7 +171,7 @@ def test_a_device_with_images_of_its_own_is_said_so(tmp_path: Path) -> None:
     found = report.collect(finished(tmp_path), network="n", link=LINK, prepared=prepared)
     assert (found.samples, found.samples_float) == (449, 10)
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(report.table(found))
+    console.print(tables.table(found))
     text = console.export_text()
     assert "On 449 held-out images" in text
     assert "float (10 of the server's)" in text

@@ -78,8 +78,13 @@ def test_a_folder_with_some_of_the_networks_classes(tmp_path: Path) -> None:
         data.check(network((8, 8, 3), (1, 1, 3)))
 
 
+def test_a_class_list_that_is_too_long_for_digits() -> None:
+    with pytest.raises(DataError, match="digits: 10 classes, but the class list has 11 names"):
+        load("digits", classes=[f"c{k}" for k in range(11)])
+
+
 def test_a_class_list_that_is_too_short_for_the_labels() -> None:
-    with pytest.raises(DataError, match=r"digits: labels reach 9, but the class list has 2 names \(a, b\)"):
+    with pytest.raises(DataError, match=r"digits: 10 classes, but the class list has 2 names \(a, b\)"):
         load("digits", classes=("a", "b"))
 
 
