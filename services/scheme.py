@@ -87,7 +87,7 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     protected: tuple[int, ...] = ()
     """Layers that run three times and whose vote goes on (section V.B of the paper)."""
     ports: tuple[Port, ...] = ()
-    """Tensors of layers that are held three times and voted bit by bit where the accelerator reads them (``accelsim.faults``)."""
+    """Tensors of layers that are held three times and voted bit by bit where they are read (``accelsim.faults``)."""
     tmr: Redundancy | None = None
     """In inference: the whole network in TMR, layer-wise or network-wise (section V.C of the paper)."""
     uncertain: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
