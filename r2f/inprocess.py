@@ -19,7 +19,7 @@ from accelsim.accelerators import Factory, build, vote_at
 from accelsim.datasets import Dataset, Int64
 from accelsim.engine import shared
 from accelsim.faults import Rates
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from services.codec.core.device_end import DeviceEnd
 from services.codec.core.rebuild import Rebuild, Wrong
 from services.codec.core.server_end import ServerEnd
@@ -162,10 +162,10 @@ def outputs(
     batch: int = 128,
     path: str = "auto",
     accelerator: Factory | None = None,
-) -> list[Int8]:
+) -> list[Activation]:
     """What ``evaluate`` counts: the faulty device's outputs (N, 1, 1, C) for images (N, H, W, C), an array a fault seed."""
     running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
-    found: list[list[Int8]] = [[] for _ in seeds]
+    found: list[list[Activation]] = [[] for _ in seeds]
     for due, output in _outputs(running, network, images, rates, seeds, batch):
         found[due.run].append(output)
     return [np.concatenate(parts) for parts in found]
@@ -173,7 +173,7 @@ def outputs(
 
 def _outputs(
     running: _Device, network: Network, images: UInt8, rates: Rates, seeds: Sequence[int], batch: int
-) -> Iterator[tuple[Pass, Int8]]:  # fmt: skip
+) -> Iterator[tuple[Pass, Activation]]:  # fmt: skip
     """Every pass of an evaluation, with what the device answers."""
     for due in evaluation.passes(np.arange(len(images)), seeds, batch):
         chosen, _ = _photographed(images[due.samples], running.scheme)
@@ -231,7 +231,7 @@ class _Device:
         direct: frozenset[int] = frozenset(),
         each: Callable[[Sequence[_Voted]], None] | None = None,
         clock: _Clock | None = None,
-    ) -> Int8:
+    ) -> Activation:
         """One pass on images (N, H, W, C) to the network's outputs; ``each`` gets the layers of every segment, voted."""
         given = self.network, self.engine, self.accelerator, self.network.quantize_images(images), iteration
         plan = plan_of(self.scheme, training=True, direct=direct) if training else None
@@ -263,10 +263,10 @@ class _Voted:
     """A layer as the voter passes it on."""
 
     index: int
-    actual: Int8
-    vote: Int8 | None
+    actual: Activation
+    vote: Activation | None
     """None where the outputs go as they are."""
-    goes_on: Int8
+    goes_on: Activation
     """What a pass that waited for the vote goes on with."""
 
 
@@ -321,7 +321,7 @@ class _Crossing:
     """As the server has them."""
     input_bytes: int
     clock: _Clock
-    outputs: dict[int, Int8] = field(default_factory=dict)
+    outputs: dict[int, Activation] = field(default_factory=dict)
     """What the server rebuilt, by MAC layer."""
     layer_bytes: int = 0
     repair_bytes: int = 0

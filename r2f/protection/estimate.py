@@ -16,7 +16,7 @@ import numpy as np
 from accelsim.accelerators import Simulated
 from accelsim.engine import Engine
 from accelsim.faults import Rates
-from accelsim.int8.network import INPUT, Float32, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Activation, Float32, Network, UInt8
 from accelsim.int8.walk import walk
 from r2f.protection.greedy import SLACK
 from r2f.protection.units import SITES, Unit
@@ -110,9 +110,9 @@ class _Alone:
         self.macs = {i: c.weight[0].size * int(np.prod(c.shape)) for i, c in self.network.convs()}
         self.passes = 0.0
 
-    def batch(self, x: Int8, iteration: int, found: dict[tuple[int, str], list[Float32]]) -> Float32:
+    def batch(self, x: Activation, iteration: int, found: dict[tuple[int, str], list[Float32]]) -> Float32:
         """Fault-free outputs (N, classes) of a batch; what each site changes is added to ``found``."""
-        values: dict[int, Int8] = {INPUT: x}
+        values: dict[int, Activation] = {INPUT: x}
         for index, _, operands in walk(self.network, values, keep=True):
             values[index] = self.engine.fault_free(index, operands)
         self._ran(self.macs, len(x))
@@ -122,7 +122,7 @@ class _Alone:
                 found[index, site].append(self._outputs(index, y, values) - clean)
         return clean
 
-    def _faulty(self, index: int, values: dict[int, Int8], iteration: int) -> Iterator[tuple[str, Int8]]:
+    def _faulty(self, index: int, values: dict[int, Activation], iteration: int) -> Iterator[tuple[str, Activation]]:
         """The layer's output under faults at each site alone, and as TMR leaves it."""
         layer = self.engine.conv(index)
         x = values[layer.inputs[0]]
@@ -134,9 +134,9 @@ class _Alone:
             yield site, self.device.run_layer(index, x, iteration=iteration)
         self._ran({index: self.macs[index] * (TMR + len(SITES))}, len(x))
 
-    def _outputs(self, index: int, y: Int8, clean: dict[int, Int8]) -> Float32:
+    def _outputs(self, index: int, y: Activation, clean: dict[int, Activation]) -> Float32:
         """The network's outputs (N, classes) where layer ``index`` gave ``y``; only what differs is computed again."""
-        changed: dict[int, Int8] = {} if np.array_equal(y, clean[index]) else {index: y}
+        changed: dict[int, Activation] = {} if np.array_equal(y, clean[index]) else {index: y}
         for later in range(index + 1, len(self.network.layers)) if changed else ():
             layer = self.network.layers[later]
             if any(source in changed for source in layer.inputs):
@@ -148,7 +148,7 @@ class _Alone:
         last = len(self.network.layers) - 1
         return self._real(changed.get(last, clean[last]))
 
-    def _real(self, outputs: Int8) -> Float32:
+    def _real(self, outputs: Activation) -> Float32:
         scaled: Float32 = outputs.reshape(len(outputs), -1).astype(np.float32) * np.float32(self.network.layers[-1].scale)
         return scaled
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from accelsim.faults import Rates
 from accelsim.int8 import storage
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from r2f import inprocess
 from services.edge_agent.core.answer import margins
 from services.scheme import Scheme
@@ -72,7 +72,7 @@ class Judge:
         self.path = path
         self._watch = watch
         (truth,) = inprocess.outputs(network, images, Rates(), seeds[:1], batch=batch, path=path)
-        self.fault_free: Int8 = truth
+        self.fault_free: Activation = truth
         self._labels = truth.reshape(len(truth), -1).argmax(axis=1).astype(np.int64)
         what = (storage.digest(network), hashlib.sha256(images.tobytes()).hexdigest(), rates, seeds, batch)
         self._base = hashlib.sha256(msgspec.json.encode(what)).hexdigest()
@@ -115,7 +115,7 @@ class Judge:
         return Score(agreement=right, margins=apart)
 
 
-def _shares(outputs: list[Int8]) -> tuple[tuple[int, float], ...]:
+def _shares(outputs: list[Activation]) -> tuple[tuple[int, float], ...]:
     values, counts = np.unique(np.concatenate([margins(y) for y in outputs]), return_counts=True)
     shares = np.cumsum(counts) / counts.sum()
     return tuple((int(value) + 1, float(share)) for value, share in zip(values, shares, strict=True))

@@ -11,18 +11,18 @@ import numpy.typing as npt
 
 from accelsim.accelerators import Accelerator
 from accelsim.engine import Engine
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Network
 from services.edge_agent.core.forward import Executed, Segment, Votes, execute
 from services.edge_agent.core.plan import Plan, plan_of
 from services.scheme import Scheme
 
-Steps = Generator[Segment, Votes | None, Int8]
+Steps = Generator[Segment, Votes | None, Activation]
 
 RUNS: Final = 3
 """Of the network in network-wise TMR."""
 
 
-def answer(network: Network, engine: Engine, accelerator: Accelerator, x: Int8, iteration: int, scheme: Scheme) -> Steps:
+def answer(network: Network, engine: Engine, accelerator: Accelerator, x: Activation, iteration: int, scheme: Scheme) -> Steps:
     """The network's outputs (N, 1, 1, C) for x (N, H, W, C), as ``forward.execute`` yields and wants them.
 
     Layer-wise, every layer runs three times and its vote feeds the next one; network-wise the network runs three times and
@@ -57,7 +57,7 @@ def answer(network: Network, engine: Engine, accelerator: Accelerator, x: Int8, 
     return mended
 
 
-def margins(outputs: Int8) -> npt.NDArray[np.int32]:
+def margins(outputs: Activation) -> npt.NDArray[np.int32]:
     """How far apart the two largest outputs are, for each image of (N, 1, 1, C); int32 (N,), in steps of the outputs' scale."""
     if outputs.shape[1:3] != (1, 1) or outputs.shape[3] < 2:
         raise ValueError(f"outputs of shape {outputs.shape[1:]} have no margin; a vector of two classes or more has")
@@ -70,7 +70,7 @@ def _all(network: Network, plan: Plan) -> Plan:
 
 
 def _again(
-    network: Network, engine: Engine, accelerator: Accelerator, x: Int8, iteration: int, plan: Plan, run: int
+    network: Network, engine: Engine, accelerator: Accelerator, x: Activation, iteration: int, plan: Plan, run: int
 ) -> Steps:  # fmt: skip
     """A further run, with faults of its own."""
     return (yield from execute(network, engine, accelerator, x, iteration, replace(plan, run=run)))
