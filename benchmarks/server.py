@@ -27,7 +27,7 @@ from accelsim.accelerators import Simulated
 from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD
 from accelsim.engine import Engine, warm
 from accelsim.faults import Rates
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import Parameters, quantize
 from benchmarks.accelerator import CALIBRATION, photos
 from benchmarks.peers import folded
@@ -85,7 +85,7 @@ class Server:
         times.append(time.perf_counter())
         return dict(zip(STAGES, np.diff(times).tolist(), strict=True))
 
-    def _decode(self) -> dict[int, Int8]:
+    def _decode(self) -> dict[int, Activation]:
         """Outputs of the MAC layers. A layer that a repair would mend, which is rare, stays as it came."""
         rebuild = Rebuild(self.network, self.engine, Scheme(exact=False))
         rebuild.start(self.images)
