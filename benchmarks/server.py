@@ -33,6 +33,7 @@ from benchmarks.accelerator import CALIBRATION, photos
 from benchmarks.peers import folded
 from experiments.common import chain
 from experiments.common.iteration import SGD, midway
+from services import memory
 from services.codec.core import model
 from services.codec.core.rebuild import Rebuild, Wrong
 from services.codec.core.sent import SentLayer
@@ -53,7 +54,7 @@ class Server:
     """The server in the middle of a run: one batch that the device ran is on the link, and ``step`` can be repeated."""
 
     def __init__(self, network: Network, images: UInt8, labels: Labels, ber: float) -> None:
-        """``images`` (N, H, W, C) and ``labels`` (N,) are the batch; the faults strike inputs, weights and outputs at ``ber``."""
+        """``images`` (N, H, W, C) and ``labels`` (N,) are the batch; faults strike it at ``ber``."""
         self.parameters = midway(network)
         self.network = quantize(network, self.parameters)
         self.engine = Engine(self.network)
@@ -148,6 +149,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
 ) -> None:
     """Time the server's step against a plain forward and backward pass of the float network on the same batch."""
+    memory.keep_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     try:
