@@ -100,7 +100,7 @@ def evaluated(network: Network, data: Dataset, rates: Rates, seeds: Sequence[int
 def retrained(settings: Settings, network: Network, data: Dataset) -> tuple[Network, Spent]:
     """The network that retraining on the training part of ``data`` ends with, and what it took.
 
-    Raises ``services.trainer.core.step.TrainingDiverged``.
+    Raises ``services.trainer.core.optimiser.TrainingDiverged``.
     """
     job = prepare.job_of(settings, "experiment", BATCH, data.digest())
     done = inprocess.retrain(network, data, job)
