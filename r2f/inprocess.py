@@ -19,7 +19,7 @@ from accelsim.accelerators import Factory, build
 from accelsim.datasets import Dataset, Int64
 from accelsim.engine import shared
 from accelsim.faults import Rates
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from services.codec.core.device_end import DeviceEnd
 from services.codec.core.rebuild import Rebuild, Wrong
 from services.codec.core.server_end import ServerEnd
@@ -200,7 +200,7 @@ class _Device:
         direct: frozenset[int] = frozenset(),
         each: Callable[[Sequence[_Voted]], None] | None = None,
         clock: _Clock | None = None,
-    ) -> Int8:
+    ) -> Activation:
         """One pass on images (N, H, W, C) to the network's outputs; ``each`` gets the layers of every segment, voted."""
         plan = plan_of(self.scheme, training=training, direct=direct)
         x = self.network.quantize_images(images)
@@ -231,10 +231,10 @@ class _Voted:
     """A layer as the voter passes it on."""
 
     index: int
-    actual: Int8
-    vote: Int8 | None
+    actual: Activation
+    vote: Activation | None
     """None where the outputs go as they are."""
-    goes_on: Int8
+    goes_on: Activation
     """What a pass that waited for the vote goes on with."""
 
 
@@ -289,7 +289,7 @@ class _Crossing:
     """As the server has them."""
     input_bytes: int
     clock: _Clock
-    outputs: dict[int, Int8] = field(default_factory=dict)
+    outputs: dict[int, Activation] = field(default_factory=dict)
     """What the server rebuilt, by MAC layer."""
     layer_bytes: int = 0
     repair_bytes: int = 0

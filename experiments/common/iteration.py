@@ -13,7 +13,7 @@ import torch
 
 from accelsim.engine import Engine
 from accelsim.int8 import storage
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Network
 from accelsim.int8.parameters import dequantize, quantize
 from broker.link import Profile, message_bytes
 from services.bus import encoding
@@ -48,7 +48,9 @@ class Update:
     """Of rebuilding the network from it."""
 
 
-def update(network: Network, engine: Engine, x: Int8, outputs: Mapping[int, Int8], labels: npt.NDArray[np.int64]) -> Update:
+def update(
+    network: Network, engine: Engine, x: Activation, outputs: Mapping[int, Activation], labels: npt.NDArray[np.int64]
+) -> Update:
     """One replayed backward pass and SGD step from received ``outputs``, from master weights as they are mid-training.
 
     A network read from int8 has its weights at exact integers, and a small step would move none. Mid-training their

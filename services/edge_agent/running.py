@@ -13,7 +13,7 @@ import structlog
 
 from accelsim.accelerators import Accelerator
 from accelsim.engine import Engine
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.timing import Array
 from services.bus import Bus, MessageError
 from services.bus.messages import Forward, LayerVoted, SetMode, Stage, Timing, Voted
@@ -48,7 +48,7 @@ class Running:
         log.info("similarity", shares={i: round(share, 3) for i, share in shares.items()})
         return shares
 
-    async def outputs(self, images: UInt8, direct: frozenset[int]) -> Int8:
+    async def outputs(self, images: UInt8, direct: frozenset[int]) -> Activation:
         """Run the images (N, H, W, C); the network's outputs (N, 1, 1, C). ``direct``: layers under the threshold."""
         plan = plan_of(self.mode.scheme, training=self.forward.mode == "training", direct=direct)
         x = self.network.quantize_images(images)
@@ -84,7 +84,7 @@ class Running:
             if voted.segment == number:
                 return {layer.index: self._taken(voted, layer) for layer in voted.layers}
 
-    def _taken(self, voted: Voted, layer: LayerVoted) -> Int8:
+    def _taken(self, voted: Voted, layer: LayerVoted) -> Activation:
         """A copy of what a layer goes on with; the voter gets its tensor back."""
         # A TMR pass beside the actual one goes on with the vote, a protected layer with what was voted actual.
         beside = self.mode.scheme.way.reference == "run" and (voted.mode == "training" or voted.iteration == SIMILARITY)

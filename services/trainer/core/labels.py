@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Network
 from services.trainer.core.replay import Labels
 from services.trainer.core.task import Source
 
@@ -27,7 +27,7 @@ def choose(
     return found
 
 
-def teach(network: Network, output: Int8, *, soft: bool) -> Labels:
+def teach(network: Network, output: Activation, *, soft: bool) -> Labels:
     """Labels (N,) or class probabilities (N, C) from the output (N, 1, 1, C) of a fault-free run of the network.
 
     ``network`` is the one from before retraining; its output on the received inputs costs the server one fault-free run.

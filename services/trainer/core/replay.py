@@ -19,12 +19,13 @@ from torch import Tensor
 from accelsim.int8.network import (
     INPUT,
     INT8_MAX,
+    UINT8_MAX,
+    Activation,
     Add,
     Channels,
     Concat,
     Conv,
     Flatten,
-    Int8,
     MaxPool,
     MeanPool,
     Mul,
@@ -36,7 +37,7 @@ from accelsim.int8.walk import walk
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 """Class numbers (N,) int64, or class probabilities (N, classes) float32."""
-Recompute = Callable[[int, Sequence[Int8]], Int8]
+Recompute = Callable[[int, Sequence[Activation]], Activation]
 """(index, operands) to the output of a layer that the device's reliable processor runs; ``Engine.fault_free`` is one."""
 Gradients = dict[int, tuple[Tensor, Tensor]]
 """Index of each MAC layer: gradients of its weight (O, I/groups, R, S) and its bias (O,), float32, real units."""
@@ -54,7 +55,7 @@ class Replay(NamedTuple):
     gradients: Gradients
 
 
-def replay(network: Network, x: Int8, outputs: Mapping[int, Int8], labels: Labels, recompute: Recompute) -> Replay:
+def replay(network: Network, x: Activation, outputs: Mapping[int, Activation], labels: Labels, recompute: Recompute) -> Replay:
     """Loss of the device's outputs against the labels, and its gradients.
 
     ``network`` is the int8 network as the device ran it, ``x`` its input (N, H, W, C), ``outputs`` the device's output
@@ -87,9 +88,11 @@ def _threads(network: Network, batch: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def activations(network: Network, x: Int8, outputs: Mapping[int, Int8], recompute: Recompute) -> dict[int, Int8]:
+def activations(
+    network: Network, x: Activation, outputs: Mapping[int, Activation], recompute: Recompute
+) -> dict[int, Activation]:
     """Every activation on the device by index, INPUT's too, each (N, H, W, C): received for MAC layers, else recomputed."""
-    values: dict[int, Int8] = {INPUT: x}
+    values: dict[int, Activation] = {INPUT: x}
     for index, layer, operands in walk(network, values, keep=True):
         if isinstance(layer, Conv):
             if index not in outputs:
@@ -97,16 +100,16 @@ def activations(network: Network, x: Int8, outputs: Mapping[int, Int8], recomput
             value = outputs[index]
         else:
             value = recompute(index, operands)
-        if value.dtype != np.int8 or value.shape != (len(x), *layer.shape):
+        if value.dtype != layer.dtype or value.shape != (len(x), *layer.shape):
             raise ValueError(
                 f"layer {index} ({layer.name}): output is {value.dtype} of shape {value.shape}, "
-                f"expected int8 of shape {(len(x), *layer.shape)}"
+                f"expected {layer.dtype} of shape {(len(x), *layer.shape)}"
             )
         values[index] = value
     return values
 
 
-def _cross_entropy(network: Network, output: Int8, labels: Labels) -> tuple[float, int, Tensor]:
+def _cross_entropy(network: Network, output: Activation, labels: Labels) -> tuple[float, int, Tensor]:
     """Loss, number of right answers, and the loss's gradient at the output, as (N, C, 1, 1)."""
     classes = network.layers[-1].shape[2]
     if network.layers[-1].shape[:2] != (1, 1):
@@ -129,7 +132,7 @@ def _cross_entropy(network: Network, output: Int8, labels: Labels) -> tuple[floa
     return float(loss), int((logits.argmax(dim=1) == best).sum()), gradient[:, :, None, None]
 
 
-def _backward(network: Network, values: dict[int, Int8], gradient: Tensor) -> Gradients:
+def _backward(network: Network, values: dict[int, Activation], gradient: Tensor) -> Gradients:
     """Walks the layers from last to first; ``pending`` holds the gradient at each output still to be reached."""
     pending: dict[int, Tensor] = {len(network.layers) - 1: gradient}
     batch = len(values[INPUT])
@@ -151,7 +154,7 @@ def _backward(network: Network, values: dict[int, Int8], gradient: Tensor) -> Gr
         if index not in pending:
             continue
         gradient = pending.pop(index)
-        if isinstance(layer, Conv | Add | Concat | MeanPool | Mul) and layer.low == 0:
+        if isinstance(layer, Conv | Add | Concat | MeanPool | Mul) and layer.low == 0 and _clamps(network, layer):
             gradient = _through_relu(layer, plane(index), gradient)
         planes.pop(index, None)
         source = layer.inputs[0]
@@ -174,7 +177,7 @@ def _backward(network: Network, values: dict[int, Int8], gradient: Tensor) -> Gr
             case MeanPool():
                 send(source, _through_mean(layer, network, shape, gradient))
             case Table():
-                slope = layer.slope[values[source].view(np.uint8) ^ 128]
+                slope = layer.slope[values[source].view(np.uint8) ^ (128 if values[source].dtype == np.int8 else 0)]
                 send(source, gradient * torch.from_numpy(slope).permute(0, 3, 1, 2))
             case Channels():
                 whole = _zeros(shape)
@@ -197,7 +200,7 @@ def _backward(network: Network, values: dict[int, Int8], gradient: Tensor) -> Gr
     return found
 
 
-def _planes(value: Int8) -> Tensor:
+def _planes(value: Activation) -> Tensor:
     """An activation (N, H, W, C) as torch sees it: (N, C, H, W) float32, still lying channels-last."""
     return torch.from_numpy(value.astype(np.float32)).permute(0, 3, 1, 2)
 
@@ -205,15 +208,27 @@ def _planes(value: Int8) -> Tensor:
 def _through_relu(layer: Conv | Add | Concat | MeanPool | Mul, y: Tensor, gradient: Tensor) -> Tensor:
     """The gradient where the layer's ReLU or ReLU6 lets it pass; ``y`` holds the output's integers.
 
-    A bound that stands for no activation (-128, or 127 where ReLU6 ends elsewhere) is where int8 saturates. That is
-    rounding gone far, so the gradient goes straight through it: a channel that outgrew its range can still come back.
+    A bound that stands for no activation (-128, or 127 or 255 where ReLU6 ends elsewhere) is where integers saturate. That
+    is rounding gone far, so the gradient goes straight through it: a channel that outgrew its range can still come back.
     """
     passed: Tensor
-    if layer.high < INT8_MAX or abs(6 / layer.scale - INT8_MAX) <= 0.5:
-        passed = torch.ops.aten.hardtanh_backward(gradient, y, 0, layer.high)
+    most = INT8_MAX if layer.signed else UINT8_MAX
+    if abs(6 / layer.scale - most) <= 0.5:
+        passed = torch.ops.aten.hardtanh_backward(gradient, y, 0, most)
     else:
         passed = torch.ops.aten.threshold_backward(gradient, y, 0)
+    high = np.asarray(layer.high)
+    if (high < most).any():
+        limits = torch.from_numpy(np.where(high < most, high, most + 1).astype(np.float32)).reshape(-1, 1, 1)
+        passed = passed * (y < limits)
     return passed
+
+
+def _clamps(network: Network, layer: Conv | Add | Concat | MeanPool | Mul) -> bool:
+    """Whether the bounds are those of an activation, and not just of what cannot be negative or larger."""
+    most = INT8_MAX if layer.signed else UINT8_MAX
+    signed = any(network.dtype_of(source) == np.int8 for source in layer.inputs)
+    return isinstance(layer, Conv) or signed or bool(np.any(np.asarray(layer.high) < most))
 
 
 def _through_conv(
