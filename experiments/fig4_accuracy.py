@@ -15,10 +15,9 @@ from typing import Final
 
 from msgspec import structs
 
-from experiments.common import command, figure, methods, runner, style
+from experiments.common import command, figure, methods
 from experiments.common.cells import Cell, Recipe
 from experiments.common.figure import Point, Wanted
-from experiments.common.trained import TRAINED
 
 RATES: Final = (1e-5, 5e-5, 1e-4)
 FULL_RATES: Final = (1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
@@ -33,7 +32,7 @@ REPORTED: Final = 1.93
 """Points that DRM is above Base on average, at the highest rate at which a network can still be retrained (section VI.B)."""
 
 
-def wanted(networks: Sequence[str], *, full: bool, seeds: int) -> list[Wanted]:
+def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
     """Every point, Base at first."""
     found = []
     for name in networks:
@@ -55,43 +54,30 @@ def _at(cell: Cell, ber: float) -> Cell:
 def highest(points: Sequence[Point], method: str) -> list[float]:
     """Points that a method is above Base, for each network at the highest rate at which it did not diverge."""
     found = []
-    for name in dict.fromkeys(p.network for p in points):
+    for name in figure.networks(points):
         own = [p for p in points if p.network == name]
         ber = max((p.ber for p in own if p.method == method and p.value is not None), default=None)
         found += figure.gains([p for p in own if p.ber == ber], method, "Base")
     return found
 
 
-@style.styled
+def finding(points: Sequence[Point]) -> str:
+    """What each method gains beside what the paper's does."""
+    lines = ["Points above Base at the highest rate that could be retrained, on average over the networks:"]
+    for method in figure.methods_of(points):
+        if method != "Base" and (gained := highest(points, method)):
+            lines.append(f"  {method}: {fmean(gained):+.2f}")
+    return "\n".join([*lines, f"  the paper's DRM: {REPORTED:+.2f} (its networks, 50,000 photos)"])
+
+
 def draw(points: Sequence[Point], path: Path) -> None:
     """A panel a network."""
-    names = list(dict.fromkeys(p.network for p in points))
-    shown = list(dict.fromkeys(p.method for p in points))
-    drawn, (axes,) = style.panels(1, len(names), (4.2 * len(names), 3.8))
-    for axis, name in zip(axes, names, strict=True):
-        own = [p for p in points if p.network == name]
-        figure.curves(axis, [p for p in own if p.ber > 0], shown)
-        for clean in (p.value for p in own if p.ber == 0 and p.value is not None):
-            axis.axhline(clean.mean, color="grey", linewidth=0.8, label="Base, no faults")
-        axis.set(xscale="log", xlabel="bit error rate", title=figure.title(own))
-        axis.grid(alpha=0.3)
-    axes[0].legend(loc="lower left", title="X: diverged")
-    style.save(drawn, path)
+    figure.panels(points, path, "bit error rate (X: diverged)")
 
 
 def main() -> None:
     """Measures, writes, draws and prints."""
-    parser = figure.parser(__doc__, methods.SMALL)
-    given = parser.parse_args()
-    networks = list(TRAINED) if given.full else given.network
-    points = figure.measure(wanted(networks, full=given.full, seeds=given.seeds), given.shared, runner.pool_of(given))
-    figure.write(points, given.out / "fig4_accuracy.csv", "ber")
-    draw(points, given.out / "fig4_accuracy.png")
-    print(figure.table(points, "ber"))
-    for method in dict.fromkeys(p.method for p in points if p.method != "Base"):
-        if gained := highest(points, method):
-            print(f"{method} over Base at the highest rate that can be retrained: {fmean(gained):+.2f} points on average")
-    print(f"the paper's DRM: {REPORTED:+.2f} (its own networks, 50,000 photos)")
+    figure.run(__doc__, "fig4_accuracy", "ber", wanted, draw, finding)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from experiments.common import command, figure, methods, runner, style
+from experiments.common import command, figure, methods
 from experiments.common.cells import Cell, Recipe
 from experiments.common.figure import Point, Wanted, recipe
-from experiments.common.trained import TRAINED
 
 BER: Final = 1e-4
 """Ten times as much for CIFAR-10's networks (``methods.scaled``)."""
 BATCHES: Final = (4, 8, 16, 32)
 FULL_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 METHODS: Final[dict[str, Recipe]] = {"DRM": methods.DRM, "ours": methods.OURS}
-FINDING: Final = "the paper: larger batches help, hardly any more from 16 on (read off its curves; it gives no numbers)"
+FINDING: Final = "The paper gives no numbers: larger batches help, hardly any more from 16 on."
 
 
-def wanted(networks: Sequence[str], *, full: bool, seeds: int) -> list[Wanted]:
+def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
     """Every point; Base is the same at all batch sizes."""
     found = []
     for name in networks:
@@ -42,22 +41,14 @@ def wanted(networks: Sequence[str], *, full: bool, seeds: int) -> list[Wanted]:
     return found
 
 
-@style.styled
 def draw(points: Sequence[Point], path: Path) -> None:
     """A panel a network."""
-    figure.panels(points, path, xlabel="batch size", base=2)
+    figure.panels(points, path, "batch size", base=2)
 
 
 def main() -> None:
     """Measures, writes, draws and prints."""
-    parser = figure.parser(__doc__, methods.SMALL)
-    given = parser.parse_args()
-    networks = list(TRAINED) if given.full else given.network
-    points = figure.measure(wanted(networks, full=given.full, seeds=given.seeds), given.shared, runner.pool_of(given))
-    figure.write(points, given.out / "fig8_batch.csv", "batch")
-    draw(points, given.out / "fig8_batch.png")
-    print(figure.table(points, "batch"))
-    print(FINDING)
+    figure.run(__doc__, "fig8_batch", "batch", wanted, draw, lambda _: FINDING)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,8 +13,11 @@ from matplotlib.axes import Axes
 from experiments.common import cells, command, retraining, runner, style
 from experiments.common.cells import Cell, Recipe
 from experiments.common.retraining import Accuracy
+from experiments.common.trained import TRAINED
 
 OUT: Final = Path("runs/figures")
+SMALL: Final = ("resnet20", "squeezenet1_1")
+"""One network a data set: those that a figure is of where it is told neither --network nor --full."""
 
 
 class Point(NamedTuple):
@@ -41,16 +44,41 @@ class Wanted(NamedTuple):
     """With one deployed rate."""
 
 
-def parser(description: str | None, networks: Sequence[str]) -> argparse.ArgumentParser:
+def run(
+    description: str | None,
+    stem: str,
+    x: str,
+    wanted: Callable[[Sequence[str], bool, int], list[Wanted]],
+    draw: Callable[[Sequence[Point], Path], None],
+    finding: Callable[[Sequence[Point]], str],
+) -> None:
+    """An accuracy figure's program: measures, writes ``stem``.csv and .png into --out, prints the table and the finding.
+
+    ``wanted`` gets the networks, whether it is to be the paper's size, and the number of fault seeds; ``x`` names what the
+    figure varies; ``finding`` sets what was found beside what the paper says.
+    """
+    given = parser(description).parse_args()
+    points = measure(wanted(chosen(given), given.full, given.seeds), given.shared, runner.pool_of(given))
+    write(points, given.out / f"{stem}.csv", x)
+    draw(points, given.out / f"{stem}.png")
+    print(f"{table(points, x)}\n\n{finding(points)}\n")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
     """``--shared``, ``--network``, ``--full``, ``--seeds``, ``--out`` and where it runs."""
     made = command.parser(description)
     command.add_shared(made)
-    command.add_networks(made, cells.NETWORKS, networks)
-    made.add_argument("--full", action="store_true", help="the paper's size: all networks, more rates, settings and images")
+    made.add_argument("--network", nargs="+", choices=cells.NETWORKS, metavar="NAME", help=f"of {', '.join(cells.NETWORKS)}")
+    made.add_argument("--full", action="store_true", help="the paper's size: more networks, rates, settings and images")
     made.add_argument("--seeds", type=command.positive, default=retraining.SEEDS, help="fault seeds [%(default)s]")
-    made.add_argument("--out", type=Path, default=OUT, help="folder for the CSV and the PNG [%(default)s]")
+    made.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="for the CSV and the PNG [%(default)s]")
     runner.add_pool(made)
     return made
+
+
+def chosen(given: argparse.Namespace) -> list[str]:
+    """The networks that ``parser``'s options ask for."""
+    return list(given.network or (TRAINED if given.full else SMALL))
 
 
 def measure(wanted: Sequence[Wanted], shared: Path, pool: runner.Pool) -> list[Point]:
@@ -85,6 +113,25 @@ def write(points: Iterable[Point], path: Path, x: str) -> None:
             writer.writerow([p.network, p.method, f"{p.x:g}", f"{p.ber:g}", p.metric, p.images, *value, p.iterations])
 
 
+@style.styled
+def panels(points: Sequence[Point], path: Path, xlabel: str, *, base: int = 10) -> None:
+    """A figure with a panel a network and a curve a method, on a logarithmic axis; a line for Base without faults."""
+    names, methods = networks(points), methods_of(points)
+    drawn, (axes,) = style.panels(1, len(names), (4.2 * len(names), 3.8))
+    for axis, name in zip(axes, names, strict=True):
+        own = [p for p in points if p.network == name]
+        curves(axis, [p for p in own if p.x > 0], methods)
+        for clean in (p.value for p in own if p.x == 0 and p.value is not None):
+            axis.axhline(clean.mean, color="grey", linewidth=0.8, label="Base, no faults")
+        axis.set_xscale("log", base=base)
+        axis.set(xlabel=xlabel, title=title(own))
+        if base == 2:
+            axis.set_xticks(sorted({p.x for p in own}), [f"{x:g}" for x in sorted({p.x for p in own})])
+        axis.grid(alpha=0.3)
+    axes[0].legend(loc="best")
+    style.save(drawn, path)
+
+
 def curves(axis: Axes, points: Sequence[Point], methods: Sequence[str]) -> None:
     """A curve a method through its points of one network, with error bars; an X at the foot where training diverged.
 
@@ -104,6 +151,31 @@ def curves(axis: Axes, points: Sequence[Point], methods: Sequence[str]) -> None:
             axis.plot(failed, foot, "x", color=look["color"], transform=axis.get_xaxis_transform(), markersize=7)
 
 
+def bars(axis: Axes, points: Sequence[Point], methods: Sequence[str]) -> None:
+    """A group of bars an x and a bar a method of one network, with error bars; an X where training diverged."""
+    groups = list(dict.fromkeys(p.x for p in points))
+    width = 0.8 / len(methods)
+    for place, method in enumerate(methods):
+        own = {p.x: p.value for p in points if p.method == method}
+        at = {x: group + (place - (len(methods) - 1) / 2) * width for group, x in enumerate(groups) if x in own}
+        values = [(at[x], value) for x, value in own.items() if value is not None]
+        heights, errors = [value.mean for _, value in values], [value.std for _, value in values]
+        axis.bar([x for x, _ in values], heights, width, yerr=errors, capsize=2, label=method, **style.bar(place))
+        failed = [at[x] for x, value in own.items() if value is None]
+        axis.plot(failed, [2.0] * len(failed), "x", color="black")
+    axis.set_xticks(range(len(groups)), [f"{x:g}" for x in groups])
+
+
+def networks(points: Sequence[Point]) -> list[str]:
+    """Names of the networks, in their order."""
+    return list(dict.fromkeys(p.network for p in points))
+
+
+def methods_of(points: Sequence[Point]) -> list[str]:
+    """Names of the methods, in their order."""
+    return list(dict.fromkeys(p.method for p in points))
+
+
 def title(points: Sequence[Point]) -> str:
     """What a panel is of."""
     first = points[0]
@@ -112,7 +184,7 @@ def title(points: Sequence[Point]) -> str:
 
 def table(points: Sequence[Point], x: str) -> str:
     """Accuracy as Markdown, a row a network and x, a column a method."""
-    methods = list(dict.fromkeys(p.method for p in points))
+    methods = methods_of(points)
     by = {(p.network, p.x, p.ber, p.method): p for p in points}
     rows = []
     for network, at, ber in dict.fromkeys((p.network, p.x, p.ber) for p in points):

@@ -8,17 +8,14 @@ from experiments.common.cells import Recipe
 from experiments.common.figure import recipe
 from experiments.common.trained import TRAINED
 
-SMALL: Final = ("resnet20", "squeezenet1_1")
-"""One network a data set: what figures show unless they are told ``--full``."""
 BASE: Final[Recipe] = ()
 """As it is, in signed arithmetic: the paper's base."""
 DRM: Final[Recipe] = recipe(codec="direct", labels="device")
 """The paper's direct retraining: signed arithmetic, its plain recipe."""
 OURS: Final[Recipe] = recipe(codec="direct", labels="teacher-soft")
 """What ``r2f retrain`` does by default. Its chained increments end with the same model, bit for bit, but take longer."""
-
-LOW, HIGH, HIGHEST = 1e-5, 5e-5, 1e-4
-"""Of the paper's bit error rates."""
+SAMPLES: Final = {False: 4000, True: 20_000}
+"""Small images that a figure's epoch has, at most: by whether it is of the paper's size."""
 
 
 def aprm(theta: float) -> Recipe:
@@ -34,8 +31,7 @@ def scaled(network: str, ber: float) -> float:
     return ber if network in TRAINED and TRAINED[network].num_classes == 1000 else float(f"{10 * ber:g}")
 
 
-def length(network: str, *, full: bool) -> Recipe:
-    """How long it is trained: an epoch of ImageNet's photos; of the small images an epoch too, or a part of it."""
-    if network in TRAINED and TRAINED[network].num_classes == 1000:
-        return recipe(iterations=25)
-    return recipe(iterations=1250 if full else 250)
+def length(network: str, *, full: bool, epochs: float = 1, batch: int = 16) -> Recipe:
+    """How long it is trained: so many epochs of ImageNet's photos; of the small images an epoch is ``SAMPLES`` of them."""
+    samples = 400 if network in TRAINED and TRAINED[network].num_classes == 1000 else SAMPLES[full]
+    return recipe(iterations=max(1, round(epochs * samples / batch)))

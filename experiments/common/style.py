@@ -59,7 +59,12 @@ def line(place: int) -> dict[str, Any]:
 
 def bar(place: int) -> dict[str, Any]:
     """Look of the ``place``-th kind of bar: colour and hatch."""
-    return {"color": COLOURS[place % len(COLOURS)], "hatch": HATCHES[place % len(HATCHES)], "edgecolor": "black", "linewidth": 0.5}
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "hatch": HATCHES[place % len(HATCHES)],
+        "edgecolor": "black",
+        "linewidth": 0.5,
+    }
 
 
 def save(figure: Figure, path: Path) -> None:
