@@ -17,10 +17,11 @@ from accelsim.datasets import Dataset, spread
 from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.int8.network import Network
-from experiments.common import chain, retraining, splits
+from experiments.common import chain, protecting, retraining, splits
 from experiments.common.retraining import Accuracy, Spent
 from experiments.common.trained import TRAINED
 from r2f import settings as r2f_settings
+from r2f.protection.plan import Search
 from r2f.settings import DEMO_NETWORK, Settings
 from services.scheme import Redundancy
 from services.trainer.core.optimiser import TrainingDiverged
@@ -41,6 +42,10 @@ class Cell(msgspec.Struct, kw_only=True, frozen=True):
     deployed: tuple[float, ...]
     """Bit error rates that it is then evaluated at, 0 among them or not."""
     recipe: Recipe = ()
+    budget: float = 0.0
+    """Share of the network's cycles that protection may add, in training and deployed."""
+    search: Search = "algorithm1"
+    """What chooses it."""
     part: Literal["report", "selection"] = "report"
     """Images that it is evaluated on (``experiments.common.splits``)."""
     images: int = 1000
@@ -59,6 +64,8 @@ class Found(msgspec.Struct, kw_only=True, frozen=True):
     """How training failed; the paper's X."""
     spent: Spent | None = None
     """None where nothing was trained."""
+    overhead: float = 0.0
+    """What protection adds to the network's cycles on these images at the first deployed rate, as a share of them."""
 
 
 def found(cell: Cell, shared: Path) -> Found:
@@ -68,9 +75,12 @@ def found(cell: Cell, shared: Path) -> Found:
     data = _chosen(source, cell)
     network = _network(cell.network, settings.weights, settings.data.source)
     which, spent = retraining.metric(network.layers[-1].shape[2]), None
-    if cell.trained is not None:
+    images = splits.choosing(source).test_images
+    if cell.trained is None:
+        settings = protecting.protected(settings, network, images, cell.budget, cell.search)
+    else:
         try:
-            network, spent = retraining.retrained(settings, network, data)
+            network, spent, settings = protecting.retrained(settings, network, data, images, cell.budget, cell.search)
         except TrainingDiverged as error:
             return Found(metric=which, images=len(data.test_images), diverged=str(error))
     seeds = retraining.fault_seeds(cell.seeds)
@@ -78,7 +88,8 @@ def found(cell: Cell, shared: Path) -> Found:
         retraining.over(retraining.evaluated(network, data, Rates.uniform(ber), seeds, settings.scheme), which)
         for ber in cell.deployed
     )
-    return Found(metric=which, images=len(data.test_images), accuracy=accuracy, spent=spent)
+    overhead = protecting.cost(network, settings.scheme, data.test_images, Rates.uniform(cell.deployed[0]), seeds)
+    return Found(metric=which, images=len(data.test_images), accuracy=accuracy, spent=spent, overhead=round(overhead, 4))
 
 
 def reads(cell: Cell | Agreement) -> tuple[str, ...]:
@@ -94,7 +105,14 @@ def settings_of(cell: Cell, shared: Path) -> Settings:
     files = (
         {} if cell.network == DEMO_NETWORK else dict(zip(("weights", "data"), (shared / r for r in reads(cell)), strict=True))
     )
-    return r2f_settings.parse({"network": cell.network, "ber": cell.trained or 0.0, **files, **dict(cell.recipe)})
+    return r2f_settings.parse(
+        {
+            "network": cell.network,
+            "ber": cell.deployed[0] if cell.trained is None else cell.trained,
+            **files,
+            **dict(cell.recipe),
+        }
+    )
 
 
 class Agreement(msgspec.Struct, kw_only=True, frozen=True):
@@ -116,7 +134,7 @@ class Agreed(msgspec.Struct, kw_only=True, frozen=True):
 
 def agreed(cell: Agreement, shared: Path) -> Agreed:
     """Runs one batch of report images under each fault seed."""
-    settings = settings_of(Cell(network=cell.network, trained=None, deployed=()), shared)
+    settings = settings_of(Cell(network=cell.network, trained=None, deployed=(cell.ber,)), shared)
     source = _source(settings.data.source)
     network = _network(cell.network, settings.weights, settings.data.source)
     images = splits.reporting(source).test_images

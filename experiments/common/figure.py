@@ -33,6 +33,8 @@ class Point(NamedTuple):
     images: int
     value: Accuracy | None
     iterations: int
+    overhead: float
+    """Of protection, as a share of the network's cycles."""
 
 
 class Wanted(NamedTuple):
@@ -97,6 +99,7 @@ def measure(wanted: Sequence[Wanted], shared: Path, pool: runner.Pool) -> list[P
             images=one.images,
             value=one.accuracy[0] if one.accuracy else None,
             iterations=0 if one.spent is None else one.spent.iterations,
+            overhead=one.overhead,
         )
         for each, one in zip(wanted, found, strict=True)
     ]
@@ -107,10 +110,12 @@ def write(points: Iterable[Point], path: Path, x: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["network", "method", x, "ber", "metric", "images", "mean", "std", "n", "iterations"])
+        writer.writerow(["network", "method", x, "ber", "metric", "images", "mean", "std", "n", "iterations", "overhead"])
         for p in points:
             value = ("", "", 0) if p.value is None else (p.value.mean, p.value.std, p.value.n)
-            writer.writerow([p.network, p.method, f"{p.x:g}", f"{p.ber:g}", p.metric, p.images, *value, p.iterations])
+            writer.writerow(
+                [p.network, p.method, f"{p.x:g}", f"{p.ber:g}", p.metric, p.images, *value, p.iterations, p.overhead]
+            )
 
 
 @style.styled
