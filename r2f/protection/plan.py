@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -11,12 +12,11 @@ from accelsim.faults import Rates
 from accelsim.files import write_whole
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from r2f.protection.units import Cost, Grain
+from r2f.protection.words import Cost, Grain, Search
 from services.scheme import Port, Redundancy, Scheme, Vote, check
 
 FILE = "plan.json"
 FORMAT: Final = "r2f-protection/1"
-Search = Literal["estimated", "algorithm1"]
 
 
 class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +106,25 @@ def read(path: Path) -> Plan:
     if not plan.choices:
         raise ValueError(f"{path}: it protects nothing, for no budget; make it anew with r2f protect")
     return plan
+
+
+def named(text: str) -> tuple[Path, float | None]:
+    """File and budget (a share) of ``FILE.json`` or ``FILE.json@50%``. Raises ValueError for a budget that is none."""
+    path, at, budget = text.rpartition("@")
+    if not at or not path.endswith(".json"):
+        return Path(text), None
+    return Path(path), share(budget)
+
+
+def share(text: str) -> float:
+    """``20%`` or ``0.2`` as 0.2. Raises ValueError for anything that is no share above 0."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(f"budget {text!r}: expected a share of the network's cycles, such as 20%")
+    return value
 
 
 def scheme_for(path: Path, budget: float | None, scheme: Scheme, network: Network) -> Scheme:

@@ -15,8 +15,9 @@ from r2f.protection import estimate
 from r2f.protection.estimate import Harm
 from r2f.protection.greedy import SLACK, greedy
 from r2f.protection.judge import Judge, Score
-from r2f.protection.plan import Choice, Plan, Search, Sensitivity
-from r2f.protection.units import SITES, Cost, Grain, Unit, costs, overhead, scheme_of, units
+from r2f.protection.plan import Choice, Plan, Sensitivity
+from r2f.protection.units import SITES, Unit, costs, overhead, scheme_of, units
+from r2f.protection.words import Cost, Grain, Search
 from services.scheme import Scheme, Vote
 from services.voter.core.ballot import TMR
 

@@ -12,10 +12,9 @@ import msgspec
 from accelsim.faults import Site
 from accelsim.int8.network import Network
 from accelsim.timing import Array, layer_cycles, port_seconds
+from r2f.protection.words import Cost, Grain
 from services.scheme import Port, Scheme
 
-Cost = Literal["cycles", "macs"]
-Grain = Literal["layers", "sites"]
 SITES: Final[tuple[Site, ...]] = ("weight", "input", "output")
 """Whose tensors pass a port."""
 
