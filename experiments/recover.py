@@ -22,12 +22,12 @@ import msgspec
 from accelsim import datasets
 from accelsim.faults import Rates
 from accelsim.files import write_whole
-from experiments.common import command, retraining, splits
+from experiments.common import command, protecting, retraining, splits
 from experiments.common.retraining import Accuracy
 from r2f import settings as r2f_settings
 from r2f.settings import Settings
 
-OVERHEADS = (0,)
+OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
 
 
@@ -39,6 +39,8 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     ber: float
     overhead: int
     """Per cent of the unprotected network's cycles that protection may add."""
+    overhead_used: float
+    """Per cent that it did add, on the images that are reported."""
     metric: str
     images: int
     """That every accuracy is of."""
@@ -47,9 +49,9 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     clean: Accuracy
     """Signed arithmetic, not retrained, without faults."""
     before: Accuracy
-    """The same with faults."""
+    """The same with faults, nothing protected."""
     after: Accuracy
-    """Retrained, with faults."""
+    """Retrained and protected, with faults."""
     clean_after: Accuracy
     """Retrained, without faults."""
     recovered: float | None
@@ -83,7 +85,8 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     chosen = retraining.fault_seeds(seeds)
     clean = retraining.over(retraining.evaluated(network, data, Rates(), chosen, settings.scheme), which)
     before = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
-    after, spent = retraining.retrained(settings, network, data)
+    choosing = splits.choosing(source).test_images
+    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated")
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
     return Recovered(
@@ -91,6 +94,7 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         data=data.name,
         ber=settings.rates.input,
         overhead=overhead,
+        overhead_used=round(100 * protecting.cost(after, settings.scheme, data.test_images, settings.rates, chosen), 2),
         metric=which,
         images=len(data.test_images),
         seeds=chosen,
@@ -116,6 +120,8 @@ def lines(found: Recovered) -> str:
     said += [f"  {name:18} {value.mean:6.2f} ± {value.std:.2f} %  (n = {value.n})" for name, value in rows]
     won = "nothing was lost" if found.recovered is None else f"{100 * found.recovered:.1f} %"
     said.append(f"  {'recovered':18} {won}")
+    if found.overhead:
+        said.append(f"  {'overhead used':18} {found.overhead_used:.1f} %")
     said.append(f"  {found.iterations} iterations, {found.bytes_up / 1e6:.2f} MB up, {found.bytes_down / 1e6:.2f} MB down")
     return "\n".join(said)
 

@@ -91,16 +91,16 @@ def quantised(settings: Settings, module: nn.Module, data: Dataset) -> Network:
 
 
 def evaluated(network: Network, data: Dataset, rates: Rates, seeds: Sequence[int], scheme: Scheme) -> Evaluation:
-    """Accuracy on the test part of ``data``, as ``splits`` made it, under each fault seed; no votes but protection's."""
+    """Accuracy on the test part of ``data``, as ``splits`` made it, under each fault seed."""
     # Increments change nothing of what a device computes, and to code them takes time.
-    plain = Scheme(protected=scheme.protected, jpeg=scheme.jpeg, codec="direct", vote=scheme.vote)
+    plain = msgspec.structs.replace(scheme, codec="direct")
     return inprocess.evaluate(network, data.test_images, data.test_labels, rates, seeds, scheme=plain, batch=BATCH)
 
 
 def retrained(settings: Settings, network: Network, data: Dataset) -> tuple[Network, Spent]:
     """The network that retraining on the training part of ``data`` ends with, and what it took.
 
-    Raises ``services.trainer.core.step.TrainingDiverged``.
+    Raises ``services.trainer.core.optimiser.TrainingDiverged``.
     """
     job = prepare.job_of(settings, "experiment", BATCH, data.digest())
     done = inprocess.retrain(network, data, job)

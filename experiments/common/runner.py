@@ -17,6 +17,7 @@ import hashlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,7 +145,9 @@ def _measured(measure: Callable[[C, Path], R], cells: Sequence[C], shared: Path,
     elif pool.jobs == 1 or len(cells) < 2:
         yield from (_one(measure, place, cell, shared) for place, cell in enumerate(cells))
     else:
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=1), warnings.catch_warnings():
+            # loky takes the networks that a worker keeps for a leak, and starts another in its place: no harm done.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs")
             yield from joblib.Parallel(
                 n_jobs=min(pool.jobs, len(cells)), batch_size=1, pre_dispatch="all", return_as="generator_unordered"
             )(tasks)
