@@ -21,7 +21,7 @@ from experiments.common import chain, protecting, retraining, splits
 from experiments.common.retraining import Accuracy, Spent
 from experiments.common.trained import TRAINED
 from r2f import settings as r2f_settings
-from r2f.protection.plan import Search
+from r2f.protection.words import Search
 from r2f.settings import DEMO_NETWORK, Settings
 from services.scheme import Redundancy
 from services.trainer.core.optimiser import TrainingDiverged
