@@ -16,14 +16,14 @@ import torch
 from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
 from accelsim.int8 import storage
-from accelsim.int8.network import Int8
+from accelsim.int8.network import Activation, Int8
 from services.voter.core.vote import vote
 
 
-def chained(device: Simulated, x: Int8, iteration: int) -> list[Int8]:
+def chained(device: Simulated, x: Int8, iteration: int) -> list[Activation]:
     """One step on the quantised input x: actual outputs of all layers; the votes are made and let go."""
 
-    def each(index: int, replicas: Sequence[Int8], first: int) -> None:
+    def each(index: int, replicas: Sequence[Activation], first: int) -> None:
         vote(replicas, "median")
 
     return device.run_chained(x, each, iteration=iteration)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Network
 
 Run = Callable[[], object]
 
@@ -22,7 +22,7 @@ def folded(module: nn.Module) -> nn.Module:
     return fuse(module.eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def onnxruntime_int8(network: Network, x: Int8) -> Run | str:
+def onnxruntime_int8(network: Network, x: Activation) -> Run | str:
     """A pass of the same network by ONNX Runtime's own operators, or why there is none."""
     try:
         import onnxruntime

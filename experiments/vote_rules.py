@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from accelsim.accelerators import Simulated
 from accelsim.faults import Rates
-from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Activation, Conv, Network, UInt8
 from accelsim.int8.walk import walk
 from accelsim.timing import Array, layer_timing
 from experiments.common import command
@@ -80,7 +80,9 @@ class Measured:
 
 
 @numba.njit(cache=True, nogil=True)
-def _tally(replicas: tuple[Int8, ...], fault_free: Int8, executions: Int64, agree: Int64, opened: Int64, wrong: Int64) -> int:
+def _tally(
+    replicas: tuple[Activation, ...], fault_free: Activation, executions: Int64, agree: Int64, opened: Int64, wrong: Int64
+) -> int:
     """Adds to ``opened`` and ``wrong`` of each rule; returns on how many elements the first two differ."""
     differ = 0
     values = np.empty(len(replicas), np.int8)
@@ -105,7 +107,9 @@ def _tally(replicas: tuple[Int8, ...], fault_free: Int8, executions: Int64, agre
     return differ
 
 
-def tally(replicas: Sequence[Int8], fault_free: Int8, rules: Sequence[tuple[int, int]] = RULES) -> tuple[float, Int64, Int64]:
+def tally(
+    replicas: Sequence[Activation], fault_free: Activation, rules: Sequence[tuple[int, int]] = RULES
+) -> tuple[float, Int64, Int64]:
     """(``u``, open elements by rule, believed and wrong elements by rule) of one layer.
 
     ``replicas`` are as many executions as the greediest rule needs, int8 like ``fault_free``; ``agree`` of a rule is
@@ -122,7 +126,7 @@ def measure(network: Network, images: UInt8, ber: float, seed: int, iteration: i
     """Every MAC layer of one batch of uint8 ``images`` (N, H, W, C), on the inputs of the device's own faulty run."""
     device = Simulated(Rates.uniform(ber), seed)
     device.load(network)
-    outputs: dict[int, Int8] = {INPUT: network.quantize_images(images)}
+    outputs: dict[int, Activation] = {INPUT: network.quantize_images(images)}
     for index, layer, operands in walk(network, outputs):
         fault_free = device.engine.fault_free(index, operands)
         if not isinstance(layer, Conv):

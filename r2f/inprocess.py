@@ -8,28 +8,30 @@ overhead is measured against, and the way to try settings in seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from accelsim.accelerators import Factory, build
+from accelsim.accelerators import Factory, build, vote_at
 from accelsim.datasets import Dataset, Int64
 from accelsim.engine import shared
 from accelsim.faults import Rates
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from services.codec.core.device_end import DeviceEnd
 from services.codec.core.rebuild import Rebuild, Wrong
 from services.codec.core.server_end import ServerEnd
+from services.edge_agent.core.answer import answer
 from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.forward import Done, Executed, Segment, Votes, advance, execute, similarity
-from services.edge_agent.core.plan import plan_of, thresholded
+from services.edge_agent.core.plan import plan_of, ports_of, thresholded
 from services.scheme import CHAINED, Scheme
+from services.scheme import check as check_scheme
 from services.trainer.core import evaluation, recipe
 from services.trainer.core.course import Answered, Answers, Batch, Deploy, Learnt, Reply, course
-from services.trainer.core.evaluation import Counts, Evaluation
+from services.trainer.core.evaluation import Counts, Evaluation, Pass
 from services.trainer.core.job import Job, check
 from services.trainer.core.selection import Selection
 from services.trainer.core.step import Received, start
@@ -177,12 +179,39 @@ def evaluate(
     running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     seeds = evaluation.seeds_of(rates, seeds)
     counts: list[list[Counts]] = [[] for _ in seeds]
-    for due in evaluation.passes(np.arange(len(images)), seeds, batch):
-        chosen, _ = _photographed(images[due.samples], scheme)
-        running.load(network, rates, due.seed)
-        output = running.run(chosen, due.iteration, training=False)
+    for due, output in _outputs(running, network, images, rates, seeds, batch):
         counts[due.run].append(evaluation.count(output, labels[due.samples]))
     return evaluation.accuracy(counts)
+
+
+def outputs(
+    network: Network,
+    images: UInt8,
+    rates: Rates,
+    seeds: Sequence[int],
+    *,
+    scheme: Scheme = CHAINED,
+    device: str = "device",
+    batch: int = 128,
+    path: str = "auto",
+    accelerator: Factory | None = None,
+) -> list[Activation]:
+    """What ``evaluate`` counts: the faulty device's outputs (N, 1, 1, C) for images (N, H, W, C), an array a fault seed."""
+    running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
+    found: list[list[Activation]] = [[] for _ in seeds]
+    for due, output in _outputs(running, network, images, rates, seeds, batch):
+        found[due.run].append(output)
+    return [np.concatenate(parts) for parts in found]
+
+
+def _outputs(
+    running: _Device, network: Network, images: UInt8, rates: Rates, seeds: Sequence[int], batch: int
+) -> Iterator[tuple[Pass, Activation]]:  # fmt: skip
+    """Every pass of an evaluation, with what the device answers."""
+    for due in evaluation.passes(np.arange(len(images)), seeds, batch):
+        chosen, _ = _photographed(images[due.samples], running.scheme)
+        running.load(network, rates, due.seed)
+        yield due, running.run(chosen, due.iteration, training=False)
 
 
 def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:
@@ -208,13 +237,15 @@ class _Device:
         """Make a network the one that runs, under these faults."""
         if self.loaded is not None and self.loaded[0] is network and self.loaded[1:] == (rates, seed):
             return
+        check_scheme(self.scheme, network)
         self.network, self.seed = network, seed
         self.engine = shared(network, self.path)
         self.accelerator = self.factory(rates, seed, self.name)
         self.accelerator.load(network)
+        vote_at(self.accelerator, ports_of(self.scheme))
         self.loaded = (network, rates, seed)
 
-    def reliable(self, network: Network, images: UInt8) -> Int8:
+    def reliable(self, network: Network, images: UInt8) -> Activation:
         """The outputs of the general-purpose processor, which makes no errors, on images (N, H, W, C)."""
         return shared(network, self.path).run(network.quantize_images(images))[-1]
 
@@ -237,11 +268,12 @@ class _Device:
         direct: frozenset[int] = frozenset(),
         each: Callable[[Sequence[_Voted]], None] | None = None,
         clock: _Clock | None = None,
-    ) -> Int8:
+    ) -> Activation:
         """One pass on images (N, H, W, C) to the network's outputs; ``each`` gets the layers of every segment, voted."""
-        plan = plan_of(self.scheme, training=training, direct=direct)
-        x = self.network.quantize_images(images)
-        return self._drive(execute(self.network, self.engine, self.accelerator, x, iteration, plan), each, clock or _Clock())
+        given = self.network, self.engine, self.accelerator, self.network.quantize_images(images), iteration
+        plan = plan_of(self.scheme, training=True, direct=direct) if training else None
+        steps = answer(*given, self.scheme) if plan is None else execute(*given, plan)
+        return self._drive(steps, each, clock or _Clock())
 
     def _drive(
         self,
@@ -268,10 +300,10 @@ class _Voted:
     """A layer as the voter passes it on."""
 
     index: int
-    actual: Int8
-    vote: Int8 | None
+    actual: Activation
+    vote: Activation | None
     """None where the outputs go as they are."""
-    goes_on: Int8
+    goes_on: Activation
     """What a pass that waited for the vote goes on with."""
 
 
@@ -331,7 +363,7 @@ class _Crossing:
     """As the server has them."""
     input_bytes: int
     clock: _Clock
-    outputs: dict[int, Int8] = field(default_factory=dict)
+    outputs: dict[int, Activation] = field(default_factory=dict)
     """What the server rebuilt, by MAC layer."""
     layer_bytes: int = 0
     repair_bytes: int = 0

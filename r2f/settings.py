@@ -10,6 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
@@ -46,6 +47,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     modules: str | None = None
     """Folder in which a ``package.module:function`` is looked for; None takes the current one."""
     data: Spec = Spec()
+    plan: str | None = None
+    """What is protected in place of what the scheme says: ``FILE.json``, or ``FILE.json@50%`` for one of its budgets."""
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
     link: str | None = None
@@ -106,7 +109,12 @@ OPTIONS: dict[str, Option] = {
     "redundancy": Option("scheme.redundancy", "Codec golden: whose TMR it refers to.", DEVICE),
     "jpeg": Option("scheme.jpeg", "Quality of JPEG images that the device runs on; 0: none.", DEVICE),
     "float-inputs": Option("scheme.float_inputs", "Send images as float32, as the paper.", DEVICE),
-    "protect": Option("scheme.protected", "Layers that run in TMR: indices (see r2f layers), with commas.", DEVICE),
+    "protect": Option(
+        "scheme.protected", "Layers in TMR: indices (see r2f layers) with commas, or a plan of r2f protect.", DEVICE
+    ),
+    "protect-plan": Option("plan", "The same from a plan of r2f protect: FILE.json, or FILE.json@50% for one budget.", DEVICE),
+    "tmr": Option("scheme.tmr", "In inference: the whole network in TMR, layer or network wise.", DEVICE),
+    "uncertain": Option("scheme.uncertain", "With --tmr: only where the two largest outputs are closer than that.", DEVICE),
     "accelerator": Option("accelerator", "What the agent drives: simulated, onnxruntime, or package.module:function.", DEVICE),
     "array": Option("array", "SCALE-Sim .cfg of the array whose time is modelled; a 32x32 one where not given.", DEVICE),
     "device": Option("device", "Name of the device.", DEVICE),
@@ -150,6 +158,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 
+@cache
 def type_of(name: str) -> Any:
     """Type of a setting, with its bounds (``typing.Annotated``)."""
     if name == "ber":
@@ -173,6 +182,8 @@ def parse(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
     None counts as not given. Raises SettingsError for a name that there is not, or a value that means nothing.
     """
     given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    if isinstance(given.get("protect"), str | Path) and ".json" in str(given["protect"]):
+        given["protect-plan"] = given.pop("protect")
     unknown = [name for name in given if name not in OPTIONS]
     if unknown:
         raise SettingsError(f"{unknown[0]}: no such setting; known are {', '.join(OPTIONS)}")
@@ -183,8 +194,8 @@ def parse(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
         typed = {f"ber-{site}": rate for site in ("input", "weight", "output")} | typed
     if typed.pop("recipe", "ours") == "paper":
         typed = flat(msgspec.structs.replace(settings, **PLAIN), list(PLAIN)) | typed
-    for name, value in typed.items():
-        settings = _replaced(settings, OPTIONS[name].field.split("."), value)
+    for name in (name for name in OPTIONS if name in typed):
+        settings = _replaced(settings, OPTIONS[name].field.split("."), typed[name])
     if "launch" not in typed and typed.get("broker") is not None:
         settings = msgspec.structs.replace(settings, launch=False)
     return settings
@@ -214,6 +225,7 @@ def resolved(settings: Settings) -> Settings:
         modules=_absolute(settings.modules or "."),
         weights=_absolute(settings.weights),
         array=_absolute(settings.array),
+        plan=_absolute(settings.plan),
         broker=None if settings.broker is None else without_password(settings.broker),
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 from accelsim.accelerators import Accelerator, Factory, build
 from accelsim.engine import reference
 from accelsim.faults import Rates
-from accelsim.int8.network import INPUT, Add, Conv, Flatten, Int8, MaxPool, Network, Shape, multiplier
+from accelsim.int8.network import INPUT, Activation, Add, Conv, Flatten, Int8, MaxPool, Network, Shape, multiplier
 from accelsim.int8.walk import walk
 
 
@@ -127,7 +127,7 @@ def _array(what: str, y: object, shape: tuple[int, ...]) -> Iterator[str]:
         yield f"{what}: expected a C-contiguous array"
 
 
-def _inputs(network: Network, images: Int8) -> Iterator[tuple[int, Conv, Int8]]:
+def _inputs(network: Network, images: Int8) -> Iterator[tuple[int, Conv, Activation]]:
     """(index, layer, its exact input) of each MAC layer; the inputs are read-only, as they come from the bus."""
     exact = reference.run(network, images)
     for index, layer in network.convs():

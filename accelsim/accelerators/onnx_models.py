@@ -11,7 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from accelsim.int8.network import (
     INPUT,
+    INT8_MAX,
+    INT8_MIN,
+    UINT8_MAX,
     Add,
+    Byte,
     Channels,
     Concat,
     Conv,
@@ -27,13 +31,14 @@ from accelsim.int8.network import (
 )
 from accelsim.int8.walk import walk
 
+_Bounded = Conv | Add | Concat | MeanPool | Mul
 _OPSET = 17
 _IR = 9
 """Both old enough for any ONNX Runtime that the project allows."""
 
 
 def layer_model(network: Network, index: int, weight_is_input: bool = False) -> bytes:
-    """MAC layer ``index`` as an ONNX model of its own: ``x`` int8 (N, C, H, W) to int8 (N, C, H, W).
+    """MAC layer ``index`` as an ONNX model of its own: ``x`` (N, C, H, W) to (N, C, H, W), int8 or uint8.
 
     With ``weight_is_input`` the model takes its weights (O, I/groups, R, S) int8 at each run, as ``weight``.
     Raises ValueError if the layer is of another type.
@@ -42,11 +47,12 @@ def layer_model(network: Network, index: int, weight_is_input: bool = False) -> 
     if not isinstance(layer, Conv):
         raise ValueError(f"layer {index} ({layer.name}) is a {type(layer).__name__}; only MAC layers run on their own")
     model = _Model(network)
-    inputs = [_value("x", network.shape_of(layer.inputs[0]))]
+    source = layer.inputs[0]
+    inputs = [_value("x", network.shape_of(source), network.dtype_of(source))]
     if weight_is_input:
         inputs.append(helper.make_tensor_value_info("weight", TensorProto.INT8, layer.weight.shape))
-    y = model.conv(layer, "x", network.scale_of(layer.inputs[0]), "weight" if weight_is_input else None)
-    return model.finish(inputs, [_value(y, layer.shape)])
+    y = model.conv(layer, "x", network.scale_of(source), network.dtype_of(source), "weight" if weight_is_input else None)
+    return model.finish(inputs, [_value(y, layer.shape, layer.dtype)])
 
 
 def network_model(network: Network, every_layer: bool = False, exact: bool = True) -> bytes:
@@ -60,14 +66,15 @@ def network_model(network: Network, every_layer: bool = False, exact: bool = Tru
     for index, layer, operands in walk(network, names, keep=True):
         scales = [network.scale_of(i) for i in layer.inputs]
         shapes = [network.shape_of(i) for i in layer.inputs]
-        names[index] = model.layer(layer, operands, scales, shapes, exact)
+        dtypes = [network.dtype_of(i) for i in layer.inputs]
+        names[index] = model.layer(layer, operands, scales, shapes, dtypes, exact)
     wanted = range(len(network.layers)) if every_layer else [len(network.layers) - 1]
     outputs = []
     for index in wanted:
         # Two layers may share a value (a concat of one operand); an output needs a name of its own.
         name = model.add("Identity", [names[index]])
-        outputs.append(_value(name, network.shape_of(index)))
-    return model.finish([_value("x", network.input_shape)], outputs)
+        outputs.append(_value(name, network.shape_of(index), network.dtype_of(index)))
+    return model.finish([_value("x", network.input_shape, network.dtype_of(INPUT))], outputs)
 
 
 class _Model:
@@ -91,37 +98,60 @@ class _Model:
     def scale(self, value: float | Float32) -> str:
         return self.constant(value, np.float32)
 
-    def zero(self) -> str:
-        return self.constant(0, np.int8)
+    def zero(self, dtype: Byte) -> str:
+        return self.constant(0, dtype)
 
-    def bounds(self, y: str, low: int, high: int) -> str:
-        if (low, high) == (-128, 127):
+    def bounds(self, y: str, layer: _Bounded) -> str:
+        """y, of the layer's dtype, within its bounds."""
+        low, high = layer.low, np.unique(layer.high)
+        if len(high) > 1:
+            # Clip takes one bound, and Min no bytes.
+            limits = self.constant(np.reshape(layer.high, (1, -1, 1, 1)), np.int32)
+            y = self.cast(self.add("Min", [self.cast(y, TensorProto.INT32), limits]), layer.dtype)
+        least, most = (INT8_MIN, INT8_MAX) if layer.signed else (0, UINT8_MAX)
+        if (low, high[-1]) == (least, most):
             return y
-        return self.add("Clip", [y, self.constant(low, np.int8), self.constant(high, np.int8)])
+        return self.add("Clip", [y, self.constant(low, layer.dtype), self.constant(high[-1], layer.dtype)])
 
-    def conv(self, layer: Conv, x: str, scale: float, weight: str | None = None) -> str:
+    def conv(self, layer: Conv, x: str, scale: float, dtype: Byte, weight: str | None = None) -> str:
+        """A MAC layer on x of ``dtype``. ONNX Runtime gives outputs of that dtype only: others are these, moved by 128."""
+        moved = 0 if dtype == layer.dtype else 128 if layer.signed else -128
         weight = self.constant(layer.weight, np.int8) if weight is None else weight
         zeros = self.constant(np.zeros(len(layer.bias)), np.int8)
-        inputs = [x, self.scale(scale), self.zero(), weight, self.scale(layer.weight_scale), zeros]
-        inputs += [self.scale(layer.scale), self.zero(), self.constant(layer.bias, np.int32)]
+        inputs = [x, self.scale(scale), self.zero(dtype), weight, self.scale(layer.weight_scale), zeros]
+        inputs += [self.scale(layer.scale), self.constant(moved, dtype), self.constant(layer.bias, np.int32)]
         y = self.add(
             "QLinearConv", inputs, kernel_shape=layer.weight.shape[2:], strides=layer.stride, dilations=layer.dilation,
             group=layer.groups, pads=[*layer.padding, *layer.padding],
         )  # fmt: skip
-        return self.bounds(y, layer.low, layer.high)
+        if moved:
+            y = self.add("Sub", [self.cast(y, TensorProto.INT32), self.constant(moved, np.int32)])
+            y = self.cast(y, layer.dtype)
+        return self.bounds(y, layer)
 
     def layer(
-        self, layer: Layer, operands: list[str], scales: list[float], shapes: list[tuple[int, int, int]], exact: bool
+        self,
+        layer: Layer,
+        operands: list[str],
+        scales: list[float],
+        shapes: list[tuple[int, int, int]],
+        dtypes: list[Byte],
+        exact: bool,
     ) -> str:
+        # The quantised operators beside QLinearConv have one dtype for operands and result.
+        exact = exact or set(dtypes) != {layer.dtype}
         match layer:
             case Conv():
-                return self.conv(layer, operands[0], scales[0])
+                return self.conv(layer, operands[0], scales[0], dtypes[0])
             case Add():
                 return self._add(layer, operands, scales, exact)
             case Concat():
-                parts = [self.rescale(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
+                parts = [
+                    x if m == 1 and dtype == layer.dtype else self.requantise(self.cast(x, TensorProto.FLOAT), m, layer)
+                    for x, m, dtype in zip(operands, layer.multipliers, dtypes, strict=True)
+                ]
                 y = self.add("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
-                return self.bounds(y, layer.low, layer.high)
+                return self.bounds(y, layer)
             case MaxPool():
                 # Enough padding behind that whole windows give ``shape``: ceil_mode without its special cases.
                 ends = [
@@ -139,15 +169,18 @@ class _Model:
                 return self._mean(layer, operands[0], scales[0], shapes[0], exact)
             case Mul():
                 if not exact:
-                    sides = [v for x, s in zip(operands, scales, strict=True) for v in (x, self.scale(s), self.zero())]
-                    y = self.add("QLinearMul", [*sides, self.scale(layer.scale), self.zero()], "com.microsoft")
-                    return self.bounds(y, layer.low, layer.high)
+                    sides = [
+                        v for x, s in zip(operands, scales, strict=True) for v in (x, self.scale(s), self.zero(layer.dtype))
+                    ]
+                    y = self.add("QLinearMul", [*sides, self.scale(layer.scale), self.zero(layer.dtype)], "com.microsoft")
+                    return self.bounds(y, layer)
                 wide = [self.cast(x, TensorProto.INT32) for x in operands]
                 product = self.cast(self.add("Mul", wide), TensorProto.FLOAT)
-                return self.requantise(product, layer.multiplier, layer.low, layer.high)
+                return self.requantise(product, layer.multiplier, layer)
             case Table():
-                places = self.add("Add", [self.cast(operands[0], TensorProto.INT32), self.constant(128, np.int32)])
-                return self.add("Gather", [self.constant(layer.table, np.int8), places], axis=0)
+                first = 128 if dtypes[0] == np.int8 else 0
+                places = self.add("Add", [self.cast(operands[0], TensorProto.INT32), self.constant(first, np.int32)])
+                return self.add("Gather", [self.constant(layer.table, layer.dtype), places], axis=0)
             case Channels():
                 return self.add("Gather", [operands[0], self.constant(layer.order, np.int64)], axis=1)
             case Flatten():
@@ -157,38 +190,33 @@ class _Model:
             case _:
                 assert_never(layer)
 
-    def cast(self, x: str, kind: int) -> str:
-        return self.add("Cast", [x], to=kind)
+    def cast(self, x: str, kind: int | Byte) -> str:
+        return self.add("Cast", [x], to=kind if isinstance(kind, int) else _onnx(kind))
 
     def rounded(self, x: str, multiplier: float) -> str:
         """``rint(x * multiplier)`` of a float tensor, still float; ONNX rounds half to even as the specification does."""
         return self.add("Round", [self.add("Mul", [x, self.scale(multiplier)])])
 
-    def requantise(self, x: str, multiplier: float, low: int, high: int) -> str:
-        clipped = self.add("Clip", [self.rounded(x, multiplier), self.scale(low), self.scale(high)])
-        return self.cast(clipped, TensorProto.INT8)
-
-    def rescale(self, x: str, multiplier: float) -> str:
-        if multiplier == 1.0:
-            return x
-        return self.requantise(self.cast(x, TensorProto.FLOAT), multiplier, -128, 127)
+    def requantise(self, x: str, multiplier: float, layer: Concat | MeanPool | Mul) -> str:
+        clipped = self.add("Clip", [self.rounded(x, multiplier), self.scale(layer.low), self.scale(layer.high)])
+        return self.cast(clipped, layer.dtype)
 
     def _add(self, layer: Add, operands: list[str], scales: list[float], exact: bool) -> str:
         if not exact and len(operands) == 2:
-            sides = [v for x, s in zip(operands, scales, strict=True) for v in (x, self.scale(s), self.zero())]
-            y = self.add("QLinearAdd", [*sides, self.scale(layer.scale), self.zero()], "com.microsoft")
-            return self.bounds(y, layer.low, layer.high)
+            sides = [v for x, s in zip(operands, scales, strict=True) for v in (x, self.scale(s), self.zero(layer.dtype))]
+            y = self.add("QLinearAdd", [*sides, self.scale(layer.scale), self.zero(layer.dtype)], "com.microsoft")
+            return self.bounds(y, layer)
         floats = [self.cast(x, TensorProto.FLOAT) for x in operands]
         parts = [x if m == 1.0 else self.rounded(x, m) for x, m in zip(floats, layer.multipliers, strict=True)]
         total = self.add("Sum", parts)
-        return self.cast(self.add("Clip", [total, self.scale(layer.low), self.scale(layer.high)]), TensorProto.INT8)
+        return self.cast(self.add("Clip", [total, self.scale(layer.low), self.scale(layer.high)]), layer.dtype)
 
     def _mean(self, layer: MeanPool, x: str, scale: float, shape: tuple[int, int, int], exact: bool) -> str:
         whole = layer.kernel == shape[:2] and layer.padding == (0, 0)
         if whole and not exact:
-            inputs = [x, self.scale(scale), self.zero(), self.scale(layer.scale), self.zero()]
+            inputs = [x, self.scale(scale), self.zero(layer.dtype), self.scale(layer.scale), self.zero(layer.dtype)]
             y = self.add("QLinearGlobalAveragePool", inputs, "com.microsoft", channels_last=0)
-            return self.bounds(y, layer.low, layer.high)
+            return self.bounds(y, layer)
         wide = self.cast(x, TensorProto.FLOAT)
         if whole:
             total = self.add("ReduceSum", [wide, self.constant([2, 3], np.int64)], keepdims=1)
@@ -198,7 +226,7 @@ class _Model:
                 "Conv", [wide, ones], kernel_shape=layer.kernel, strides=layer.stride, group=shape[2],
                 pads=[*layer.padding, *layer.padding],
             )  # fmt: skip
-        return self.requantise(total, layer.multiplier, layer.low, layer.high)
+        return self.requantise(total, layer.multiplier, layer)
 
     def _slice(self, layer: Slice, x: str, shape: tuple[int, int, int]) -> str:
         starts, ends, steps, before, after = [], [], [], [], []
@@ -217,7 +245,7 @@ class _Model:
         if not any(before) and not any(after):
             return y
         pads = [0, *(before[i] for i in order), 0, *(after[i] for i in order)]
-        return self.add("Pad", [y, self.constant(pads, np.int64), self.zero()])
+        return self.add("Pad", [y, self.constant(pads, np.int64), self.zero(layer.dtype)])
 
     def finish(self, inputs: list[Any], outputs: list[Any]) -> bytes:
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.constants)
@@ -228,6 +256,10 @@ class _Model:
         return body
 
 
-def _value(name: str, shape: tuple[int, int, int]) -> Any:
+def _value(name: str, shape: tuple[int, int, int], dtype: Byte) -> Any:
     h, w, c = shape
-    return helper.make_tensor_value_info(name, TensorProto.INT8, ["N", c, h, w])
+    return helper.make_tensor_value_info(name, _onnx(dtype), ["N", c, h, w])
+
+
+def _onnx(dtype: Byte) -> int:
+    return int(TensorProto.INT8 if dtype == np.int8 else TensorProto.UINT8)

@@ -15,7 +15,7 @@ import numpy as np
 from accelsim.accelerators.protocol import layer_by_layer
 from accelsim.engine import Engine, reference
 from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Int8, Network
 
 try:
     import onnxruntime
@@ -61,7 +61,7 @@ class OnnxAccelerator:
         self._sessions = {}
         self._whole = None
 
-    def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
+    def run_layer(self, index: int, x: Activation, *, iteration: int = 0, replica: int = 0) -> Activation:
         """See ``accelsim.accelerators.Accelerator``."""
         layer = self.engine.conv(index)
         flips = self._flips(index, x.shape, iteration, replica)
@@ -74,14 +74,16 @@ class OnnxAccelerator:
         (y,) = self._sessions[index, varied].run(None, feed)
         return reference.flip(_nhwc(y), flips.output)
 
-    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
+    def run_replicas(
+        self, index: int, x: Activation, *, iteration: int = 0, count: int = 3, first: int = 0
+    ) -> list[Activation]:
         """See ``accelsim.accelerators.Accelerator``; replicas differ where soft errors are asked for, else not."""
         replicas = range(first, first + count)
         if self.rates == Rates():
             return [self.run_layer(index, x, iteration=iteration)] * count
         return [self.run_layer(index, x, iteration=iteration, replica=replica) for replica in replicas]
 
-    def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
+    def run(self, x: Int8, *, iteration: int = 0) -> list[Activation]:
         """See ``accelsim.accelerators.Accelerator``; without soft errors the network runs whole, as one model."""
         if self.rates == Rates():
             if self._whole is None:
@@ -105,9 +107,9 @@ def _session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _nchw(x: Int8) -> Int8:
+def _nchw(x: Activation) -> Activation:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
-def _nhwc(y: Int8) -> Int8:
+def _nhwc(y: Activation) -> Activation:
     return np.ascontiguousarray(y.transpose(0, 2, 3, 1))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from accelsim.accelerators.protocol import layer_by_layer
+from accelsim.accelerators.protocol import Ports, layer_by_layer
 from accelsim.engine import Engine, shared
 from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
 from accelsim.faults.permanent import FaultMap, faulty_network, replicas
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Int8, Network
 
 
 class Simulated:
@@ -34,6 +34,7 @@ class Simulated:
         self.path = path
         self.fault_model: FaultModel = SOFT_ERRORS if fault_model is None else fault_model
         self.permanent = permanent
+        self.ports: Ports = {}
         self._engine: Engine | None = None
 
     @property
@@ -49,37 +50,50 @@ class Simulated:
             network = faulty_network(network, self.permanent)
         self._engine = shared(network, self.path)
 
+    def vote_at(self, ports: Ports) -> None:
+        """See PortVoter. Soft errors in the accumulators cannot be voted on."""
+        for index, sites in ports.items():
+            layer = self.engine.conv(index)
+            if "accumulator" in sites:
+                raise ValueError(f"layer {index} ({layer.name}): accumulators are in the array; no port could vote on them")
+        self.ports = ports
+
     def flips(self, index: int, shape: tuple[int, ...], *, iteration: int, replica: int) -> Flips:
         """The soft errors of one execution of MAC layer ``index`` on an input of ``shape`` (N, H, W, C)."""
         layer = self.engine.conv(index)
         key = Key(self.seed, self.device, iteration, index, replica)
+        voted = self.ports.get(index, ())
         inputs, outputs = math.prod(shape), shape[0] * math.prod(layer.shape)
-        return draw(self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=outputs, model=self.fault_model)
+        return draw(
+            self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=outputs, model=self.fault_model, voted=voted
+        )
 
-    def run_layer(self, index: int, x: Int8, *, iteration: int = 0, replica: int = 0) -> Int8:
+    def run_layer(self, index: int, x: Activation, *, iteration: int = 0, replica: int = 0) -> Activation:
         """See Accelerator."""
         flips = self.flips(index, x.shape, iteration=iteration, replica=replica)
         return self._execute(index, x, [flips])[0]
 
-    def run_replicas(self, index: int, x: Int8, *, iteration: int = 0, count: int = 3, first: int = 0) -> list[Int8]:
+    def run_replicas(
+        self, index: int, x: Activation, *, iteration: int = 0, count: int = 3, first: int = 0
+    ) -> list[Activation]:
         """See Accelerator."""
         flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in range(first, first + count)]
         return self._execute(index, x, flips)
 
-    def _execute(self, index: int, x: Int8, flips: list[Flips]) -> list[Int8]:
+    def _execute(self, index: int, x: Activation, flips: list[Flips]) -> list[Activation]:
         if self.permanent is None:
             return self.engine.replicas(index, x, flips)
         return replicas(self.engine, self.permanent, index, x, flips)
 
-    def run(self, x: Int8, *, iteration: int = 0) -> list[Int8]:
+    def run(self, x: Int8, *, iteration: int = 0) -> list[Activation]:
         """See Accelerator."""
         if self.permanent is None:
             return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, 1))
         return layer_by_layer(self.engine, x, lambda index, operand: self.run_layer(index, operand, iteration=iteration))
 
     def run_chained(
-        self, x: Int8, each: Callable[[int, Sequence[Int8], int], None], *, iteration: int = 0, count: int = 3
-    ) -> list[Int8]:
+        self, x: Int8, each: Callable[[int, Sequence[Activation], int], None], *, iteration: int = 0, count: int = 3
+    ) -> list[Activation]:
         """``run``, with ``count`` replicas of every MAC layer on the actual input that it saw (architecture.md, "The link").
 
         ``each(index, replicas, first)`` gets them for some images, ``first`` and on, as soon as they are computed, from

@@ -13,13 +13,13 @@ import weakref
 
 import numpy as np
 
-from accelsim.int8.network import Int8
+from accelsim.int8.network import Activation, Byte
 
 PAGE = 1 << 12
 
 
 class Buffers:
-    """Hands out int8 arrays; an array's memory comes back when the last view of it is gone. Thread-safe.
+    """Hands out arrays of bytes; an array's memory comes back when the last view of it is gone. Thread-safe.
 
     At most ``idle_bytes`` are kept for later, the rest goes back to the system.
     """
@@ -30,11 +30,11 @@ class Buffers:
         self._held = 0
         self._lock = threading.RLock()  # a collection inside may run give() on the same thread
 
-    def take(self, shape: tuple[int, ...]) -> Int8:
-        """An uninitialised C-contiguous int8 array."""
+    def take(self, shape: tuple[int, ...], dtype: Byte) -> Activation:
+        """An uninitialised C-contiguous array, int8 or uint8."""
         count = math.prod(shape)
         if count < PAGE:
-            return np.empty(shape, np.int8)
+            return np.empty(shape, dtype)
         size = -(-count // PAGE) * PAGE
         with self._lock:
             idle = self._idle.get(size)
@@ -44,7 +44,7 @@ class Buffers:
         if memory is None:
             memory = _map(size)
         # NumPy lets every view hold on to this array, not to the memory behind it.
-        root = np.frombuffer(memory, np.int8)
+        root: Activation = np.frombuffer(memory, dtype)
         weakref.finalize(root, self._give, memory, size).atexit = False
         return root[:count].reshape(shape)
 

@@ -26,13 +26,13 @@ from accelsim.engine.executions import Work
 from accelsim.engine.packing import is_depthwise, pack, stored
 from accelsim.engine.paths import DEVICE, choose
 from accelsim.faults import Flips
-from accelsim.int8.network import INPUT, Conv, Int8, Network
+from accelsim.int8.network import INPUT, Activation, Byte, Conv, Int8, Network
 from accelsim.int8.walk import walk
 
 Int64 = npt.NDArray[np.int64]
 FlipsOf = Callable[[int], Sequence[Flips]]
 """The faults of a MAC layer's replicas, by its index."""
-Each = Callable[[int, Sequence[Int8], int], None]
+Each = Callable[[int, Sequence[Activation], int], None]
 """Gets (index of a MAC layer, its replicas of some images, the first of these images)."""
 
 
@@ -53,40 +53,43 @@ class Engine:
         self._pool = ThreadPoolExecutor(max(1, self.threads - 1), thread_name_prefix="engine")
         for index, layer in network.convs():
             # Weights count as -128 because flips can make them that.
-            bound = 128 * 128 * layer.weight[0].size + int(np.abs(layer.bias.astype(np.int64)).max(initial=0))
+            dtype = network.dtype_of(layer.inputs[0])
+            largest = 128 * (128 if dtype == np.int8 else 255)
+            bound = largest * layer.weight[0].size + int(np.abs(layer.bias.astype(np.int64)).max(initial=0))
             if bound >= 2**31:
                 raise ValueError(f"layer {index} ({layer.name}): accumulators can reach {bound}, beyond int32")
-            self._macs[index] = pack(layer, network.shape_of(layer.inputs[0]))
+            self._macs[index] = pack(layer, network.shape_of(layer.inputs[0]), dtype)
 
-    def fault_free(self, index: int, operands: Sequence[Int8]) -> Int8:
-        """Fault-free output (N, H, W, C) int8 of layer ``index`` on its operands."""
+    def fault_free(self, index: int, operands: Sequence[Activation]) -> Activation:
+        """Fault-free output (N, H, W, C), int8 or uint8, of layer ``index`` on its operands."""
         xs = self._check(index, operands)
         if index in self._macs:
             return self._replicas(index, xs[0], [_CLEAN])[0]
-        y = _BUFFERS.take((len(xs[0]), *self.network.layers[index].shape))
+        y = self._output(index, len(xs[0]))
         self._parallel(len(y), lambda first, last: self._layer(index, [x[first:last] for x in xs], y[first:last]))
         return y
 
-    def replicas(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
+    def replicas(self, index: int, x: Activation, flips: Sequence[Flips]) -> list[Activation]:
         """Outputs of faulty executions of MAC layer ``index`` on one input, one for each ``flips``."""
         self.conv(index)
         (x,) = self._check(index, [x])
         return self._replicas(index, x, flips)
 
-    def run(self, x: Int8, flips: FlipsOf | None = None, each: Each | None = None) -> list[Int8]:
+    def run(self, x: Int8, flips: FlipsOf | None = None, each: Each | None = None) -> list[Activation]:
         """Outputs of all layers, in order, for the quantised input x (N, H, W, C) int8.
 
         ``flips`` gives the faults of a MAC layer's replicas; the layers behind it see the first replica. None is
         fault-free. ``each`` gets the replicas as soon as they are there. Both are called from any thread: ``flips`` once
         a layer, ``each`` once a layer and thread.
         """
-        x = _checked(x, self.network.input_shape, "network input")
+        _checked(x, self.network.input_shape, np.dtype(np.int8), "network input")
+        x = np.ascontiguousarray(x)
         by_images = self.path == "vnni" and len(x) >= self.threads
         return self._run_images(x, flips, each) if by_images else self._run_layers(x, flips, each)
 
-    def _run_layers(self, x: Int8, flips: FlipsOf | None, each: Each | None) -> list[Int8]:
+    def _run_layers(self, x: Int8, flips: FlipsOf | None, each: Each | None) -> list[Activation]:
         """All threads on one layer after the other."""
-        values = {INPUT: x}
+        values: dict[int, Activation] = {INPUT: x}
         for index, _, operands in walk(self.network, values, keep=True):
             if flips is None or index not in self._macs:
                 values[index] = self.fault_free(index, operands)
@@ -97,22 +100,22 @@ class Engine:
                 each(index, replicas, 0)
         return [values[index] for index in range(len(self.network.layers))]
 
-    def _run_images(self, x: Int8, flips: FlipsOf | None, each: Each | None) -> list[Int8]:
+    def _run_images(self, x: Int8, flips: FlipsOf | None, each: Each | None) -> list[Activation]:
         """Each thread takes its images through the whole network: little to wait for in between."""
-        outputs = [_BUFFERS.take((len(x), *layer.shape)) for layer in self.network.layers]
+        outputs = [self._output(index, len(x)) for index in range(len(self.network.layers))]
 
-        def prepare(index: int) -> tuple[Work, list[Int8]]:
+        def prepare(index: int) -> tuple[Work, list[Activation]]:
             assert flips is not None
             layer = self.conv(index)
             (source,) = layer.inputs
             struck = flips(index)
-            ys = [outputs[index], *(_BUFFERS.take(outputs[index].shape) for _ in struck[1:])]
+            ys = [outputs[index], *(self._output(index, len(x)) for _ in struck[1:])]
             return executions.work(self._macs[index], layer, x if source == INPUT else outputs[source], struck, ys), ys
 
         faulty = Ahead(list(self._macs) if flips is not None else [], prepare, min(self.threads, len(x)))
 
         def images(first: int, last: int) -> None:
-            values = {INPUT: x[first:last], **{index: y[first:last] for index, y in enumerate(outputs)}}
+            values: dict[int, Activation] = {INPUT: x[first:last], **{index: y[first:last] for index, y in enumerate(outputs)}}
             for index, layer, operands in walk(self.network, values, keep=True):
                 if flips is None or index not in self._macs:
                     self._layer(index, operands, values[index])
@@ -128,17 +131,16 @@ class Engine:
             self._parallel(len(x), images)
         return outputs
 
-    def elements(self, index: int, x: Int8, positions: Int64) -> Int8:
-        """Fault-free outputs of MAC layer ``index`` at flat NHWC output positions (int64), by direct dot products, int8."""
+    def elements(self, index: int, x: Activation, positions: Int64) -> Activation:
+        """Fault-free outputs of MAC layer ``index`` at flat NHWC output positions (int64), by direct dot products."""
         layer = self.conv(index)
         (x,) = self._check(index, [x])
         size = len(x) * int(np.prod(layer.shape))
         if positions.size and (positions.min() < 0 or positions.max() >= size):
             raise ValueError(f"layer {index} ({layer.name}): positions must lie in 0..{size - 1}")
-        y = np.empty(len(positions), np.int8)
+        y: Activation = np.empty(len(positions), layer.dtype)
         at = np.ascontiguousarray(positions, np.int64)
-        shape = self.network.shape_of(layer.inputs[0])
-        kernels.elements(stored(layer, shape), executions.address(x), len(x), at, y)
+        kernels.elements(stored(layer, x), executions.address(x), len(x), at, y.view(np.int8))
         return y
 
     def conv(self, index: int) -> Conv:
@@ -148,12 +150,19 @@ class Engine:
             raise ValueError(f"layer {index} ({layer.name}) is a {type(layer).__name__}; only MAC layers have replicas")
         return layer
 
-    def _check(self, index: int, operands: Sequence[Int8]) -> list[Int8]:
+    def _output(self, index: int, count: int) -> Activation:
+        layer = self.network.layers[index]
+        return _BUFFERS.take((count, *layer.shape), layer.dtype)
+
+    def _check(self, index: int, operands: Sequence[Activation]) -> list[Activation]:
         layer = self.network.layers[index]
         if len(operands) != len(layer.inputs):
             raise ValueError(f"layer {index} ({layer.name}): takes {len(layer.inputs)} operands, got {len(operands)}")
         what = f"layer {index} ({layer.name})"
-        return [_checked(x, self.network.shape_of(i), what) for x, i in zip(operands, layer.inputs, strict=True)]
+        return [
+            _checked(x, self.network.shape_of(i), self.network.dtype_of(i), what)
+            for x, i in zip(operands, layer.inputs, strict=True)
+        ]
 
     def _parallel(self, count: int, work: Work, step: int = 1) -> None:
         """Give each thread a range of 0..count-1, cut at multiples of ``step``."""
@@ -168,17 +177,17 @@ class Engine:
         for other in others:
             other.result()
 
-    def _replicas(self, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
+    def _replicas(self, index: int, x: Activation, flips: Sequence[Flips]) -> list[Activation]:
         layer, mac = self.conv(index), self._macs[index]
         if self.path != "vnni":
             return [portable.replica(layer, x, f, DEVICE[self.path]) for f in flips]
         h, w, _ = layer.shape
-        ys = [_BUFFERS.take((len(x), *layer.shape)) for _ in flips]
+        ys = [self._output(index, len(x)) for _ in flips]
         step = w if is_depthwise(layer) else mac.tile
         self._parallel(len(x) * h * w, executions.work(mac, layer, x, flips, ys), step)
         return ys
 
-    def _layer(self, index: int, xs: Sequence[Int8], y: Int8) -> None:
+    def _layer(self, index: int, xs: Sequence[Activation], y: Activation) -> None:
         """Fault-free layer into y on the calling thread, on the path ``vnni`` if it is a MAC layer."""
         layer = self.network.layers[index]
         if isinstance(layer, Conv):
@@ -222,9 +231,9 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _checked(x: Int8, shape: tuple[int, int, int], what: str) -> Int8:
-    if x.dtype != np.int8 or x.ndim != 4 or x.shape[1:] != shape:
-        raise ValueError(f"{what}: expected int8 of shape (N, {', '.join(map(str, shape))}), got {x.dtype} {x.shape}")
+def _checked(x: Activation, shape: tuple[int, int, int], dtype: Byte, what: str) -> Activation:
+    if x.dtype != dtype or x.ndim != 4 or x.shape[1:] != shape:
+        raise ValueError(f"{what}: expected {dtype} of shape (N, {', '.join(map(str, shape))}), got {x.dtype} {x.shape}")
     if x.size >= 2**31:
         raise ValueError(f"{what}: a batch of {len(x)} has {x.size} activations, at most 2^31 - 1 are supported")
     return np.ascontiguousarray(x)

@@ -11,7 +11,7 @@ from accelsim.engine import kernels, vnni
 from accelsim.engine.kernels import Execution, Packed, Quads, Struck, Taps
 from accelsim.engine.packing import is_depthwise
 from accelsim.faults import Flips
-from accelsim.int8.network import Conv, Int8, Int32
+from accelsim.int8.network import Activation, Conv, Int32
 
 Int64 = npt.NDArray[np.int64]
 Work = Callable[[int, int], None]
@@ -20,12 +20,12 @@ _Deltas = tuple[Int32, Int32, Int32, Int64]
 """(channel in its group, column or tap, what is added) of each weight flip of a replica, and where each group's begin."""
 
 
-def address(x: Int8) -> int:
+def address(x: Activation) -> int:
     """Where an array's first element lies."""
     return int(x.__array_interface__["data"][0])
 
 
-def work(mac: Packed, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
+def work(mac: Packed, layer: Conv, x: Activation, flips: Sequence[Flips], ys: Sequence[Activation]) -> Work:
     """Executions of a MAC layer, one for each of ``flips``, into ys: a range of output pixels (of N*OH*OW) at a time.
 
     One on its own has its flips in the operands, so that it costs what a fault-free one does; several are sparse
@@ -42,7 +42,7 @@ def work(mac: Packed, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence
     return run
 
 
-def call(mac: Packed, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence[Int8]) -> Work:
+def call(mac: Packed, layer: Conv, x: Activation, flips: Sequence[Flips], ys: Sequence[Activation]) -> Work:
     """One call of a kernel, with everything but the range of output pixels."""
     to = np.array([address(y) for y in ys], np.int64)
     struck, one = _struck(x, flips), len(flips) == 1
@@ -52,13 +52,13 @@ def call(mac: Packed, layer: Conv, x: Int8, flips: Sequence[Flips], ys: Sequence
         return lambda first, last: kernels.depthwise(shallow, first, last)
     if one and len(flips[0].weight):
         mac = mac._replace(weight=mac.weight.copy(), start=mac.start.copy())
-        kernels.patch_weights(mac.weight, mac.start, *_deltas(layer, mac.groups, flips[0]))
+        kernels.patch_weights(mac.weight, mac.start, mac.zero, *_deltas(layer, mac.groups, flips[0]))
     quads = _NO_QUADS if one else _quads(mac, [_deltas(layer, mac.groups, f) for f in flips])
     deep = Execution(mac, address(x), struck, quads, to).plain()
     return lambda first, last: kernels.conv(deep, first, last)
 
 
-def _struck(x: Int8, flips: Sequence[Flips]) -> Struck:
+def _struck(x: Activation, flips: Sequence[Flips]) -> Struck:
     if len(flips) == 1 and not (len(flips[0].input) or len(flips[0].accumulator) or len(flips[0].output)):
         return _NOTHING
     n, h, w, c = x.shape
@@ -117,7 +117,7 @@ def _quads(mac: Packed, deltas: Sequence[_Deltas]) -> Quads:
     if flipped:
         n = 0
         for r, replica in enumerate(deltas):
-            count = kernels.weight_quads(*replica, values[n:], at[n:], block_at[r], start[r])
+            count = kernels.weight_quads(*replica, mac.zero, values[n:], at[n:], block_at[r], start[r])
             block_at[r] += n
             n += count
     return Quads(values, at, block_at, start)

@@ -9,38 +9,57 @@ import numpy as np
 
 from accelsim.engine import kernels, reference
 from accelsim.engine.executions import address
-from accelsim.engine.packing import window
-from accelsim.int8.network import Add, Channels, Concat, Exact, Flatten, Int8, MaxPool, MeanPool, Mul, Slice, Table
+from accelsim.engine.packing import window, zero
+from accelsim.int8.network import (
+    INT8_MAX,
+    INT8_MIN,
+    UINT8_MAX,
+    Activation,
+    Add,
+    Channels,
+    Concat,
+    Exact,
+    Flatten,
+    MaxPool,
+    MeanPool,
+    Mul,
+    Slice,
+    Table,
+)
+
+_WHOLE = {True: (INT8_MIN, INT8_MAX), False: (0, UINT8_MAX)}
+"""Bounds that clamp nothing, of signed and other integers."""
 
 
-def into(layer: Exact, xs: Sequence[Int8], y: Int8) -> None:
-    """Write a layer's output into y (N, H, W, C) int8; xs are its operands, all C-contiguous, on the calling thread."""
+def into(layer: Exact, xs: Sequence[Activation], y: Activation) -> None:
+    """Write a layer's output into y (N, H, W, C) of its dtype; xs are its operands, all C-contiguous, on the calling thread."""
     n, (h, w, c) = len(y), layer.shape
     shape = xs[0].shape[1], xs[0].shape[2], xs[0].shape[3]
-    a, out = address(xs[0]), address(y)
+    a, za, out = address(xs[0]), zero(xs[0]), address(y)
     match layer:
         case Add():
             if len(xs) == 2:
                 ma, mb = (np.float32(m) for m in layer.multipliers)
-                kernels.add(a, address(xs[1]), ma, mb, layer.low, layer.high, out, y.size)
+                kernels.add(a, za, ma, address(xs[1]), zero(xs[1]), mb, layer.low, layer.high, out, y.size)
             else:
                 y[...] = reference.layer(layer, xs)
         case Concat():
             offset = 0
             for x, m in zip(xs, layer.multipliers, strict=True):
                 width = x.shape[3]
-                kernels.scale(address(x), np.float32(m), layer.low, layer.high, out, n * h * w, width, c, offset)
+                same = m == 1 and x.dtype == y.dtype and (layer.low, layer.high) == _WHOLE[layer.signed]
+                kernels.scale(address(x), zero(x), np.float32(m), layer.low, layer.high, same, out, n * h * w, width, c, offset)
                 offset += width
         case Mul():
             broadcast = xs[1].shape[1:3] != (h, w)
             factor = np.float32(layer.multiplier)
-            kernels.multiply(a, address(xs[1]), factor, layer.low, layer.high, out, n, h * w, c, broadcast)
+            kernels.multiply(a, za, address(xs[1]), zero(xs[1]), factor, layer.low, layer.high, out, n, h * w, c, broadcast)
         case MaxPool():
-            kernels.max_pool(a, window(layer, shape), out, n)
+            kernels.max_pool(a, za, window(layer, shape), out, n)
         case MeanPool():
-            kernels.mean_pool(a, window(layer, shape), np.float32(layer.multiplier), layer.low, layer.high, out, n)
+            kernels.mean_pool(a, za, window(layer, shape), np.float32(layer.multiplier), layer.low, layer.high, out, n)
         case Table():
-            kernels.look_up(a, layer.table, out, y.size)
+            kernels.look_up(a, za, layer.table.view(np.int8), out, y.size)
         case Channels():
             kernels.move_channels(a, layer.order, out, n * h * w, shape[2])
         case Flatten() | Slice():

@@ -9,9 +9,14 @@ import numpy.typing as npt
 
 from accelsim.engine import vnni
 from accelsim.engine.kernels import Packed, Stored, Window
-from accelsim.int8.network import Conv, Int32, MaxPool, MeanPool, Shape
+from accelsim.int8.network import INT8_MIN, Activation, Byte, Conv, Int32, MaxPool, MeanPool, Shape
 
-_Number = TypeVar("_Number", np.int32, np.float32)
+_Number = TypeVar("_Number", np.int8, np.int32, np.float32)
+
+
+def zero(x: Activation | Byte) -> int:
+    """What turns an activation's byte into a number of 0..255, by xor or by addition: 128 of an int8, 0 of a uint8."""
+    return 128 if (x.dtype if isinstance(x, np.ndarray) else x) == np.int8 else 0
 
 
 def window(layer: Conv | MaxPool | MeanPool, shape: Shape) -> Window:
@@ -26,13 +31,14 @@ def is_depthwise(layer: Conv) -> bool:
     return layer.weight.shape[1] == 1 and layer.groups == layer.weight.shape[0] and layer.groups > 1
 
 
-def stored(layer: Conv, shape: Shape) -> Stored:
-    """A MAC layer on inputs of ``shape`` for ``kernels.elements``."""
-    return Stored(window(layer, shape), layer.low, layer.high, layer.weight, layer.bias, layer.multiplier)
+def stored(layer: Conv, x: Activation) -> Stored:
+    """A MAC layer on input x (N, H, W, C) for ``kernels.elements``."""
+    where = window(layer, x.shape[1:])
+    return Stored(where, zero(x), layer.low, layer.high, layer.weight, layer.bias, layer.multiplier)
 
 
-def pack(layer: Conv, shape: Shape) -> Packed:
-    """A MAC layer on inputs of ``shape`` for ``kernels.conv``, or for ``kernels.depthwise`` if it is one."""
+def pack(layer: Conv, shape: Shape, dtype: Byte) -> Packed:
+    """A MAC layer on inputs of ``shape`` and ``dtype`` for ``kernels.conv``, or for ``kernels.depthwise`` if it is one."""
     o, i, r, s = layer.weight.shape
     groups = 1 if is_depthwise(layer) else layer.groups
     blocks = -(-o // groups // vnni.LANES)
@@ -42,6 +48,10 @@ def pack(layer: Conv, shape: Shape) -> Packed:
         rows = np.zeros((groups, blocks * vnni.LANES), values.dtype)
         rows[:, : o // groups] = values.reshape(groups, -1)
         return rows
+
+    # The kernels clamp int8 bytes, and turn those of a uint8 output back at the end.
+    shift = 0 if layer.signed else -INT8_MIN
+    high = padded((layer.high - shift).astype(np.int8))
 
     weight: npt.NDArray[np.int8] | Int32
     if is_depthwise(layer):
@@ -55,9 +65,9 @@ def pack(layer: Conv, shape: Shape) -> Packed:
         columns = layer.weight.reshape(groups, o // groups, i, r, s).transpose(0, 1, 3, 4, 2)
         k[:, : o // groups, : r * s * i] = columns.reshape(groups, o // groups, -1)
         weight = np.ascontiguousarray(k.reshape(groups, blocks, vnni.LANES, quads, 4).transpose(0, 1, 3, 2, 4))
-        start, multiplier = padded(layer.bias) - 128 * k.sum(axis=2, dtype=np.int32), padded(layer.multiplier)
+        start, multiplier = padded(layer.bias) - zero(dtype) * k.sum(axis=2, dtype=np.int32), padded(layer.multiplier)
     tile = _tile(4 * quads, vnni.LANES * blocks)
-    return Packed(window(layer, shape), groups, layer.low, layer.high, tile, weight, start, multiplier)
+    return Packed(window(layer, shape), groups, zero(dtype), shift, layer.low - shift, tile, weight, start, multiplier, high)
 
 
 def _tile(width: int, stride: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from accelsim.engine import executions, portable, reference, vnni
 from accelsim.engine.packing import pack
 from accelsim.faults import Flips, Key, Rates, draw
-from accelsim.int8.network import INPUT, Conv, Int8
+from accelsim.int8.network import INPUT, Activation, Conv
 
 PATHS = ("vnni", "cuda", "portable")
 """The preferred one first."""
@@ -50,26 +51,30 @@ def check(path: str) -> str:
     return _differs(lambda layer, x, flips: [portable.replica(layer, x, f, DEVICE[path]) for f in flips])
 
 
-def _by_kernels(layer: Conv, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
+def _by_kernels(layer: Conv, x: Activation, flips: Sequence[Flips]) -> list[Activation]:
     """All replicas together, so sparse, and the first of them once more on its own, so dense."""
-    mac = pack(layer, x.shape[1:])
-    ys = [np.empty((len(x), *layer.shape), np.int8) for _ in range(len(flips) + 1)]
+    mac = pack(layer, x.shape[1:], x.dtype)
+    ys = [np.empty((len(x), *layer.shape), layer.dtype) for _ in range(len(flips) + 1)]
     for call in (executions.call(mac, layer, x, flips, ys[:-1]), executions.call(mac, layer, x, flips[:1], ys[-1:])):
         call(0, len(x) * layer.shape[0] * layer.shape[1])
     return ys
 
 
-def _differs(replicas: Callable[[Conv, Int8, Sequence[Flips]], list[Int8]]) -> str:
+def _differs(replicas: Callable[[Conv, Activation, Sequence[Flips]], list[Activation]]) -> str:
     random = np.random.default_rng(0)
     for case, (h, c, o, size, stride, padding, groups) in enumerate(_CASES):
-        for low in (-128, 127):
-            # Random operands, and the largest products there are.
+        for low, signed in itertools.product((-128, 127), (True, False)):
+            # Random operands, and the largest products there are; of both dtypes, to both.
+            to_signed = signed == (case % 2 == 0)
             side = (h + 2 * padding - size) // stride + 1
             layer = Conv(
                 name=f"check {case}",
                 inputs=(INPUT,),
                 shape=(side, side, o),
                 scale=1.0,
+                signed=to_signed,
+                low=-128 if to_signed else 0,
+                high=random.integers(100, 127 if to_signed else 255, o, np.int32, endpoint=True),
                 weight=random.integers(-128, low, (o, c // groups, size, size), np.int8, endpoint=True),
                 bias=random.integers(-(2**16), 2**16, o, np.int32),
                 weight_scale=np.ones(o, np.float32),
@@ -78,7 +83,8 @@ def _differs(replicas: Callable[[Conv, Int8, Sequence[Flips]], list[Int8]]) -> s
                 padding=(padding, padding),
                 groups=groups,
             )
-            x = random.integers(-128, low, (2, h, h, c), np.int8, endpoint=True)
+            operands = random.integers(-128, low, (2, h, h, c), np.int8, endpoint=True)
+            x: Activation = operands if signed else operands.view(np.uint8)
             keys = [Key(case, "check", 0, 0, replica) for replica in range(3)]
             outputs = 2 * side * side * o
             flips = [draw(_RATES, key, inputs=x.size, weights=layer.weight.size, outputs=outputs) for key in keys]

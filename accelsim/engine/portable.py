@@ -1,7 +1,8 @@
 """MAC layers by torch's float convolution, on any CPU or GPU (architecture.md, "Arithmetic").
 
 A sum of integers is exact in floating point, in any order, while no partial sum passes the format's integers: 2^24 in
-float32, 2^53 in float64. The bound is taken from the weights themselves, with 128 as the largest activation.
+float32, 2^53 in float64. The bound is taken from the weights themselves and the largest activation: 128 of an int8, 255 of
+a uint8.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import numpy as np
 
 from accelsim.engine import kernels, reference
 from accelsim.faults import Flips
-from accelsim.int8.network import Conv, Int8, Int32
+from accelsim.int8.network import Activation, Conv, Int32
 
 CHUNK_BYTES = 4 * 1024 * 1024
 """Float accumulators are held for as many images at a time as fit this, so that they stay in cache."""
 
 
-def replica(layer: Conv, x: Int8, flips: Flips, device: str = "cpu") -> Int8:
-    """Output (N, H, W, O) int8 of one execution of a MAC layer on x (N, H, W, C) int8; no flips: the fault-free one."""
+def replica(layer: Conv, x: Activation, flips: Flips, device: str = "cpu") -> Activation:
+    """Output (N, H, W, O) of one execution of a MAC layer on x (N, H, W, C), int8 or uint8; no flips: the fault-free one."""
     import torch  # 200 MB that a device on another path does not have to have
 
     weight = reference.flip(layer.weight, flips.weight) if len(flips.weight) else layer.weight
     if len(flips.input):
         x = reference.flip(x, flips.input)
-    bound = 128 * np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(layer.bias.astype(np.int64))
+    largest = 128 if x.dtype == np.int8 else 255
+    bound = largest * np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(layer.bias.astype(np.int64))
     # On a GPU, or with reduced precision allowed, a float32 convolution may be a Winograd, TF32 or bfloat16 one, whose
     # intermediates are no integers.
     full = device == "cpu" and torch.get_float32_matmul_precision() == "highest"
@@ -32,11 +34,14 @@ def replica(layer: Conv, x: Int8, flips: Flips, device: str = "cpu") -> Int8:
     w = torch.tensor(weight, device=device).to(dtype)
     bias = torch.tensor(layer.bias, device=device).to(dtype)
     scale = torch.tensor(layer.multiplier, device=device)
-    y = np.empty((len(x), *layer.shape), np.int8)
+    y: Activation = np.empty((len(x), *layer.shape), layer.dtype)
+    high = layer.high.astype(np.float32)
     step = max(1, CHUNK_BYTES // (8 * max(1, y[:1].size)))
     for first in range(0, len(x), step):
         part = y[first : first + step]
         images = torch.tensor(x[first : first + step], device=device).permute(0, 3, 1, 2).to(dtype)
+        if layer.groups > 1 and layer.dilation != (1, 1):
+            images = images.contiguous()  # torch 2.13's oneDNN can crash on channels-last ones
         with torch.no_grad(), torch.autocast(device, enabled=False):
             acc = torch.nn.functional.conv2d(
                 images, w, bias, layer.stride, layer.padding, layer.dilation, layer.groups
@@ -51,7 +56,9 @@ def replica(layer: Conv, x: Int8, flips: Flips, device: str = "cpu") -> Int8:
         acc = acc.to(torch.float32)
         if device == "cpu":
             values = acc.contiguous().numpy().reshape(-1, y.shape[3])
-            kernels.round_floats(values, layer.multiplier, layer.low, layer.high, part.reshape(-1, y.shape[3]))
+            kernels.round_floats(values, layer.multiplier, layer.low, high, part.view(np.int8).reshape(-1, y.shape[3]))
         else:
-            part[...] = (acc * scale).round_().clamp_(layer.low, layer.high).to(torch.int8).cpu().numpy()
+            limits = torch.tensor(layer.low, device=device), torch.tensor(high, device=device)
+            kind = torch.int8 if layer.signed else torch.uint8
+            part[...] = (acc * scale).round_().clamp_(*limits).to(kind).cpu().numpy()
     return reference.flip(y, flips.output) if len(flips.output) else y

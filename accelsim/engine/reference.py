@@ -15,6 +15,7 @@ import numpy.typing as npt
 from accelsim.faults import Flips
 from accelsim.int8.network import (
     INPUT,
+    Activation,
     Add,
     Channels,
     Concat,
@@ -35,27 +36,29 @@ from accelsim.int8.walk import walk
 Int64 = npt.NDArray[np.int64]
 
 
-def layer(layer: Layer, operands: Sequence[Int8]) -> Int8:
-    """Fault-free output (N, H, W, C) int8 of one layer on its operands, each (N, H, W, C) int8."""
+def layer(layer: Layer, operands: Sequence[Activation]) -> Activation:
+    """Fault-free output (N, H, W, C) of one layer, of its dtype, on its operands, each (N, H, W, C) int8 or uint8."""
     x = operands[0]
     match layer:
         case Conv():
             return requantise(layer, accumulators(layer, x))
         case Add():
             total = np.sum([_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)], axis=0)
-            return _int8(total, layer.low, layer.high)
+            return _bytes(layer, total)
         case Concat():
             parts = [_scaled(x, m) for x, m in zip(operands, layer.multipliers, strict=True)]
-            return _int8(np.concatenate(parts, axis=3), layer.low, layer.high)
+            return _bytes(layer, np.concatenate(parts, axis=3))
         case MaxPool():
-            return _int8(_windows(layer, x, layer.dilation, fill=-128).max(axis=0), -128, 127)
+            lowest = -128 if layer.signed else 0
+            largest: Activation = _windows(layer, x, layer.dilation, fill=lowest).max(axis=0).astype(layer.dtype)
+            return largest
         case MeanPool():
-            return _int8(_scaled(_windows(layer, x, (1, 1), fill=0).sum(axis=0), layer.multiplier), layer.low, layer.high)
+            return _bytes(layer, _scaled(_windows(layer, x, (1, 1), fill=0).sum(axis=0), layer.multiplier))
         case Mul():
             product = x.astype(np.int64) * operands[1].astype(np.int64)
-            return _int8(_scaled(product, layer.multiplier), layer.low, layer.high)
+            return _bytes(layer, _scaled(product, layer.multiplier))
         case Table():
-            return layer.table[x.astype(np.int64) + 128]
+            return layer.table[x.astype(np.int64) + (128 if x.dtype == np.int8 else 0)]
         case Channels():
             return np.ascontiguousarray(x[..., layer.order])
         case Slice():
@@ -66,15 +69,15 @@ def layer(layer: Layer, operands: Sequence[Int8]) -> Int8:
             assert_never(layer)
 
 
-def run(network: Network, x: Int8) -> list[Int8]:
+def run(network: Network, x: Int8) -> list[Activation]:
     """Fault-free outputs of all layers, in order, for the quantised input x (N, H, W, C) int8."""
-    values = {INPUT: x}
+    values: dict[int, Activation] = {INPUT: x}
     for index, node, operands in walk(network, values, keep=True):
         values[index] = layer(node, operands)
     return [values[index] for index in range(len(network.layers))]
 
 
-def accumulators(layer: Conv, x: Int8, weight: Int8 | None = None) -> Int32:
+def accumulators(layer: Conv, x: Activation, weight: Activation | None = None) -> Int32:
     """Exact accumulators (N, H, W, O) int32, bias included; ``weight`` stands in for the layer's, same shape."""
     w = (layer.weight if weight is None else weight).astype(np.int64)
     o, i, r, s = w.shape
@@ -97,31 +100,30 @@ def accumulators(layer: Conv, x: Int8, weight: Int8 | None = None) -> Int32:
     return acc.astype(np.int32)
 
 
-def requantise(layer: Conv, acc: Int32) -> Int8:
-    """int8 outputs of int32 accumulators (..., O): ``clamp(rint(f32(acc) * multiplier[c]), low, high)``."""
-    value = np.rint(acc.astype(np.float32) * layer.multiplier)
-    return _int8(value, layer.low, layer.high)
+def requantise(layer: Conv, acc: Int32) -> Activation:
+    """Outputs of int32 accumulators (..., O): ``clamp(rint(f32(acc) * multiplier[c]), low, high[c])``."""
+    return _bytes(layer, np.rint(acc.astype(np.float32) * layer.multiplier))
 
 
-def flip(tensor: npt.NDArray[np.int8], positions: Int64) -> Int8:
-    """Copy of an int8 tensor with the bits at ``positions`` (flat byte index * 8 + bit) flipped."""
+def flip(tensor: Activation, positions: Int64) -> Activation:
+    """Copy of an int8 or uint8 tensor with the bits at ``positions`` (flat byte index * 8 + bit) flipped."""
     flipped = np.array(tensor, order="C", copy=True)
     flat = flipped.reshape(-1).view(np.uint8)
     np.bitwise_xor.at(flat, positions >> 3, (1 << (positions & 7)).astype(np.uint8))
     return flipped
 
 
-def replica(layer: Conv, x: Int8, flips: Flips) -> Int8:
-    """Output (N, H, W, O) int8 of one faulty execution, the naive way: flip operands, convolve, flip results."""
+def replica(layer: Conv, x: Activation, flips: Flips) -> Activation:
+    """Output (N, H, W, O) of one faulty execution, the naive way: flip operands, convolve, flip results."""
     acc = accumulators(layer, flip(x, flips.input), flip(layer.weight, flips.weight))
     bits = (np.int64(1) << (flips.accumulator & 31)).astype(np.uint32)
     np.bitwise_xor.at(acc.reshape(-1).view(np.uint32), flips.accumulator >> 5, bits)
     return flip(requantise(layer, acc), flips.output)
 
 
-def _slice(layer: Slice, x: Int8) -> Int8:
+def _slice(layer: Slice, x: Activation) -> Activation:
     h, w, c = layer.shape
-    y = np.zeros((len(x), h, w, c), np.int8)
+    y: Activation = np.zeros((len(x), h, w, c), x.dtype)
     at = [layer.offset[0] + layer.step[0] * np.arange(h), layer.offset[1] + layer.step[1] * np.arange(w)]
     at.append(layer.offset[2] + np.arange(c))
     # Places outside the operand stay zero.
@@ -130,17 +132,18 @@ def _slice(layer: Slice, x: Int8) -> Int8:
     return y
 
 
-def _scaled(x: npt.NDArray[np.int8] | Int64, multiplier: float) -> Int64:
+def _scaled(x: Activation | Int64, multiplier: float) -> Int64:
     scaled: Int64 = np.rint(x.astype(np.float32) * np.float32(multiplier)).astype(np.int64)
     return scaled
 
 
-def _int8(value: npt.NDArray[np.generic], low: int, high: int) -> Int8:
-    clamped: Int8 = np.clip(value, low, high).astype(np.int8)
+def _bytes(layer: Conv | Add | Concat | MeanPool | Mul, value: npt.NDArray[np.generic]) -> Activation:
+    """Values (..., C) within the layer's bounds, in its dtype."""
+    clamped: Activation = np.clip(value, layer.low, layer.high).astype(layer.dtype)
     return clamped
 
 
-def _windows(layer: MaxPool | MeanPool, x: Int8, dilation: tuple[int, int], fill: int) -> Int64:
+def _windows(layer: MaxPool | MeanPool, x: Activation, dilation: tuple[int, int], fill: int) -> Int64:
     """(R*S, N, H, W, C): the element under each place of the window, ``fill`` outside the image."""
     (r, s), (sy, sx), (py, px), (dy, dx) = layer.kernel, layer.stride, layer.padding, dilation
     h, w, _ = layer.shape

@@ -1,7 +1,7 @@
 """Four inner loops in LLVM IR, for processors with AVX-512 VNNI: what Numba's own vectoriser cannot reach.
 
 VPDPBUSD multiplies 64 unsigned bytes by 64 signed ones and adds them, four by four, to 16 int32 lanes, exactly.
-Activations become unsigned by adding 128 (flipping bit 7); the layer's start value takes 128 * sum(w) off again.
+Signed activations become unsigned by adding 128 (flipping bit 7); the layer's start value takes 128 * sum(w) off again.
 Addresses are plain integers; the callers in ``accelsim.engine.kernels`` keep the arrays alive and in bounds.
 """
 
@@ -155,27 +155,28 @@ multiply_12x2 = _multiply(12, 2)
 multiply_24x1 = _multiply(24, 1)
 
 
-def _copying(flip: int) -> Any:
-    """``(to, source, count)``: copies int8 values, each xor ``flip``; count > 0.
+@intrinsic
+def copy_xor(typingctx: Any, to: Any, source: Any, count: Any, flip: Any) -> Any:
+    """``(to, source, count, flip)``: copies bytes, each xor ``flip``; count > 0.
 
     Writes whole 64-byte blocks (so leave that much room), and reads no byte too many.
     """
 
-    @intrinsic
-    def copying(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
-        def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
-            to, source, count = values
-            with _loop(b, count, [], step=64) as (i, _, _):
-                left = b.sub(count, i)
-                some = b.sub(b.shl(_const(1), b.and_(left, _const(63))), _const(1))
-                mask = b.select(b.icmp_signed(">=", left, _const(64)), _const(-1), some)
-                address = b.inttoptr(b.add(source, i), _V64I8.as_pointer())
-                x = _masked_load(b, address, b.bitcast(mask, ir.VectorType(_I1, 64)))
-                _store(b, b.xor(x, _fill(flip, _V64I8)) if flip else x, b.add(to, i))
+    def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
+        to, source, count, flip = values
+        _copy_blocks(b, to, source, count, _splat(b, b.trunc(flip, _I8), _V64I8))
 
-        return _void(3, emit)
+    return _void(4, emit)
 
-    return copying
+
+def _copy_blocks(b: ir.IRBuilder, to: ir.Value, source: ir.Value, count: ir.Value, flips: ir.Value | None) -> None:
+    with _loop(b, count, [], step=64) as (i, _, _):
+        left = b.sub(count, i)
+        some = b.sub(b.shl(_const(1), b.and_(left, _const(63))), _const(1))
+        mask = b.select(b.icmp_signed(">=", left, _const(64)), _const(-1), some)
+        address = b.inttoptr(b.add(source, i), _V64I8.as_pointer())
+        x = _masked_load(b, address, b.bitcast(mask, ir.VectorType(_I1, 64)))
+        _store(b, x if flips is None else b.xor(x, flips), b.add(to, i))
 
 
 @intrinsic
@@ -190,20 +191,31 @@ def move(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
     return _void(3, emit)
 
 
-copy = _copying(0)
-copy_unsigned = _copying(-128)
+@intrinsic
+def copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
+    """``copy_xor`` of 0."""
+
+    def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
+        to, source, count = values
+        _copy_blocks(b, to, source, count, None)
+
+    return _void(3, emit)
 
 
 @intrinsic
-def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, y: Any, count: Any) -> Any:
-    """``(acc, multiplier, low, high, y, count)``: y[i] = clamp(rint(f32(acc[i]) * multiplier[i]), low, high), int8.
+def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, shift: Any, y: Any, count: Any) -> Any:
+    """``(acc, multiplier, low, high, shift, y, count)``: y[i] = clamp(v - shift, low, high[i]) + shift.
 
-    ``acc`` and ``multiplier`` are readable up to the next multiple of 16; ``y`` is written to its end only.
+    Here v is rint(f32(acc[i]) * multiplier[i]); ``shift`` is 0 where y is int8, 128 where it is uint8; ``low``, and ``high``
+    (int8, by address) are bounds of the lessened value.
+    ``acc``, ``multiplier`` and ``high`` are readable up to the next multiple of 16; ``y`` is written to its end only.
     """
 
     def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
-        acc, multiplier, low, high, y, count = values
-        limits = [_splat(b, b.trunc(v, _I8), _V64I8) for v in (low, high)]
+        acc, multiplier, low, high, shift, y, count = values
+        low8, shift8 = b.trunc(low, _I8), b.trunc(shift, _I8)
+        words_shift = _splat(b, b.trunc(shift, _I16), ir.VectorType(_I16, 32))
+        integers_shift = _splat(b, b.trunc(shift, _I32), _V16I32)
 
         def integers(i: ir.Value) -> ir.Value:
             """Rounded half to even, saturated to int32."""
@@ -216,10 +228,13 @@ def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, y
             nearest = _const(8, _I32)
             return _call(b, "llvm.x86.avx512.mask.cvtps2dq.512", _V16I32, value, _fill(0, _V16I32), _const(-1, _I16), nearest)
 
-        def clamp(bytes_: ir.Value, limits: list[ir.Value]) -> ir.Value:
-            lowest, highest = limits
+        def clamp(bytes_: ir.Value, i: ir.Value) -> ir.Value:
+            """Within the bounds, and back to the output's own numbers."""
+            kind = bytes_.type
+            lowest, highest = _splat(b, low8, kind), _load(b, b.add(high, i), kind)
             bytes_ = b.select(b.icmp_signed(">", bytes_, lowest), bytes_, lowest)
-            return b.select(b.icmp_signed("<", bytes_, highest), bytes_, highest)
+            bytes_ = b.select(b.icmp_signed("<", bytes_, highest), bytes_, highest)
+            return b.xor(bytes_, _splat(b, shift8, kind))
 
         # Packing saturates twice, within 128-bit quarters; the permutation puts the quarters' parts in order.
         order = ir.Constant(_V16I32, [_const(4 * (i % 4) + i // 4, _I32) for i in range(16)])
@@ -227,13 +242,16 @@ def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, y
         with b.if_then(b.icmp_signed(">", whole, _const(0))), _loop(b, whole, [], step=64) as (i, _, _):
             parts = [integers(b.add(i, _const(16 * j))) for j in range(4)]
             words = [_call(b, "llvm.x86.avx512.packssdw.512", ir.VectorType(_I16, 32), *parts[j : j + 2]) for j in (0, 2)]
+            words = [_call(b, "llvm.ssub.sat.v32i16", ir.VectorType(_I16, 32), word, words_shift) for word in words]
             packed = _call(b, "llvm.x86.avx512.packsswb.512", _V64I8, *words)
             ordered = _call(b, "llvm.x86.avx512.permvar.si.512", _V16I32, b.bitcast(packed, _V16I32), order)
-            _store(b, clamp(b.bitcast(ordered, _V64I8), limits), b.add(y, i))
+            _store(b, clamp(b.bitcast(ordered, _V64I8), i), b.add(y, i))
 
         def narrow(i: ir.Value) -> ir.Value:
-            lanes = _call(b, "llvm.x86.avx512.mask.pmovs.db.512", _V16I8, integers(i), _fill(0, _V16I8), _const(-1, _I16))
-            return clamp(lanes, [_splat(b, b.trunc(v, _I8), _V16I8) for v in (low, high)])
+            whole, least = integers(i), _fill(-(2**30), _V16I32)
+            whole = b.sub(b.select(b.icmp_signed(">", whole, least), whole, least), integers_shift)
+            lanes = _call(b, "llvm.x86.avx512.mask.pmovs.db.512", _V16I8, whole, _fill(0, _V16I8), _const(-1, _I16))
+            return clamp(lanes, i)
 
         rest = b.and_(count, _const(48))
         with b.if_then(b.icmp_signed(">", rest, _const(0))), _loop(b, rest, [], step=LANES) as (j, _, _):
@@ -244,7 +262,7 @@ def requantise(typingctx: Any, acc: Any, multiplier: Any, low: Any, high: Any, y
             i = b.add(whole, rest)
             _masked_store(b, narrow(i), b.inttoptr(b.add(y, i), _V16I8.as_pointer()), _lanes(b, last, LANES))
 
-    return _void(6, emit)
+    return _void(7, emit)
 
 
 @intrinsic
@@ -300,29 +318,33 @@ DEPTHWISE_PIXELS = 4
 
 @intrinsic
 def depthwise(
-    typingctx: Any, x: Any, step: Any, at: Any, taps: Any, w: Any, sw: Any, start: Any, c: Any, sc: Any, count: Any
+    typingctx: Any, x: Any, step: Any, at: Any, taps: Any, w: Any, sw: Any, start: Any, c: Any, sc: Any, count: Any, zero: Any
 ) -> Any:
-    """``(x, step, at, taps, w, w_stride, start, c, c_stride, count)``: 16 channels of ``count`` pixels of a row.
+    """``(x, step, at, taps, w, w_stride, start, c, c_stride, count, zero)``: 16 channels of ``count`` pixels of a row.
 
-    c[p] = start + sum over t < taps of int8 x[p * step + at[t]] * w[t]. ``at``: int64 byte offsets. w: int32 [taps],
-    rows ``w_stride`` bytes apart. c: int32, rows ``c_stride`` bytes apart; DEPTHWISE_PIXELS at a time are read and written.
+    c[p] = start + sum over t < taps of x[p * step + at[t]] * w[t]; x int8 where ``zero`` is 128, uint8 where it is 0.
+    ``at``: int64 byte offsets. w: int32 [taps], rows ``w_stride`` bytes apart. c: int32, rows ``c_stride`` bytes apart;
+    DEPTHWISE_PIXELS at a time are read and written.
     """
 
     def emit(b: ir.IRBuilder, values: list[ir.Value]) -> None:
-        x, step, at, taps, w, sw, start, c, sc, count = values
+        x, step, at, taps, w, sw, start, c, sc, count, zero = values
         first = _load(b, start, _V16I32)
+        # (byte xor 128) - 128 is the int8's number, (byte xor 0) - 0 the uint8's.
+        flip, less = _splat(b, b.trunc(zero, _I8), _V16I8), _splat(b, b.trunc(zero, _I32), _V16I32)
         with _loop(b, count, [], step=DEPTHWISE_PIXELS) as (p, _, _):
             source = b.add(x, b.mul(p, step))
             with _loop(b, taps, [first] * DEPTHWISE_PIXELS) as (t, acc, following):
                 weight = _load(b, b.add(w, b.mul(t, sw)), _V16I32)
                 tap = b.add(source, _load(b, b.add(at, b.mul(t, _const(8))), _I64))
                 for i in range(DEPTHWISE_PIXELS):
-                    value = b.sext(_load(b, b.add(tap, b.mul(step, _const(i))), _V16I8), _V16I32)
+                    byte = b.xor(_load(b, b.add(tap, b.mul(step, _const(i))), _V16I8), flip)
+                    value = b.sub(b.zext(byte, _V16I32), less)
                     following.append(_dot2(b, acc[i], value, weight))
             for i in range(DEPTHWISE_PIXELS):
                 _store(b, following[i], b.add(c, b.mul(sc, b.add(p, _const(i)))))
 
-    return _void(10, emit)
+    return _void(11, emit)
 
 
 def _dot2(b: ir.IRBuilder, acc: ir.Value, x: ir.Value, w: ir.Value) -> ir.Value:

@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from accelsim.engine import Engine, reference
 from accelsim.faults import Flips
-from accelsim.int8.network import Conv, Int8, Int32, Network, UInt8
+from accelsim.int8.network import Activation, Conv, Int8, Int32, Network, UInt8
 from accelsim.timing import Array
 
 Int64 = npt.NDArray[np.int64]
@@ -135,10 +135,10 @@ def faulty_channels(conv: Conv, faults: FaultMap) -> Int64:
     return np.flatnonzero(broken[np.arange(conv.weight.shape[0]) % filters % faults.array.columns])
 
 
-def accumulators(conv: Conv, x: Int8, weight: Int8, faults: FaultMap) -> Int32:
+def accumulators(conv: Conv, x: Activation, weight: Int8, faults: FaultMap) -> Int32:
     """Accumulators, bias included, of the channels of ``faulty_channels`` in that order: (N, H, W, channels) int32.
 
-    x is (N, H, W, C) int8; ``weight`` (O, I/groups, R, S) int8 is what the registers hold (see ``faulty_weights``).
+    x is (N, H, W, C); ``weight`` (O, I/groups, R, S) int8 is what the registers hold (see ``faulty_weights``).
     Sums wrap at 32 bits, as registers do.
     """
     channels = faulty_channels(conv, faults)
@@ -186,7 +186,7 @@ def _stops(faults: FaultMap, column: int, depth: int) -> Int64:
 
 @numba.njit(cache=True, nogil=True)
 def _through_rows(
-    x: Int8,
+    x: Activation,
     weight: Int8,
     first: Int64,
     stops: Int64,
@@ -201,7 +201,7 @@ def _through_rows(
     """
     taps = len(taps_y)
     depth = weight.shape[1] // taps
-    window = np.zeros(weight.shape[1], np.int8)
+    window = np.zeros(weight.shape[1], np.int16)
     for n in range(out.shape[0]):
         for h in range(out.shape[1]):
             for w in range(out.shape[2]):
@@ -229,7 +229,7 @@ def _through_rows(
 
 
 def _through_taps(
-    x: Int8,
+    x: Activation,
     weight: Int8,
     first: Int64,
     stops: Int64,
@@ -258,10 +258,10 @@ def _through_taps(
             partial |= np.int32(force)
 
 
-def replicas(engine: Engine, faults: FaultMap, index: int, x: Int8, flips: Sequence[Flips]) -> list[Int8]:
+def replicas(engine: Engine, faults: FaultMap, index: int, x: Activation, flips: Sequence[Flips]) -> list[Activation]:
     """Outputs of executions of MAC layer ``index`` on an array with permanent faults, one for each ``flips``.
 
-    ``engine`` runs ``faulty_network(network, faults)``. x is (N, H, W, C) int8, an output (N, H, W, O) int8.
+    ``engine`` runs ``faulty_network(network, faults)``. x is (N, H, W, C), an output (N, H, W, O).
     Soft errors come on top: at the input and the weight before the array, at the accumulator and the output behind it.
     """
     conv = engine.conv(index)
@@ -273,10 +273,11 @@ def replicas(engine: Engine, faults: FaultMap, index: int, x: Int8, flips: Seque
     # Positions at the accumulator and the output are of all channels; here only these are there.
     lane = np.full(conv.shape[2], -1)
     lane[channels] = np.arange(len(channels))
-    part = replace(conv, multiplier=conv.multiplier[channels])
+    part = replace(conv, multiplier=conv.multiplier[channels], high=conv.high[channels])
     patched = []
     for f, output in zip(flips, outputs, strict=True):
-        acc = accumulators(conv, reference.flip(x, f.input), reference.flip(conv.weight, f.weight), faults)
+        held = reference.flip(conv.weight, f.weight).view(np.int8)
+        acc = accumulators(conv, reference.flip(x, f.input), held, faults)
         struck = _among(f.accumulator, 32, lane, len(channels))
         bits = (np.int64(1) << (struck & 31)).astype(np.uint32)
         np.bitwise_xor.at(acc.reshape(-1).view(np.uint32), struck >> 5, bits)

@@ -13,6 +13,7 @@ from accelsim.int8.network import (
     INPUT,
     INT8_MAX,
     INT8_MIN,
+    UINT8_MAX,
     Add,
     Channels,
     Concat,
@@ -41,6 +42,7 @@ class NetworkError(ValueError):
 class _Operand(NamedTuple):
     shape: Shape
     scale: float
+    signed: bool
 
 
 def validate(network: Network) -> None:
@@ -75,7 +77,11 @@ def _validate(network: Network) -> None:
                 INPUT <= operand < index,
                 f"{where}: operand {operand} is not an earlier layer (or {INPUT} for the network's input)",
             )
-        _check_layer(layer, [_Operand(network.shape_of(i), network.scale_of(i)) for i in layer.inputs], where)
+        _check_layer(layer, [_operand(network, i) for i in layer.inputs], where)
+
+
+def _operand(network: Network, index: int) -> _Operand:
+    return _Operand(network.shape_of(index), network.scale_of(index), network.dtype_of(index) == np.int8)
 
 
 def _check_layer(layer: Layer, operands: list[_Operand], where: str) -> None:
@@ -108,7 +114,6 @@ def _check_conv(layer: Conv, operands: list[_Operand], where: str) -> None:
     operand = _one(operands, where)
     h, w, c = operand.shape
     out = layer.shape[2]
-    _check_bounds(layer.low, layer.high, where)
     _require(
         layer.weight.ndim == 4 and 0 < layer.groups <= c and c % layer.groups == 0 and out % layer.groups == 0,
         f"{where}: weight of shape {layer.weight.shape} in {layer.groups} groups on {c} channels",
@@ -116,6 +121,9 @@ def _check_conv(layer: Conv, operands: list[_Operand], where: str) -> None:
     kernel = (layer.weight.shape[2], layer.weight.shape[3])
     _check_array(f"{where}: weight", layer.weight, np.int8, (out, c // layer.groups, *kernel))
     _check_array(f"{where}: bias", layer.bias, np.int32, (out,))
+    _check_array(f"{where}: high", layer.high, np.int32, (out,))
+    for high in (layer.high.min(), layer.high.max()):
+        _check_bounds(layer, int(high), where)
     _check_array(f"{where}: weight_scale", layer.weight_scale, np.float32, (out,))
     _check_array(f"{where}: multiplier", layer.multiplier, np.float32, (out,))
     _require(
@@ -135,21 +143,22 @@ def _check_conv(layer: Conv, operands: list[_Operand], where: str) -> None:
     _require(
         layer.shape[:2] == expected, f"{where}: shape {layer.shape}, but the convolution of {operand.shape} gives {expected}"
     )
-    # Faults may turn any operand into -128, and the accumulator must still hold the sum.
-    reach = int(np.abs(layer.bias.astype(np.int64)).max()) + 128 * 128 * (c // layer.groups) * kernel[0] * kernel[1]
+    # Faults may turn any operand into its largest, and the accumulator must still hold the sum.
+    largest = 128 if operand.signed else UINT8_MAX
+    reach = int(np.abs(layer.bias.astype(np.int64)).max()) + largest * 128 * (c // layer.groups) * kernel[0] * kernel[1]
     _require(reach < 1 << 31, f"{where}: the sum can reach {reach}, beyond an int32 accumulator")
 
 
 def _check_add(layer: Add, operands: list[_Operand], where: str) -> None:
     shapes = _some(operands, where)
-    _check_bounds(layer.low, layer.high, where)
+    _check_bounds(layer, layer.high, where)
     _require(all(s == layer.shape for s in shapes), f"{where}: operands {shapes} do not add up to {layer.shape}")
     _check_multipliers(layer.multipliers, [operand_multiplier(o.scale, layer.scale) for o in operands], where)
 
 
 def _check_concat(layer: Concat, operands: list[_Operand], where: str) -> None:
     shapes = _some(operands, where)
-    _check_bounds(layer.low, layer.high, where)
+    _check_bounds(layer, layer.high, where)
     h, w, _ = shapes[0]
     _require(
         all(s[:2] == (h, w) for s in shapes) and layer.shape == (h, w, sum(s[2] for s in shapes)),
@@ -166,22 +175,22 @@ def _check_max(layer: MaxPool, operands: list[_Operand], where: str) -> None:
         return got == whole + 1 and (got - 1) * stride < size + padding
 
     _check_pool(layer, operand.shape, layer.dilation, partial, where)
-    _check_same_scale(layer, operand, where)
+    _check_moved(layer, operand, where)
 
 
 def _check_mean(layer: MeanPool, operands: list[_Operand], where: str) -> None:
     operand = _one(operands, where)
-    _check_bounds(layer.low, layer.high, where)
+    _check_bounds(layer, layer.high, where)
     _check_pool(layer, operand.shape, (1, 1), lambda *_: False, where)
     count = layer.kernel[0] * layer.kernel[1]
-    _require(count <= 1 << 23, f"{where}: a sum of {count} int8 can pass an int32")
+    _require(count <= 1 << 23, f"{where}: a sum of {count} integers can pass an int32")
     _check_multipliers((layer.multiplier,), [operand_multiplier(operand.scale, layer.scale, count)], where)
 
 
 def _check_table(layer: Table, operands: list[_Operand], where: str) -> None:
     shape = _one(operands, where).shape
     _require(layer.shape == shape, f"{where}: shape {layer.shape} of a table, its operand has {shape}")
-    _check_array(f"{where}: table", layer.table, np.int8, (256,))
+    _check_array(f"{where}: table", layer.table, np.int8 if layer.signed else np.uint8, (256,))
     _check_array(f"{where}: slope", layer.slope, np.float32, (256,))
     _require(bool(np.isfinite(layer.slope).all()), f"{where}: slope is not finite")
 
@@ -196,20 +205,20 @@ def _check_channels(layer: Channels, operands: list[_Operand], where: str) -> No
         bool(order[0] >= 0 and order[-1] < c and (np.diff(order) > 0).all()),
         f"{where}: order must name distinct channels below {c}",
     )
-    _check_same_scale(layer, operand, where)
+    _check_moved(layer, operand, where)
 
 
 def _check_flatten(layer: Flatten, operands: list[_Operand], where: str) -> None:
     operand = _one(operands, where)
     flat = (1, 1, math.prod(operand.shape))
     _require(layer.shape == flat, f"{where}: {operand.shape} does not flatten to {layer.shape}")
-    _check_same_scale(layer, operand, where)
+    _check_moved(layer, operand, where)
 
 
 def _check_mul(layer: Mul, operands: list[_Operand], where: str) -> None:
     _require(len(operands) == 2, f"{where}: {len(operands)} operands, expected 2")
     a, b = operands
-    _check_bounds(layer.low, layer.high, where)
+    _check_bounds(layer, layer.high, where)
     _require(
         layer.shape == a.shape and b.shape in (a.shape, (1, 1, a.shape[2])),
         f"{where}: {a.shape} by {b.shape} does not give {layer.shape}",
@@ -224,7 +233,7 @@ def _check_slice(layer: Slice, operands: list[_Operand], where: str) -> None:
         min(layer.step) > 0 and max(layer.step) < 1 << 16 and max(map(abs, layer.offset)) < 1 << 16,
         f"{where}: offset {layer.offset} or step {layer.step} out of range",
     )
-    _check_same_scale(layer, operand, where)
+    _check_moved(layer, operand, where)
 
 
 def _one(operands: list[_Operand], where: str) -> _Operand:
@@ -283,12 +292,21 @@ def _check_multipliers(got: Sequence[float], expected: Sequence[float], where: s
     _require(all(math.isfinite(m) and m > 0 for m in got), f"{where}: multipliers must be finite and positive")
 
 
-def _check_same_scale(layer: Layer, operand: _Operand, where: str) -> None:
+def _check_moved(layer: Layer, operand: _Operand, where: str) -> None:
+    """A layer that moves integers leaves them what they are."""
+    _require(
+        layer.signed == operand.signed,
+        f"{where}: {layer.dtype} integers from an operand that has {'int8' if operand.signed else 'uint8'} ones",
+    )
     _require(layer.scale == operand.scale, f"{where}: scale {layer.scale} is not the operand's {operand.scale}")
 
 
-def _check_bounds(low: int, high: int, where: str) -> None:
-    _require(INT8_MIN <= low <= high <= INT8_MAX, f"{where}: low {low} and high {high} are not bounds of an int8")
+def _check_bounds(layer: Conv | Add | Concat | MeanPool | Mul, high: int, where: str) -> None:
+    least, most = (INT8_MIN, INT8_MAX) if layer.signed else (0, UINT8_MAX)
+    _require(
+        least <= layer.low <= high <= most,
+        f"{where}: low {layer.low} and high {high} are not bounds of a{'n int8' if layer.signed else ' uint8'}",
+    )
 
 
 def _check_shape(where: str, shape: Shape) -> None:

@@ -1,8 +1,9 @@
 """The int8 network: a plain list of layers, and nothing that runs them (architecture.md, "Arithmetic").
 
-Every activation is int8 in NHWC order, shape ``(N, H, W, C)``; a vector is ``(N, 1, 1, C)``. A real value is
-``scale * integer``, symmetric, no zero point. A layer names its operands by their index in ``Network.layers``;
-``INPUT`` (-1) is the quantised image. The last layer is the network's output.
+Every activation is one byte an element in NHWC order, shape ``(N, H, W, C)``; a vector is ``(N, 1, 1, C)``. A real value
+is ``scale * integer``, no zero point. The integers of a layer that is ``signed`` are int8; where no value is negative,
+as behind a ReLU, they may be uint8: half the step, and no sign bit that a fault could set. A layer names its operands by
+their index in ``Network.layers``; ``INPUT`` (-1) is the quantised image, int8. The last layer is the network's output.
 
 The arithmetic of each layer type is given in its docstring and is a specification: every path of
 ``accelsim.engine`` must give these integers. ``rint`` rounds half to even, ``f32`` is IEEE binary32.
@@ -11,13 +12,14 @@ The arithmetic of each layer type is given in its docstring and is a specificati
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 INPUT = -1
 INT8_MIN, INT8_MAX = -128, 127
+UINT8_MAX = 255
 
 Shape = tuple[int, int, int]
 """(H, W, C) of one image's activation."""
@@ -26,6 +28,10 @@ Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
+Activation = npt.NDArray[np.int8 | np.uint8]
+"""Integers of an activation: int8, or uint8 where its layer is not signed."""
+Byte = np.dtype[np.int8 | np.uint8]
+"""Their type."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -37,14 +43,22 @@ class _Node:
     shape: Shape
     scale: float
     """Real value of one step of the output, a float32 value."""
+    signed: bool = True
+    """Whether the output is int8; else it is uint8, and ``low`` is 0 or more."""
+
+    @property
+    def dtype(self) -> Byte:
+        """Of the output."""
+        return np.dtype(np.int8) if self.signed else np.dtype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Conv(_Node):
     """A MAC layer (convolution, grouped, depthwise; linear is a 1x1 one on a 1x1 image); the accelerator runs it.
 
-    ``acc = sum(x * weight) + bias`` in exact int32, then ``y = clamp(rint(f32(acc) * multiplier[c]), low, high)``.
-    Padding is zeros. A ReLU or ReLU6 behind the layer is ``low`` and ``high``.
+    ``acc = sum(x * weight) + bias`` in exact int32, then ``y = clamp(rint(f32(acc) * multiplier[c]), low, high[c])``.
+    Padding is zeros. A ReLU or ReLU6 behind the layer is ``low`` and ``high``; the latter has a bound a channel because
+    channels may be scaled against one another.
     """
 
     weight: Int8
@@ -60,7 +74,12 @@ class Conv(_Node):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     low: int = INT8_MIN
-    high: int = INT8_MAX
+    high: Int32 = field(default_factory=lambda: np.array(INT8_MAX, np.int32))
+    """(O,); one number is taken for every channel"""
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.high) == 0:
+            object.__setattr__(self, "high", np.full(np.shape(self.weight)[:1], self.high, np.int32))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -83,7 +102,7 @@ class Concat(_Node):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class MaxPool(_Node):
-    """Largest integer of each window; padding never wins. ``shape`` already reflects ceil_mode."""
+    """Largest integer of each window; padding never wins. ``shape`` already reflects ceil_mode. Signed as its operand."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -108,17 +127,20 @@ class MeanPool(_Node):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Table(_Node):
-    """Any pointwise function: ``y = table[x + 128]``."""
+    """Any pointwise function: ``y = table[x + 128]`` of an int8, ``table[x]`` of a uint8."""
 
-    table: Int8
-    """(256,)"""
+    table: Activation
+    """(256,) of the output's dtype"""
     slope: Float32
-    """(256,) derivative of the real function at each input step, for the replayed backward pass."""
+    """(256,) derivative of the real function at each entry of the table, for the replayed backward pass."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Channels(_Node):
-    """Moves channels: ``y[..., i] = x[..., order[i]]``; a shuffle, a split or a slice. ``order`` holds no channel twice."""
+    """Moves channels: ``y[..., i] = x[..., order[i]]``; a shuffle, a split or a slice. ``order`` holds no channel twice.
+
+    Signed as its operand, as ``Flatten`` and ``Slice`` are.
+    """
 
     order: Int32
 
@@ -181,6 +203,10 @@ class Network:
     def scale_of(self, index: int) -> float:
         """Scale of a layer's output, or of the network's input for INPUT."""
         return self.input_scale if index == INPUT else self.layers[index].scale
+
+    def dtype_of(self, index: int) -> Byte:
+        """int8 or uint8: of a layer's output, or of the network's input for INPUT."""
+        return np.dtype(np.int8) if index == INPUT else self.layers[index].dtype
 
     def shape_of(self, index: int) -> Shape:
         """(H, W, C) of a layer's output, or of the network's input for INPUT."""

@@ -13,15 +13,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.int8.network import Conv, Float32, Int8, Int32, Layer, Network, multiplier
+from accelsim.int8.network import UINT8_MAX, Conv, Float32, Int8, Int32, Layer, Network, multiplier
 
 Parameters = dict[int, tuple[Float32, Float32]]
 """Index of each MAC layer: its weight (O, I/groups, R, S) and its bias (O,), both float32 in real units."""
 
 WEIGHT_MAX = 127
 """Weights are symmetric: -128 is never written, so that negating a channel can never overflow it."""
-_PRODUCT = 128 * 128
-"""Largest magnitude of one int8 product."""
 
 
 def dequantize(network: Network) -> Parameters:
@@ -55,7 +53,7 @@ def quantize(network: Network, parameters: Mapping[int, tuple[Float32, Float32]]
         layers[index] = replace(
             layer,
             weight=_rounded(weight, scale),
-            bias=_rounded_bias(bias, _bias_step(network, layer, scale), weight[0].size),
+            bias=_rounded_bias(bias, _bias_step(network, layer, scale), weight[0].size * _product(network, layer)),
             weight_scale=scale,
             multiplier=multiplier(network.scale_of(layer.inputs[0]), scale, layer.scale),
         )
@@ -93,6 +91,11 @@ def _bias_step(network: Network, layer: Conv, weight_scale: Float32) -> npt.NDAr
     return np.float64(network.scale_of(layer.inputs[0])) * weight_scale.astype(np.float64)
 
 
-def _rounded_bias(bias: Float32, step: npt.NDArray[np.float64], fan_in: int) -> Int32:
-    limit = max(2**31 - 1 - fan_in * _PRODUCT, 0)
+def _product(network: Network, layer: Conv) -> int:
+    """Largest magnitude of one product of operand and weight, faults included."""
+    return 128 * (128 if network.dtype_of(layer.inputs[0]) == np.int8 else UINT8_MAX)
+
+
+def _rounded_bias(bias: Float32, step: npt.NDArray[np.float64], reach: int) -> Int32:
+    limit = max(2**31 - 1 - reach, 0)
     return np.clip(np.rint(bias / step), -limit, limit).astype(np.int32)

@@ -14,7 +14,7 @@ import os
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -23,15 +23,17 @@ import safetensors.numpy
 
 from accelsim.files import write_whole
 from accelsim.int8.checks import MAX_LAYERS, NetworkError, validate
-from accelsim.int8.network import Layer, Network, Shape
+from accelsim.int8.network import INT8_MAX, INT8_MIN, Layer, Network, Shape
 
 __all__ = ["FORMAT", "NetworkError", "digest", "from_bytes", "load", "save", "to_bytes", "validate"]
 
-FORMAT = "r2f-int8-network/1"
+FORMAT = "r2f-int8-network/2"
+_FIRST = "r2f-int8-network/1"
+"""As before there were uint8 activations; read, never written."""
 _KEY = "r2f"
 _TYPES: dict[str, type[Layer]] = {kind.__name__: kind for kind in typing.get_args(Layer)}
 _MAX_GRAPH_BYTES = 1 << 24
-_DTYPES = {"I8": np.int8, "I32": np.int32, "F32": np.float32}
+_DTYPES = {"I8": np.int8, "U8": np.uint8, "I32": np.int32, "F32": np.float32}
 
 
 def save(network: Network, path: str | os.PathLike[str]) -> None:
@@ -100,6 +102,8 @@ def from_bytes(body: bytes | bytearray | memoryview) -> Network:
     try:
         layers = _convert(graph.pop("layers"), list[dict[str, Any]], "layers")
         header = _convert({k: graph[k] for k in graph if k != "format"}, _Header, "graph")
+        if graph["format"] == _FIRST:
+            layers = [_from_first(index, plain, tensors) for index, plain in enumerate(layers)]
     except KeyError as error:
         raise NetworkError(f"the graph has no field {error}") from None
     if len(layers) > MAX_LAYERS:
@@ -116,6 +120,15 @@ def from_bytes(body: bytes | bytearray | memoryview) -> Network:
         raise NetworkError(f"tensors that no layer owns: {', '.join(sorted(tensors)[:5])}")
     validate(network)
     return network
+
+
+def _from_first(index: int, plain: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """A layer of the first version, where every activation is signed and a MAC layer has one ``high`` for all channels."""
+    if plain.get("type") == "Conv" and "high" in plain:
+        high = _convert(plain["high"], Annotated[int, msgspec.Meta(ge=INT8_MIN, le=INT8_MAX)], f"layer {index}: field high")
+        tensors[f"{index}.high"] = np.array(high, np.int32)
+        plain = {name: value for name, value in plain.items() if name != "high"}
+    return {**plain, "signed": True}
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -136,7 +149,7 @@ def _graph(body: bytes) -> dict[str, Any]:
         graph = msgspec.json.decode(text.get(_KEY, "{}"), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NetworkError(f"not a network: the header does not parse: {error}") from error
-    if graph.get("format") != FORMAT:
+    if graph.get("format") not in (FORMAT, _FIRST):
         raise NetworkError(
             f"not an int8 network: expected the format {FORMAT!r}, found {graph.get('format')!r}; "
             "float weights go through accelsim.zoo.load_weights and accelsim.lowering.lower"

@@ -47,7 +47,7 @@ def emit(index: int, choice: Choice) -> net.Layer:
             weight = choice.weights[index]
             steps = choice.biases[index].numpy() / (np.float64(operands[0]) * weight.scale.astype(np.float64))
             return net.Conv(
-                name=name, inputs=inputs, shape=shape, scale=scale, low=low, high=high,
+                name=name, inputs=inputs, shape=shape, scale=scale, low=low, high=np.array(high, np.int32),
                 weight=np.ascontiguousarray(weight.integers.numpy().astype(np.int8)),
                 bias=np.clip(np.rint(steps), -(2**30), 2**30).astype(np.int32),
                 weight_scale=weight.scale,

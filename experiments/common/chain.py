@@ -15,7 +15,7 @@ import numpy as np
 
 from accelsim.accelerators import Simulated
 from accelsim.engine import Engine
-from accelsim.int8.network import Int8
+from accelsim.int8.network import Activation, Int8
 from broker.link import Profile, message_bytes
 from services.bus import encoding
 from services.bus.messages import EncodedLayer, EncodedLayers, EncodedRepair, Repair
@@ -70,7 +70,7 @@ class Batch:
     repair_macs: int = 0
     repair_s: float = 0.0
     """Of the server, to predict a repaired layer again, over its threads."""
-    outputs: dict[int, Int8] = field(default_factory=dict)
+    outputs: dict[int, Activation] = field(default_factory=dict)
     """Of the chained codec: what the server rebuilt, by MAC layer."""
 
     @property
@@ -143,14 +143,14 @@ class Batch:
         )
 
 
-def direct(accelerator: Simulated, x: Int8, iteration: int, *, compressed: bool = False) -> Batch:
+def direct(accelerator: Simulated, x: Activation, iteration: int, *, compressed: bool = False) -> Batch:
     """The paper's DRM: the outputs as they are; ``compressed`` is zstd on them."""
     batch = Batch(images=len(x))
     for executed, _ in _pass(accelerator, x, iteration, Plan(replicas=1), "median"):
         actual = executed.replicas[0]
         sent = _encode(executed, actual, None, "chained" if compressed else "direct")
         start = time.thread_time()
-        rebuilt = layers.decode(sent.body, None, actual.shape)
+        rebuilt = layers.decode(sent.body, None, actual.shape, actual.dtype)
         sent.decode_s = time.thread_time() - start
         sent.mismatched = int(np.count_nonzero(rebuilt != actual))
         sent.bound = float(sent.raw)
@@ -161,7 +161,7 @@ def direct(accelerator: Simulated, x: Int8, iteration: int, *, compressed: bool 
 def chained(
     accelerator: Simulated,
     server: Engine,
-    x: Int8,
+    x: Activation,
     iteration: int,
     *,
     kind: Vote = "median",
@@ -177,7 +177,7 @@ def chained(
     network, device = server.network, accelerator.engine
     plan = Plan(replicas=TMR, referee=settle, longest=longest)
     kept = Kept(network, device.path, iteration, x)
-    actual: dict[int, Int8] = {}
+    actual: dict[int, Activation] = {}
     batch = Batch(images=len(x))
     for executed, vote in _pass(accelerator, x, iteration, plan, kind):
         index, macs = executed.index, device.conv(executed.index).weight[0].size
@@ -202,14 +202,20 @@ def chained(
 
 
 def golden(
-    accelerator: Simulated, server: Engine, x: Int8, iteration: int, *, direct_layers: frozenset[int], redundancy: Redundancy
+    accelerator: Simulated,
+    server: Engine,
+    x: Activation,
+    iteration: int,
+    *,
+    direct_layers: frozenset[int],
+    redundancy: Redundancy,
 ) -> Batch:
     """The paper's APRM: increments against the votes of a TMR run from the same input, by LZ4 (section V.A and V.C).
 
     ``direct_layers`` are those under the similarity threshold. The votes are bitwise, as in the paper.
     """
     plan = Plan(replicas=TMR, beside=redundancy, direct=direct_layers)
-    actual: dict[int, Int8] = {}
+    actual: dict[int, Activation] = {}
     batch = Batch(images=len(x))
     for executed, vote in _pass(accelerator, x, iteration, plan, "bitwise"):
         actual[executed.index] = _actual(executed)
@@ -244,7 +250,9 @@ def dissimilar(shares: dict[int, float], threshold: float) -> frozenset[int]:
     return frozenset(index for index, share in shares.items() if share < threshold)
 
 
-def _pass(accelerator: Simulated, x: Int8, iteration: int, plan: Plan, kind: Vote) -> Iterator[tuple[Executed, Int8 | None]]:
+def _pass(
+    accelerator: Simulated, x: Activation, iteration: int, plan: Plan, kind: Vote
+) -> Iterator[tuple[Executed, Activation | None]]:
     """Each MAC layer of the device's pass on ``x``, and the vote that its increments are against, None where there is none."""
     engine = accelerator.engine
     steps = execute(engine.network, engine, accelerator, x, iteration, plan)
@@ -260,11 +268,11 @@ def _pass(accelerator: Simulated, x: Int8, iteration: int, plan: Plan, kind: Vot
         segment.done()
 
 
-def _actual(executed: Executed) -> Int8:
+def _actual(executed: Executed) -> Activation:
     return executed.replicas[0] if executed.actual is None else executed.actual
 
 
-def _encode(executed: Executed, actual: Int8, reference: Int8 | None, codec: Codec) -> Sent:
+def _encode(executed: Executed, actual: Activation, reference: Activation | None, codec: Codec) -> Sent:
     start = time.thread_time()
     body = layers.encode(actual, reference, codec)
     digest = layers.digest(actual)
@@ -272,7 +280,7 @@ def _encode(executed: Executed, actual: Int8, reference: Int8 | None, codec: Cod
     return Sent(executed.index, actual.nbytes, body, digest, encode_s=seconds, executions=executed.executions)
 
 
-def _rebuild(batch: Batch, rebuild: Rebuild, actual: Mapping[int, Int8]) -> Iterator[Wrong]:
+def _rebuild(batch: Batch, rebuild: Rebuild, actual: Mapping[int, Activation]) -> Iterator[Wrong]:
     """What the server makes of a batch, into its layers and ``outputs``; yields what it has to ask for on the way."""
     rebuild.take(0, [SentLayer(sent.index, sent.digest, sent.body) for sent in batch.layers])
     for sent in batch.layers:
@@ -298,7 +306,7 @@ def _step(rebuild: Rebuild) -> tuple[float, float, Rebuilt | Wrong]:
 
 
 def _count_repair(
-    batch: Batch, wrong: Wrong, corrections: Mapping[int, bytes], actual: Mapping[int, Int8], device: Engine
+    batch: Batch, wrong: Wrong, corrections: Mapping[int, bytes], actual: Mapping[int, Activation], device: Engine
 ) -> None:
     """The request's and the answer's bytes, and the device's multiplications for them."""
     request = Repair(session=_SESSION, iteration=1000, attempt=0, layer=wrong.index, digests=wrong.digests)

@@ -12,7 +12,7 @@ import torch
 from accelsim import zoo
 from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, Int64
 from accelsim.engine import Engine
-from accelsim.int8.network import Float32, Int8, Network, UInt8
+from accelsim.int8.network import Activation, Float32, Network, UInt8
 from accelsim.lowering import lower, normalise
 from experiments.common.command import real
 from services.trainer.core import evaluation
@@ -59,7 +59,7 @@ def lowered(name: str, shared: Path, count: int = 128) -> Network:
     return lower(module_of(name, shared), images[:count], IMAGENET_MEAN, IMAGENET_STD, name)
 
 
-def top(outputs: Int8 | Float32, labels: Int64) -> tuple[float, float]:
+def top(outputs: Activation | Float32, labels: Int64) -> tuple[float, float]:
     """Shares, in per cent, of images whose label is the largest output (N, ..., C), and one of the five largest."""
     right = evaluation.count(outputs, labels)
     return 100 * right.top1 / right.samples, 100 * (right.samples if right.top5 is None else right.top5) / right.samples
@@ -72,7 +72,7 @@ def float_logits(module: torch.nn.Module, images: UInt8) -> Float32:
     return np.concatenate([module(normalise(b, IMAGENET_MEAN, IMAGENET_STD)).numpy() for b in batches]).astype(np.float32)
 
 
-def int8_logits(network: Network, images: UInt8) -> Int8:
+def int8_logits(network: Network, images: UInt8) -> Activation:
     """(N, classes) fault-free outputs of the int8 network, in steps."""
     engine = Engine(network)
     batches = [network.quantize_images(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]

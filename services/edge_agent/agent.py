@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from accelsim.accelerators import Accelerator, Factory
+from accelsim.accelerators import Accelerator, Factory, vote_at
 from accelsim.datasets import Dataset
 from accelsim.engine import Engine, shared
 from accelsim.faults import Rates
@@ -19,9 +19,10 @@ from services.boundary import answer
 from services.bus import Bus, BusError, MessageError
 from services.bus.messages import Deploy, Forward, Message, SetMode, Voted
 from services.edge_agent.core.camera import photograph
-from services.edge_agent.core.plan import thresholded
+from services.edge_agent.core.plan import ports_of, thresholded
 from services.edge_agent.running import Running
 from services.edge_agent.table1 import Client
+from services.scheme import Port, Scheme, check
 from services.views import seen
 
 log = structlog.get_logger()
@@ -54,8 +55,8 @@ class Session:
     name: str = ""
     loaded: Loaded | None = None
     accelerator: Accelerator | None = None
-    """Of the loaded network, under ``faults``."""
-    faults: tuple[Rates, int] = (Rates(), 0)
+    """Of the loaded network, under ``faults``, with its votes at these ports."""
+    faults: tuple[Rates, int, tuple[Port, ...]] = (Rates(), 0, ())
     similarity: dict[int, float] | None = None
     """Each layer's share of outputs equal to the vote, measured once where the scheme has a threshold."""
 
@@ -179,6 +180,7 @@ class Agent:
             await client.send_ack("forward", forward.iteration, version=loaded.version, error=_reason(error))
 
     async def _forward(self, client: Client, forward: Forward, mode: SetMode, loaded: Loaded) -> None:
+        check(mode.scheme, loaded.network)
         data = self.device.data
         of_split = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
         images, labels = of_split[forward.split]
@@ -215,15 +217,16 @@ class Agent:
         """The one of these faults, made when they change."""
         session = self.session
         rates = mode.rates if forward.rates is None else forward.rates
-        faults = (rates, mode.seed if forward.seed is None else forward.seed)
+        faults = (rates, mode.seed if forward.seed is None else forward.seed, mode.scheme.ports)
         if session.accelerator is None or session.faults != faults:
             session.accelerator = None
-            session.accelerator, session.faults = await asyncio.to_thread(self._made, network, *faults), faults
+            session.accelerator, session.faults = await asyncio.to_thread(self._made, network, mode.scheme, *faults[:2]), faults
         return session.accelerator
 
-    def _made(self, network: Network, rates: Rates, seed: int) -> Accelerator:
+    def _made(self, network: Network, scheme: Scheme, rates: Rates, seed: int) -> Accelerator:
         accelerator = self.device.accelerator(rates, seed, self.bus.device)
         accelerator.load(network)
+        vote_at(accelerator, ports_of(scheme))
         return accelerator
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from accelsim.datasets import Int64
-from accelsim.int8.network import Int8, UInt8
+from accelsim.int8.network import Activation, UInt8
 from services.bus import Bus
 from services.bus.encoding import inline
 from services.bus.messages import Ack, Command, Forward, Inputs, LayerReplicas, Outputs, Replicas
@@ -39,7 +39,7 @@ class Client:
         ack = Ack(session=self.session, of=of, seq=seq, ok=not error, version=version, error=error)
         await self.bus.publish(self.bus.topic("up/ack"), ack)
 
-    async def send_outputs(self, forward: Forward, outputs: Int8, labels: Int64) -> None:
+    async def send_outputs(self, forward: Forward, outputs: Activation, labels: Int64) -> None:
         """Inference mode: the network's int8 outputs (N, 1, 1, C), inline, for they cross the link as they are."""
         message = Outputs(
             session=self.session,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import structlog
 
 from accelsim.int8 import storage
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from services.bus import Bus, BusError
 from services.bus.messages import (
     Ack,
@@ -63,8 +63,8 @@ class Data:
     attempt: int
     images: UInt8 | None = None
     labels: npt.NDArray[np.int64] | None = None
-    outputs: Int8 | None = None
-    activations: dict[int, Int8] = field(default_factory=dict)
+    outputs: Activation | None = None
+    activations: dict[int, Activation] = field(default_factory=dict)
     mismatched_layers: set[int] = field(default_factory=set)
     repaired: int = 0
 
@@ -258,20 +258,21 @@ class Remote:
         match message:
             case Inputs():
                 if data.images is None:
-                    data.images = self._keep(message.images, "images", np.uint8)
+                    data.images = self._keep(message.images, "images", np.dtype(np.uint8))
                     data.labels = self._labels(message.labels)
             case Activations():
                 layers = {} if self.deployed is None else dict(self.deployed.network.convs())
                 for layer in message.layers:
                     if layer.index not in layers:
                         raise ValueError(f"layer {layer.index} is no MAC layer of the network deployed")
-                    data.activations[layer.index] = self._keep(layer.actual, f"layer {layer.index}", np.int8)
+                    data.activations[layer.index] = self._keep(layer.actual, f"layer {layer.index}", layers[layer.index].dtype)
                     data.repaired += layer.repaired
                     if not layer.faithful:
                         data.mismatched_layers.add(layer.index)
             case Outputs():
-                if message.outputs.dtype != "int8":
-                    raise ValueError(f"outputs are {message.outputs.dtype}, expected int8")
+                wanted = "int8 or uint8" if self.deployed is None else self.deployed.network.layers[-1].dtype.name
+                if message.outputs.dtype not in wanted:
+                    raise ValueError(f"outputs are {message.outputs.dtype}, expected {wanted}")
                 data.outputs = self.bus.open(message.outputs).copy()
                 data.labels = self._labels(message.labels)
 
@@ -282,10 +283,10 @@ class Remote:
             return None
         return data if (message.iteration, message.attempt) == (data.iteration, data.attempt) else None
 
-    def _keep(self, tensor: Tensor, what: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    def _keep(self, tensor: Tensor, what: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A view into the sender's arena, held until the next pass begins."""
-        if tensor.dtype != np.dtype(dtype).name:
-            raise ValueError(f"{what}: dtype {tensor.dtype}, expected {np.dtype(dtype).name}")
+        if tensor.dtype != dtype.name:
+            raise ValueError(f"{what}: dtype {tensor.dtype}, expected {dtype.name}")
         self._tensors.append(tensor)
         return self.bus.open(tensor)
 

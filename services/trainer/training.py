@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -191,7 +190,7 @@ def _advance(steps: Steps[Outcome], reply: Reply) -> Command | Outcome:
 async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, *, faults: bool) -> Evaluation:
     """Accuracy on held-out samples, as the job's faults leave it or without them."""
     rates = todo.rates if faults else Rates()
-    scheme = todo.scheme if faults else msgspec.structs.replace(todo.scheme, protected=())
+    scheme = todo.scheme if faults else todo.scheme.bare
     await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, scheme=scheme)
     samples = spread(todo.evaluation_samples, available)
     seeds = evaluation.seeds_of(rates, todo.evaluation_seeds)

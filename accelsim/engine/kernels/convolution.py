@@ -21,15 +21,15 @@ def conv(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
     """Output pixels first_pixel..last_pixel-1 (of N*OH*OW) of a plain ``Execution`` with ``Quads``, tile by tile."""
     # Taken apart at once: each use of an array of a tuple, in a loop or as an argument, would count references.
     mac, x, struck, quads, ys = execution
-    window, groups, low, high, tile, weight, start, multipliers = mac
+    window, groups, zero, shift, low, tile, weight, start, multipliers, highs = mac
     inputs, rows, columns, channels, accumulators, accumulator_at, outputs, output_at = struck
     values, at, block_at, shifts = quads
-    multiplier = multipliers.ctypes.data
+    multiplier, high = multipliers.ctypes.data, highs.ctypes.data
     blocks, depth = weight.shape[1], weight.shape[2]
     _, _, _, _, _, o, _, _, _, _, _, _, _, _ = window
     per_group = o // groups
     width, stride = 4 * depth, 16 * blocks
-    # copy_unsigned writes whole 64-byte blocks.
+    # copy_xor writes whole 64-byte blocks.
     a = np.empty(tile * width + 64, np.uint8)
     clean = np.empty(tile * stride, np.int32)
     spare = np.empty(tile * stride if len(ys) > 1 else 0, np.int32)
@@ -38,7 +38,7 @@ def conv(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
         last = min(last_pixel, first + tile)
         pixels = last - first
         for g in range(groups):
-            _gather(x, window, groups, g, first, last, a, width)
+            _gather(x, window, groups, zero, g, first, last, a, width)
             if len(ys) == 1 and len(inputs):
                 # One replica has its flips in the operands.
                 _flip_inputs(
@@ -71,7 +71,7 @@ def conv(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
                                     stride * 4,
                                 )
                     if done > len(log):
-                        _gather(x, window, groups, g, first, last, a, width)
+                        _gather(x, window, groups, zero, g, first, last, a, width)
                     else:
                         for f in range(done - 1, -1, -1):
                             a[log[f]] = old[f]
@@ -83,7 +83,8 @@ def conv(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
                         acc.ctypes.data + p * stride * 4,
                         multiplier + g * stride * 4,
                         low,
-                        high,
+                        high + g * stride,
+                        shift,
                         ys[r] + (first + p) * o + g * per_group,
                         per_group,
                     )
@@ -94,13 +95,13 @@ def conv(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _gather(x, window, groups, group, first, last, a, width):  # type: ignore[no-untyped-def]
-    """Rows of ``a``: the uint8 (int8 + 128) operands of output pixels first..last-1, column k = (r*S + s)*I + i."""
+def _gather(x, window, groups, zero, group, first, last, a, width):  # type: ignore[no-untyped-def]
+    """Rows of ``a``: operands of output pixels first..last-1, column k = (r*S + s)*I + i, xored with ``zero`` to be uint8."""
     h, w, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = window
     i = c // groups
     to = a.ctypes.data
     if r == 1 and s == 1 and i == c and width == c and sy == 1 and sx == 1 and py == 0 and px == 0:
-        vnni.copy_unsigned(to, x + first * c, (last - first) * c)
+        vnni.copy_xor(to, x + first * c, (last - first) * c, zero)
         return
     for p in range(first, last):
         row = (p - first) * width
@@ -113,27 +114,27 @@ def _gather(x, window, groups, group, first, last, a, width):  # type: ignore[no
             at = row + ry * s * i
             if iy < 0 or iy >= h:
                 for k in range(at, at + s * i):
-                    a[k] = 128
+                    a[k] = zero
             elif i == c and dx == 1:
                 # One stretch of the row, with padding before and behind it.
                 before = max(0, -ix0)
                 behind = max(0, ix0 + s - w)
                 for k in range(at, at + min(before, s) * i):
-                    a[k] = 128
+                    a[k] = zero
                 if before + behind < s:
                     source = x + ((image * h + iy) * w + ix0 + before) * c
-                    vnni.copy_unsigned(to + at + before * i, source, (s - before - behind) * i)
+                    vnni.copy_xor(to + at + before * i, source, (s - before - behind) * i, zero)
                 for k in range(at + (s - min(behind, s)) * i, at + s * i):
-                    a[k] = 128
+                    a[k] = zero
             else:
                 for rx in range(s):
                     ix = ix0 + rx * dx
                     if ix < 0 or ix >= w:
                         for k in range(at + rx * i, at + (rx + 1) * i):
-                            a[k] = 128
+                            a[k] = zero
                     else:
                         source = x + ((image * h + iy) * w + ix) * c + group * i
-                        vnni.copy_unsigned(to + at + rx * i, source, i)
+                        vnni.copy_xor(to + at + rx * i, source, i, zero)
 
 
 @njit(nogil=True, cache=True)

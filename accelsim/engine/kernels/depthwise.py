@@ -7,6 +7,7 @@ from numba import njit
 
 from accelsim.engine import vnni
 from accelsim.engine.kernels.flips import flip_accumulators, flip_outputs
+from accelsim.engine.kernels.memory import number
 
 
 @njit(nogil=True, cache=True)
@@ -14,10 +15,10 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
     """Output pixels first_pixel..last_pixel-1 (of N*OH*OW), which are whole rows, of a plain ``Execution`` with ``Taps``."""
     # Taken apart at once: each use of an array of a tuple, in a loop or as an argument, would count references.
     mac, x, struck, flips, ys = execution
-    window, _, low, high, _, weight, starts, multipliers = mac
+    window, _, zero, shift, low, _, weight, starts, multipliers, highs = mac
     inputs, row_at, input_columns, input_channels, accumulators, accumulator_at, outputs, output_at = struck
     channels, taps, deltas, replica_at = flips
-    start, multiplier = starts.ctypes.data, multipliers.ctypes.data
+    start, multiplier, high = starts.ctypes.data, multipliers.ctypes.data, highs.ctypes.data
     h, w, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = window
     stride = weight.shape[1]
     block = vnni.DEPTHWISE_PIXELS
@@ -59,6 +60,7 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
                 clean.ctypes.data + j * 4,
                 stride * 4,
                 pixels,
+                zero,
             )
         for replica in range(len(ys)):
             acc = clean
@@ -70,11 +72,11 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
                 channel = channels[f]
                 source = at[taps[f]] + channel
                 for p in range(ow):
-                    acc[p * stride + channel] += np.int32(rows[source + p * sx * c]) * deltas[f]
+                    acc[p * stride + channel] += number(rows[source + p * sx * c], zero) * deltas[f]
             if row_at[replica, -1] > row_at[replica, 0]:
                 _flip_inputs(
                     window, inputs, row_at[replica], input_columns, input_channels, image, top, wide, rows,
-                    flipped[replica], acc, stride,
+                    flipped[replica], acc, stride, zero,
                 )  # fmt: skip
             first = row * ow
             f0, f1 = accumulator_at[replica], accumulator_at[replica + 1]
@@ -86,6 +88,7 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
                     multiplier,
                     low,
                     high,
+                    shift,
                     ys[replica] + (first + p) * c,
                     c,
                 )
@@ -96,7 +99,7 @@ def depthwise(execution, first_pixel, last_pixel):  # type: ignore[no-untyped-de
 
 @njit(nogil=True, cache=True)
 def _flip_inputs(  # type: ignore[no-untyped-def]
-    window, inputs, row_at, columns, channels, image, top, wide, rows, weight, acc, stride
+    window, inputs, row_at, columns, channels, image, top, wide, rows, weight, acc, stride, zero
 ):
     """Add ``dx * w`` of each input flip that reaches one output row."""
     h, _, c, _, ow, _, r, s, _, sx, _, px, dy, dx = window
@@ -112,7 +115,7 @@ def _flip_inputs(  # type: ignore[no-untyped-def]
             if at != previous:
                 value, previous = np.uint8(rows[at]), at
             after = np.uint8(value ^ np.uint8(1 << (inputs[f] & 7)))
-            delta = np.int32(np.int8(after)) - np.int32(np.int8(value))
+            delta = number(after, zero) - number(value, zero)
             value = after
             for rx in range(s):
                 t = column + px - rx * dx

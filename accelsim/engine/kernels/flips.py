@@ -55,21 +55,21 @@ def weight_deltas(weight, positions, outs, columns, deltas, starts, groups):  # 
 
 
 @njit(nogil=True, cache=True)
-def patch_weights(packed, start, outs, columns, deltas, starts):  # type: ignore[no-untyped-def]
+def patch_weights(packed, start, zero, outs, columns, deltas, starts):  # type: ignore[no-untyped-def]
     """Add weight flips to packed weights (G, blocks, quads, 16, 4) int8 and start values (G, 16*blocks) int32."""
     for g in range(packed.shape[0]):
         for f in range(starts[g], starts[g + 1]):
             o, k = outs[f], columns[f]
             packed[g, o >> 4, k >> 2, o & 15, k & 3] += np.int8(deltas[f])
-            start[g, o] -= 128 * deltas[f]
+            start[g, o] -= zero * deltas[f]
 
 
 @njit(nogil=True, cache=True)
-def weight_quads(outs, columns, deltas, starts, quads, at, block_at, start):  # type: ignore[no-untyped-def]
+def weight_quads(outs, columns, deltas, starts, zero, quads, at, block_at, start):  # type: ignore[no-untyped-def]
     """Weight flips as ``vnni.add_quads`` takes them; returns how many quads.
 
     quads: int8 (2 * flips, 16, 4), zeros; at: int64 (2 * flips,), byte offset of each quad's columns; block_at: int64
-    (G, blocks + 1), where each block's quads begin; start: int32 (G, 16*blocks), zeros, -128 * each channel's sum.
+    (G, blocks + 1), where each block's quads begin; start: int32 (G, 16*blocks), zeros, -zero * each channel's sum.
     """
     groups, blocks = block_at.shape[0], block_at.shape[1] - 1
     n = 0
@@ -79,7 +79,7 @@ def weight_quads(outs, columns, deltas, starts, quads, at, block_at, start):  # 
             block_at[g, block] = n
             while f < starts[g + 1] and outs[f] >> 4 == block:
                 delta = deltas[f]
-                start[g, outs[f]] -= 128 * delta
+                start[g, outs[f]] -= zero * delta
                 # Bit 7 of a negative weight adds 128, which is one too many for an int8.
                 while delta != 0:
                     part = min(delta, 127)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 
@@ -51,3 +52,9 @@ def rint(typingctx, value):  # type: ignore[no-untyped-def]
         return builder.call(function, values)
 
     return types.float32(types.float32), generate
+
+
+@njit(nogil=True, inline="always")
+def number(byte, zero):  # type: ignore[no-untyped-def]
+    """int32 of an activation's byte: an int8 where ``zero`` is 128, a uint8 where it is 0."""
+    return np.int32(np.uint8(byte) ^ np.uint8(zero)) - np.int32(zero)

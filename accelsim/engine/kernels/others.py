@@ -1,48 +1,54 @@
-"""Layers that are not MAC layers. x, a, b and y are addresses of int8 arrays, NHWC; y is written from its start."""
+"""Layers that are not MAC layers. x, a, b and y are addresses of bytes, NHWC; y is written from its start.
+
+The numbers in an operand are int8 where its ``zero`` is 128, uint8 where it is 0 (``accelsim.engine.packing.zero``). Bounds
+are those of the output's dtype, so that the low byte of an integer within them is the output's.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import carray, njit
 
-from accelsim.engine.kernels.memory import pointer, rint
+from accelsim.engine.kernels.memory import number, pointer, rint
 
 
 @njit(nogil=True, cache=True)
 def round_floats(acc, multiplier, low, high, y):  # type: ignore[no-untyped-def]
-    """y = clamp(rint(acc * multiplier[c]), low, high): accumulators float32 (pixels, C), y int8 (pixels, C)."""
+    """y = clamp(rint(acc * multiplier[c]), low, high[c]): acc float32 (pixels, C), high float32 (C,), y bytes as int8."""
     for p in range(acc.shape[0]):
         for c in range(acc.shape[1]):
             value = rint(acc[p, c] * multiplier[c])
-            y[p, c] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
+            y[p, c] = np.int8(np.int32(min(max(value, np.float32(low)), high[c])))
 
 
 @njit(nogil=True, cache=True)
-def add(a, b, ma, mb, low, high, y, count):  # type: ignore[no-untyped-def]
+def add(a, za, ma, b, zb, mb, low, high, y, count):  # type: ignore[no-untyped-def]
     """y = clamp(int(rint(a * ma)) + int(rint(b * mb)), low, high) over ``count`` elements."""
     xa, xb, out = carray(pointer(a), count, np.int8), carray(pointer(b), count, np.int8), carray(pointer(y), count, np.int8)
     for i in range(count):
-        value = np.int32(rint(np.float32(xa[i]) * ma)) + np.int32(rint(np.float32(xb[i]) * mb))
+        value = np.int32(rint(np.float32(number(xa[i], za)) * ma)) + np.int32(rint(np.float32(number(xb[i], zb)) * mb))
         out[i] = np.int8(min(max(value, np.int32(low)), np.int32(high)))
 
 
 @njit(nogil=True, cache=True)
-def scale(x, multiplier, low, high, y, pixels, c, stride, offset):  # type: ignore[no-untyped-def]
-    """One operand of a concat: y[p * stride + offset + j] = clamp(rint(x[p * c + j] * multiplier), low, high)."""
+def scale(x, zero, multiplier, low, high, same, y, pixels, c, stride, offset):  # type: ignore[no-untyped-def]
+    """One operand of a concat: y[p * stride + offset + j] = clamp(rint(x[p * c + j] * multiplier), low, high).
+
+    ``same``: the bytes stay as they are.
+    """
     source, out = carray(pointer(x), pixels * c, np.int8), carray(pointer(y), pixels * stride, np.int8)
-    same = multiplier == np.float32(1) and low == -128 and high == 127
     for p in range(pixels):
         to = p * stride + offset
         if same:
             out[to : to + c] = source[p * c : (p + 1) * c]
             continue
         for j in range(c):
-            value = rint(np.float32(source[p * c + j]) * multiplier)
+            value = rint(np.float32(number(source[p * c + j], zero)) * multiplier)
             out[to + j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
 
 
 @njit(nogil=True, cache=True)
-def multiply(a, b, multiplier, low, high, y, images, pixels, c, broadcast):  # type: ignore[no-untyped-def]
+def multiply(a, za, b, zb, multiplier, low, high, y, images, pixels, c, broadcast):  # type: ignore[no-untyped-def]
     """y = clamp(rint(a * b * multiplier), low, high); ``broadcast``: b has one pixel an image."""
     count = images * pixels * c
     xa, out = carray(pointer(a), count, np.int8), carray(pointer(y), count, np.int8)
@@ -50,40 +56,43 @@ def multiply(a, b, multiplier, low, high, y, images, pixels, c, broadcast):  # t
     for p in range(images * pixels):
         at = p // pixels * c if broadcast else p * c
         for j in range(c):
-            value = rint(np.float32(np.int32(xa[p * c + j]) * np.int32(xb[at + j])) * multiplier)
+            value = rint(np.float32(number(xa[p * c + j], za) * number(xb[at + j], zb)) * multiplier)
             out[p * c + j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
 
 
 @njit(nogil=True, cache=True)
-def max_pool(x, window, y, n):  # type: ignore[no-untyped-def]
+def max_pool(x, zero, window, y, n):  # type: ignore[no-untyped-def]
     """Largest value of each window, of n images."""
     h, w, c, oh, ow, _, r, s, sy, sx, py, px, dy, dx = window
-    source, out = carray(pointer(x), n * h * w * c, np.int8), carray(pointer(y), n * oh * ow * c, np.int8)
+    source, out = carray(pointer(x), n * h * w * c, np.uint8), carray(pointer(y), n * oh * ow * c, np.uint8)
+    # Xored with zero, bytes compare as the numbers do.
     # Down the columns first: long runs for the vector unit, and r + s comparisons instead of r * s.
-    column = np.empty(w * c, np.int8)
+    column, mask = np.empty(w * c, np.uint8), np.uint8(zero)
     for row in range(n * oh):
         image = row // oh
         top = (row - image * oh) * sy - py
-        column[:] = np.int8(-128)
+        column[:] = np.uint8(0)
         for ry in range(r):
             iy = top + ry * dy
             if iy >= 0 and iy < h:
                 line = source[(image * h + iy) * w * c : (image * h + iy + 1) * w * c]
                 for i in range(w * c):
-                    column[i] = max(column[i], line[i])
+                    column[i] = max(column[i], line[i] ^ mask)
         for ox in range(ow):
             to = out[(row * ow + ox) * c : (row * ow + ox + 1) * c]
-            to[:] = np.int8(-128)
+            to[:] = np.uint8(0)
             for rx in range(s):
                 ix = ox * sx - px + rx * dx
                 if ix >= 0 and ix < w:
                     place = column[ix * c : (ix + 1) * c]
                     for i in range(c):
                         to[i] = max(to[i], place[i])
+            for i in range(c):
+                to[i] ^= mask
 
 
 @njit(nogil=True, cache=True)
-def mean_pool(x, window, multiplier, low, high, y, n):  # type: ignore[no-untyped-def]
+def mean_pool(x, zero, window, multiplier, low, high, y, n):  # type: ignore[no-untyped-def]
     """clamp(rint(sum of the window * multiplier), low, high) of n images; padding counts as zeros."""
     h, w, c, oh, ow, _, r, s, sy, sx, py, px, _, _ = window
     source, out = carray(pointer(x), n * h * w * c, np.int8), carray(pointer(y), n * oh * ow * c, np.int8)
@@ -95,18 +104,18 @@ def mean_pool(x, window, multiplier, low, high, y, n):  # type: ignore[no-untype
             for ix in range(max(0, ox * sx - px), min(w, ox * sx - px + s)):
                 place = source[((image * h + iy) * w + ix) * c : ((image * h + iy) * w + ix + 1) * c]
                 for i in range(c):
-                    total[i] += np.int32(place[i])
+                    total[i] += number(place[i], zero)
         for i in range(c):
             value = rint(np.float32(total[i]) * multiplier)
             out[p * c + i] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
 
 
 @njit(nogil=True, cache=True)
-def look_up(x, table, y, count):  # type: ignore[no-untyped-def]
-    """y = table[x + 128]."""
+def look_up(x, zero, table, y, count):  # type: ignore[no-untyped-def]
+    """y = table[x + zero]; table: bytes as int8."""
     source, out = carray(pointer(x), count, np.int8), carray(pointer(y), count, np.int8)
     for i in range(count):
-        out[i] = table[np.int64(source[i]) + 128]
+        out[i] = table[np.int64(np.uint8(source[i]) ^ np.uint8(zero))]
 
 
 @njit(nogil=True, cache=True)

@@ -35,28 +35,36 @@ class Packed(NamedTuple):
     """A MAC layer as ``conv`` and ``depthwise`` read it.
 
     ``conv``: weight int8 (G, blocks, quads, 16, 4), column k = (r*S + s)*I + i; start int32 (G, 16*blocks), the bias less
-    128 * sum(w); multiplier float32 (G, 16*blocks). A block is 16 output channels of a group, a quad four columns.
+    zero * sum(w); multiplier float32 (G, 16*blocks). A block is 16 output channels of a group, a quad four columns.
     ``depthwise``: weight int32 (R*S, 16*blocks), each int8 weight modulo 2^16; start int32 (16*blocks,), the bias;
     multiplier float32 (16*blocks,); the one group holds all channels.
     """
 
     window: Window
     groups: int
+    zero: int
+    """What an input's byte is xored with to become a uint8: 128 of an int8, 0 of a uint8."""
+    shift: int
+    """What an output's integer is lessened by to be an int8: 0 of an int8, 128 of a uint8."""
     low: int
-    high: int
+    """Bound of the lessened output."""
     tile: int
     """Output pixels at a time."""
     weight: Int8 | Int32
     start: Int32
     multiplier: Float32
+    high: Int8
+    """(G, 16*blocks): bounds of the lessened outputs."""
 
 
 class Stored(NamedTuple):
     """A MAC layer as the network has it."""
 
     window: Window
+    zero: int
+    """As ``Packed`` has it."""
     low: int
-    high: int
+    high: Int32
     weight: Int8
     """(O, I/groups, R, S)"""
     bias: Int32
@@ -110,7 +118,7 @@ class Taps(NamedTuple):
 class Execution(NamedTuple):
     """Replicas of a MAC layer on one input: everything but the range of output pixels.
 
-    The addresses are of int8 arrays in NHWC order, which the caller keeps alive.
+    The addresses are of int8 or uint8 arrays in NHWC order, which the caller keeps alive.
     """
 
     mac: Packed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from accelsim.int8.network import Conv, Int8, Network, UInt8
+from accelsim.int8.network import Activation, Conv, Network, UInt8
 from services.codec.core import inputs, layers, model
 from services.codec.core.bodies import CodecError
 from services.codec.core.kept import Kept
@@ -123,19 +123,19 @@ class DeviceEnd:
         if shape != (self.batch, *layer.shape):
             raise ValueError(f"outputs of shape {shape} for layer {index}, expected {(self.batch, *layer.shape)}")
 
-    def layer(self, index: int, actual: Int8, vote: Int8 | None) -> SentLayer:
+    def layer(self, index: int, actual: Activation, vote: Activation | None) -> SentLayer:
         """What goes up of MAC layer ``index``: ``encode`` and ``keep``."""
         sent = self.encode(index, actual, vote)
         self.keep(actual, sent)
         return sent
 
-    def encode(self, index: int, actual: Int8, vote: Int8 | None) -> SentLayer:
+    def encode(self, index: int, actual: Activation, vote: Activation | None) -> SentLayer:
         """A MAC layer's actual outputs as increments against its vote, both int8 (N, H, W, C); None sends them as they are."""
         self.check(index, actual.shape)
         reference = vote if self.kept is None else self.kept.reference(index, vote)
         return SentLayer(index, layers.digest(actual), layers.encode(actual, reference, self.scheme.codec))
 
-    def keep(self, actual: Int8, sent: SentLayer) -> None:
+    def keep(self, actual: Activation, sent: SentLayer) -> None:
         """Remember what was sent of a layer, for repairs."""
         if self.kept is not None:
             self.kept.keep(sent.index, actual, sent.body)

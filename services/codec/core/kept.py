@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from accelsim.engine import Engine, shared
-from accelsim.int8.network import INPUT, Int8, Network
+from accelsim.int8.network import INPUT, Activation, Network
 from services.codec.core import layers, repair
 from services.codec.core.bodies import CodecError
 
@@ -17,12 +17,12 @@ class Kept:
     network's input, int8 (N, H, W, C).
     """
 
-    def __init__(self, network: Network, path: str, iteration: int, x: Int8) -> None:
+    def __init__(self, network: Network, path: str, iteration: int, x: Activation) -> None:
         self.network = network
         self.iteration = iteration
         self._path = path
         self._engine: Engine | None = None
-        self._actual: dict[int, Int8] = {INPUT: x}
+        self._actual: dict[int, Activation] = {INPUT: x}
         self._body: dict[int, bytes] = {}
         self._right_from: int | None = None
 
@@ -31,7 +31,7 @@ class Kept:
         """Bytes of the tensors and bodies that are kept."""
         return sum(y.nbytes for y in self._actual.values()) + sum(len(body) for body in self._body.values())
 
-    def reference(self, index: int, vote: Int8 | None) -> Int8 | None:
+    def reference(self, index: int, vote: Activation | None) -> Activation | None:
         """What the increments of MAC layer ``index`` are to be against, int8 (N, H, W, C), given its vote.
 
         That is the vote, until the server has asked for everything from an earlier layer on: then it is the fault-free
@@ -41,7 +41,7 @@ class Kept:
             return self._runs().fault_free(index, [self._input(index, {})])
         return vote
 
-    def keep(self, index: int, actual: Int8, body: bytes) -> None:
+    def keep(self, index: int, actual: Activation, body: bytes) -> None:
         """Remember MAC layer ``index``: its actual output, int8 (N, H, W, C), and the body that goes up."""
         self._actual[index] = actual.copy()
         self._body[index] = body
@@ -59,11 +59,11 @@ class Kept:
             self._right_from = index
             wanted = [i for i in sorted(self._body) if i >= index]
         corrections = {}
-        computed: dict[int, Int8] = {}
+        computed: dict[int, Activation] = {}
         for i in wanted:
             if layers.needs_prediction(self._body[i]):  # else it carried the outputs themselves
                 actual = self._actual[i]
-                increments = layers.decode(self._body[i], np.zeros_like(actual), actual.shape)
+                increments = layers.decode(self._body[i], np.zeros_like(actual), actual.shape, actual.dtype)
                 vote = np.subtract(actual, increments)
                 corrections[i] = repair.correction(self._runs(), i, self._input(i, computed), actual, vote, digests)
                 live = self._live(i)
@@ -77,7 +77,7 @@ class Kept:
         """
         if index not in self._body:
             raise CodecError(f"rebuilt: layer {index} of iteration {self.iteration} is not kept")
-        computed: dict[int, Int8] = {}
+        computed: dict[int, Activation] = {}
         live = {i: self._value(i, computed) for i in self._live(index)}
         self._actual = live | {i: y for i, y in self._actual.items() if i > index}
         self._body = {i: body for i, body in self._body.items() if i > index}
@@ -86,10 +86,10 @@ class Kept:
         """The activations up to ``index`` that layers after it read."""
         return {i for layer in self.network.layers[index + 1 :] for i in layer.inputs if i <= index}
 
-    def _input(self, index: int, computed: dict[int, Int8]) -> Int8:
+    def _input(self, index: int, computed: dict[int, Activation]) -> Activation:
         return self._value(self.network.layers[index].inputs[0], computed)
 
-    def _value(self, index: int, computed: dict[int, Int8]) -> Int8:
+    def _value(self, index: int, computed: dict[int, Activation]) -> Activation:
         """An actual activation: kept for MAC layers, else computed, as the device does it exactly too."""
         known = self._actual.get(index, computed.get(index))
         if known is not None:

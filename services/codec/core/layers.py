@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import xxhash
 
-from accelsim.int8.network import Int8
+from accelsim.int8.network import Activation, Byte, Int8
 from services.codec.core import codings
 from services.codec.core.bodies import CodecError
 from services.scheme import WAYS, Codec, Coding
@@ -18,34 +18,37 @@ from services.scheme import WAYS, Codec, Coding
 _SPARSE_SHIFT: Final = 3
 
 
-def digest(array: Int8) -> int:
+def digest(array: Activation) -> int:
     """xxh3-64 of the array's NHWC bytes: by it the receiver knows that it rebuilt just what the device computed."""
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(array).view(np.uint8).data)
 
 
-def encode(actual: Int8, reference: Int8 | None, codec: Codec) -> bytes:
-    """A layer's actual outputs, int8 (N, H, W, C), as a self-describing body: what ``services.scheme.WAYS`` says of the codec.
+def encode(actual: Activation, reference: Activation | None, codec: Codec) -> bytes:
+    """A layer's actual outputs, int8 or uint8 (N, H, W, C), as a self-describing body, as ``services.scheme.WAYS`` says.
 
-    ``reference`` is the prediction that the receiver will make too, of the same shape; None sends the outputs themselves.
+    ``reference`` is the prediction that the receiver will make too, of the same shape and dtype; None sends the outputs.
     Raises ValueError where a dtype or shape differs.
     """
-    if actual.dtype != np.int8 or (reference is not None and (reference.dtype != np.int8 or reference.shape != actual.shape)):
+    alike = reference is None or (reference.dtype == actual.dtype and reference.shape == actual.shape)
+    if actual.dtype not in (np.int8, np.uint8) or not alike:
         got = "none" if reference is None else f"{reference.dtype} of shape {reference.shape}"
-        raise ValueError(f"encode: actual is {actual.dtype} of {actual.shape}, reference {got}; both must be int8 and alike")
+        raise ValueError(f"encode: actual is {actual.dtype} of {actual.shape}, reference {got}; both must be bytes and alike")
     way = WAYS[codec]
-    actual = np.ascontiguousarray(actual)
+    # Increments are modulo 256, so that codings need not know which integers the bytes are.
+    of = np.ascontiguousarray(actual).view(np.int8)
     if reference is None or not way.increments:
-        return _smallest(way.outputs, actual, actual)
+        return _smallest(way.outputs, of, of)
+    against = np.ascontiguousarray(reference).view(np.int8)
     first, *others = way.increments
-    body = codings.encode(first, actual, reference)
+    body = codings.encode(first, of, against)
     # Where errors are this sparse no other was ever smaller, and looking would cost more than coding.
-    if others and (body is None or len(body) - 1 > actual.size >> _SPARSE_SHIFT):
-        body = _smallest(others, actual, reference, body)
+    if others and (body is None or len(body) - 1 > of.size >> _SPARSE_SHIFT):
+        body = _smallest(others, of, against, body)
     if body is None:
         raise ValueError(f"encode: codec {codec} has no coding for such dense increments; give it another beside {first!r}")
     # Increments that compress worse than 4:1 are hardly sparse: only then can the outputs themselves be smaller.
-    if way.mixed and 4 * len(body) >= actual.size:
-        return min(body, _smallest(way.outputs, actual, actual), key=len)
+    if way.mixed and 4 * len(body) >= of.size:
+        return min(body, _smallest(way.outputs, of, of), key=len)
     return body
 
 
@@ -55,19 +58,21 @@ def _smallest(names: tuple[Coding, ...] | list[Coding], actual: Int8, reference:
     return min((body for body in found if body is not None), key=len)
 
 
-def decode(body: bytes, prediction: Int8 | None, shape: tuple[int, ...]) -> Int8:
-    """The outputs, int8 of ``shape``, that ``encode`` was given, as far as ``prediction`` equals its reference.
+def decode(body: bytes, prediction: Activation | None, shape: tuple[int, ...], dtype: Byte) -> Activation:
+    """The outputs, of ``shape`` and ``dtype``, that ``encode`` was given, as far as ``prediction`` equals its reference.
 
     Memory is bounded by ``shape``, whatever the body says. Raises CodecError on anything that no encoder writes.
     """
     row = codings.row_of(body)
     if not row.predicted:
-        prediction = np.broadcast_to(np.int8(0), shape)  # a shape that takes no memory
+        of = np.broadcast_to(np.int8(0), shape)  # a shape that takes no memory
     elif prediction is None:
         raise CodecError(f"layer body: coding {row.tag} needs a prediction to add to, and there is none")
-    elif prediction.dtype != np.int8 or prediction.shape != shape:
-        raise ValueError(f"decode: prediction is {prediction.dtype} of {prediction.shape}, expected int8 of {shape}")
-    return row.decode(memoryview(body)[1:], prediction)
+    elif prediction.dtype != dtype or prediction.shape != shape:
+        raise ValueError(f"decode: prediction is {prediction.dtype} of {prediction.shape}, expected {dtype} of {shape}")
+    else:
+        of = prediction.view(np.int8)
+    return row.decode(memoryview(body)[1:], of).view(dtype)
 
 
 def needs_prediction(body: bytes) -> bool:

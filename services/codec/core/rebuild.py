@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from accelsim.engine import Engine
-from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Activation, Conv, Network, UInt8
 from accelsim.int8.walk import walk
 from services.codec.core import layers, repair
 from services.codec.core.sent import SentLayer
@@ -21,7 +21,7 @@ class Rebuilt:
     """A MAC layer's actual outputs, int8 (N, H, W, C). ``faithful``: they have the device's digest."""
 
     index: int
-    actual: Int8
+    actual: Activation
     faithful: bool
     repaired: int
     """Elements that a correction mended."""
@@ -51,10 +51,10 @@ class Rebuild:
         self._repairs = scheme.repairs
         self._alone = scheme.way.reference == "run"
         """Whether layers are predicted from the batch alone, else from what was rebuilt before them."""
-        self._values: dict[int, Int8] = {}
+        self._values: dict[int, Activation] = {}
         """What predictions are computed from."""
         self._steps = walk(network, self._values)
-        self._at: tuple[int, Conv, Int8] | None = None
+        self._at: tuple[int, Conv, Activation] | None = None
         """The MAC layer whose turn it is, and its input."""
         self._batch = 0
         """Images, 0 until they are here."""
@@ -79,7 +79,7 @@ class Rebuild:
         """Begin with the images that the device ran on, uint8 (N, H, W, C)."""
         self.feed(self.network.quantize_images(images))
 
-    def feed(self, x: Int8) -> None:
+    def feed(self, x: Activation) -> None:
         """``start`` with the images as the network takes them, int8 (N, H, W, C)."""
         self._values[INPUT] = x
         self._batch = len(x)
@@ -115,19 +115,19 @@ class Rebuild:
                 self._asked = segment[-1].index
         return bool(self._due)
 
-    def predict(self) -> Int8 | None:
+    def predict(self) -> Activation | None:
         """The fault-free outputs of the layer that is due, int8 (N, H, W, C); None where nothing needs them."""
         sent, (index, _, x) = self._due[0], self._next_mac()
         if self._alone or layers.needs_prediction(sent.body):
             return self.engine.fault_free(index, [x])
         return None
 
-    def decode(self, prediction: Int8 | None) -> Int8:
+    def decode(self, prediction: Activation | None) -> Activation:
         """The outputs of the layer that is due, before any correction."""
         _, layer, _ = self._next_mac()
-        return layers.decode(self._due[0].body, prediction, (self._batch, *layer.shape))
+        return layers.decode(self._due[0].body, prediction, (self._batch, *layer.shape), layer.dtype)
 
-    def check(self, prediction: Int8 | None, actual: Int8) -> Rebuilt | Wrong:
+    def check(self, prediction: Activation | None, actual: Activation) -> Rebuilt | Wrong:
         """Apply the layer's correction, if there is one, and go on to the next layer unless this one is wrong."""
         sent, (index, _, _) = self._due[0], self._next_mac()
         predicted = layers.needs_prediction(sent.body)
@@ -165,7 +165,7 @@ class Rebuild:
         asked, self._asked = self._asked, -1
         return asked
 
-    def _wrong(self, index: int, actual: Int8) -> Wrong:
+    def _wrong(self, index: int, actual: Activation) -> Wrong:
         if self._requests == 2:
             raise ValueError(f"layer {index} is wrong after two repairs")
         self._requests += 1
@@ -173,7 +173,7 @@ class Rebuild:
         first = self._requests == 1
         return Wrong(index, repair.channel_digests(actual).astype("<u4").tobytes() if first else None)
 
-    def _next_mac(self) -> tuple[int, Conv, Int8]:
+    def _next_mac(self) -> tuple[int, Conv, Activation]:
         """The MAC layer whose turn it is; those before it that the device runs exactly are computed on the way."""
         while self._at is None:
             step = next(self._steps, None)

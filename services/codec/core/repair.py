@@ -14,20 +14,20 @@ import numpy.typing as npt
 import xxhash
 
 from accelsim.engine import Engine
-from accelsim.int8.network import Int8
+from accelsim.int8.network import Activation
 from services.codec.core import codings, layers
 from services.codec.core.bodies import CodecError
 
 UInt32 = npt.NDArray[np.uint32]
 
 
-def channel_digests(array: Int8) -> UInt32:
-    """Low half of the xxh3-64 of each channel's bytes, uint32 (C,), of an int8 (N, H, W, C)."""
+def channel_digests(array: Activation) -> UInt32:
+    """Low half of the xxh3-64 of each channel's bytes, uint32 (C,), of an activation (N, H, W, C)."""
     channels = np.ascontiguousarray(array.reshape(-1, array.shape[-1]).T).view(np.uint8)
     return np.array([xxhash.xxh3_64_intdigest(channel.data) & 0xFFFFFFFF for channel in channels], np.uint32)
 
 
-def correction(engine: Engine, index: int, x: Int8, actual: Int8, vote: Int8, digests: bytes | None) -> bytes:
+def correction(engine: Engine, index: int, x: Activation, actual: Activation, vote: Activation, digests: bytes | None) -> bytes:
     """The body that makes the server's layer ``index`` exact, from the device's side.
 
     ``x`` is the layer's actual input, ``actual`` its output and ``vote`` what its increments were against: a layer that
@@ -44,9 +44,11 @@ def correction(engine: Engine, index: int, x: Int8, actual: Int8, vote: Int8, di
         positions = (rows + differ).reshape(-1)
         right = vote.copy()
         right.reshape(-1)[positions] = engine.elements(index, x, positions)
-    return codings.encode("increments, entropy", vote, right) or layers.encode(actual, None, "chained")
+    return codings.encode("increments, entropy", vote.view(np.int8), right.view(np.int8)) or layers.encode(
+        actual, None, "chained"
+    )
 
 
-def apply(body: bytes, rebuilt: Int8) -> Int8:
-    """The server's layer after a correction: int8 of the same shape. Raises CodecError as ``layers.decode`` does."""
-    return layers.decode(body, rebuilt, rebuilt.shape)
+def apply(body: bytes, rebuilt: Activation) -> Activation:
+    """The server's layer after a correction: in an array of its own. Raises CodecError as ``layers.decode`` does."""
+    return layers.decode(body, rebuilt, rebuilt.shape, rebuilt.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 
 from accelsim.accelerators import Accelerator
 from accelsim.engine import Engine
-from accelsim.int8.network import INPUT, Conv, Int8, Network
+from accelsim.int8.network import INPUT, Activation, Conv, Network
 from accelsim.int8.walk import walk
 from services.edge_agent.core.plan import Plan
 from services.edge_agent.core.referee import Int64, Settled, settle
@@ -26,12 +26,16 @@ class Executed:
     """
 
     index: int
-    replicas: list[Int8]
-    actual: Int8 | None = None
+    replicas: list[Activation]
+    actual: Activation | None = None
     protected: bool = False
     settled: Settled | None = None
     direct: bool = False
     """Under the similarity threshold."""
+    again: bool = False
+    """Of a further run of the network: all of it is redundancy."""
+    ran: bool = True
+    """Not where the vote alone is new, over what earlier runs computed."""
 
     @property
     def as_it_is(self) -> bool:
@@ -39,7 +43,7 @@ class Executed:
         return self.direct or (self.settled is not None and self.settled.direct)
 
     @property
-    def refereed(self) -> tuple[Int64 | None, Int8 | None]:
+    def refereed(self) -> tuple[Int64 | None, Activation | None]:
         """Flat positions and values that override the vote; without positions the values are the whole layer."""
         if self.settled is None or self.settled.direct:
             return None, None
@@ -65,7 +69,7 @@ class Segment:
             executed.replicas, executed.actual, executed.settled = [], None, None
 
 
-Votes = dict[int, Int8]
+Votes = dict[int, Activation]
 """Vote of each layer of the segment last yielded, by layer index."""
 
 PROTECTED_REPLICAS = 3
@@ -75,8 +79,8 @@ T = TypeVar("T")
 
 
 def execute(
-    network: Network, engine: Engine, accelerator: Accelerator, x: Int8, iteration: int, plan: Plan
-) -> Generator[Segment, Votes | None, Int8]:
+    network: Network, engine: Engine, accelerator: Accelerator, x: Activation, iteration: int, plan: Plan
+) -> Generator[Segment, Votes | None, Activation]:
     """Run ``network`` on ``x`` (N, H, W, C) and yield every MAC layer's executions, in order.
 
     MAC layers run on the accelerator and may be wrong; the others run exactly, on the general-purpose processor
@@ -88,7 +92,7 @@ def execute(
     device = _Device(engine, accelerator, iteration, plan)
     run, count = _way(plan)
     # The passes that go on with values of their own, the actual one first; they walk the network in step.
-    passes: list[dict[int, Int8]] = [{INPUT: x} for _ in range(count)]
+    passes: list[dict[int, Activation]] = [{INPUT: x} for _ in range(count)]
     segment, gathered = Segment(), 0
     for steps in zip(*(walk(network, values) for values in passes), strict=True):
         index, layer, _ = steps[0]
@@ -126,9 +130,9 @@ class _Device(NamedTuple):
     plan: Plan
 
 
-Ran = tuple[Executed, Sequence[Int8 | None]]
+Ran = tuple[Executed, Sequence[Activation | None]]
 """A MAC layer's executions, and the value that each pass goes on with; None is its vote, which is to be waited for."""
-Run = Callable[[_Device, int, Conv, list[Int8]], Ran]
+Run = Callable[[_Device, int, Conv, list[Activation]], Ran]
 """(device, index, layer, the layer's input in each pass) to its executions."""
 
 
@@ -145,12 +149,13 @@ def _way(plan: Plan) -> tuple[Run, int]:
             assert_never(plan.beside)
 
 
-def _alone(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
+def _alone(device: _Device, index: int, layer: Conv, inputs: list[Activation]) -> Ran:
     """One pass: all executions are on the actual input, and the first is the actual output unless the layer is protected."""
     plan, x = device.plan, inputs[0]
     protected = index in plan.protected
 
-    def more(first: int, count: int) -> list[Int8]:
+    def more(first: int, count: int) -> list[Activation]:
+        first += PROTECTED_REPLICAS * plan.run
         return device.accelerator.run_replicas(index, x, iteration=device.iteration, count=count, first=first)
 
     if plan.referee:
@@ -168,11 +173,11 @@ def _alone(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
         executed = Executed(index, replicas, protected=protected, settled=settled)
     else:
         count = max(plan.replicas, PROTECTED_REPLICAS) if protected else plan.replicas
-        executed = Executed(index, more(0, count), protected=protected)
+        executed = Executed(index, more(0, count), protected=protected, again=plan.run > 0)
     return executed, [None if protected else executed.replicas[0]]
 
 
-def _beside_votes(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
+def _beside_votes(device: _Device, index: int, layer: Conv, inputs: list[Activation]) -> Ran:
     """The actual pass, and one whose layers run ``plan.replicas`` times and go on with their vote: layer-wise TMR."""
     x, reference = inputs
     # Replica 0 is the actual execution; the TMR run beside it draws its own faults.
@@ -183,7 +188,7 @@ def _beside_votes(device: _Device, index: int, layer: Conv, inputs: list[Int8]) 
     return Executed(index, runs, actual=actual, direct=index in device.plan.direct), [actual, None]
 
 
-def _beside_runs(device: _Device, index: int, layer: Conv, inputs: list[Int8]) -> Ran:
+def _beside_runs(device: _Device, index: int, layer: Conv, inputs: list[Activation]) -> Ran:
     """The actual pass, and ``plan.replicas`` more that each go on with their own outputs: network-wise TMR."""
     x, *references = inputs
     runs = [

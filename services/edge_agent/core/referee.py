@@ -22,7 +22,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.int8.network import Int8, UInt8
+from accelsim.int8.network import Activation, UInt8
 
 Int64 = npt.NDArray[np.int64]
 
@@ -93,14 +93,14 @@ def rule(differing: float, macs: int, longest: int = SHORT) -> Rule | None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _dissent(replica: Int8, candidate: Int8, dissents: UInt8) -> None:
+def _dissent(replica: Activation, candidate: Activation, dissents: UInt8) -> None:
     """Count where a replica differs from what is to be believed."""
     for i in range(candidate.size):
         dissents[i] += replica[i] != candidate[i]
 
 
 @numba.njit(cache=True, nogil=True)
-def _third(second: Int8, third: Int8, candidate: Int8, dissents: UInt8) -> None:
+def _third(second: Activation, third: Activation, candidate: Activation, dissents: UInt8) -> None:
     """The same for the third, with which two may outvote the first, the candidate so far: one dissents all the same."""
     for i in range(candidate.size):
         if third[i] != candidate[i]:
@@ -110,11 +110,14 @@ def _third(second: Int8, third: Int8, candidate: Int8, dissents: UInt8) -> None:
                 dissents[i] += 1
 
 
-def _flat(replicas: Sequence[Int8], size: int) -> list[Int8]:
+def _flat(replicas: Sequence[Activation], size: int) -> list[Activation]:
     """The replicas as rows of bytes, where they lie. Raises ValueError where a dtype or a size differs."""
+    dtype = replicas[0].dtype
     for i, replica in enumerate(replicas):
-        if replica.dtype != np.int8 or replica.size != size:
-            raise ValueError(f"referee: execution {i} is {replica.dtype} of {replica.size} elements, expected int8 of {size}")
+        if dtype not in (np.int8, np.uint8) or replica.dtype != dtype or replica.size != size:
+            raise ValueError(
+                f"referee: execution {i} is {replica.dtype} of {replica.size} elements, expected int8 or uint8 alike, of {size}"
+            )
     return [np.ascontiguousarray(replica).reshape(-1) for replica in replicas]
 
 
@@ -123,10 +126,10 @@ class Settled:
     """What a layer's executions came to. ``positions`` and ``values`` override the vote over ``replicas``, the first three at
     most: of two replicas wherever they differ, of one everywhere."""
 
-    replicas: tuple[Int8, ...]
+    replicas: tuple[Activation, ...]
     positions: Int64 | None
     """Flat positions that the referee computed; None where it computed the whole layer."""
-    values: Int8
+    values: Activation
     """Their fault-free outputs, flat."""
     direct: bool
     """The layer's outputs are sent themselves; there is nothing to vote on."""
@@ -135,15 +138,15 @@ class Settled:
 
 
 def settle(
-    execute: Callable[[int, int], Sequence[Int8]],
-    elements: Callable[[Int64], Int8],
-    fault_free: Callable[[], Int8],
+    execute: Callable[[int, int], Sequence[Activation]],
+    elements: Callable[[Int64], Activation],
+    fault_free: Callable[[], Activation],
     macs: int,
     longest: int = SHORT,
 ) -> Settled:
     """Runs a layer as often as it needs, and the referee on what stays open.
 
-    ``execute(first, count)`` gives that many further executions of the layer, int8 (N, H, W, C), from replica ``first``
+    ``execute(first, count)`` gives that many further executions of the layer, each (N, H, W, C), from replica ``first``
     on; ``elements(positions)`` and ``fault_free()`` are the engine's of the same layer and input. ``macs`` is
     the length of its dot products, ``longest`` what ``short`` says of the link. Replica 0 is the actual output.
     """
@@ -159,7 +162,9 @@ def settle(
     chosen = rule(np.count_nonzero(dissents) / max(1, size), macs, longest)
     if chosen is None:
         none = np.empty(0, np.int64)
-        return Settled(replicas=(replicas[0],), positions=none, values=np.empty(0, np.int8), direct=True, executions=FIRST)
+        return Settled(
+            replicas=(replicas[0],), positions=none, values=replicas[0].reshape(-1)[:0].copy(), direct=True, executions=FIRST
+        )
     if chosen.agree > chosen.executions:
         values = fault_free().reshape(-1)
         return Settled(replicas=(replicas[0],), positions=None, values=values, direct=False, executions=FIRST)

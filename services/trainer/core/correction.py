@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accelsim.engine import Engine
-from accelsim.int8.network import INPUT, Conv, Int8, Layer, Network
+from accelsim.int8.network import INPUT, Activation, Conv, Int8, Layer, Network
 from accelsim.int8.parameters import Parameters, quantize
 from accelsim.int8.walk import walk
 
@@ -29,7 +29,7 @@ def correct(
     engine: Engine,
     reference: Engine,
     x: Int8,
-    device: Mapping[int, Int8],
+    device: Mapping[int, Activation],
     gain: float,
 ) -> Network:
     """The network with corrected biases; those in ``parameters`` change in place.
@@ -38,8 +38,8 @@ def correct(
     the input (N, H, W, C), ``device`` every activation of the device by index (``replay.activations``). ``gain`` is the part of
     a shift that is taken back, 1 / k for the k-th batch of several: then the shifts' mean over all batches is.
     """
-    wanted: dict[int, Int8] = dict(enumerate(reference.run(x)))
-    values: dict[int, Int8] = {INPUT: x}
+    wanted: dict[int, Activation] = dict(enumerate(reference.run(x)))
+    values: dict[int, Activation] = {INPUT: x}
     corrected = network
     for index, layer, operands in walk(network, values):
         if not isinstance(layer, Conv):
@@ -54,13 +54,13 @@ def correct(
     return quantize(network, parameters)
 
 
-def _struck(y: Int8, born: npt.NDArray[np.int16]) -> Int8:
+def _struck(y: Activation, born: npt.NDArray[np.int16]) -> Activation:
     """An output with the device's errors on top, within the stored type."""
     limits = np.iinfo(y.dtype)
     return np.asarray(np.clip(born + y, limits.min, limits.max), y.dtype)
 
 
-def _shift(wanted: Int8, had: Int8) -> Float64:
+def _shift(wanted: Activation, had: Activation) -> Float64:
     """By how many steps each channel (C,) has to go up. What the images do not agree on is left: it is chance.
 
     The estimate's error is the images' standard deviation over their number's root; a shift is taken by the share

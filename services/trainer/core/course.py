@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from accelsim.engine import Engine
 from accelsim.faults import Rates
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Network
 from services.scheme import View
 from services.trainer.core import evaluation, selection
 from services.trainer.core.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ Command = Deploy | Batch | Answers | Learnt
 class Answered(NamedTuple):
     """The device's outputs (N, 1, 1, C), and its labels (N,) if it has any."""
 
-    outputs: Int8
+    outputs: Activation
     labels: Int64 | None
 
 
@@ -198,6 +198,6 @@ def _outcome(learner: Learner) -> Outcome:
     return Outcome(tried.best if better else learner.initial.network, state.version + 1, found)
 
 
-def _classes(outputs: Int8) -> Int64:
+def _classes(outputs: Activation) -> Int64:
     """The answer (N,) of each output (N, 1, 1, C): its largest class, the lowest of equal ones."""
     return np.asarray(outputs.reshape(len(outputs), -1).argmax(axis=1), np.int64)

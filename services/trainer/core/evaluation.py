@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accelsim.faults import Rates
-from accelsim.int8.network import Float32, Int8
+from accelsim.int8.network import Activation, Float32
 
 Int64 = npt.NDArray[np.int64]
 
@@ -60,7 +60,7 @@ def passes(samples: Int64, seeds: Sequence[int], batch: int) -> Iterator[Pass]:
             yield Pass(run, seed, FIRST + number, samples[start : start + batch])
 
 
-def count(outputs: Int8 | Float32, labels: Int64) -> Counts:
+def count(outputs: Activation | Float32, labels: Int64) -> Counts:
     """How many of the labels (N,) the outputs (N, 1, 1, C) answer with. Among equal outputs the lowest class comes first.
 
     Raises ValueError where they are not of one length, or a label is no class of the network's.

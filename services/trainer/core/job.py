@@ -10,6 +10,7 @@ import msgspec
 
 from accelsim.files import write_whole
 from accelsim.int8.network import Network
+from services import scheme
 from services.trainer.core.task import Task
 
 FILE = "job.json"
@@ -67,8 +68,7 @@ def digest(job: Job) -> str:
 
 def check(job: Job, network: Network) -> None:
     """Raises ValueError where the job asks for what this network does not have."""
-    layers = [index for index, _ in network.convs()]
-    for index in job.scheme.protected:
-        if index not in layers:
-            known = ", ".join(map(str, layers))
-            raise ValueError(f"job: layer {index} cannot be protected; MAC layers of {network.name} are {known}")
+    try:
+        scheme.check(job.scheme, network)
+    except ValueError as error:
+        raise ValueError(f"job: {error}") from None

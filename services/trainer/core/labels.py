@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Network
 from services.trainer.core.loss import Labels, Soft
 from services.trainer.core.task import Task
 
 Int64 = npt.NDArray[np.int64]
 
 
-def choose(task: Task, *, device: Int64 | None, server: Int64 | None, teacher: tuple[Network, Int8] | None) -> Labels:
+def choose(task: Task, *, device: Int64 | None, server: Int64 | None, teacher: tuple[Network, Activation] | None) -> Labels:
     """The labels of a batch from the source that the run is configured for.
 
     ``teacher``: the network from before retraining and its output (N, 1, 1, C) on the batch, without faults.
@@ -32,7 +32,7 @@ def choose(task: Task, *, device: Int64 | None, server: Int64 | None, teacher: t
     return Soft(soft, recipe.temperature, hard, recipe.hard)
 
 
-def probabilities(network: Network, output: Int8, temperature: float) -> npt.NDArray[np.float32]:
+def probabilities(network: Network, output: Activation, temperature: float) -> npt.NDArray[np.float32]:
     """Class probabilities (N, C) of the network's output (N, 1, 1, C), divided by a temperature."""
     steps = output.reshape(len(output), -1)
     logits = steps.astype(np.float32) * np.float32(network.layers[-1].scale / temperature)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from accelsim.int8.network import Int8, Network
+from accelsim.int8.network import Activation, Network
 
 
 class Soft(NamedTuple):
@@ -37,7 +37,7 @@ class Loss(NamedTuple):
     gradient: Tensor
 
 
-def loss(network: Network, output: Int8, labels: Labels) -> Loss:
+def loss(network: Network, output: Activation, labels: Labels) -> Loss:
     """The softmax cross-entropy of an output (N, 1, 1, C) against labels.
 
     Of ``Soft`` labels the part against the teacher is T^2 KL(teacher || device), both at temperature T (Hinton et al. 2015,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accelsim.engine import Engine
-from accelsim.int8.network import Int8, Network, UInt8
+from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
 from services.trainer.core import correction, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ class Received(NamedTuple):
 
     images: UInt8
     """(N, H, W, C)"""
-    activations: Mapping[int, Int8]
+    activations: Mapping[int, Activation]
     """Output (N, H, W, C) of each MAC layer by index, faults and all."""
     device_labels: Int64 | None
     """(N,)"""

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy.typing as npt
 
-from accelsim.int8.network import Int8
+from accelsim.int8.network import Activation
 from services.scheme import Vote
 from services.voter.core.vote import settled_vote, vote
 
@@ -18,19 +18,19 @@ TMR: Final = 3
 class Ballot(NamedTuple):
     """What a layer's executions came to, int8 of their shape each."""
 
-    vote: Int8 | None
+    vote: Activation | None
     """What the increments are against; None where there is nothing to vote on."""
-    protected: Int8 | None
+    protected: Activation | None
     """The actual output of a protected layer, whose vote goes on; None for others, of which an execution does."""
 
 
 def count(
-    replicas: Sequence[Int8],
+    replicas: Sequence[Activation],
     kind: Vote,
     *,
     protected: bool = False,
     positions: npt.NDArray[Any] | None = None,
-    values: Int8 | None = None,
+    values: Activation | None = None,
 ) -> Ballot:
     """The ballot over a layer's executions; ``positions`` and ``values`` are the referee's, see ``vote.settled_vote``.
 

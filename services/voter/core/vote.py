@@ -12,19 +12,19 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.int8.network import Int8
+from accelsim.int8.network import Activation
 from services.scheme import Vote
 
 
 @numba.njit(cache=True, nogil=True)
-def _median3(a: Int8, b: Int8, c: Int8, out: Int8) -> None:
+def _median3(a: Activation, b: Activation, c: Activation, out: Activation) -> None:
     for i in range(a.size):
         low, high = min(a[i], b[i]), max(a[i], b[i])
         out[i] = max(low, min(high, c[i]))
 
 
 @numba.njit(cache=True, nogil=True)
-def _median5(a: Int8, b: Int8, c: Int8, d: Int8, e: Int8, out: Int8) -> None:
+def _median5(a: Activation, b: Activation, c: Activation, d: Activation, e: Activation, out: Activation) -> None:
     # The larger of two lows and the smaller of two highs leave the median of three in the middle.
     for i in range(a.size):
         low = max(min(a[i], b[i]), min(c[i], d[i]))
@@ -34,7 +34,9 @@ def _median5(a: Int8, b: Int8, c: Int8, d: Int8, e: Int8, out: Int8) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _median7(a: Int8, b: Int8, c: Int8, d: Int8, e: Int8, f: Int8, g: Int8, out: Int8) -> None:
+def _median7(
+    a: Activation, b: Activation, c: Activation, d: Activation, e: Activation, f: Activation, g: Activation, out: Activation
+) -> None:
     # Drop the smallest and the largest of the 5 first, then of what is left and the next one, until three are left.
     for i in range(a.size):
         v0, v1, v2, v3, v4 = a[i], b[i], c[i], d[i], e[i]
@@ -53,13 +55,13 @@ def _median7(a: Int8, b: Int8, c: Int8, d: Int8, e: Int8, f: Int8, g: Int8, out:
 
 
 @numba.njit(cache=True, nogil=True)
-def _majority3(a: Int8, b: Int8, c: Int8, out: Int8) -> None:
+def _majority3(a: Activation, b: Activation, c: Activation, out: Activation) -> None:
     for i in range(a.size):
         out[i] = (a[i] & b[i]) | (c[i] & (a[i] | b[i]))
 
 
 @numba.njit(cache=True, nogil=True)
-def _majority5(a: Int8, b: Int8, c: Int8, d: Int8, e: Int8, out: Int8) -> None:
+def _majority5(a: Activation, b: Activation, c: Activation, d: Activation, e: Activation, out: Activation) -> None:
     # Two full adders: the bits' count is odd + 2 * (carry + carry2), and is 3 or more when two of the three are set.
     for i in range(a.size):
         odd = a[i] ^ b[i] ^ c[i]
@@ -70,7 +72,9 @@ def _majority5(a: Int8, b: Int8, c: Int8, d: Int8, e: Int8, out: Int8) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _majority7(a: Int8, b: Int8, c: Int8, d: Int8, e: Int8, f: Int8, g: Int8, out: Int8) -> None:
+def _majority7(
+    a: Activation, b: Activation, c: Activation, d: Activation, e: Activation, f: Activation, g: Activation, out: Activation
+) -> None:
     # Three full adders: the count is odd + 2 * (three carries), and is 4 or more when two carries are set.
     for i in range(a.size):
         odd1 = a[i] ^ b[i] ^ c[i]
@@ -91,8 +95,11 @@ _KERNELS: Final[dict[tuple[str, int], Callable[..., None]]] = {
 }
 
 
-def vote(replicas: Sequence[Int8], kind: Vote) -> Int8:
-    """What most of 3, 5 or 7 replicas say: int8 arrays of one shape in, a fresh array of that shape out.
+_BYTES: Final = (np.int8, np.uint8)
+
+
+def vote(replicas: Sequence[Activation], kind: Vote) -> Activation:
+    """What most of 3, 5 or 7 replicas say: int8 or uint8 arrays of one shape in, a fresh array like them out.
 
     ``bitwise`` is the paper's majority of each bit; ``median`` is wrong less often (architecture.md, "The link").
     Raises ValueError on another kind or number of replicas, or where a dtype or a shape differs.
@@ -102,17 +109,18 @@ def vote(replicas: Sequence[Int8], kind: Vote) -> Int8:
         raise ValueError(f"vote: needs 3, 5 or 7 replicas, median or bitwise; got {len(replicas)} and {kind!r}")
     first = replicas[0]
     for i, replica in enumerate(replicas):
-        if replica.dtype != np.int8 or replica.shape != first.shape:
+        if first.dtype not in _BYTES or replica.dtype != first.dtype or replica.shape != first.shape:
             raise ValueError(
-                f"vote: replica {i} is {replica.dtype} of shape {replica.shape}, expected int8 of shape {first.shape}"
+                f"vote: replica {i} is {replica.dtype} of shape {replica.shape}, expected int8 or uint8, all alike, "
+                f"of shape {first.shape}"
             )
-    out = np.empty(first.shape, np.int8)
+    out = np.empty_like(first, order="C")
     kernel(*(np.ascontiguousarray(replica).reshape(-1) for replica in replicas), out.reshape(-1))
     return out
 
 
 @numba.njit(cache=True, nogil=True)
-def _first_open(a: Int8, b: Int8, positions: npt.NDArray[np.int64]) -> int:
+def _first_open(a: Activation, b: Activation, positions: npt.NDArray[np.int64]) -> int:
     """The first place at which a and b differ that is not among the sorted positions; -1 if there is none."""
     start = 0
     for named in range(positions.size + 1):
@@ -125,13 +133,13 @@ def _first_open(a: Int8, b: Int8, positions: npt.NDArray[np.int64]) -> int:
 
 
 def settled_vote(
-    replicas: Sequence[Int8], kind: Vote, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any] | None
-) -> Int8:
-    """The vote with the referee's values (``edge_agent.core.referee``) in its place, a fresh int8 array of the replicas' shape.
+    replicas: Sequence[Activation], kind: Vote, positions: npt.NDArray[Any] | None, values: npt.NDArray[Any] | None
+) -> Activation:
+    """The vote with the referee's values (``edge_agent.core.referee``) in its place, in an array of its own.
 
-    ``values`` (int8, flat) are the fault-free outputs at the flat ``positions`` (integers, rising), or of the whole layer
-    where there are none. Without values it is ``vote``. Two replicas cannot outvote one another: there values must be
-    given wherever they differ. One cannot be voted on at all: there they must be the whole layer.
+    ``values`` (flat, of the replicas' dtype) are the fault-free outputs at the flat ``positions`` (integers, rising), or of
+    the whole layer where there are none. Without values it is ``vote``. Two replicas cannot outvote one another: there
+    values must be given wherever they differ. One cannot be voted on at all: there they must be the whole layer.
 
     Raises ValueError saying what does not fit, and what ``vote`` raises.
     """
@@ -142,13 +150,13 @@ def settled_vote(
     first = replicas[0]
     size = first.size
     if positions is None:
-        if values.dtype != np.int8 or values.shape != (size,):
-            raise ValueError(f"vote: values {values.dtype} {values.shape} for a layer of {size} elements")
+        if values.dtype != first.dtype or values.shape != (size,):
+            raise ValueError(f"vote: values {values.dtype} {values.shape} for a layer of {size} elements of {first.dtype}")
         return np.array(values.reshape(first.shape))
-    if positions.dtype.kind != "i" or values.dtype != np.int8 or positions.shape != values.shape or positions.ndim != 1:
+    if positions.dtype.kind != "i" or values.dtype != first.dtype or positions.shape != values.shape or positions.ndim != 1:
         raise ValueError(
             f"vote: positions {positions.dtype} {positions.shape} and values {values.dtype} {values.shape}; "
-            "expected integers and int8 of one length"
+            f"expected integers and {first.dtype} of one length"
         )
     at = positions.astype(np.int64)
     if at.size and not (at[0] >= 0 and at[-1] < size and (at[1:] > at[:-1]).all()):
@@ -158,14 +166,14 @@ def settled_vote(
     return voted
 
 
-def _agreed(replicas: Sequence[Int8], positions: npt.NDArray[np.int64]) -> Int8:
+def _agreed(replicas: Sequence[Activation], positions: npt.NDArray[np.int64]) -> Activation:
     """A copy of what two replicas agree on. Raises ValueError where they differ elsewhere than at the positions."""
     if len(replicas) != 2:
         raise ValueError("vote: one replica needs the referee's values of the whole layer")
     first, second = replicas
-    if first.dtype != np.int8 or second.dtype != np.int8 or first.shape != second.shape:
+    if first.dtype not in _BYTES or second.dtype != first.dtype or first.shape != second.shape:
         raise ValueError(
-            f"vote: replicas are {first.dtype} {first.shape} and {second.dtype} {second.shape}, expected int8 alike"
+            f"vote: replicas are {first.dtype} {first.shape} and {second.dtype} {second.shape}, expected int8 or uint8 alike"
         )
     flat = [np.ascontiguousarray(replica).reshape(-1) for replica in replicas]
     place = _first_open(flat[0], flat[1], positions)

@@ -61,9 +61,24 @@ def conv(
     )  # fmt: skip
 
 
-def images(random: np.random.Generator, count: int, shape: tuple[int, int, int], extreme: bool = False) -> np.ndarray:
+def images(
+    random: np.random.Generator, count: int, shape: tuple[int, int, int], extreme: bool = False, dtype: type = np.int8
+) -> np.ndarray:
     x = random.integers(-128, 128, (count, *shape), np.int8)
-    return np.where(x < 0, np.int8(-128), np.int8(127)) if extreme else x
+    x = np.where(x < 0, np.int8(-128), np.int8(127)) if extreme else x
+    return x if dtype is np.int8 else np.where(x < 0, 0, 255).astype(dtype) if extreme else x.view(dtype)
+
+
+def behind(layer: Conv, x: np.ndarray) -> tuple[Network, int]:
+    """A network in which ``layer`` reads operands of x's dtype, and the layer's index there."""
+    shape = x.shape[1:]
+    if x.dtype == np.int8:
+        return network(layer, shape=shape), 0
+    first = Table(
+        name="first", inputs=(INPUT,), shape=shape, scale=1.0, signed=False, table=np.arange(256, dtype=np.uint8),
+        slope=np.ones(256, np.float32),
+    )  # fmt: skip
+    return network(first, replace(layer, inputs=(0,)), shape=shape), 1
 
 
 def flips(layer: Conv, x: np.ndarray, rates: Rates, count: int, seed: int = 0) -> list[Flips]:
@@ -91,12 +106,15 @@ def layers(draws: st.DrawFn) -> tuple[Conv, np.ndarray, int]:
     if kind == "grouped":
         groups = draws(st.integers(2, 4))
         channels, out = groups * draws(st.integers(1, 9)), groups * draws(st.integers(1, 20))
-    extreme = draws(st.booleans())
+    extreme, signed = draws(st.booleans()), draws(st.booleans())
+    low, high = (draws(st.integers(-128, 0)), 127) if signed else (draws(st.integers(0, 20)), 255)
     layer = conv(
         random, (h, w, channels), out, kernel, extreme, stride=draws(st.tuples(small, small)), padding=padding,
-        dilation=dilation, groups=groups, low=draws(st.integers(-128, 0)), high=draws(st.integers(1, 127)),
+        dilation=dilation, groups=groups, signed=signed, low=low,
+        high=random.integers(draws(st.integers(20, high)), high, out, np.int32, endpoint=True),
     )  # fmt: skip
-    return layer, images(random, draws(st.integers(1, 3)), (h, w, channels), extreme), seed
+    dtype = draws(st.sampled_from([np.int8, np.uint8]))
+    return layer, images(random, draws(st.integers(1, 3)), (h, w, channels), extreme, dtype), seed
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -106,14 +124,18 @@ def test_replicas_equal_the_naive_way(path: str, case: tuple[Conv, np.ndarray, i
     layer, x, seed = case
     struck = flips(layer, x, Rates(rate, rate, rate if accumulators else 0.0, rate), 3, seed)
     expected = [reference.replica(layer, x, f) for f in struck]
-    run = Engine(network(layer, shape=x.shape[1:]), path)
-    for actual in (run.replicas(0, x, struck), [run.replicas(0, x, [f])[0] for f in struck]):
-        assert all(np.array_equal(a, e) for a, e in zip(actual, expected, strict=True))
+    net, index = behind(layer, x)
+    run = Engine(net, path)
+    for actual in (run.replicas(index, x, struck), [run.replicas(index, x, [f])[0] for f in struck]):
+        assert all(np.array_equal(a, e) and a.dtype == e.dtype for a, e in zip(actual, expected, strict=True))
     fault_free = reference.layer(layer, [x])
-    assert np.array_equal(run.fault_free(0, [x]), fault_free)
-    assert np.array_equal(run.run(x)[0], fault_free)
+    assert fault_free.dtype == layer.dtype
+    assert np.array_equal(run.fault_free(index, [x]), fault_free)
+    # The table turns int8 -128.. into uint8 0..
+    quantised = x if index == 0 else (x ^ np.uint8(128)).view(np.int8)
+    assert np.array_equal(run.run(quantised)[index], fault_free)
     positions = np.arange(0, fault_free.size, 3)
-    assert np.array_equal(run.elements(0, x, positions), fault_free.reshape(-1)[positions])
+    assert np.array_equal(run.elements(index, x, positions), fault_free.reshape(-1)[positions])
 
 
 @pytest.mark.skipif("vnni" not in PATHS, reason=f"the vnni path cannot run here: {vnni.missing()}")
@@ -123,8 +145,8 @@ def test_sparse_corrections_equal_the_naive_way(case: tuple[Conv, np.ndarray, in
     """Even where dense recomputation would have been chosen, so that flips that meet are met."""
     layer, x, seed = case
     struck = flips(layer, x, Rates(rate, rate, rate, rate), 3, seed)
-    mac = pack(layer, x.shape[1:])
-    actual = [np.empty((len(x), *layer.shape), np.int8) for _ in struck]
+    mac = pack(layer, x.shape[1:], x.dtype)
+    actual = [np.empty((len(x), *layer.shape), layer.dtype) for _ in struck]
     executions.call(mac, layer, x, struck, actual)(0, len(x) * layer.shape[0] * layer.shape[1])
     assert all(np.array_equal(a, reference.replica(layer, x, f)) for a, f in zip(actual, struck, strict=True))
 
@@ -199,17 +221,66 @@ def every_layer_type() -> Network:
     )  # fmt: skip
 
 
+def every_layer_type_unsigned() -> Network:
+    """The same on uint8 activations, and on operands of which one is int8."""
+    random = np.random.default_rng(4)
+    first = conv(random, (9, 8, 6), 6, (3, 3), padding=(1, 1), signed=False, low=0, high=np.array([255, 9, 99, 200, 255, 1]))
+    plain = Slice(name="plain", inputs=(INPUT,), shape=(9, 8, 6), scale=1.0, offset=(0, 0, 0))
+    table = random.integers(0, 256, 256, np.uint8)
+    order = np.array([5, 0, 3, 1], np.int32)
+    shape = (9, 8, 6)
+    here = {"scale": 1.0, "signed": False, "low": 0, "high": 255}
+    moved = {"scale": 1.0, "signed": False}
+    none = np.zeros(256, np.float32)
+    return network(
+        first,
+        plain,
+        Add(name="add", inputs=(0, INPUT), shape=shape, multipliers=(0.7, 1.3), **here),
+        Add(name="add3", inputs=(0, INPUT, 2), shape=shape, multipliers=(0.7, 0.25, 0.5), **here | {"high": 130}),
+        Add(name="signed", inputs=(0, 1), shape=shape, scale=1.0, multipliers=(1.0, 1.0)),
+        Concat(name="cat", inputs=(2, 3, 1, 0), shape=(9, 8, 24), multipliers=(1.0, 0.6, 1.0, 1.7), **here),
+        MaxPool(name="max", inputs=(5,), shape=(5, 4, 24), kernel=(3, 2), stride=(2, 2), padding=(1, 0), **moved),
+        MeanPool(
+            name="mean", inputs=(5,), shape=(4, 5, 24), kernel=(3, 2), stride=(2, 2), padding=(0, 1), multiplier=0.19,
+            **here | {"low": 3},
+        ),
+        Table(name="table", inputs=(6,), shape=(5, 4, 24), table=table, slope=none, **moved),
+        Table(name="to int8", inputs=(6,), shape=(5, 4, 24), scale=1.0, table=table.view(np.int8), slope=none),
+        Table(name="to uint8", inputs=(1,), shape=shape, table=table, slope=none, **moved),
+        Channels(name="channels", inputs=(2,), shape=(9, 8, 4), order=order, **moved),
+        MeanPool(
+            name="global", inputs=(8,), shape=(1, 1, 24), scale=1.0, kernel=(5, 4), stride=(5, 4), multiplier=0.05
+        ),
+        Mul(name="gate", inputs=(8, 12), shape=(5, 4, 24), multiplier=0.011, **here),
+        Mul(name="square", inputs=(8, 9), shape=(5, 4, 24), scale=1.0, multiplier=0.004),
+        Slice(name="slice", inputs=(2,), shape=(5, 4, 12), offset=(0, 1, -3), step=(2, 2), **moved),
+        Flatten(name="flat", inputs=(15,), shape=(1, 1, 240), **moved),
+        replace(first, name="last", inputs=(0,), signed=True, low=-128, high=np.full(6, 127, np.int32)),
+        shape=shape,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [every_layer_type(), every_layer_type_unsigned()], ids=["int8", "uint8"])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("count", [1, 5])
-def test_every_layer_type(path: str, count: int) -> None:
-    whole = every_layer_type()
+def test_every_layer_type(path: str, count: int, whole: Network) -> None:
     x = images(np.random.default_rng(4), count, whole.input_shape)
     expected = reference.run(whole, x)
     run = Engine(whole, path)
     for index, (y, e) in enumerate(zip(run.run(x), expected, strict=True)):
+        assert y.dtype == whole.dtype_of(index), whole.layers[index].name
         assert np.array_equal(y, e), whole.layers[index].name
         operands = [x if i == INPUT else expected[i] for i in whole.layers[index].inputs]
         assert np.array_equal(run.fault_free(index, operands), e), whole.layers[index].name
+
+
+def test_a_grouped_dilated_layer_on_which_torch_crashed() -> None:
+    random = np.random.default_rng(3)
+    layer = conv(random, (4, 1, 4), 38, (3, 2), stride=(2, 2), padding=(3, 3), dilation=(3, 2), groups=2)
+    x = images(random, 1, (4, 1, 4))
+    expected = reference.layer(layer, [x])
+    for path in PATHS:
+        assert np.array_equal(Engine(network(layer, shape=(4, 1, 4)), path).fault_free(0, [x]), expected)
 
 
 def test_read_only_and_strided_inputs() -> None:

@@ -100,7 +100,7 @@ def test_nothing_else_changes() -> None:
     after = quantize(network, dequantize(network))
     for before, layer in zip(network.layers, after.layers, strict=True):
         for name in ("name", "inputs", "shape", "scale", "stride", "padding", "dilation", "groups", "low", "high"):
-            assert getattr(layer, name) == getattr(before, name)
+            assert np.array_equal(getattr(layer, name), getattr(before, name))
     assert after.input_table is network.input_table
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelsim.engine.warming import every_layer
-from accelsim.int8.network import INPUT, Add, Channels, Concat, Conv, Flatten, MaxPool, MeanPool, Mul, Network, Slice
+from accelsim.int8.network import INPUT, Add, Channels, Concat, Conv, Flatten, MaxPool, MeanPool, Mul, Network, Slice, Table
 from accelsim.int8.storage import NetworkError, digest, from_bytes, load, save, to_bytes, validate
 from accelsim.lowering import lower
 from accelsim.zoo import build
@@ -185,6 +185,71 @@ def test_bounds_of_every_layer_that_has_them_are_those_of_an_int8(kind: type, bo
     whole = every_layer()
     with pytest.raises(NetworkError, match="are not bounds of an int8"):
         validate(_with(whole, _first(whole, kind), **bounds))
+
+
+@pytest.mark.parametrize("kind", [Conv, Add, Concat, MeanPool, Mul])
+@pytest.mark.parametrize("bounds", [{"low": -1, "high": 200}, {"low": 5, "high": 4}, {"low": 0, "high": 256}])
+def test_bounds_of_unsigned_layers_are_those_of_a_uint8(kind: type, bounds: dict[str, int]) -> None:
+    whole = every_layer()
+    index = _first(whole, kind)
+    bounds["low"] = bounds.get("low", 0)
+    with pytest.raises(NetworkError, match="are not bounds of a uint8"):
+        validate(_with(whole, index, signed=False, **bounds))
+
+
+@pytest.mark.parametrize("kind", [MaxPool, Channels, Flatten, Slice])
+def test_layers_that_move_integers_have_their_operands_sign(kind: type) -> None:
+    whole = every_layer()
+    with pytest.raises(NetworkError, match="uint8 integers from an operand that has int8 ones"):
+        validate(_with(whole, _first(whole, kind), signed=False))
+
+
+def test_a_table_has_its_layers_dtype() -> None:
+    whole = every_layer()
+    with pytest.raises(NetworkError, match=r"table: int8 of shape \(256,\), expected uint8"):
+        validate(_with(whole, _first(whole, Table), signed=False))
+
+
+def test_a_high_bound_a_channel_is_kept_and_checked(network: Network) -> None:
+    first = network.layers[0]
+    assert isinstance(first, Conv)
+    high = np.arange(len(first.weight), dtype=np.int32) + 40
+    changed = _with(network, 0, high=high)
+    again = from_bytes(to_bytes(changed)).layers[0]
+    assert isinstance(again, Conv)
+    assert np.array_equal(again.high, high)
+    with pytest.raises(NetworkError, match="high: int32 of shape"):
+        validate(_with(network, 0, high=high[1:]))
+    with pytest.raises(NetworkError, match="high 128 are not bounds"):
+        validate(_with(network, 0, high=np.where(high == 41, 128, high).astype(np.int32)))
+
+
+def test_the_first_version_is_read(network: Network) -> None:
+    """As it was written before there were uint8 activations: no ``signed``, and one number as a MAC layer's ``high``."""
+    graph, rest = _split(to_bytes(network))
+    described = json.loads(graph["__metadata__"]["r2f"])
+    described["format"] = "r2f-int8-network/1"
+    removed = {}
+    for index, layer in enumerate(described["layers"]):
+        del layer["signed"]
+        if layer["type"] == "Conv":
+            layer["high"] = 127
+            removed[f"{index}.high"] = graph.pop(f"{index}.high")
+    # What is left moves together.
+    keep = sorted((entry for name, entry in graph.items() if name != "__metadata__"), key=lambda e: e["data_offsets"][0])
+    body = b""
+    for entry in keep:
+        first, last = entry["data_offsets"]
+        entry["data_offsets"] = [len(body), len(body) + last - first]
+        body += rest[first:last]
+    graph["__metadata__"]["r2f"] = json.dumps(described)
+    assert removed
+    old = _join(graph, body)
+    assert _same(from_bytes(old), network)
+    described["layers"][0]["high"] = 1 << 40
+    graph["__metadata__"]["r2f"] = json.dumps(described)
+    with pytest.raises(NetworkError, match="layer 0: field high"):
+        from_bytes(_join(graph, body))
 
 
 def test_flatten_and_slice_are_checked(network: Network) -> None:

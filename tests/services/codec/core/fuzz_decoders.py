@@ -51,10 +51,11 @@ def one(data: bytes) -> None:
         if which < 4:
             shape = SHAPES[which]
             size = int(np.prod(shape))
-            guarded = np.full(3 * size, 77, np.int8)
-            rebuilt = layers.decode(body, guarded[size : 2 * size].reshape(shape), shape)
+            dtype = np.dtype(np.uint8 if which % 2 else np.int8)
+            guarded = np.full(3 * size, 77, dtype)
+            rebuilt = layers.decode(body, guarded[size : 2 * size].reshape(shape), shape, dtype)
             assert rebuilt.shape == shape
-            assert rebuilt.dtype == np.int8
+            assert rebuilt.dtype == dtype
             assert (guarded == 77).all()
         elif which < 7:
             count, *shape3 = IMAGES[which - 4]

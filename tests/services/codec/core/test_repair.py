@@ -11,6 +11,7 @@ from services.codec.core import layers, repair
 from services.codec.core.bodies import CodecError
 
 SHAPE = (2, 6, 5, 8)
+BYTES = np.dtype(np.int8)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def tensors(engine: Engine, wrong: float, hit: float) -> tuple[Int8, Int8, Int8]
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_correction_makes_the_layer_exact(engine: Engine, wrong: float, hit: float, whole: bool) -> None:
     x, actual, vote = tensors(engine, wrong, hit)
-    rebuilt = layers.decode(layers.encode(actual, vote, "chained"), engine.fault_free(0, [x]), SHAPE)
+    rebuilt = layers.decode(layers.encode(actual, vote, "chained"), engine.fault_free(0, [x]), SHAPE, BYTES)
     digests = None if whole else repair.channel_digests(rebuilt).astype("<u4").tobytes()
     body = repair.correction(engine, 0, x, actual, vote, digests)
     assert layers.digest(repair.apply(body, rebuilt)) == layers.digest(actual)
@@ -55,7 +56,7 @@ def test_a_correction_makes_the_layer_exact(engine: Engine, wrong: float, hit: f
 def test_a_correction_is_small(engine: Engine) -> None:
     x, actual, vote = tensors(engine, 0.0, 0.02)
     vote[1, 2, 3, 4] += 1
-    rebuilt = layers.decode(layers.encode(actual, vote, "chained"), engine.fault_free(0, [x]), SHAPE)
+    rebuilt = layers.decode(layers.encode(actual, vote, "chained"), engine.fault_free(0, [x]), SHAPE, BYTES)
     assert np.count_nonzero(rebuilt != actual) == 1
     digests = repair.channel_digests(rebuilt).astype("<u4").tobytes()
     body = repair.correction(engine, 0, x, actual, vote, digests)

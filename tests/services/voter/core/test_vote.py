@@ -15,17 +15,20 @@ def naive(replicas: list[np.ndarray], kind: Vote) -> np.ndarray:
         return np.sort(stack, axis=0)[len(replicas) // 2]
     ones = np.stack([(stack.view(np.uint8) >> bit) & 1 for bit in range(8)]).sum(axis=1)
     bits = (ones > len(replicas) // 2).astype(np.uint8)
-    return sum(bits[bit] << bit for bit in range(8)).astype(np.uint8).view(np.int8)
+    return sum(bits[bit] << bit for bit in range(8)).astype(np.uint8).view(stack.dtype)
 
 
 @pytest.mark.parametrize("kind", ["median", "bitwise"])
 @pytest.mark.parametrize("count", [3, 5, 7])
-def test_equals_the_naive_vote(count: int, kind: Vote) -> None:
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_equals_the_naive_vote(count: int, kind: Vote, dtype: type) -> None:
     # All orders of a few values (the 0-1 principle proves a min-max network), and random bytes on top.
     few = np.array(np.meshgrid(*[[-128, -1, 0, 127]] * count), np.int8).reshape(count, -1)
     some = np.random.default_rng(count).integers(-128, 128, (count, 5000), dtype=np.int8)
-    replicas = list(np.concatenate([few, some], axis=1))
-    assert np.array_equal(vote(replicas, kind), naive(replicas, kind))
+    replicas = list(np.concatenate([few, some], axis=1).view(dtype))
+    voted = vote(replicas, kind)
+    assert voted.dtype == dtype
+    assert np.array_equal(voted, naive(replicas, kind))
 
 
 def test_keeps_shape_and_takes_strided_replicas() -> None:

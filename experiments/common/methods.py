@@ -1,0 +1,37 @@
+"""The ways of retraining that figures compare, each as settings of ``r2f retrain``, and at which error rates."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from experiments.common.cells import Recipe
+from experiments.common.figure import recipe
+from experiments.common.trained import TRAINED
+
+BASE: Final[Recipe] = ()
+"""As it is, in signed arithmetic: the paper's base."""
+DRM: Final[Recipe] = recipe(codec="direct", labels="device")
+"""The paper's direct retraining: signed arithmetic, its plain recipe."""
+OURS: Final[Recipe] = recipe(codec="direct", labels="teacher-soft")
+"""What ``r2f retrain`` does by default. Its chained increments end with the same model, bit for bit, but take longer."""
+SAMPLES: Final = {False: 4000, True: 20_000}
+"""Small images that a figure's epoch has, at most: by whether it is of the paper's size."""
+
+
+def aprm(theta: float) -> Recipe:
+    """The paper's retraining from approximate outputs, at a threshold of similarity."""
+    return recipe(codec="golden", labels="device", theta=theta)
+
+
+def scaled(network: str, ber: float) -> float:
+    """A bit error rate of the paper's as it is for ImageNet's networks, ten times as much for the small ones.
+
+    CIFAR-10's and the digits' stand that many more errors, and the paper has none of them.
+    """
+    return ber if network in TRAINED and TRAINED[network].num_classes == 1000 else float(f"{10 * ber:g}")
+
+
+def length(network: str, *, full: bool, epochs: float = 1, batch: int = 16) -> Recipe:
+    """How long it is trained: so many epochs of ImageNet's photos; of the small images an epoch is ``SAMPLES`` of them."""
+    samples = 400 if network in TRAINED and TRAINED[network].num_classes == 1000 else SAMPLES[full]
+    return recipe(iterations=max(1, round(epochs * samples / batch)))

@@ -1,0 +1,66 @@
+"""How much was won back: the arithmetic, what is compared with what, and what the program writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from accelsim import datasets
+from accelsim.faults import Rates
+from experiments import recover
+from experiments.common import command, retraining, splits
+from experiments.common.retraining import Accuracy
+from r2f import settings as r2f_settings
+from services.scheme import Scheme
+
+
+def of(mean: float) -> Accuracy:
+    return Accuracy(mean, 0.0, 5)
+
+
+def test_recovered_is_the_share_of_what_was_lost() -> None:
+    assert recover.share(of(90), of(70), of(85)) == 0.75
+    assert recover.share(of(90), of(70), of(60)) == -0.5
+    assert recover.share(of(90), of(90), of(91)) is None
+
+
+def test_the_program_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every number again by other means; the report images are others than those that are given."""
+    data = datasets.load("digits")
+    more = tmp_path / "more.npz"
+    np.savez(more, images=data.test_images[:90], labels=data.test_labels[:90])
+    out = tmp_path / "new" / "found.json"
+    options = ["--ber", "2e-3", "--iterations", "4", "--lr", "5e-3", "--eval-seeds", "2", "--codec", "direct"]
+    monkeypatch.setattr("sys.argv", ["recover", *options, "--report-data", str(more), "--json", str(out)])
+    recover.main()
+    found = json.loads(out.read_text())
+    assert (found["images"], found["metric"], found["iterations"]) == (90, "top1", 4)
+    assert found["recipe"]["lr"] == 5e-3
+    assert found["before"]["n"] == found["after"]["n"] == 2
+    assert found["seeds"] == [1001, 1002]
+
+    settings = r2f_settings.parse({"ber": 2e-3, "iterations": 4, "lr": 5e-3, "codec": "direct"})
+    split = splits.reporting(data)
+    network = retraining.quantised(settings, retraining.float_module(settings, split), data)
+    trained, spent = retraining.retrained(settings, network, split)
+    held_out = splits.reporting(data, more)
+    for key, which, ber in (("clean", network, 0.0), ("before", network, 2e-3), ("after", trained, 2e-3)):
+        again = retraining.evaluated(which, held_out, Rates.uniform(ber), (1001, 1002), Scheme())
+        assert found[key]["mean"] == pytest.approx(np.mean(again.top1), abs=1e-3), key
+    assert found["bytes"] == found["bytes_up"] + found["bytes_down"] == spent.up + spent.down
+    elements = 4 * 16 * sum(int(np.prod(layer.shape)) for _, layer in network.convs())
+    assert found["bytes_up"] > elements  # sent as they are, and the images too
+    lost = found["clean"]["mean"] - found["before"]["mean"]
+    assert found["recovered"] == pytest.approx((found["after"]["mean"] - found["before"]["mean"]) / lost, abs=1e-4)
+    printed = capsys.readouterr().out
+    assert f"{100 * found['recovered']:.1f} %" in printed
+    assert "top1 of 90 images" in printed
+
+
+def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["recover", "--lr", "fast"])
+    with pytest.raises(command.InputError, match="--lr fast"):
+        recover.main()
