@@ -131,7 +131,8 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
         accuracy = float_training.evaluate(module, data.test_images[chosen], data.test_labels[chosen], data)
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
-    job = viewing.decided(job_of(settings, folder.name, at_once, data.digest()), network, data.train_images[calibration(data)])
+    job = job_of(settings, folder.name, at_once, data.digest())
+    job = viewing.decided(job, network, data.train_images[calibration(data)])
     try:
         jobs.check(job, network)
     except ValueError as error:

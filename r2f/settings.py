@@ -10,6 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
@@ -157,6 +158,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 
+@cache
 def type_of(name: str) -> Any:
     """Type of a setting, with its bounds (``typing.Annotated``)."""
     if name == "ber":

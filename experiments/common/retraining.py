@@ -16,7 +16,7 @@ import msgspec
 from torch import nn
 
 from accelsim import zoo
-from accelsim.datasets import Dataset
+from accelsim.datasets import Dataset, spread
 from accelsim.faults import Rates
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
@@ -25,6 +25,7 @@ from experiments.common import splits
 from r2f import float_training, inprocess, prepare
 from r2f.settings import OPTIONS, TRAINING, Settings, flat
 from services.scheme import Scheme
+from services.trainer.core import viewing
 from services.trainer.core.evaluation import Evaluation
 
 BATCH: Final = 16
@@ -103,9 +104,12 @@ def retrained(settings: Settings, network: Network, data: Dataset) -> tuple[Netw
     Raises ``services.trainer.core.optimiser.TrainingDiverged``.
     """
     job = prepare.job_of(settings, "experiment", BATCH, data.digest())
+    seen = data.train_images[spread(splits.CALIBRATION, len(data.train_images))]
+    job = viewing.decided(job, network, seen)
     done = inprocess.retrain(network, data, job)
     up = sum(i.input_bytes + i.layer_bytes + i.repair_bytes for i in done.iterations)
-    return done.network, Spent(iterations=len(done.iterations), up=up, down=sum(i.model_bytes for i in done.iterations))
+    down = done.other_model_bytes + sum(i.model_bytes for i in done.iterations)
+    return done.network, Spent(iterations=len(done.iterations), up=up, down=down)
 
 
 def recipe(settings: Settings) -> dict[str, Any]:
