@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
@@ -92,11 +93,22 @@ def found(cell: Cell, shared: Path) -> Found:
     return Found(metric=which, images=len(data.test_images), accuracy=accuracy, spent=spent, overhead=round(overhead, 4))
 
 
+def quantised(cell: Cell, shared: Path) -> tuple[Network, Dataset]:
+    """The int8 network that a cell starts from, and its data, not split yet."""
+    settings = settings_of(cell, shared)
+    return _network(cell.network, settings.weights, settings.data.source), _source(settings.data.source)
+
+
 def reads(cell: Cell | Agreement) -> tuple[str, ...]:
     """Files below the folder of real data that a cell needs."""
-    if cell.network == DEMO_NETWORK:
+    return reads_of(cell.network)
+
+
+def reads_of(network: str) -> tuple[str, ...]:
+    """Files below the folder of real data that a network needs."""
+    if network == DEMO_NETWORK:
         return ()
-    one = TRAINED[cell.network]
+    one = TRAINED[network]
     return f"weights/{one.weights}", f"data/{one.data}"
 
 
@@ -148,10 +160,10 @@ def agreed(cell: Agreement, shared: Path) -> Agreed:
         shares = chain.similarity(device, engine, x, cell.redundancy)
         voted.append(100 * shares[max(shares)])
         single.append(100 * float(np.mean(device.run(x, iteration=0)[-1] == right)))
-    return Agreed(voted=_accuracy(voted), single=_accuracy(single))
+    return Agreed(voted=agreement(voted), single=agreement(single))
 
 
-def _accuracy(values: list[float]) -> Accuracy:
+def agreement(values: Sequence[float]) -> Accuracy:
     return Accuracy(round(float(np.mean(values)), 3), round(float(np.std(values)), 3), len(values))
 
 
