@@ -72,7 +72,7 @@ def finding(points: Sequence[Point]) -> str:
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """A panel a network."""
-    figure.panels(points, path, "bit error rate (X: diverged)")
+    figure.panels(points, path, "bit error rate")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from msgspec import structs
 from experiments.common import cells, command, figure, methods
 from experiments.common.cells import Cell
 from experiments.common.figure import Point, Wanted
-from r2f.protection.plan import Search
+from r2f.protection.words import Search
 
 RATES: Final = (5e-5, 1e-4)
 FULL_RATES: Final = (1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
@@ -71,7 +71,7 @@ def finding(points: Sequence[Point]) -> str:
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """A panel a network."""
-    figure.panels(points, path, "bit error rate (X: diverged)")
+    figure.panels(points, path, "bit error rate")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from experiments.common import chain, protecting, retraining, splits
 from experiments.common.retraining import Accuracy, Spent
 from experiments.common.trained import TRAINED
 from r2f import settings as r2f_settings
-from r2f.protection.plan import Search
+from r2f.protection.words import Search
 from r2f.settings import DEMO_NETWORK, Settings
 from services.scheme import Redundancy
 from services.trainer.core.optimiser import TrainingDiverged
@@ -60,8 +60,8 @@ class Found(msgspec.Struct, kw_only=True, frozen=True):
     images: int
     accuracy: tuple[Accuracy, ...] = ()
     """One a deployed rate; none where training diverged."""
-    diverged: str | None = None
-    """How training failed; the paper's X."""
+    diverged: int | None = None
+    """The iteration in which training failed; the paper's X."""
     spent: Spent | None = None
     """None where nothing was trained."""
     overhead: float = 0.0
@@ -82,7 +82,7 @@ def found(cell: Cell, shared: Path) -> Found:
         try:
             network, spent, settings = protecting.retrained(settings, network, data, images, cell.budget, cell.search)
         except TrainingDiverged as error:
-            return Found(metric=which, images=len(data.test_images), diverged=str(error))
+            return Found(metric=which, images=len(data.test_images), diverged=error.iteration)
     seeds = retraining.fault_seeds(cell.seeds)
     accuracy = tuple(
         retraining.over(retraining.evaluated(network, data, Rates.uniform(ber), seeds, settings.scheme), which)

@@ -8,9 +8,11 @@ from experiments.common.cells import Recipe
 from experiments.common.figure import recipe
 from experiments.common.trained import TRAINED
 
-BASE: Final[Recipe] = ()
+BASE: Final[Recipe] = recipe(activations="signed")
 """As it is, in signed arithmetic: the paper's base."""
-DRM: Final[Recipe] = recipe(codec="direct", labels="device")
+UNTRAINED: Final[Recipe] = recipe(activations="auto")
+"""In our arithmetic, not retrained."""
+DRM: Final[Recipe] = BASE + recipe(codec="direct", labels="device")
 """The paper's direct retraining: signed arithmetic, its plain recipe."""
 OURS: Final[Recipe] = recipe(codec="direct", labels="teacher-soft")
 """What ``r2f retrain`` does by default. Its chained increments end with the same model, bit for bit, but take longer."""
@@ -20,7 +22,7 @@ SAMPLES: Final = {False: 4000, True: 20_000}
 
 def aprm(theta: float) -> Recipe:
     """The paper's retraining from approximate outputs, at a threshold of similarity."""
-    return recipe(codec="golden", labels="device", theta=theta)
+    return BASE + recipe(codec="golden", labels="device", theta=theta)
 
 
 def scaled(network: str, ber: float) -> float:

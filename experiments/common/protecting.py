@@ -16,9 +16,10 @@ from experiments.common import retraining
 from experiments.common.retraining import BATCH, Spent
 from r2f import inprocess
 from r2f.protection.judge import Judge
-from r2f.protection.plan import Choice, Search
+from r2f.protection.plan import Choice
 from r2f.protection.search import How, search
 from r2f.protection.units import Unit, costs, overhead
+from r2f.protection.words import Search
 from r2f.settings import Settings
 from services.edge_agent.core.answer import RUNS, margins
 from services.scheme import Redundancy, Scheme
