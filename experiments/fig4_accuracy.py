@@ -22,11 +22,10 @@ from experiments.common.figure import Point, Wanted
 RATES: Final = (1e-5, 5e-5, 1e-4)
 FULL_RATES: Final = (1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 """The paper's, and two beyond; for CIFAR-10 ten times as much (``methods.scaled``)."""
-METHODS: Final[dict[str, Recipe]] = {"DRM": methods.DRM, "APRM-60%": methods.aprm(0.6), "ours": methods.OURS}
-FULL_METHODS: Final[dict[str, Recipe]] = {
+PAPERS: Final[dict[str, Recipe]] = {"DRM": methods.DRM, "APRM-60%": methods.aprm(0.6)}
+FULL_PAPERS: Final[dict[str, Recipe]] = {
     "DRM": methods.DRM,
     **{f"APRM-{round(100 * theta)}%": methods.aprm(theta) for theta in (0.8, 0.6, 0.5)},
-    "ours": methods.OURS,
 }
 REPORTED: Final = 1.93
 """Points that DRM is above Base on average, at the highest rate at which a network can still be retrained (section VI.B)."""
@@ -38,17 +37,13 @@ def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
     for name in networks:
         rates = [methods.scaled(name, ber) for ber in (FULL_RATES if full else RATES)]
         base = Cell(network=name, trained=None, deployed=(0.0,), recipe=methods.BASE, seeds=seeds)
-        found += [Wanted("Base", ber, _at(base, ber)) for ber in (0.0, *rates)]
-        for method, settings in (FULL_METHODS if full else METHODS).items():
-            retrained = Cell(
-                network=name, trained=0.0, deployed=(0.0,), seeds=seeds, recipe=settings + methods.length(name, full=full)
-            )
-            found += [Wanted(method, ber, _at(retrained, ber)) for ber in rates]
+        found += [Wanted("Base", ber, structs.replace(base, deployed=(ber,))) for ber in (0.0, *rates)]
+        length = methods.length(name, full=full)
+        ways = {method: settings + length for method, settings in (FULL_PAPERS if full else PAPERS).items()}
+        for method, settings in {**ways, "ours": methods.ours(name, full=full)}.items():
+            retrained = structs.replace(base, recipe=settings)
+            found += [Wanted(method, ber, structs.replace(retrained, trained=ber, deployed=(ber,))) for ber in rates]
     return found
-
-
-def _at(cell: Cell, ber: float) -> Cell:
-    return structs.replace(cell, trained=None if cell.trained is None else ber, deployed=(ber,))
 
 
 def highest(points: Sequence[Point], method: str) -> list[float]:

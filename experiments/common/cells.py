@@ -26,6 +26,8 @@ from r2f.settings import DEMO_NETWORK, Settings
 from services.scheme import Redundancy
 from services.trainer.core.optimiser import TrainingDiverged
 
+Part = Literal["report", "selection"]
+"""Images that a network is evaluated on (``experiments.common.splits``)."""
 Value = str | int | float | bool
 Recipe = tuple[tuple[str, Value], ...]
 """Settings of ``r2f retrain``, by name in order: what a method is."""
@@ -46,8 +48,7 @@ class Cell(msgspec.Struct, kw_only=True, frozen=True):
     """Share of the network's cycles that protection may add, in training and deployed."""
     search: Search = "algorithm1"
     """What chooses it."""
-    part: Literal["report", "selection"] = "report"
-    """Images that it is evaluated on (``experiments.common.splits``)."""
+    part: Part = "report"
     images: int = 1000
     """At most so many of them, evenly over all."""
     seeds: int = retraining.SEEDS
