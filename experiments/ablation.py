@@ -41,10 +41,10 @@ class Step(NamedTuple):
 FIRST: Final = "signed, not retrained"
 STEPS: Final[dict[str, Step]] = {
     FIRST: Step(methods.BASE, trained=False),
-    "signed, the paper's recipe": Step(methods.DRM),
+    "signed, the paper's recipe": Step(methods.BASE + methods.PLAIN),
     "signed, our recipe": Step(methods.BASE + methods.OURS),
     "our arithmetic, not retrained": Step(methods.UNTRAINED, trained=False),
-    "... the paper's recipe": Step(methods.UNTRAINED + recipe(codec="direct", recipe="paper")),
+    "... the paper's recipe": Step(methods.UNTRAINED + methods.PLAIN),
     "... biases corrected alone": Step(methods.OURS + recipe(method="correct")),
     "... our recipe": Step(methods.OURS),
     "our recipe, labels of the device": Step(methods.OURS + recipe(labels="device")),
@@ -60,7 +60,7 @@ STEPS: Final[dict[str, Step]] = {
 }
 
 
-def wanted(rates: dict[str, tuple[float, ...]], seeds: int, part: Part) -> list[Wanted]:
+def wanted(rates: dict[str, tuple[float, ...]], full: bool, seeds: int, part: Part) -> list[Wanted]:
     """Every cell; behind the first step's, the same without faults."""
     found = []
     for network, bers in rates.items():
@@ -70,7 +70,7 @@ def wanted(rates: dict[str, tuple[float, ...]], seeds: int, part: Part) -> list[
                     network=network,
                     trained=ber if step.trained else None,
                     deployed=(ber,),
-                    recipe=step.recipe,
+                    recipe=step.recipe + _rest(network, step, full),
                     budget=step.budget,
                     search="estimated",
                     part=part,
@@ -80,6 +80,15 @@ def wanted(rates: dict[str, tuple[float, ...]], seeds: int, part: Part) -> list[
                 if name == FIRST:
                     found.append(Wanted(CLEAN, ber, structs.replace(cell, deployed=(0.0,))))
     return found
+
+
+def _rest(network: str, step: Step, full: bool) -> Recipe:
+    """What a step's settings are in addition on one network: the paper's recipe has a rate and a length of its own there."""
+    if not step.trained:
+        return ()
+    if methods.PLAIN[-1] in step.recipe:
+        return recipe(lr=methods.PLAIN_RATES[network]) + methods.length(network, full=full)
+    return methods.ours(network, full=full)[len(methods.OURS) :]
 
 
 CLEAN: Final = "signed, no faults"
@@ -142,7 +151,7 @@ def main() -> None:
     rates = RATES if given.full else SMALL_RATES
     if given.network:
         rates = {name: rates.get(name, RATES[name]) for name in given.network}
-    todo = wanted(rates, given.seeds, given.part)
+    todo = wanted(rates, given.full, given.seeds, given.part)
     points = figure.measure(todo, given.shared, runner.pool_of(given))
     figure.write(points, given.out / "ablation.csv", "rate")
     draw(points, given.out / "ablation.png")

@@ -16,17 +16,15 @@ from typing import Final
 from msgspec import structs
 
 from experiments.common import command, figure, methods
-from experiments.common.cells import Cell, Recipe
+from experiments.common.cells import Cell
 from experiments.common.figure import Point, Wanted
 
 RATES: Final = (1e-5, 5e-5, 1e-4)
 FULL_RATES: Final = (1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 """The paper's, and two beyond; for CIFAR-10 ten times as much (``methods.scaled``)."""
-PAPERS: Final[dict[str, Recipe]] = {"DRM": methods.DRM, "APRM-60%": methods.aprm(0.6)}
-FULL_PAPERS: Final[dict[str, Recipe]] = {
-    "DRM": methods.DRM,
-    **{f"APRM-{round(100 * theta)}%": methods.aprm(theta) for theta in (0.8, 0.6, 0.5)},
-}
+THETAS: Final = (0.6,)
+FULL_THETAS: Final = (0.8, 0.6, 0.5)
+"""Thresholds of similarity of the approximate retraining."""
 REPORTED: Final = 1.93
 """Points that DRM is above Base on average, at the highest rate at which a network can still be retrained (section VI.B)."""
 
@@ -39,8 +37,11 @@ def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
         base = Cell(network=name, trained=None, deployed=(0.0,), recipe=methods.BASE, seeds=seeds)
         found += [Wanted("Base", ber, structs.replace(base, deployed=(ber,))) for ber in (0.0, *rates)]
         length = methods.length(name, full=full)
-        ways = {method: settings + length for method, settings in (FULL_PAPERS if full else PAPERS).items()}
-        for method, settings in {**ways, "ours": methods.ours(name, full=full)}.items():
+        ways = {"DRM": methods.papers(name) + length}
+        for theta in FULL_THETAS if full else THETAS:
+            ways[f"APRM-{round(100 * theta)}%"] = methods.papers(name, theta) + length
+        ways["ours"] = methods.ours(name, full=full)
+        for method, settings in ways.items():
             retrained = structs.replace(base, recipe=settings)
             found += [Wanted(method, ber, structs.replace(retrained, trained=ber, deployed=(ber,))) for ber in rates]
     return found

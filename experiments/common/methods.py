@@ -12,8 +12,16 @@ BASE: Final[Recipe] = recipe(activations="signed")
 """As it is, in signed arithmetic: the paper's base."""
 UNTRAINED: Final[Recipe] = recipe(activations="auto")
 """In our arithmetic, not retrained."""
-DRM: Final[Recipe] = BASE + recipe(codec="direct", recipe="paper")
-"""The paper's direct retraining: signed arithmetic, its plain recipe."""
+PLAIN: Final[Recipe] = recipe(codec="direct", recipe="paper")
+"""The paper's plain recipe, from the device's own outputs."""
+PLAIN_RATES: Final = {
+    "digits_cnn": 1e-2,
+    "resnet20": 1e-3,
+    "resnet56": 1e-3,
+    "squeezenet1_1": 3e-5,
+    "mobilenet_v2": 3e-5,
+}
+"""The learning rate at which that recipe does best on selection images (``python -m experiments.paper_rate``)."""
 OURS: Final[Recipe] = recipe(codec="direct")
 """What ``r2f retrain`` does by default. Its chained increments end with the same model, bit for bit, but take longer."""
 PHOTOS: Final = 400
@@ -21,9 +29,11 @@ SAMPLES: Final = {False: 4000, True: 20_000}
 """Small images that a figure's epoch has, at most: by whether it is of the paper's size."""
 
 
-def aprm(theta: float) -> Recipe:
-    """The paper's retraining from approximate outputs, at a threshold of similarity."""
-    return BASE + recipe(codec="golden", recipe="paper", theta=theta)
+def papers(network: str, theta: float | None = None) -> Recipe:
+    """The paper's retraining of a network in signed arithmetic, at its own best rate: direct (DRM), or from approximate outputs
+    at a threshold of similarity (APRM)."""
+    approximate = () if theta is None else recipe(codec="golden", theta=theta)
+    return BASE + PLAIN + recipe(lr=PLAIN_RATES[network]) + approximate
 
 
 def scaled(network: str, ber: float) -> float:

@@ -197,9 +197,9 @@ def _on_ray(address: str) -> Iterator[int]:
 
 
 def _shown(cell: msgspec.Struct) -> str:
-    """What tells a cell from others: its fields without the long ones."""
-    fields = {name: value for name, value in msgspec.structs.asdict(cell).items() if len(str(value)) < 24}
-    return ", ".join(f"{name} {value}" for name, value in fields.items())
+    """What tells a cell from others: the fields that are not their defaults."""
+    fields = [(field.name, getattr(cell, field.name), field.default) for field in msgspec.structs.fields(cell)]
+    return ", ".join(f"{name} {value}" for name, value, default in fields if value != default)
 
 
 def _clock(seconds: float) -> str:

@@ -45,7 +45,7 @@ def test_the_bars_are_the_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_every_step_is_measured_alike() -> None:
-    wanted = ablation.wanted({"resnet20": (5e-4, 1e-3)}, 5, "report")
+    wanted = ablation.wanted({"resnet20": (5e-4, 1e-3)}, False, 5, "report")
     assert len(wanted) == 2 * (len(STEPS) + 1)
     assert {(w.cell.part, w.cell.seeds, w.cell.images) for w in wanted} == {("report", 5, 1000)}
     assert {w.cell.deployed for w in wanted if w.method != CLEAN} == {(5e-4,), (1e-3,)}

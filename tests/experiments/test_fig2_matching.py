@@ -20,7 +20,7 @@ def test_rates_are_the_papers_and_tenfold_for_small_images() -> None:
         if method == "MR":
             assert cell.trained == x
         if method != "Base":
-            assert cell.recipe[: len(methods.DRM)] == methods.DRM
+            assert cell.recipe[:-1] == methods.papers(network)
 
 
 def test_the_finding_is_the_average_gain() -> None:
