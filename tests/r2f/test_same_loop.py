@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from torch import nn
@@ -29,7 +28,7 @@ from services.bus.messages import EncodedInputs, EncodedLayers, EncodedModel, En
 from services.codec.device_side import DeviceCodec
 from services.codec.server_side import ServerCodec
 from services.edge_agent.agent import Agent, Device
-from services.scheme import Scheme
+from services.scheme import Port, Scheme
 from services.trainer import training
 from services.trainer.core import job as jobs
 from services.trainer.core import result as results
@@ -142,7 +141,7 @@ def same(job: Job, network: Network, folder: Path, sizes: Sizes) -> None:
     peer = inprocess.retrain(network, DIGITS, job, path=PATH)
     found = results.read(folder)
     assert found.model_sha256 == storage.digest(peer.network) != storage.digest(network)
-    plain = msgspec.structs.replace(job.scheme, protected=())
+    plain = job.scheme.bare
     assert found.clean_before == evaluate(network, Rates(), job, plain)
     assert found.faulty_before == evaluate(network, job.rates, job, job.scheme)
     assert found.clean_after == evaluate(peer.network, Rates(), job, plain)
@@ -170,7 +169,14 @@ SCHEMES = {
     "chained-jpeg-floats": Scheme(jpeg=80, float_inputs=True),
     "chained-protected": Scheme(protected=(0, 2)),
     "chained-protected-voted": Scheme(protected=(0, 2), referee=False),
+    "chained-ports": Scheme(ports=(Port(0, "weight"), Port(2, "input"), Port(2, "output"), Port(5, "weight"))),
+    "chained-ports-protected": Scheme(protected=(2,), ports=(Port(0, "output"), Port(5, "weight")), referee=False),
+    "chained-tmr-layer": Scheme(tmr="layer", vote="bitwise"),
+    "chained-uncertain-layer": Scheme(tmr="layer", uncertain=60, ports=(Port(0, "weight"),)),
     "direct": Scheme(codec="direct"),
+    "direct-tmr-network": Scheme(codec="direct", tmr="network", protected=(0,), vote="bitwise"),
+    "direct-uncertain-network": Scheme(codec="direct", tmr="network", uncertain=60),
+    "golden-tmr-network": Scheme(codec="golden", redundancy="network", tmr="network", theta=0.0),
     "direct-jpeg": Scheme(codec="direct", jpeg=80),
     "direct-protected": Scheme(codec="direct", protected=(0,), vote="bitwise"),
     "golden-layer": Scheme(codec="golden", vote="bitwise"),
