@@ -43,7 +43,7 @@ def test_a_cell_is_retrained_and_evaluated_as_it_says() -> None:
 
 
 def test_divergence_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise TrainingDiverged(3, float("nan"), 1.0, None)
 
     monkeypatch.setattr(retraining, "retrained", fails)
