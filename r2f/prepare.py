@@ -27,6 +27,7 @@ from r2f.settings import DEMO_NETWORK, Settings, SettingsError
 from services.bus import BusError
 from services.bus.address import broker_address, hidden
 from services.trainer.core import job as jobs
+from services.trainer.core import viewing
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
 from services.trainer.core.task import Task
@@ -130,7 +131,7 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
         accuracy = float_training.evaluate(module, data.test_images[chosen], data.test_labels[chosen], data)
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
-    job = job_of(settings, folder.name, at_once, data.digest())
+    job = viewing.decided(job_of(settings, folder.name, at_once, data.digest()), network, data.train_images[calibration(data)])
     try:
         jobs.check(job, network)
     except ValueError as error:

@@ -23,7 +23,8 @@ from services.trainer.core import optimiser
 from services.trainer.core.replay import replay
 from services.trainer.core.task import Sgd
 
-SGD: Final = Sgd(rate=1e-4)
+SGD: Final = Sgd()
+RATE, CLIP = 1e-4, 5.0
 """The rate of the first feasibility run on ImageNet."""
 
 
@@ -77,7 +78,7 @@ def update(
         trained = {index: (weight.copy(), bias.copy()) for index, (weight, bias) in parameters.items()}
         start = time.process_time()
         found = replay(base, x, outputs, labels, engine.fault_free)
-        optimiser.step(trained, optimiser.zeros_like(trained), found, SGD)
+        optimiser.step(trained, optimiser.zeros_like(trained), found.gradients, SGD, RATE, CLIP)
         middle = time.process_time()
         new = quantize(base, trained)
         times.append(((middle - start) / threads, (time.process_time() - middle) / threads))
