@@ -13,6 +13,7 @@ evaluated under the same fault seeds. ``--report-data FILE.npz`` with arrays ``i
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from r2f.settings import Settings
 
 OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
+EVERY = 25
+"""Iterations between two signs of life."""
 
 
 class Recovered(msgspec.Struct, kw_only=True, frozen=True):
@@ -86,7 +89,7 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     clean = retraining.over(retraining.evaluated(network, data, Rates(), chosen, settings.scheme), which)
     before = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
     choosing = splits.choosing(source).test_images
-    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated")
+    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated", watch=_said)
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
     return Recovered(
@@ -110,6 +113,12 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         seconds=round(time.perf_counter() - start, 1),
         recipe=retraining.recipe(settings),
     )
+
+
+def _said(iterations: int) -> None:
+    """A line on stderr, now and then: a run takes minutes."""
+    if iterations % EVERY == 0:
+        print(f"recover: {iterations} iterations", file=sys.stderr, flush=True)
 
 
 def lines(found: Recovered) -> str:

@@ -7,7 +7,7 @@ A setting is one of ``r2f retrain``'s (``r2f.settings``), so whatever a run can 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Final
@@ -98,15 +98,20 @@ def evaluated(network: Network, data: Dataset, rates: Rates, seeds: Sequence[int
     return inprocess.evaluate(network, data.test_images, data.test_labels, rates, seeds, scheme=plain, batch=BATCH)
 
 
-def retrained(settings: Settings, network: Network, data: Dataset) -> tuple[Network, Spent]:
+def retrained(
+    settings: Settings, network: Network, data: Dataset, watch: Callable[[int], None] | None = None
+) -> tuple[Network, Spent]:
     """The network that retraining on the training part of ``data`` ends with, and what it took.
+
+    ``watch`` gets the number of iterations that are done.
 
     Raises ``services.trainer.core.optimiser.TrainingDiverged``.
     """
     job = prepare.job_of(settings, "experiment", BATCH, data.digest())
     seen = data.train_images[spread(splits.CALIBRATION, len(data.train_images))]
     job = viewing.decided(job, network, seen)
-    done = inprocess.retrain(network, data, job)
+    each = None if watch is None else lambda made, _: watch(made.iteration + 1)
+    done = inprocess.retrain(network, data, job, watch=each)
     up = sum(i.input_bytes + i.layer_bytes + i.repair_bytes for i in done.iterations)
     down = done.other_model_bytes + sum(i.model_bytes for i in done.iterations)
     return done.network, Spent(iterations=len(done.iterations), up=up, down=down)
