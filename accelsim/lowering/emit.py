@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accelsim.int8 import network as net
-from accelsim.int8.network import Float32, Int8
+from accelsim.int8.network import Float32, Int8, Int32
 from accelsim.lowering import graph as real
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.weights import Weight
@@ -21,17 +21,21 @@ class Choice:
     """Everything that the int8 network adds to the float graph, by node."""
 
     graph: Graph
+    levels: dict[int, int]
+    """Largest integer of each tensor: 255 without a sign, 127 with one"""
     scales: dict[int, float]
     weights: dict[int, Weight]
     biases: dict[int, Tensor]
     """(O,) float64"""
 
 
-def bounds(node: real.Node, scale: float) -> tuple[int, int]:
-    """The node's bounds in steps of its result. Signed results use all of [-128, 127]."""
-    low = -128 if node.low == -math.inf else max(-128, round(node.low / scale))
-    high = 127 if node.high == math.inf else min(127, round(node.high / scale))
-    return min(low, 127), max(high, -128)
+def bounds(node: real.Node, scale: float, level: int) -> tuple[int, Int32]:
+    """The node's bounds in steps of its result; the upper one is (O,) or (). Results use all of int8, or of uint8."""
+    lowest = -128 if level == 127 else 0
+    low = lowest if node.low == -math.inf else max(lowest, round(node.low / scale))
+    gain = node.gain.numpy() if isinstance(node, real.Conv) else np.ones(())
+    high = np.rint(np.minimum(node.high * gain / scale, level)).clip(lowest).astype(np.int32)
+    return min(low, level), high
 
 
 def emit(index: int, choice: Choice) -> net.Layer:
