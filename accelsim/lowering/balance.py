@@ -14,7 +14,7 @@ from accelsim.lowering.equalise import Joined
 from accelsim.lowering.harm import Harm, harm
 from accelsim.lowering.ranges import Seen
 
-_ROUNDS = 200
+_ROUNDS = 100
 _RATE = 0.15
 """Octaves that a first round moves a gain or a scale by"""
 _LARGEST_GAIN = 8.0
@@ -32,7 +32,7 @@ class Balanced:
 
 
 def balance(
-    model: Harm, seen: dict[int, Seen], joined: Joined, tied: dict[int, int], input_scale: float, care: float, *, gains: bool = True
+    model: Harm, seen: dict[int, Seen], joined: Joined, tied: dict[int, int], input_scale: float, care: float, gains: bool
 ) -> Balanced:
     """Gains and scales of a float graph, by descent from unit gains and the widest ranges; no randomness.
 
@@ -60,8 +60,8 @@ def balance(
         unit = harm(model, steps(), care).detach().clamp(min=1e-30)
         optimiser = torch.optim.Adam([scale, gain], lr=_RATE, betas=(0.9, 0.99), eps=1e-12)
         for i in range(_ROUNDS):
-            for group in optimiser.param_groups:
-                group["lr"] = _RATE * (1 - i / _ROUNDS)
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = _RATE * (1 - i / _ROUNDS)
             optimiser.zero_grad()
             (harm(model, steps(), care) / unit).backward()  # type: ignore[no-untyped-call]
             optimiser.step()

@@ -34,7 +34,14 @@ _CARES = (1.0, 4.0, 16.0)
 
 @torch.no_grad()
 def quantise(
-    graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str, *, signed: bool = False, ber: float = 0.0
+    graph: Graph,
+    images: UInt8,
+    mean: Sequence[float],
+    std: Sequence[float],
+    name: str,
+    *,
+    signed: bool = False,
+    ber: float = 0.0,
 ) -> Network:
     """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C).
 
@@ -52,7 +59,13 @@ def quantise(
 
 
 def candidates(
-    graph: Graph, x: Tensor, trial: Tensor, input_scale: float, signed: bool, ber: float, cares: Sequence[float] = _CARES,
+    graph: Graph,
+    x: Tensor,
+    trial: Tensor,
+    input_scale: float,
+    signed: bool,
+    ber: float,
+    cares: Sequence[float] = _CARES,
     gains: bool = True,
 ) -> list[Choice]:
     without_sign = frozenset[int]() if signed else unsigned(graph)
