@@ -7,6 +7,7 @@ rounding the weights adds to the mean of each channel. No randomness: the same i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from accelsim.int8.network import Network, UInt8
 from accelsim.lowering import graph as real
+from accelsim.lowering.answer import place
 from accelsim.lowering.balance import balance
 from accelsim.lowering.emit import Choice, emit
 from accelsim.lowering.equalise import equalise, join
@@ -42,18 +44,26 @@ def quantise(
     *,
     signed: bool = False,
     ber: float = 0.0,
+    classifier: bool = False,
 ) -> Network:
     """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C).
 
+    ``signed`` is the paper's way: all int8, no thought of flips, channels as they are unless there are depthwise layers.
+    Of a ``classifier``'s outputs only their order has to stay.
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
     scale, table = input_table(mean, std)
     x = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)  # a third faster
     trial = x[np.linspace(0, len(x) - 1, min(len(x), _TRIAL)).astype(np.int64)]
-    choices = candidates(graph, x, trial, scale, signed, ber)
+    if signed:
+        ber = 0.0
+    depthwise = any(isinstance(node, real.Conv) and node.weight.shape[1] == 1 < node.groups for node in graph.nodes)
+    choices = candidates(graph, x, trial, scale, signed, ber, gains=depthwise or not signed)
     exact = [_output(graph, batch) for batch in torch.split(trial, BATCH)]
     lost = [_lost(list(rehearse(choice, trial, ber)), exact) for choice in choices]
     best = choices[lost.index(min(lost))]
+    if classifier and not signed and ber:
+        _place_answers(best, exact, ber)
     layers = tuple(emit(index, best) for index in range(len(graph.nodes)))
     return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
 
@@ -90,6 +100,17 @@ def candidates(
                 biases[index] = correct_bias(node, weights[index], seen[source].mean * balanced.gains[source])
         made.append(Choice(changed, height, balanced.scales, weights, biases))
     return made
+
+
+def _place_answers(choice: Choice, outputs: list[Tensor], ber: float) -> None:
+    """Moves a classifier's outputs to where flips change few answers, if its last layer is one that can."""
+    last = len(choice.graph.nodes) - 1
+    node = choice.graph.nodes[last]
+    if not isinstance(node, real.Conv) or (node.low, node.high) != (-math.inf, math.inf):
+        return
+    placing = place(torch.cat(outputs).flatten(1).double().numpy(), ber)
+    choice.levels, choice.scales = {**choice.levels, last: 255}, {**choice.scales, last: placing.scale}
+    choice.biases = {**choice.biases, last: choice.biases[last] + placing.shift}
 
 
 def _output(graph: Graph, batch: Tensor) -> Tensor:

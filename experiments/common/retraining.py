@@ -18,7 +18,7 @@ from torch import nn
 from accelsim import zoo
 from accelsim.datasets import Dataset, spread
 from accelsim.faults import Rates
-from accelsim.int8.network import Network
+from accelsim.int8.network import Activations, Network
 from accelsim.lowering import lower
 from accelsim.named import looking_in
 from experiments.common import splits
@@ -84,9 +84,21 @@ def float_module(settings: Settings, data: Dataset) -> nn.Module:
         return zoo.load(settings.network, Path(settings.weights))
 
 
-def quantised(settings: Settings, module: nn.Module, data: Dataset) -> Network:
-    """The int8 network, quantised by the calibration images of ``data``, which is not split yet."""
-    network = lower(module, splits.calibrating(data), data.mean, data.std, name=settings.network, classifier=True)
+def quantised(settings: Settings, module: nn.Module, data: Dataset, activations: Activations | None = None) -> Network:
+    """The network quantised by the calibration images of ``data``, which is not split yet.
+
+    ``activations`` stands in for the settings'. The bit error rate that it is made for is the settings'.
+    """
+    network = lower(
+        module,
+        splits.calibrating(data),
+        data.mean,
+        data.std,
+        name=settings.network,
+        classifier=True,
+        activations=settings.activations if activations is None else activations,
+        ber=prepare.rate_of(settings.rates),
+    )
     data.check(network)
     return network
 
