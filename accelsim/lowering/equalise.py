@@ -1,8 +1,8 @@
 """Equalisation: each channel's gain, which the weights in front of it apply and those behind it take back.
 
 The float function stays as it is. After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", ICCV 2019, section 4.1. A gain passes everything that only adds, moves, pools, concatenates or bounds a channel, so gains
-belong to sets of channels that such layers join.
+Correction", ICCV 2019, section 4.1. A gain passes everything that only adds, moves, pools, concatenates or bounds a
+channel, so gains belong to sets of channels that such layers join.
 """
 
 from __future__ import annotations

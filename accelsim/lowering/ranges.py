@@ -50,9 +50,7 @@ def watch(graph: Graph, x: Tensor) -> dict[int, Seen]:
             samples.setdefault(index, []).append(magnitude.permute(1, 0, 2, 3).flatten(1)[:, ::step].clone())
             largest[index] = torch.maximum(largest.get(index, peak), peak)
             mean[index] = mean.get(index, torch.zeros_like(peak)) + y.mean((0, 2, 3)).double() * share
-    return {
-        index: Seen(peak, mean[index], _shares(torch.cat(samples.pop(index), 1), peak)) for index, peak in largest.items()
-    }
+    return {index: Seen(peak, mean[index], _shares(torch.cat(samples.pop(index), 1), peak)) for index, peak in largest.items()}
 
 
 def _shares(magnitudes: Tensor, largest: Tensor) -> Tensor:

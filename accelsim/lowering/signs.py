@@ -24,7 +24,7 @@ def unsigned(graph: Graph) -> frozenset[int]:
                 positive = bool((values.nan_to_num(0) >= 0).all())
             case _:
                 positive = isinstance(node, MOVES) and node.inputs[0] in found
-        if positive or node.low >= 0:
+        if positive or (node.low >= 0 and not isinstance(node, MOVES)):
             found.add(index)
     return frozenset(found - {INPUT})
 
