@@ -9,24 +9,21 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accelsim.int8.network import Network, UInt8
+from accelsim.int8.network import Activations, Network, UInt8
 from accelsim.int8.storage import validate
 from accelsim.lowering import graph
 from accelsim.lowering.errors import LoweringError
 from accelsim.lowering.fold import fold
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.pixels import normalise
-from accelsim.lowering.quantise import quantise
+from accelsim.lowering.quantise import Aim, plain, quantise
 from accelsim.lowering.trace import duplicate, trace
 
-Activations = Literal["auto", "signed"]
-"""Which tensors are uint8: those that cannot be negative, or none"""
 _SAME = 2e-3
 """Largest relative difference of the float graph from the module: more than float32 rounding, less than any mistake."""
 
@@ -49,7 +46,8 @@ def lower(
     With ``classifier`` its output must be one number a class.
     ``activations``: "auto" makes tensors that cannot be negative uint8, "signed" makes all int8, as the paper has them.
     ``ber`` is the bit error rate, 0 to 1, at inputs, weights and outputs of the accelerator that the network is made for:
-    gains and scales are chosen so that flips do least harm.
+    gains, scales and where a classifier's outputs lie are chosen so that flips do least harm. With "signed" it counts for
+    nothing: that is the base of every comparison.
     Raises LoweringError where the module cannot be traced or an operator cannot be lowered.
     """
     images = calibration_images_u8
@@ -71,7 +69,8 @@ def lower(
         )
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
     try:
-        network = quantise(lowered, images, mean, std, name, signed=activations == "signed", ber=ber)
+        aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier)
+        network = quantise(lowered, images, mean, std, name, aim)
     except ValueError as error:
         raise LoweringError(str(error)) from error
     validate(network)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from accelsim.int8.network import Network, UInt8
 from accelsim.lowering import graph as real
+from accelsim.lowering.answer import place
 from accelsim.lowering.balance import Balanced, balance, widest
 from accelsim.lowering.emit import Choice, emit
 from accelsim.lowering.equalise import equalise, join
@@ -34,40 +36,56 @@ _CARES = (0.25, 1.0, 4.0, 16.0)
 """How much clipping counts, see ``harm``. Which is best depends on the network and the bit error rate, so each is tried."""
 
 
-@torch.no_grad()
-def quantise(
-    graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str, *, signed: bool, ber: float
-) -> Network:
-    """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C), for a bit error rate.
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a network is quantised for."""
 
-    ``signed`` makes all tensors int8. Raises ValueError, which names the node, where the float graph gives values that are
-    not finite.
+    unsigned: bool = True
+    """Tensors that cannot be negative are uint8."""
+    gains: bool = True
+    """Channels are scaled against one another."""
+    ber: float = 0.0
+    """Bit error rate at inputs, weights and outputs of each convolution"""
+    classifier: bool = False
+    """Of the outputs only the order has to stay."""
+
+
+def plain(graph: Graph) -> Aim:
+    """The paper's way: all int8, no thought of flips, channels as they are unless there are depthwise layers."""
+    depthwise = any(isinstance(node, real.Conv) and node.weight.shape[1] == 1 < node.groups for node in graph.nodes)
+    return Aim(unsigned=False, gains=depthwise)
+
+
+@torch.no_grad()
+def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str, aim: Aim) -> Network:
+    """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C).
+
+    Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
     scale, table = input_table(mean, std)
     x = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)  # a third faster
     trial = x[np.linspace(0, len(x) - 1, min(len(x), _TRIAL)).astype(np.int64)]
-    without_sign = frozenset[int]() if signed else unsigned(graph)
+    without_sign = unsigned(graph) if aim.unsigned else frozenset[int]()
     tensors = levels(graph, without_sign)
     seen = watch(graph, x)
     felt = feel(graph, trial)
-    model = prepare(graph, seen, felt, tensors, ber)
+    model = prepare(graph, seen, felt, tensors, aim.ber)
     widths, joined, tied = widest(seen, tensors, scale), join(graph), tie(graph, without_sign)
-    gains = not signed or any(isinstance(node, real.Conv) and node.weight.shape[1] == 1 < node.groups for node in graph.nodes)
     exact = [_output(graph, batch) for batch in torch.split(trial, BATCH)]
     best, least = None, math.inf
     for care in _CARES:
-        choice = _choice(graph, tensors, seen, felt, balance(model, widths, joined, tied, care, gains=gains), ber)
-        lost = _lost(list(rehearse(choice, trial, ber)), exact)
+        choice = _choice(graph, tensors, seen, felt, balance(model, widths, joined, tied, care, gains=aim.gains), aim.ber)
+        lost = _lost(list(rehearse(choice, trial, aim.ber)), exact)
         if best is None or lost < least:
             best, least = choice, lost
     assert best is not None
+    if aim.classifier and aim.unsigned and aim.ber:
+        _place_answers(best, exact, aim.ber)
     layers = tuple(emit(index, best) for index in range(len(graph.nodes)))
     return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
 
 
-def _choice(
-    graph: Graph, tensors: dict[int, int], seen: dict[int, Seen], felt: Felt, balanced: Balanced, ber: float
-) -> Choice:
+def _choice(graph: Graph, tensors: dict[int, int], seen: dict[int, Seen], felt: Felt, balanced: Balanced, ber: float) -> Choice:
     """Integers for gains and scales."""
     graph = equalise(graph, balanced.gains)
     weights: dict[int, Weight] = {}
@@ -81,6 +99,17 @@ def _choice(
             weights[index] = quantise_weight(node, balanced.scales[source], slopes, ber)
             biases[index] = correct_bias(node, weights[index], seen[source].mean * balanced.gains[source])
     return Choice(graph, tensors, balanced.scales, weights, biases)
+
+
+def _place_answers(choice: Choice, outputs: list[Tensor], ber: float) -> None:
+    """Moves a classifier's outputs to where flips change few answers, if its last layer is one that can."""
+    last = len(choice.graph.nodes) - 1
+    node = choice.graph.nodes[last]
+    if not isinstance(node, real.Conv) or (node.low, node.high) != (-math.inf, math.inf):
+        return
+    placing = place(torch.cat(outputs).flatten(1).double().numpy(), ber)
+    choice.levels, choice.scales = {**choice.levels, last: 255}, {**choice.scales, last: placing.scale}
+    choice.biases = {**choice.biases, last: choice.biases[last] + placing.shift}
 
 
 def _output(graph: Graph, batch: Tensor) -> Tensor:

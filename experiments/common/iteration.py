@@ -14,7 +14,7 @@ import torch
 from accelsim.engine import Engine
 from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network
-from accelsim.int8.parameters import dequantize, quantize
+from accelsim.int8.parameters import Parameters, dequantize, quantize
 from broker.link import Profile, message_bytes
 from services.bus import encoding
 from services.bus.messages import EncodedInputs, EncodedModel, Tensor
@@ -23,7 +23,9 @@ from services.trainer.core import optimiser
 from services.trainer.core.replay import replay
 from services.trainer.core.task import Sgd
 
-SGD: Final = Sgd(rate=1e-4)
+SGD: Final = Sgd()
+RATE: Final = 1e-4
+CLIP: Final = 5.0
 """The rate of the first feasibility run on ImageNet."""
 
 
@@ -48,13 +50,11 @@ class Update:
     """Of rebuilding the network from it."""
 
 
-def update(
-    network: Network, engine: Engine, x: Activation, outputs: Mapping[int, Activation], labels: npt.NDArray[np.int64]
-) -> Update:
-    """One replayed backward pass and SGD step from received ``outputs``, from master weights as they are mid-training.
+def midway(network: Network) -> Parameters:
+    """Parameters as they are in the middle of training, which quantise to the same int8 weights.
 
     A network read from int8 has its weights at exact integers, and a small step would move none. Mid-training their
-    fractions are spread evenly, so that is where this starts: the same int8 network, with such fractions.
+    fractions are spread evenly.
     """
     generator = np.random.default_rng(0)
     parameters = dequantize(network)
@@ -64,6 +64,14 @@ def update(
         # A weight at the end of int8 would outgrow its scale.
         inside = np.abs(layer.weight.astype(np.int16)) < 127
         parameters[index] = (weight + (step * inside).astype(np.float32), bias)
+    return parameters
+
+
+def update(
+    network: Network, engine: Engine, x: Activation, outputs: Mapping[int, Activation], labels: npt.NDArray[np.int64]
+) -> Update:
+    """One replayed backward pass and SGD step from received ``outputs``, from master weights as they are mid-training."""
+    parameters = midway(network)
     base = quantize(network, parameters)
     threads = torch.get_num_threads()
     times: list[tuple[float, float]] = []
@@ -71,7 +79,7 @@ def update(
         trained = {index: (weight.copy(), bias.copy()) for index, (weight, bias) in parameters.items()}
         start = time.process_time()
         found = replay(base, x, outputs, labels, engine.fault_free)
-        optimiser.step(trained, optimiser.zeros_like(trained), found, SGD)
+        optimiser.step(trained, optimiser.zeros_like(trained), found.gradients, SGD, RATE, CLIP)
         middle = time.process_time()
         new = quantize(base, trained)
         times.append(((middle - start) / threads, (time.process_time() - middle) / threads))

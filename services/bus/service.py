@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +39,6 @@ DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_DEVICE = "edge-0"
 
 
-_M_MMAP_THRESHOLD = -3
 ARENA_MB = 256
 ARENA_AGE_S = 3600.0
 """Behind a slow link a tensor may wait long for its reader. One that died is noticed by its successor, not by this."""
@@ -125,16 +123,6 @@ async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> signal.Si
             with contextlib.suppress(ValueError):
                 asyncio.get_running_loop().remove_signal_handler(number)
     return stopped
-
-
-def give_memory_back() -> None:
-    """Have arrays of 1 MiB and more returned to the system when they are freed: what a service of the device does first.
-
-    By default glibc keeps what freed arrays of up to 32 MB leave, for each thread. Another C library is left as it is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def fail(service: str, error: BaseException) -> NoReturn:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from services import memory
 from services.bus import Bus, service
 
 KEEP_MB = 128
@@ -42,7 +43,9 @@ def main(
             await ServerCodec(bus, path).serve()
 
     if side == "device":
-        service.give_memory_back()
+        memory.give_memory_back()
+    else:
+        memory.keep_memory()
     reader = "agent" if side == "device" else "trainer"
     service.run(
         f"codec-{side}",

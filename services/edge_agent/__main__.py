@@ -11,6 +11,7 @@ from accelsim import accelerators, datasets, faults
 from accelsim.engine import keep_idle
 from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
+from services import memory
 from services.bus import Bus, service
 from services.edge_agent.agent import Agent, Device
 
@@ -48,7 +49,7 @@ def main(
         timed = Array() if array is None else read_config(array)
         return Device(datasets.open(spec), factory, timed, path)
 
-    service.give_memory_back()
+    memory.give_memory_back()
     keep_idle(arena_mb << 18)  # a quarter of what may be under way
 
     async def serve(bus: Bus) -> None:

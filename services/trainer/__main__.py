@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from services import memory
 from services.bus import Bus, service
 from services.trainer import training, waiting
 from services.trainer.core import job
@@ -33,6 +34,7 @@ def main(
     Writes checkpoints, progress.jsonl, result.json and retrained.safetensors into the run's folder; started again on
     the same folder it goes on from the last checkpoint and ends with the same model, bit for bit.
     """
+    memory.keep_memory()
     torch.set_num_threads(threads)
     if next is not None and run is None:
         folder = waiting.next_run(next)

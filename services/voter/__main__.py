@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from services import memory
 from services.bus import service
 from services.voter import voter
 
@@ -17,7 +18,7 @@ def main(
     patience: service.Patience = service.PATIENCE_S,
 ) -> None:
     """TMR voter: takes edge/replicas, answers with edge/voted. Runs on the device."""
-    service.give_memory_back()
+    memory.give_memory_back()
     service.run(
         "voter",
         service.Common(broker, device, json_logs, log_level, patience),

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, assert_never
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,17 +25,19 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
     Slice,
     Table,
+    UInt8,
 )
 from accelsim.int8.walk import walk
+from services.trainer.core import elementwise
+from services.trainer.core.loss import Labels, loss
 
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
-"""Class numbers (N,) int64, or class probabilities (N, classes) float32."""
 Recompute = Callable[[int, Sequence[Activation]], Activation]
 """(index, operands) to the output of a layer that the device's reliable processor runs; ``Engine.fault_free`` is one."""
 Gradients = dict[int, tuple[Tensor, Tensor]]
@@ -61,16 +62,16 @@ def replay(network: Network, x: Activation, outputs: Mapping[int, Activation], l
     ``network`` is the int8 network as the device ran it, ``x`` its input (N, H, W, C), ``outputs`` the device's output
     (N, H, W, C) of each MAC layer by index. The other layers are exact on the device, so ``recompute`` gives them.
 
-    The loss is the softmax cross-entropy, averaged over the batch. The same arguments and number of torch threads give
+    The loss is ``services.trainer.core.loss``'s, averaged over the batch. The same arguments and number of torch threads give
     the same gradients, bit for bit; small networks run on one thread, whatever torch is set to.
 
     Raises ValueError if an output is missing or misshaped, or if the labels do not fit.
     """
     values = activations(network, x, outputs, recompute)
     with _threads(network, len(x)):
-        loss, correct, gradient = _cross_entropy(network, values[len(network.layers) - 1], labels)
-        gradients = _backward(network, values, gradient)
-        return Replay(loss, correct, _norm(gradients), gradients)
+        found = loss(network, values[len(network.layers) - 1], labels)
+        gradients = _backward(network, values, found.gradient)
+        return Replay(found.value, found.correct, _norm(gradients), gradients)
 
 
 @contextmanager
@@ -109,79 +110,72 @@ def activations(
     return values
 
 
-def _cross_entropy(network: Network, output: Activation, labels: Labels) -> tuple[float, int, Tensor]:
-    """Loss, number of right answers, and the loss's gradient at the output, as (N, C, 1, 1)."""
-    classes = network.layers[-1].shape[2]
-    if network.layers[-1].shape[:2] != (1, 1):
-        raise ValueError(f"the network's output has shape {network.layers[-1].shape}, expected one vector an image")
-    if labels.shape not in ((len(output),), (len(output), classes)):
-        raise ValueError(f"labels have shape {labels.shape}, expected {(len(output),)} or {(len(output), classes)}")
-    logits = torch.from_numpy(output.reshape(len(output), classes).astype(np.float32)) * network.layers[-1].scale
-    targets = torch.tensor(labels)
-    if targets.ndim == 1:
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise ValueError(f"labels run from {low} to {high}, but the network knows classes 0 to {classes - 1}")
-        best = targets
-        targets = torch.nn.functional.one_hot(targets, classes).float()
-    else:
-        best = targets.argmax(dim=1)
-    log_probability = torch.log_softmax(logits, dim=1)
-    loss = -(targets * log_probability).sum() / len(output)
-    gradient = (log_probability.exp() * targets.sum(dim=1, keepdim=True) - targets) / len(output)
-    return float(loss), int((logits.argmax(dim=1) == best).sum()), gradient[:, :, None, None]
-
-
 def _backward(network: Network, values: dict[int, Activation], gradient: Tensor) -> Gradients:
     """Walks the layers from last to first; ``pending`` holds the gradient at each output still to be reached."""
     pending: dict[int, Tensor] = {len(network.layers) - 1: gradient}
+    lent: set[int] = set()
+    """Where what is pending is someone else's too, so that it may not be overwritten."""
     batch = len(values[INPUT])
     planes: dict[int, Tensor] = {}
     found: Gradients = {}
 
     def plane(index: int) -> Tensor:
-        """Integers of an activation as float32 planes, made once for the layers that read it and its own clamp."""
+        """Integers of an activation as float32 planes, made once for the layers that read it."""
         if index not in planes:
-            planes[index] = _planes(values[index])
+            planes[index] = elementwise.widen(values[index])
         return planes[index]
 
-    def send(index: int, gradient: Tensor) -> None:
-        if index != INPUT:
-            pending[index] = pending[index] + gradient if index in pending else gradient
+    def send(index: int, gradient: Tensor, *, owned: bool = True) -> None:
+        """``owned``: nobody reads this gradient hereafter."""
+        if index == INPUT:
+            return
+        if index not in pending:
+            pending[index] = gradient
+            if not owned:
+                lent.add(index)
+        elif index in lent:
+            pending[index] = pending[index] + gradient
+            lent.discard(index)
+        else:
+            pending[index] += gradient
 
     for index in reversed(range(len(network.layers))):
         layer = network.layers[index]
+        planes.pop(index, None)
         if index not in pending:
             continue
         gradient = pending.pop(index)
-        if isinstance(layer, Conv | Add | Concat | MeanPool | Mul) and layer.low == 0 and _clamps(network, layer):
-            gradient = _through_relu(layer, plane(index), gradient)
-        planes.pop(index, None)
+        owned = index not in lent
+        sums = None
+        limits = _limits(network, layer)
+        if limits is not None:
+            gradient, sums = elementwise.gate(gradient, values[index], limits, owned=owned)
+            owned = True
         source = layer.inputs[0]
         shape = (batch, *network.shape_of(source))
         match layer:
             case Conv():
-                below, weight, bias = _through_conv(layer, plane(source), gradient, network.scale_of(source), source != INPUT)
-                found[index] = (weight, bias)
+                below, weight = _through_conv(layer, plane(source), gradient, network.scale_of(source), source != INPUT)
+                found[index] = (weight, elementwise.column_sums(gradient) if sums is None else sums)
                 if below is not None:
                     send(source, below)
             case Add():
                 for source in layer.inputs:
-                    send(source, gradient)
+                    send(source, gradient, owned=False)
             case Concat():
                 sizes = [network.shape_of(source)[2] for source in layer.inputs]
                 for source, part in zip(layer.inputs, torch.split(gradient, sizes, dim=1), strict=True):
-                    send(source, part)
+                    send(source, part, owned=owned and layer.inputs.count(source) == 1)
             case MaxPool():
-                send(source, _through_max(layer, plane(source), gradient))
+                send(source, elementwise.through_max(layer, values[source], gradient))
             case MeanPool():
-                send(source, _through_mean(layer, network, shape, gradient))
+                below, own = _through_mean(layer, network, shape, gradient)
+                send(source, below, owned=own)
             case Table():
                 slope = layer.slope[values[source].view(np.uint8) ^ (128 if values[source].dtype == np.int8 else 0)]
                 send(source, gradient * torch.from_numpy(slope).permute(0, 3, 1, 2))
             case Channels():
-                whole = _zeros(shape)
-                send(source, whole.index_copy_(1, torch.from_numpy(layer.order.astype(np.int64)), gradient))
+                send(source, elementwise.move_channels(gradient, layer.order, shape[3]))
             case Slice():
                 send(source, _through_slice(layer, shape, gradient))
             case Mul():
@@ -191,7 +185,7 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
                 send(second, at_second * network.scale_of(first))
             case Flatten():
                 n, h, w, c = shape
-                send(source, gradient.reshape(n, c, h, w).contiguous(memory_format=torch.channels_last))
+                send(source, gradient.reshape(n, c, h, w).contiguous(memory_format=torch.channels_last), owned=owned)
             case _:
                 assert_never(layer)
     for index, layer in network.convs():
@@ -200,28 +194,19 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
     return found
 
 
-def _planes(value: Activation) -> Tensor:
-    """An activation (N, H, W, C) as torch sees it: (N, C, H, W) float32, still lying channels-last."""
-    return torch.from_numpy(value.astype(np.float32)).permute(0, 3, 1, 2)
-
-
-def _through_relu(layer: Conv | Add | Concat | MeanPool | Mul, y: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient where the layer's ReLU or ReLU6 lets it pass; ``y`` holds the output's integers.
+def _limits(network: Network, layer: Layer) -> UInt8 | None:
+    """What ``elementwise.gate`` takes for the ReLU or ReLU6 of a layer; None where it has none.
 
     A bound that stands for no activation (-128, or 127 or 255 where ReLU6 ends elsewhere) is where integers saturate. That
     is rounding gone far, so the gradient goes straight through it: a channel that outgrew its range can still come back.
     """
-    passed: Tensor
+    if not isinstance(layer, Conv | Add | Concat | MeanPool | Mul) or layer.low != 0 or not _clamps(network, layer):
+        return None
     most = INT8_MAX if layer.signed else UINT8_MAX
-    if abs(6 / layer.scale - most) <= 0.5:
-        passed = torch.ops.aten.hardtanh_backward(gradient, y, 0, most)
-    else:
-        passed = torch.ops.aten.threshold_backward(gradient, y, 0)
-    high = np.asarray(layer.high)
-    if (high < most).any():
-        limits = torch.from_numpy(np.where(high < most, high, most + 1).astype(np.float32)).reshape(-1, 1, 1)
-        passed = passed * (y < limits)
-    return passed
+    ends = most if abs(6 / layer.scale - most) <= 0.5 else most + 1
+    high = np.broadcast_to(np.asarray(layer.high), layer.shape[2:])
+    limits: UInt8 = np.maximum(np.where(high < most, high, ends) - 1, 0).astype(np.uint8)
+    return limits
 
 
 def _clamps(network: Network, layer: Conv | Add | Concat | MeanPool | Mul) -> bool:
@@ -231,54 +216,45 @@ def _clamps(network: Network, layer: Conv | Add | Concat | MeanPool | Mul) -> bo
     return isinstance(layer, Conv) or signed or bool(np.any(np.asarray(layer.high) < most))
 
 
-def _through_conv(
-    layer: Conv, x: Tensor, gradient: Tensor, scale: float, wants_input: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients at a MAC layer's input, weight and bias. ``x`` holds integers; ``scale`` is the value of a step."""
+def _through_conv(layer: Conv, x: Tensor, gradient: Tensor, scale: float, wants_input: bool) -> tuple[Tensor | None, Tensor]:
+    """Gradients at a MAC layer's input and weight. ``x`` holds integers; ``scale`` is the value of a step.
+
+    Asked for the bias too, torch takes a slower way for the weight.
+    """
     weight = torch.from_numpy(layer.weight.astype(np.float32) * layer.weight_scale[:, None, None, None])
-    below, at_weight, at_bias = torch.ops.aten.convolution_backward(
+    below, at_weight, _ = torch.ops.aten.convolution_backward(
         gradient,
         x,
         weight,
-        [len(weight)],
+        None,
         layer.stride,
         layer.padding,
         layer.dilation,
         False,
         [0, 0],
         layer.groups,
-        [wants_input, True, True],
+        [wants_input, True, False],
     )
-    return below if wants_input else None, at_weight * scale, at_bias
+    return below if wants_input else None, at_weight.mul_(scale)
 
 
-def _through_max(layer: MaxPool, x: Tensor, gradient: Tensor) -> Tensor:
-    """To the first of the largest integers of each window, as torch does."""
-    ceil = _rounds_up(x.shape, layer, layer.dilation)
-    arguments = (layer.kernel, layer.stride, layer.padding, layer.dilation, ceil)
-    _, where = torch.ops.aten.max_pool2d_with_indices(x, *arguments)
-    below: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *arguments, where)
-    return below
-
-
-def _through_mean(layer: MeanPool, network: Network, shape: tuple[int, ...], gradient: Tensor) -> Tensor:
+def _through_mean(layer: MeanPool, network: Network, shape: tuple[int, ...], gradient: Tensor) -> tuple[Tensor, bool]:
+    """The gradient at the operand, and whether its elements have memory of their own."""
     share = layer.multiplier * layer.scale / network.scale_of(layer.inputs[0])
     n, h, w, c = shape
     if layer.kernel == (h, w) and layer.shape[:2] == (1, 1) and layer.padding == (0, 0):
-        return (gradient * share).expand(n, c, h, w)
-    x = _zeros(shape)
-    ceil = _rounds_up(x.shape, layer, (1, 1))
+        return (gradient * share).expand(n, c, h, w), False
+    x = torch.zeros(n, h, w, c).permute(0, 3, 1, 2)
+    ceil = _rounds_up(x.shape, layer)
     below: Tensor = torch.ops.aten.avg_pool2d_backward(
         gradient * share, x, layer.kernel, layer.stride, layer.padding, ceil, True, 1
     )
-    return below
+    return below, True
 
 
-def _rounds_up(size: tuple[int, ...], layer: MaxPool | MeanPool, dilation: tuple[int, int]) -> bool:
+def _rounds_up(size: tuple[int, ...], layer: MeanPool) -> bool:
     """Whether the pooled shape is torch's ceil_mode one. ``size`` is the operand's, (N, C, H, W)."""
-    down = [
-        (size[2 + i] + 2 * layer.padding[i] - dilation[i] * (layer.kernel[i] - 1) - 1) // layer.stride[i] + 1 for i in (0, 1)
-    ]
+    down = [(size[2 + i] + 2 * layer.padding[i] - layer.kernel[i]) // layer.stride[i] + 1 for i in (0, 1)]
     return tuple(down) != layer.shape[:2]
 
 
@@ -299,12 +275,6 @@ def _through_mul(a: Tensor, b: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor
     """Gradients at both factors, each still to be scaled by the value of the other's step."""
     at_b = gradient * a
     return gradient * b, at_b if b.shape == a.shape else at_b.sum(dim=(2, 3), keepdim=True)
-
-
-def _zeros(shape: tuple[int, ...]) -> Tensor:
-    """Zeros (N, C, H, W), channels-last, for an activation of shape (N, H, W, C)."""
-    n, h, w, c = shape
-    return torch.zeros(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _norm(gradients: Gradients) -> float:
