@@ -15,9 +15,10 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
+import numpy as np
 
 from accelsim.datasets import spread
 from accelsim.faults import Rates
@@ -61,6 +62,7 @@ class Sought(msgspec.Struct, kw_only=True, frozen=True):
     way: str
     budget: float
     searched: int = SEARCHED
+    part: Literal["report", "selection"] = "report"
     images: int = 1000
     seeds: int = retraining.SEEDS
 
@@ -76,7 +78,7 @@ class Result(msgspec.Struct, kw_only=True, frozen=True):
     searched: Accuracy
     """Agreement on the searched images under the searched seeds."""
     bare: Accuracy
-    """Without protection, on report images."""
+    """Without protection, on the evaluated images."""
     found: Accuracy
     """With it."""
 
@@ -86,6 +88,10 @@ def measure(sought: Sought, shared: Path) -> Result:
     network, source = cells.quantised(Cell(network=sought.network, trained=None, deployed=(sought.ber,)), shared)
     way, rates = WAYS[sought.way], Rates.uniform(sought.ber)
     candidates, report = splits.choosing(source).test_images, splits.reporting(source).test_images
+    if sought.part == "selection":
+        count = len(source.train_images)
+        others = np.setdiff1d(splits.training(count), splits.calibration(count))
+        candidates, report = source.train_images[others], candidates
     judge = Judge(network, candidates[spread(sought.searched, len(candidates))], rates, SEARCH_SEEDS, batch=BATCH)
     how = How(budgets=(sought.budget,), search=way.search, units=way.units, uncertain=way.uncertain)
     plan = search(judge, how)
@@ -149,9 +155,12 @@ def main() -> None:
     parser = figure.parser(__doc__)
     parser.add_argument("--ber", type=command.rate, nargs="+", default=[1e-4], help="bit error rates [%(default)s]")
     parser.add_argument("--searched", type=command.positive, default=SEARCHED, help="selection images at most [%(default)s]")
+    parser.add_argument(
+        "--part", choices=("report", "selection"), default="report", help="evaluate there; selection: search on training images"
+    )
     given = parser.parse_args()
     wanted = [
-        Sought(network=name, ber=ber, way=way, budget=budget, searched=given.searched, seeds=given.seeds)
+        Sought(network=name, ber=ber, way=way, budget=budget, searched=given.searched, part=given.part, seeds=given.seeds)
         for name in figure.chosen(given)
         for ber in given.ber
         for way in WAYS
