@@ -3,7 +3,7 @@
 ``python -m experiments.protection --shared ../shared --network resnet20 --ber 5e-4`` searches on selection images, for each
 budget of cycles, and evaluates what was found on report images under other fault seeds: in how many of them the device
 answers as the fault-free network does. Nothing is retrained here (``experiments.fig5_protection`` does that). It writes
-``protection.csv`` into --out and prints a table a network and rate.
+``protection.csv`` into --out and prints a table. --part selection evaluates on selection images, and searches on training images.
 
 Rows: no protection; *Algorithm 1* on whole layers, its termination repaired; *estimated* on whole layers; the same with
 uncertain images run again, which needs no other hardware either; and *sites*, which needs voters at the ports.
@@ -26,11 +26,11 @@ from experiments.common import cells, command, figure, retraining, runner, split
 from experiments.common.cells import Cell, agreement
 from experiments.common.retraining import BATCH, Accuracy
 from r2f.protection.judge import Judge
+from r2f.protection.plan import share
 from r2f.protection.search import How, search
 from r2f.protection.words import Grain, Search
 from services.scheme import Scheme
 
-BUDGETS: Final = (0.2, 0.5, 1.0)
 SEARCHED: Final = 200
 """Selection images at most."""
 SEARCH_SEEDS: Final = (2001, 2002, 2003)
@@ -154,17 +154,20 @@ def main() -> None:
     """Measures, writes and prints."""
     parser = figure.parser(__doc__)
     parser.add_argument("--ber", type=command.rate, nargs="+", default=[1e-4], help="bit error rates [%(default)s]")
+    parser.add_argument("--budget", default="20%,50%,100%", help="shares of the network's cycles, with commas [%(default)s]")
+    parser.add_argument("--images", type=command.positive, default=1000, help="to evaluate on, at most [%(default)s]")
     parser.add_argument("--searched", type=command.positive, default=SEARCHED, help="selection images at most [%(default)s]")
     parser.add_argument(
         "--part", choices=("report", "selection"), default="report", help="evaluate there; selection: search on training images"
     )
     given = parser.parse_args()
+    asked = {name: getattr(given, name) for name in ("searched", "part", "images", "seeds")}
     wanted = [
-        Sought(network=name, ber=ber, way=way, budget=budget, searched=given.searched, part=given.part, seeds=given.seeds)
+        Sought(network=name, ber=ber, way=way, budget=budget, **asked)
         for name in figure.chosen(given)
         for ber in given.ber
         for way in WAYS
-        for budget in BUDGETS
+        for budget in map(share, given.budget.split(","))
     ]
     pool = runner.pool_of(given)
     results = runner.run(measure, wanted, Result, shared=given.shared, reads=lambda s: cells.reads_of(s.network), pool=pool)
