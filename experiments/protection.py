@@ -3,7 +3,7 @@
 ``python -m experiments.protection --shared ../shared --network resnet20 --ber 5e-4`` searches on selection images, for each
 budget of cycles, and evaluates what was found on report images under other fault seeds: in how many of them the device
 answers as the fault-free network does. Nothing is retrained here (``experiments.fig5_protection`` does that). It writes
-``protection.csv`` into --out and prints a table. --part selection evaluates on selection images, and searches on training images.
+``protection.csv`` into --out and prints a table. With --part selection it evaluates on these, and searches on training images.
 
 Rows: no protection; *Algorithm 1* on whole layers, its termination repaired; *estimated* on whole layers; the same with
 uncertain images run again, which needs no other hardware either; and *sites*, which needs voters at the ports.
