@@ -13,6 +13,7 @@ evaluated under the same fault seeds. ``--report-data FILE.npz`` with arrays ``i
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from r2f.settings import Settings
 
 OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
+EVERY = 25
+"""Iterations between two signs of life."""
 
 
 class Recovered(msgspec.Struct, kw_only=True, frozen=True):
@@ -50,6 +53,8 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     """Signed arithmetic, not retrained, without faults."""
     before: Accuracy
     """The same with faults, nothing protected."""
+    untrained: Accuracy
+    """With faults and not retrained, but quantised for them: activations as the settings have them."""
     after: Accuracy
     """Retrained and protected, with faults."""
     clean_after: Accuracy
@@ -79,14 +84,14 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     source = datasets.open(settings.data)
     data = splits.reporting(source, report)
     module = retraining.float_module(settings, data)
-    network = retraining.quantised(settings, module, source)
-    data.check(network)
+    paper, network = (retraining.quantised(settings, module, source, kind) for kind in ("signed", settings.activations))
     which = retraining.metric(network.layers[-1].shape[2])
     chosen = retraining.fault_seeds(seeds)
-    clean = retraining.over(retraining.evaluated(network, data, Rates(), chosen, settings.scheme), which)
-    before = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
+    clean = retraining.over(retraining.evaluated(paper, data, Rates(), chosen, settings.scheme), which)
+    before = retraining.over(retraining.evaluated(paper, data, settings.rates, chosen, settings.scheme), which)
+    untrained = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
     choosing = splits.choosing(source).test_images
-    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated")
+    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated", watch=_said)
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
     return Recovered(
@@ -100,6 +105,7 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         seeds=chosen,
         clean=clean,
         before=before,
+        untrained=untrained,
         after=found,
         clean_after=clean_after,
         recovered=share(clean, before, found),
@@ -112,9 +118,16 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     )
 
 
+def _said(iterations: int) -> None:
+    """A line on stderr, now and then: a run takes minutes."""
+    if iterations % EVERY == 0:
+        print(f"recover: {iterations} iterations", file=sys.stderr, flush=True)
+
+
 def lines(found: Recovered) -> str:
     """The result for people."""
-    rows = [("clean", found.clean), ("before", found.before), ("after", found.after), ("after, no faults", found.clean_after)]
+    rows = [("clean", found.clean), ("before", found.before), ("quantised for it", found.untrained)]
+    rows += [("after", found.after), ("after, no faults", found.clean_after)]
     what = f"{found.network} on {found.data}, BER {found.ber:g}, overhead {found.overhead} %"
     said = [f"{what}: {found.metric} of {found.images} images"]
     said += [f"  {name:18} {value.mean:6.2f} ± {value.std:.2f} %  (n = {value.n})" for name, value in rows]

@@ -19,6 +19,7 @@ from services.codec.core.segments import MODEL
 
 _TITLES: dict[Phase, str] = {
     "before": "evaluate before",
+    "select": "choose what is deployed",
     "train": "retrain in the loop",
     "after": "evaluate after",
     "done": "done",

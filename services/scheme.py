@@ -114,6 +114,16 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         return self.exact and self.way.reference == "vote"
 
 
+class View(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How the device is to change the images of a batch before it runs them (``accelsim.datasets.views``)."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    flip: bool = False
+    """Mirror half of them left to right."""
+    shift: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    """Move them by up to so many pixels each way."""
+
+
 def check(scheme: Scheme, network: Network) -> None:
     """Raises ValueError where protection names what this network does not have."""
     layers = [index for index, _ in network.convs()]

@@ -27,6 +27,8 @@ from r2f.settings import DEMO_NETWORK, Settings
 from services.scheme import Redundancy
 from services.trainer.core.optimiser import TrainingDiverged
 
+Part = Literal["report", "selection"]
+"""Images that a network is evaluated on (``experiments.common.splits``)."""
 Value = str | int | float | bool
 Recipe = tuple[tuple[str, Value], ...]
 """Settings of ``r2f retrain``, by name in order: what a method is."""
@@ -47,8 +49,7 @@ class Cell(msgspec.Struct, kw_only=True, frozen=True):
     """Share of the network's cycles that protection may add, in training and deployed."""
     search: Search = "algorithm1"
     """What chooses it."""
-    part: Literal["report", "selection"] = "report"
-    """Images that it is evaluated on (``experiments.common.splits``)."""
+    part: Part = "report"
     images: int = 1000
     """At most so many of them, evenly over all."""
     seeds: int = retraining.SEEDS
@@ -61,8 +62,8 @@ class Found(msgspec.Struct, kw_only=True, frozen=True):
     images: int
     accuracy: tuple[Accuracy, ...] = ()
     """One a deployed rate; none where training diverged."""
-    diverged: str | None = None
-    """How training failed; the paper's X."""
+    diverged: int | None = None
+    """The iteration in which training failed; the paper's X."""
     spent: Spent | None = None
     """None where nothing was trained."""
     overhead: float = 0.0
@@ -83,7 +84,7 @@ def found(cell: Cell, shared: Path) -> Found:
         try:
             network, spent, settings = protecting.retrained(settings, network, data, images, cell.budget, cell.search)
         except TrainingDiverged as error:
-            return Found(metric=which, images=len(data.test_images), diverged=str(error))
+            return Found(metric=which, images=len(data.test_images), diverged=error.iteration)
     seeds = retraining.fault_seeds(cell.seeds)
     accuracy = tuple(
         retraining.over(retraining.evaluated(network, data, Rates.uniform(ber), seeds, settings.scheme), which)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -52,14 +52,21 @@ def protected(settings: Settings, network: Network, images: UInt8, budget: float
 
 
 def retrained(
-    settings: Settings, network: Network, data: Dataset, images: UInt8, budget: float, by: Search
+    settings: Settings,
+    network: Network,
+    data: Dataset,
+    images: UInt8,
+    budget: float,
+    by: Search,
+    *,
+    watch: Callable[[int], None] | None = None,
 ) -> tuple[Network, Spent, Settings]:
     """``retraining.retrained`` with protection, and the settings with the protection that it is to be deployed with.
 
     Raises TrainingDiverged.
     """
     settings = protected(settings, network, images, budget, by)
-    after, spent = retraining.retrained(settings, network, data)
+    after, spent = retraining.retrained(settings, network, data, watch)
     if by == "estimated":
         # Retraining moves what is critical and how close answers are, so what fits the budget is chosen anew.
         settings = protected(settings, after, images, budget, by)

@@ -23,6 +23,7 @@ from services.edge_agent.core.plan import ports_of, thresholded
 from services.edge_agent.running import Running
 from services.edge_agent.table1 import Client
 from services.scheme import Port, Scheme, check
+from services.views import seen
 
 log = structlog.get_logger()
 
@@ -186,6 +187,8 @@ class Agent:
         chosen = list(forward.samples)
         if not chosen or max(chosen) >= len(images) or min(chosen) < 0:
             raise ValueError(f"samples: {forward.split} has {len(images)} images, asked for {chosen[:8]}")
+        if forward.reliable and forward.mode == "training":
+            raise ValueError("reliable: the general-purpose processor runs in inference mode alone")
         batch, truth = images[chosen], labels[chosen]
         files: list[bytes] = []
         if mode.scheme.jpeg:
@@ -193,6 +196,12 @@ class Agent:
         training = forward.mode == "training"
         if training:
             await client.send_inputs(forward, batch, truth, files)
+        batch = seen(batch, forward.view)
+        if forward.reliable:
+            x = loaded.network.quantize_images(batch)
+            outputs = (await asyncio.to_thread(loaded.engine.run, x))[-1]
+            await client.send_outputs(forward, outputs, truth)
+            return
         accelerator = await self._accelerator(loaded.network, mode, forward)
         self.running = Running(self.bus, forward, mode, loaded.network, loaded.engine, accelerator, self.device.array)
         direct: frozenset[int] = frozenset()
@@ -207,7 +216,8 @@ class Agent:
     async def _accelerator(self, network: Network, mode: SetMode, forward: Forward) -> Accelerator:
         """The one of these faults, made when they change."""
         session = self.session
-        faults = (mode.rates, mode.seed if forward.seed is None else forward.seed, mode.scheme.ports)
+        rates = mode.rates if forward.rates is None else forward.rates
+        faults = (rates, mode.seed if forward.seed is None else forward.seed, mode.scheme.ports)
         if session.accelerator is None or session.faults != faults:
             session.accelerator = None
             session.accelerator, session.faults = await asyncio.to_thread(self._made, network, mode.scheme, *faults[:2]), faults
