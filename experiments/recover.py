@@ -59,6 +59,8 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     """Retrained, without faults."""
     recovered: float | None
     """(after - before) / (clean - before); None where faults cost nothing."""
+    deployed: str
+    """Which network: the one from before where none was better beyond its error bars."""
     iterations: int
     bytes: int
     """That crossed the link in training, both ways: bodies alone, without the framing that the bus adds."""
@@ -88,8 +90,7 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     chosen = retraining.fault_seeds(seeds)
     clean = retraining.over(retraining.evaluated(network, data, Rates(), chosen, settings.scheme), which)
     before = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
-    choosing = splits.choosing(source).test_images
-    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated", watch=_said)
+    after, spent, settings = protecting.retrained(settings, network, data, overhead / 100, "estimated", watch=_said)
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
     return Recovered(
@@ -106,6 +107,7 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         after=found,
         clean_after=clean_after,
         recovered=share(clean, before, found),
+        deployed=spent.deployed,
         iterations=spent.iterations,
         bytes=spent.up + spent.down,
         bytes_up=spent.up,
@@ -131,6 +133,7 @@ def lines(found: Recovered) -> str:
     said.append(f"  {'recovered':18} {won}")
     if found.overhead:
         said.append(f"  {'overhead used':18} {found.overhead_used:.1f} %")
+    said.append(f"  {'deployed':18} {found.deployed}")
     said.append(f"  {found.iterations} iterations, {found.bytes_up / 1e6:.2f} MB up, {found.bytes_down / 1e6:.2f} MB down")
     return "\n".join(said)
 

@@ -76,12 +76,11 @@ def found(cell: Cell, shared: Path) -> Found:
     data = _chosen(source, cell)
     network = _network(cell.network, settings.weights, settings.data.source)
     which, spent = retraining.metric(network.layers[-1].shape[2]), None
-    images = splits.choosing(source).test_images
     if cell.trained is None:
-        settings = protecting.protected(settings, network, images, cell.budget, cell.search)
+        settings = protecting.protected(settings, network, data, cell.budget, cell.search)
     else:
         try:
-            network, spent, settings = protecting.retrained(settings, network, data, images, cell.budget, cell.search)
+            network, spent, settings = protecting.retrained(settings, network, data, cell.budget, cell.search)
         except TrainingDiverged as error:
             return Found(metric=which, images=len(data.test_images), diverged=error.iteration)
     seeds = retraining.fault_seeds(cell.seeds)
