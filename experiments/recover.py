@@ -55,6 +55,8 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     """The same with faults, nothing protected."""
     after: Accuracy
     """Retrained and protected, with faults."""
+    untrained: Accuracy
+    """As quantised for its faults, with them, neither retrained nor protected."""
     clean_after: Accuracy
     """Retrained, without faults."""
     recovered: float | None
@@ -84,12 +86,13 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     source = datasets.open(settings.data)
     data = splits.reporting(source, report)
     module = retraining.float_module(settings, data)
+    paper = retraining.quantised(retraining.signed(settings), module, source)
     network = retraining.quantised(settings, module, source)
-    data.check(network)
     which = retraining.metric(network.layers[-1].shape[2])
     chosen = retraining.fault_seeds(seeds)
-    clean = retraining.over(retraining.evaluated(network, data, Rates(), chosen, settings.scheme), which)
-    before = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
+    clean = retraining.over(retraining.evaluated(paper, data, Rates(), chosen, settings.scheme), which)
+    before = retraining.over(retraining.evaluated(paper, data, settings.rates, chosen, settings.scheme), which)
+    untrained = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
     after, spent, settings = protecting.retrained(settings, network, data, overhead / 100, "estimated", watch=_said)
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
@@ -105,6 +108,7 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         clean=clean,
         before=before,
         after=found,
+        untrained=untrained,
         clean_after=clean_after,
         recovered=share(clean, before, found),
         deployed=spent.deployed,
@@ -125,7 +129,10 @@ def _said(iterations: int) -> None:
 
 def lines(found: Recovered) -> str:
     """The result for people."""
-    rows = [("clean", found.clean), ("before", found.before), ("after", found.after), ("after, no faults", found.clean_after)]
+    rows = [
+        ("clean", found.clean), ("before", found.before), ("quantised for it", found.untrained), ("after", found.after),
+        ("after, no faults", found.clean_after),
+    ]  # fmt: skip
     what = f"{found.network} on {found.data}, BER {found.ber:g}, overhead {found.overhead} %"
     said = [f"{what}: {found.metric} of {found.images} images"]
     said += [f"  {name:18} {value.mean:6.2f} ± {value.std:.2f} %  (n = {value.n})" for name, value in rows]

@@ -24,7 +24,8 @@ from services.trainer.core.replay import replay
 from services.trainer.core.task import Sgd
 
 SGD: Final = Sgd()
-RATE, CLIP = 1e-4, 5.0
+RATE: Final = 1e-4
+CLIP: Final = 5.0
 """The rate of the first feasibility run on ImageNet."""
 
 

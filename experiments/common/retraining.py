@@ -119,6 +119,11 @@ def retrained(
     return done.network, Spent(iterations=len(done.iterations), up=up, down=down, deployed=deployed)
 
 
+def signed(settings: Settings) -> Settings:
+    """The same in the paper's arithmetic, which is quantised with no thought of faults: what all is compared with."""
+    return msgspec.structs.replace(settings, activations="signed")
+
+
 def held_out(settings: Settings, data: Dataset) -> UInt8:
     """Training images (N, H, W, C) that the device keeps for deciding what is deployed; nothing is learnt from them.
 
