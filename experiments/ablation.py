@@ -84,7 +84,7 @@ def wanted(rates: dict[str, tuple[float, ...]], full: bool, seeds: int, part: Pa
 
 def _rest(network: str, step: Step, full: bool) -> Recipe:
     """What a step's settings are in addition on one network: the paper's recipe has a rate and a length of its own there."""
-    if not step.trained:
+    if not step.trained or "method" in dict(step.recipe):
         return ()
     if methods.PLAIN[-1] in step.recipe:
         return recipe(lr=methods.PLAIN_RATES[network]) + methods.length(network, full=full)

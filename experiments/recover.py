@@ -53,14 +53,16 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     """Signed arithmetic, not retrained, without faults."""
     before: Accuracy
     """The same with faults, nothing protected."""
-    untrained: Accuracy
-    """With faults and not retrained, but quantised for them: activations as the settings have them."""
     after: Accuracy
     """Retrained and protected, with faults."""
+    untrained: Accuracy
+    """As quantised for its faults, with them, neither retrained nor protected."""
     clean_after: Accuracy
     """Retrained, without faults."""
     recovered: float | None
     """(after - before) / (clean - before); None where faults cost nothing."""
+    deployed: str
+    """Which network: the one from before where none was better beyond its error bars."""
     iterations: int
     bytes: int
     """That crossed the link in training, both ways: bodies alone, without the framing that the bus adds."""
@@ -84,14 +86,14 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     source = datasets.open(settings.data)
     data = splits.reporting(source, report)
     module = retraining.float_module(settings, data)
-    paper, network = (retraining.quantised(settings, module, source, kind) for kind in ("signed", settings.activations))
+    paper = retraining.quantised(retraining.signed(settings), module, source)
+    network = retraining.quantised(settings, module, source)
     which = retraining.metric(network.layers[-1].shape[2])
     chosen = retraining.fault_seeds(seeds)
     clean = retraining.over(retraining.evaluated(paper, data, Rates(), chosen, settings.scheme), which)
     before = retraining.over(retraining.evaluated(paper, data, settings.rates, chosen, settings.scheme), which)
     untrained = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
-    choosing = splits.choosing(source).test_images
-    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated", watch=_said)
+    after, spent, settings = protecting.retrained(settings, network, data, overhead / 100, "estimated", watch=_said)
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
     return Recovered(
@@ -105,10 +107,11 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         seeds=chosen,
         clean=clean,
         before=before,
-        untrained=untrained,
         after=found,
+        untrained=untrained,
         clean_after=clean_after,
         recovered=share(clean, before, found),
+        deployed=spent.deployed,
         iterations=spent.iterations,
         bytes=spent.up + spent.down,
         bytes_up=spent.up,
@@ -126,8 +129,10 @@ def _said(iterations: int) -> None:
 
 def lines(found: Recovered) -> str:
     """The result for people."""
-    rows = [("clean", found.clean), ("before", found.before), ("quantised for it", found.untrained)]
-    rows += [("after", found.after), ("after, no faults", found.clean_after)]
+    rows = [
+        ("clean", found.clean), ("before", found.before), ("quantised for it", found.untrained), ("after", found.after),
+        ("after, no faults", found.clean_after),
+    ]  # fmt: skip
     what = f"{found.network} on {found.data}, BER {found.ber:g}, overhead {found.overhead} %"
     said = [f"{what}: {found.metric} of {found.images} images"]
     said += [f"  {name:18} {value.mean:6.2f} ± {value.std:.2f} %  (n = {value.n})" for name, value in rows]
@@ -135,6 +140,7 @@ def lines(found: Recovered) -> str:
     said.append(f"  {'recovered':18} {won}")
     if found.overhead:
         said.append(f"  {'overhead used':18} {found.overhead_used:.1f} %")
+    said.append(f"  {'deployed':18} {found.deployed}")
     said.append(f"  {found.iterations} iterations, {found.bytes_up / 1e6:.2f} MB up, {found.bytes_down / 1e6:.2f} MB down")
     return "\n".join(said)
 

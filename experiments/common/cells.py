@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 import numpy as np
+from msgspec import structs
 from torch import nn
 
 from accelsim import datasets
@@ -75,14 +76,13 @@ def found(cell: Cell, shared: Path) -> Found:
     settings = settings_of(cell, shared)
     source = _source(settings.data.source)
     data = _chosen(source, cell)
-    network = _network(cell.network, settings.weights, settings.data.source)
+    network = _network(settings)
     which, spent = retraining.metric(network.layers[-1].shape[2]), None
-    images = splits.choosing(source).test_images
     if cell.trained is None:
-        settings = protecting.protected(settings, network, images, cell.budget, cell.search)
+        settings = protecting.protected(settings, network, data, cell.budget, cell.search)
     else:
         try:
-            network, spent, settings = protecting.retrained(settings, network, data, images, cell.budget, cell.search)
+            network, spent, settings = protecting.retrained(settings, network, data, cell.budget, cell.search)
         except TrainingDiverged as error:
             return Found(metric=which, images=len(data.test_images), diverged=error.iteration)
     seeds = retraining.fault_seeds(cell.seeds)
@@ -97,7 +97,7 @@ def found(cell: Cell, shared: Path) -> Found:
 def quantised(cell: Cell, shared: Path) -> tuple[Network, Dataset]:
     """The int8 network that a cell starts from, and its data, not split yet."""
     settings = settings_of(cell, shared)
-    return _network(cell.network, settings.weights, settings.data.source), _source(settings.data.source)
+    return _network(settings), _source(settings.data.source)
 
 
 def reads(cell: Cell | Agreement) -> tuple[str, ...]:
@@ -147,9 +147,9 @@ class Agreed(msgspec.Struct, kw_only=True, frozen=True):
 
 def agreed(cell: Agreement, shared: Path) -> Agreed:
     """Runs one batch of report images under each fault seed."""
-    settings = settings_of(Cell(network=cell.network, trained=None, deployed=(cell.ber,)), shared)
+    settings = retraining.signed(settings_of(Cell(network=cell.network, trained=None, deployed=(cell.ber,)), shared))
     source = _source(settings.data.source)
-    network = _network(cell.network, settings.weights, settings.data.source)
+    network = _network(settings)
     images = splits.reporting(source).test_images
     x = network.quantize_images(images[spread(cell.images, len(images))])
     engine = Engine(network)
@@ -181,12 +181,19 @@ def _source(data: str) -> Dataset:
 
 
 @functools.lru_cache(maxsize=4)
-def _module(network: str, weights: str | None, data: str) -> nn.Module:
-    settings = r2f_settings.parse({"network": network, "weights": weights, "data": data})
-    return retraining.float_module(settings, splits.reporting(_source(data)))
+def _module(settings: Settings) -> nn.Module:
+    return retraining.float_module(settings, splits.reporting(_source(settings.data.source)))
 
 
 @functools.lru_cache(maxsize=8)
-def _network(network: str, weights: str | None, data: str) -> Network:
-    settings = r2f_settings.parse({"network": network, "weights": weights, "data": data})
-    return retraining.quantised(settings, _module(network, weights, data), _source(data))
+def _quantised(settings: Settings) -> Network:
+    of_module = Settings(network=settings.network, weights=settings.weights, data=settings.data)
+    return retraining.quantised(settings, _module(of_module), _source(settings.data.source))
+
+
+def _network(settings: Settings) -> Network:
+    """The int8 network of a run's settings. All those that do not matter to it are left out, to quantise it once."""
+    of_network = Settings(network=settings.network, weights=settings.weights, data=settings.data)
+    if settings.activations == "signed":
+        return _quantised(retraining.signed(of_network))
+    return _quantised(structs.replace(of_network, activations=settings.activations, rates=settings.rates))

@@ -20,8 +20,8 @@ def recovered() -> Recovered:
     accuracy = {name: Accuracy(mean, 0.5, 5) for name, mean in (("clean", 90.0), ("before", 70.0), ("after", 85.0))}
     return Recovered(
         network="a", data="b", ber=1e-4, overhead=50, overhead_used=48.76, metric="top5", images=200, seeds=(1,), **accuracy,
-        clean_after=Accuracy(89.0, 0.0, 1), recovered=0.75, iterations=25, bytes=3_000_000, bytes_up=2, bytes_down=1,
-        seconds=1.0, recipe={},
+        untrained=Accuracy(80.0, 1.0, 5), clean_after=Accuracy(89.0, 0.0, 1), recovered=0.75, deployed="last", iterations=25,
+        bytes=3_000_000, bytes_up=2, bytes_down=1, seconds=1.0, recipe={},
     )  # fmt: skip
 
 

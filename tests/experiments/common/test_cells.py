@@ -66,7 +66,7 @@ def test_agreement_is_the_share_of_outputs_that_are_right() -> None:
     cell = Agreement(network="digits_cnn", ber=1e-3, redundancy="layer", images=8, seeds=1)
     found = cells.agreed(cell, Path("/nowhere"))
     source = datasets.load("digits")
-    settings = r2f_settings.parse({})
+    settings = r2f_settings.parse({"activations": "signed"})
     network = retraining.quantised(settings, retraining.float_module(settings, splits.reporting(source)), source)
     x = network.quantize_images(source.test_images[spread(8, len(source.test_images))])
     right = Engine(network).run(x)[-1]
