@@ -32,7 +32,7 @@ from accelsim.int8.parameters import Parameters, quantize
 from benchmarks.accelerator import CALIBRATION, photos
 from benchmarks.peers import folded
 from experiments.common import chain
-from experiments.common.iteration import SGD, midway
+from experiments.common.iteration import CLIP, RATE, SGD, midway
 from services import memory
 from services.codec.core import model
 from services.codec.core.rebuild import Rebuild, Wrong
@@ -79,7 +79,7 @@ class Server:
         x = self.network.quantize_images(self.images)
         found = replay(self.network, x, outputs, self.labels, self.engine.fault_free)
         times.append(time.perf_counter())
-        optimiser.step(self.trained, self._velocity, found, SGD)
+        optimiser.step(self.trained, self._velocity, found.gradients, SGD, RATE, CLIP)
         times.append(time.perf_counter())
         new = quantize(self.network, self.trained)
         times.append(time.perf_counter())
@@ -106,7 +106,7 @@ def plain(module: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Callable[
 
     def step() -> None:
         module.zero_grad()
-        nn.functional.cross_entropy(module(x), labels).backward()
+        nn.functional.cross_entropy(module(x), labels).backward()  # type: ignore[no-untyped-call]
 
     return step
 

@@ -31,7 +31,7 @@ from experiments.common.trained import TRAINED, module_of
 from r2f import float_training, inprocess
 from services.scheme import Scheme
 from services.trainer.core.job import Job
-from services.trainer.core.task import Sgd
+from services.trainer.core.task import PAPER, Sgd
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,8 @@ def retrain(name: str, network: Network, data: Dataset, codec: str, seed: int) -
         iterations=setting.iterations,
         batch=setting.batch,
         sgd=setting.sgd,
+        recipe=PAPER,
+        labels="device",
         seed=seed,
     )
     done = inprocess.retrain(network, data, job)

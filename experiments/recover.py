@@ -13,6 +13,7 @@ evaluated under the same fault seeds. ``--report-data FILE.npz`` with arrays ``i
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ import msgspec
 from accelsim import datasets
 from accelsim.faults import Rates
 from accelsim.files import write_whole
-from experiments.common import command, retraining, splits
+from experiments.common import command, protecting, retraining, splits
 from experiments.common.retraining import Accuracy
 from r2f import settings as r2f_settings
 from r2f.settings import Settings
 
-OVERHEADS = (0,)
+OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
+EVERY = 25
+"""Iterations between two signs of life."""
 
 
 class Recovered(msgspec.Struct, kw_only=True, frozen=True):
@@ -39,6 +42,8 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     ber: float
     overhead: int
     """Per cent of the unprotected network's cycles that protection may add."""
+    overhead_used: float
+    """Per cent that it did add, on the images that are reported."""
     metric: str
     images: int
     """That every accuracy is of."""
@@ -47,9 +52,11 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     clean: Accuracy
     """Signed arithmetic, not retrained, without faults."""
     before: Accuracy
-    """The same with faults."""
+    """The same with faults, nothing protected."""
+    untrained: Accuracy
+    """With faults and not retrained, but quantised for them: activations as the settings have them."""
     after: Accuracy
-    """Retrained, with faults."""
+    """Retrained and protected, with faults."""
     clean_after: Accuracy
     """Retrained, without faults."""
     recovered: float | None
@@ -77,13 +84,14 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     source = datasets.open(settings.data)
     data = splits.reporting(source, report)
     module = retraining.float_module(settings, data)
-    network = retraining.quantised(settings, module, source)
-    data.check(network)
+    paper, network = (retraining.quantised(settings, module, source, kind) for kind in ("signed", settings.activations))
     which = retraining.metric(network.layers[-1].shape[2])
     chosen = retraining.fault_seeds(seeds)
-    clean = retraining.over(retraining.evaluated(network, data, Rates(), chosen, settings.scheme), which)
-    before = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
-    after, spent = retraining.retrained(settings, network, data)
+    clean = retraining.over(retraining.evaluated(paper, data, Rates(), chosen, settings.scheme), which)
+    before = retraining.over(retraining.evaluated(paper, data, settings.rates, chosen, settings.scheme), which)
+    untrained = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
+    choosing = splits.choosing(source).test_images
+    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated", watch=_said)
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
     return Recovered(
@@ -91,11 +99,13 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         data=data.name,
         ber=settings.rates.input,
         overhead=overhead,
+        overhead_used=round(100 * protecting.cost(after, settings.scheme, data.test_images, settings.rates, chosen), 2),
         metric=which,
         images=len(data.test_images),
         seeds=chosen,
         clean=clean,
         before=before,
+        untrained=untrained,
         after=found,
         clean_after=clean_after,
         recovered=share(clean, before, found),
@@ -108,14 +118,23 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     )
 
 
+def _said(iterations: int) -> None:
+    """A line on stderr, now and then: a run takes minutes."""
+    if iterations % EVERY == 0:
+        print(f"recover: {iterations} iterations", file=sys.stderr, flush=True)
+
+
 def lines(found: Recovered) -> str:
     """The result for people."""
-    rows = [("clean", found.clean), ("before", found.before), ("after", found.after), ("after, no faults", found.clean_after)]
+    rows = [("clean", found.clean), ("before", found.before), ("quantised for it", found.untrained)]
+    rows += [("after", found.after), ("after, no faults", found.clean_after)]
     what = f"{found.network} on {found.data}, BER {found.ber:g}, overhead {found.overhead} %"
     said = [f"{what}: {found.metric} of {found.images} images"]
     said += [f"  {name:18} {value.mean:6.2f} ± {value.std:.2f} %  (n = {value.n})" for name, value in rows]
     won = "nothing was lost" if found.recovered is None else f"{100 * found.recovered:.1f} %"
     said.append(f"  {'recovered':18} {won}")
+    if found.overhead:
+        said.append(f"  {'overhead used':18} {found.overhead_used:.1f} %")
     said.append(f"  {found.iterations} iterations, {found.bytes_up / 1e6:.2f} MB up, {found.bytes_down / 1e6:.2f} MB down")
     return "\n".join(said)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from r2f import settings as settings_file
+from r2f.protection.words import SETTINGS, Cost, Grain, Search
 from r2f.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
@@ -163,6 +164,53 @@ def layers(
 
 
 @app.command()
+@_options(*SETTINGS)
+def protect(
+    given: dict[str, Any],
+    budget: Annotated[
+        str, typer.Option(help="What protection may add, in per cent of the network's cycles; several with commas.")
+    ] = "20%,50%,200%",
+    search: Annotated[Search, typer.Option(help="By estimates that are then checked, or Algorithm 1.")] = "estimated",
+    units: Annotated[
+        Grain, typer.Option(help="Protect layers (TMR), or also a layer's tensors by voters at the ports: sites.")
+    ] = "layers",
+    cost: Annotated[Cost, typer.Option(help="What a layer costs: modelled cycles, or multiplications.")] = "cycles",
+    uncertain: Annotated[
+        bool, typer.Option("--uncertain/--no-uncertain", help="Allow images to run again whose answer is uncertain.")
+    ] = True,
+    images: Annotated[int, typer.Option(min=1, help="Training images, not calibrated on, by which to choose.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help="Fault seeds of each evaluation.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Images that the deployed device runs at once.")] = 16,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=r"Folder for plan.json and all else \[default: protection/NETWORK]"),
+    ] = None,
+) -> None:
+    """Choose what to protect from faults within a budget of cycles; r2f retrain --protect plan.json retrains with it.
+
+    A search that was stopped goes on with the same command.
+    """
+
+    def work() -> None:
+        from rich.console import Console
+
+        from r2f.display import Display
+        from r2f.protection import command
+
+        settings = settings_file.parse(given)
+        asked = command.Asked(
+            budget=budget, search=search, units=units, cost=cost, uncertain=uncertain, images=images, seeds=seeds, batch=batch
+        )
+        console = Console()
+        with Display(console) as display:
+            plan, folder = command.protect(settings, asked, out or Path("protection") / settings.network, display)
+        console.print(command.table(plan))
+        console.print(f"\n{folder}: plan.json, sensitivities.png, evaluations.jsonl", soft_wrap=True, markup=False)
+
+    _guarded(work)
+
+
+@app.command()
 def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = RUNS) -> None:
     """List the runs below a folder: network, BER, iterations, top-1 of the faulty device before and after, state."""
 
@@ -181,7 +229,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
             rates = () if what is None else (what.rates.input, what.rates.weight, what.rates.accumulator, what.rates.output)
             table.add_row(
                 Text(one.folder.name), Text("" if what is None else what.network), f"{max(rates):g}" if rates else "",
-                "" if what is None else f"{one.iterations}/{what.iterations}",
+                "" if one.total is None else f"{one.iterations}/{one.total}",
                 *("" if value is None else f"{value:.1f} %" for value in (one.before, one.after)), one.state,
             )  # fmt: skip
         console = Console()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ from services.codec.core.segments import MODEL
 
 _TITLES: dict[Phase, str] = {
     "before": "evaluate before",
+    "select": "choose what is deployed",
     "train": "retrain in the loop",
     "after": "evaluate after",
     "done": "done",
@@ -57,6 +58,18 @@ class Display:
         yield
         self._bars.update(task, total=1, completed=1)
         self._line(f"{title}: done")
+
+    @contextmanager
+    def counting(self, title: str) -> Iterator[Callable[[int, int | None, str], None]]:
+        """A step of many; call what it gives with how many are done, of how many where that is known, and a detail."""
+        task = self._bars.add_task(title, total=None, detail="", visible=False)
+
+        def tell(done: int, total: int | None, detail: str) -> None:
+            self._bars.update(task, completed=done, total=total, detail=detail, visible=True)
+            if total is None or done % max(1, total // 10) == 0 or done == total:
+                self._line(f"{title}: {done}{'' if total is None else f'/{total}'} {detail}".rstrip())
+
+        yield tell
 
     def progress(self, message: Progress) -> None:
         """The trainer is this far."""

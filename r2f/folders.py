@@ -35,6 +35,8 @@ class Run(NamedTuple):
     state: State
     settings: Settings | None
     iterations: int
+    """Done, of ``total``, which is None until the device has said how many samples it has."""
+    total: int | None
     before: float | None
     after: float | None
     why: str = ""
@@ -118,7 +120,7 @@ def look(folder: Path) -> Run:
         done = len(ledger.read(folder / result.PROGRESS))
         outcome = waiting.outcome(folder)
     except (SettingsError, ValueError, msgspec.MsgspecError) as error:
-        return Run(folder, "damaged", None, 0, None, None, str(error))
+        return Run(folder, "damaged", None, 0, None, None, None, str(error))
     state: State
     if is_running(folder):
         state, why = "running", ""
@@ -126,7 +128,7 @@ def look(folder: Path) -> Run:
         state, why = "stopped", f"go on with: r2f retrain --resume {folder}"
     else:
         state, why = ("done", "") if outcome == "" else ("given up", outcome)
-    return Run(folder, state, settings, done, _mean(found.faulty_before), _mean(found.faulty_after), why)
+    return Run(folder, state, settings, done, found.iterations, _mean(found.faulty_before), _mean(found.faulty_after), why)
 
 
 def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:

@@ -8,14 +8,14 @@ overhead is measured against, and the way to try settings in seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from accelsim.accelerators import Factory, build
+from accelsim.accelerators import Factory, build, vote_at
 from accelsim.datasets import Dataset, Int64
 from accelsim.engine import shared
 from accelsim.faults import Rates
@@ -23,14 +23,19 @@ from accelsim.int8.network import Activation, Network, UInt8
 from services.codec.core.device_end import DeviceEnd
 from services.codec.core.rebuild import Rebuild, Wrong
 from services.codec.core.server_end import ServerEnd
+from services.edge_agent.core.answer import answer
 from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.forward import Done, Executed, Segment, Votes, advance, execute, similarity
-from services.edge_agent.core.plan import plan_of, thresholded
+from services.edge_agent.core.plan import plan_of, ports_of, thresholded
 from services.scheme import CHAINED, Scheme
-from services.trainer.core import evaluation
-from services.trainer.core.evaluation import Counts, Evaluation
+from services.scheme import check as check_scheme
+from services.trainer.core import evaluation, recipe
+from services.trainer.core.course import Answered, Answers, Batch, Deploy, Learnt, Reply, course
+from services.trainer.core.evaluation import Counts, Evaluation, Pass
 from services.trainer.core.job import Job, check
-from services.trainer.core.step import INITIAL_VERSION, Received, draw, learner, start, step
+from services.trainer.core.selection import Selection
+from services.trainer.core.step import Received, start
+from services.views import seen
 from services.voter.core.ballot import count
 
 T = TypeVar("T")
@@ -53,16 +58,20 @@ class Iteration(msgspec.Struct, kw_only=True):
     repair_bytes: int
     """Of the corrections; in no other number."""
     model_bytes: int
+    """Of the network that it made."""
     model_full_bytes: int
     seconds: dict[str, float]
     """Host time of each stage."""
 
 
 class Retrained(msgspec.Struct):
-    """The last network and one record an iteration."""
+    """The network to deploy, how it was chosen, and one record an iteration."""
 
     network: Network
     iterations: list[Iteration]
+    selection: Selection | None = None
+    other_model_bytes: int = 0
+    """Of the network from before, which the device got whole, and of those that it only tried."""
 
 
 def retrain(
@@ -81,46 +90,72 @@ def retrain(
     Raises TrainingDiverged, and ValueError where job, network and data do not fit together.
     """
     check(job, network)
-    learning = learner(job, network, start(job, network), path)
+    plan = recipe.plan(job, len(data.train_images))
+    own = data.train_labels if job.labels == "server" else None
+    steps = course(plan, network, start(job, network), path, own, None)
     device = _Device(job.scheme, job.device, accelerator or build(f"simulated:{path}"), path)
     link = _Link(job.scheme, DeviceEnd(path), ServerEnd(path))
-    done: list[Iteration] = []
-    for iteration in range(job.iterations):
-        clock = _Clock()
-        on_device, model_bytes = link.deploy(INITIAL_VERSION + iteration, network)
-        clock.tick("downlink")
-        device.load(on_device, job.rates, job.seed)
-        clock.tick("load")
-        samples = draw(learning, len(data.train_images))
-        images, truth = data.train_images[samples], data.train_labels[samples]
-        crossed = link.begin(iteration, *_photographed(images, job.scheme), clock)
-        direct = device.under_threshold(job.seed)
-        clock.tick("forward")
-        device.run(crossed.images, iteration, training=True, direct=direct, each=crossed.up, clock=clock)
-        received = Received(crossed.images, crossed.outputs, truth, truth)
-        made = step(learning, network, crossed.rebuild.engine, received, iteration, None)
-        clock.seconds |= {"backward": made.backward_s, "quantise": made.quantise_s}
-        done.append(
-            Iteration(
-                iteration=iteration,
-                loss=made.loss,
-                grad_norm=made.norm,
-                correct=made.correct,
-                elements=sum(y.size for y in crossed.outputs.values()),
-                mismatched=crossed.mismatched,
-                repaired=crossed.repaired,
-                input_bytes=crossed.input_bytes,
-                layer_bytes=crossed.layer_bytes,
-                repair_bytes=crossed.repair_bytes,
-                model_bytes=model_bytes,
-                model_full_bytes=sum(layer.weight.nbytes + layer.bias.nbytes for _, layer in network.convs()),
-                seconds=clock.seconds,
-            )
-        )
-        network = made.network
-        if watch is not None:
-            watch(done[-1], network)
-    return Retrained(network, done)
+    done = Retrained(network, [])
+    on_device, model_bytes, clock = network, 0, _Clock()
+    reply: Reply = None
+    crossed: _Crossing | None = None
+    while True:
+        try:
+            command = steps.send(reply)
+        except StopIteration as end:
+            done.network, _, done.selection = end.value
+            return done
+        clock.skip()
+        reply = None
+        match command:
+            case Deploy():
+                on_device, sent = link.deploy(command.version, command.network)
+                clock.tick("downlink")
+                if command.iteration < 0:
+                    done.other_model_bytes += sent
+                else:
+                    model_bytes = sent
+            case Batch():
+                images, truth = data.train_images[command.samples], data.train_labels[command.samples]
+                device.load(on_device, command.rates, job.seed)
+                clock.tick("load")
+                crossed = link.batch(device, images, command, clock)
+                reply = Received(crossed.images, crossed.outputs, truth)
+            case Answers():
+                images, truth = data.train_images[command.samples], data.train_labels[command.samples]
+                chosen, _ = _photographed(images, job.scheme)
+                if command.seed is None:
+                    outputs = device.reliable(on_device, chosen)
+                else:
+                    device.load(on_device, job.rates, command.seed)
+                    outputs = device.run(chosen, command.iteration, training=False)
+                reply = Answered(outputs, truth)
+            case Learnt():
+                assert crossed is not None
+                clock.seconds |= {"backward": command.made.backward_s, "quantise": command.made.quantise_s}
+                done.iterations.append(_record(command, crossed, model_bytes, clock))
+                clock, model_bytes = _Clock(), 0
+                if watch is not None:
+                    watch(done.iterations[-1], command.made.network)
+
+
+def _record(learnt: Learnt, crossed: _Crossing, model_bytes: int, clock: _Clock) -> Iteration:
+    made = learnt.made
+    return Iteration(
+        iteration=learnt.iteration,
+        loss=made.loss,
+        grad_norm=made.norm,
+        correct=made.correct,
+        elements=sum(y.size for y in crossed.outputs.values()),
+        mismatched=crossed.mismatched,
+        repaired=crossed.repaired,
+        input_bytes=crossed.input_bytes,
+        layer_bytes=crossed.layer_bytes,
+        repair_bytes=crossed.repair_bytes,
+        model_bytes=model_bytes,
+        model_full_bytes=sum(layer.weight.nbytes + layer.bias.nbytes for _, layer in made.network.convs()),
+        seconds=clock.seconds,
+    )
 
 
 def evaluate(
@@ -144,12 +179,39 @@ def evaluate(
     running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     seeds = evaluation.seeds_of(rates, seeds)
     counts: list[list[Counts]] = [[] for _ in seeds]
-    for due in evaluation.passes(np.arange(len(images)), seeds, batch):
-        chosen, _ = _photographed(images[due.samples], scheme)
-        running.load(network, rates, due.seed)
-        output = running.run(chosen, due.iteration, training=False)
+    for due, output in _outputs(running, network, images, rates, seeds, batch):
         counts[due.run].append(evaluation.count(output, labels[due.samples]))
     return evaluation.accuracy(counts)
+
+
+def outputs(
+    network: Network,
+    images: UInt8,
+    rates: Rates,
+    seeds: Sequence[int],
+    *,
+    scheme: Scheme = CHAINED,
+    device: str = "device",
+    batch: int = 128,
+    path: str = "auto",
+    accelerator: Factory | None = None,
+) -> list[Activation]:
+    """What ``evaluate`` counts: the faulty device's outputs (N, 1, 1, C) for images (N, H, W, C), an array a fault seed."""
+    running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
+    found: list[list[Activation]] = [[] for _ in seeds]
+    for due, output in _outputs(running, network, images, rates, seeds, batch):
+        found[due.run].append(output)
+    return [np.concatenate(parts) for parts in found]
+
+
+def _outputs(
+    running: _Device, network: Network, images: UInt8, rates: Rates, seeds: Sequence[int], batch: int
+) -> Iterator[tuple[Pass, Activation]]:  # fmt: skip
+    """Every pass of an evaluation, with what the device answers."""
+    for due in evaluation.passes(np.arange(len(images)), seeds, batch):
+        chosen, _ = _photographed(images[due.samples], running.scheme)
+        running.load(network, rates, due.seed)
+        yield due, running.run(chosen, due.iteration, training=False)
 
 
 def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:
@@ -175,19 +237,25 @@ class _Device:
         """Make a network the one that runs, under these faults."""
         if self.loaded is not None and self.loaded[0] is network and self.loaded[1:] == (rates, seed):
             return
-        self.network = network
+        check_scheme(self.scheme, network)
+        self.network, self.seed = network, seed
         self.engine = shared(network, self.path)
         self.accelerator = self.factory(rates, seed, self.name)
         self.accelerator.load(network)
+        vote_at(self.accelerator, ports_of(self.scheme))
         self.loaded = (network, rates, seed)
 
-    def under_threshold(self, seed: int) -> frozenset[int]:
+    def reliable(self, network: Network, images: UInt8) -> Activation:
+        """The outputs of the general-purpose processor, which makes no errors, on images (N, H, W, C)."""
+        return shared(network, self.path).run(network.quantize_images(images))[-1]
+
+    def under_threshold(self) -> frozenset[int]:
         """The layers whose outputs go as they are, measured at the first call; none where the scheme has no threshold."""
         if not thresholded(self.scheme):
             return frozenset()
         if self.shares is None:
             plan = plan_of(self.scheme, training=True)
-            steps = similarity(self.network, self.engine, self.accelerator, plan, seed)
+            steps = similarity(self.network, self.engine, self.accelerator, plan, self.seed)
             self.shares = self._drive(steps, None, _Clock())
         return frozenset(i for i, share in self.shares.items() if share < self.scheme.theta)
 
@@ -202,9 +270,10 @@ class _Device:
         clock: _Clock | None = None,
     ) -> Activation:
         """One pass on images (N, H, W, C) to the network's outputs; ``each`` gets the layers of every segment, voted."""
-        plan = plan_of(self.scheme, training=training, direct=direct)
-        x = self.network.quantize_images(images)
-        return self._drive(execute(self.network, self.engine, self.accelerator, x, iteration, plan), each, clock or _Clock())
+        given = self.network, self.engine, self.accelerator, self.network.quantize_images(images), iteration
+        plan = plan_of(self.scheme, training=True, direct=direct) if training else None
+        steps = answer(*given, self.scheme) if plan is None else execute(*given, plan)
+        return self._drive(steps, each, clock or _Clock())
 
     def _drive(
         self,
@@ -268,15 +337,20 @@ class _Link:
             raise RuntimeError("the device's end took a network and has none")
         return self.device.network, len(sent.body)
 
-    def begin(self, iteration: int, images: UInt8, files: Sequence[bytes], clock: _Clock) -> _Crossing:
-        """A pass of the device on images (N, H, W, C); they cross the link here."""
-        sent = self.device.begin(self.scheme, iteration, 0, images, files)
+    def batch(self, device: _Device, images: UInt8, of: Batch, clock: _Clock) -> _Crossing:
+        """A pass of the device on images (N, H, W, C), and all of it over the link."""
+        images, files = _photographed(images, self.scheme)
+        sent = self.device.begin(self.scheme, of.iteration, 0, images, files, of.view)
         clock.tick("compress")
         rebuild = self.server.begin(self.server.newest, self.scheme)
-        received = self.server.images(sent, rebuild.network)
+        received = seen(self.server.images(sent, rebuild.network), of.view)
         rebuild.start(received)
         clock.tick("decompress")
-        return _Crossing(self.device, rebuild, received, len(sent.fresh), clock)
+        crossed = _Crossing(self.device, rebuild, received, len(sent.fresh), clock)
+        direct = device.under_threshold()
+        clock.tick("forward")
+        device.run(received, of.iteration, training=True, direct=direct, each=crossed.up, clock=clock)
+        return crossed
 
 
 @dataclass(slots=True)
@@ -324,6 +398,10 @@ class _Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def skip(self) -> None:
+        """Leave out the time since the last tick."""
         self._last = time.perf_counter()
 
     def tick(self, stage: str) -> None:

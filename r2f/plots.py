@@ -16,7 +16,7 @@ from r2f.report import Report, over, size
 INK, QUIET, GRID = "#1b1f24", "#6b7480", "#e3e6ea"
 FLOAT, CLEAN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#d1495b", "#2a7f62"
 HOST, DEVICE, LINK = "#34659d", "#edae49", "#8d6a9f"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.edgecolor": GRID,
@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 
 def draw(folder: Path, report: Report) -> list[Path]:
     """Writes the run's plots as PNG into the folder; returns their paths. ``summary.png`` holds all four."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         paths = []
         for name, panel in _PANELS.items():
             figure = Figure(figsize=(5.2, 3.4), layout="constrained")

@@ -10,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from accelsim import accelerators, datasets, faults, zoo
-from accelsim.datasets import Dataset, spread
+from accelsim.datasets import Dataset, Int64, spread
+from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
@@ -22,10 +23,12 @@ from r2f import float_training
 from r2f import settings as settings_file
 from r2f.display import Display
 from r2f.memory import MB, Shares, live_bytes, shares
+from r2f.protection import plan as plans
 from r2f.settings import DEMO_NETWORK, Settings, SettingsError
 from services.bus import BusError
 from services.bus.address import broker_address, hidden
 from services.trainer.core import job as jobs
+from services.trainer.core import viewing
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
 from services.trainer.core.task import Task
@@ -56,8 +59,12 @@ def check(settings: Settings) -> None:
     """
     if settings.scheme.jpeg and settings.scheme.float_inputs:
         raise SettingsError("--float-inputs and --jpeg exclude one another: give one")
-    if settings.scheme.codec == "golden" and settings.scheme.protected:
+    if settings.scheme.codec == "golden" and (settings.scheme.protected or settings.plan):
         raise SettingsError("--protect: codec golden protects no layers; take --codec chained or direct")
+    if settings.plan is not None:
+        if settings.scheme != settings.scheme.bare:
+            raise SettingsError(f"--protect {settings.plan}: a plan says it all; leave out layers, --tmr and --uncertain")
+        plans.named(settings.plan)
     if not settings.data.source:
         raise SettingsError("--data is empty: give 'digits', an .npz file or a folder of images")
     if settings.link is not None:
@@ -79,7 +86,9 @@ def check(settings: Settings) -> None:
 
 def check_files(settings: Settings) -> None:
     """Raises SettingsError where a file or a folder that a setting names is not there."""
-    for option, path in (("weights", settings.weights), ("classes", settings.data.classes), ("array", settings.array)):
+    plan = None if settings.plan is None else str(plans.named(settings.plan)[0])
+    files = {"weights": settings.weights, "classes": settings.data.classes, "array": settings.array, "protect": plan}
+    for option, path in files.items():
         if path is not None and not Path(path).is_file():
             what = "that is a folder, not a file" if Path(path).is_dir() else "no such file"
             raise SettingsError(f"--{option} {path}: {what}")
@@ -110,19 +119,21 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
     data = datasets.open(settings.data)
     for note in data.notes:
         say.note(note)
-    module = _module(settings, data, say)
+    module = float_module(settings, data, say)
     if settings.launch and settings.batch > len(data.train_images):
         raise SettingsError(f"--batch {settings.batch}: {data.name} has {len(data.train_images)} training images")
     with say.step("quantising to int8"):
-        images = data.train_images[spread(CALIBRATION, len(data.train_images))]
-        network = lower(module, images, data.mean, data.std, name=settings.network, classifier=True)
+        network = lowered(settings, data, module)
     data.check(network)
+    asked = settings
+    settings = protected(settings, network)
     with say.step("accuracy of the float network"):
         chosen = spread(settings.evaluation_samples, len(data.test_images))
         accuracy = float_training.evaluate(module, data.test_images[chosen], data.test_labels[chosen], data)
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
     job = job_of(settings, folder.name, at_once, data.digest())
+    job = viewing.decided(job, network, data.train_images[calibration(data)])
     try:
         jobs.check(job, network)
     except ValueError as error:
@@ -134,7 +145,44 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
     if settings.labels == "server":
         np.save(folder / "train_labels.npy", data.train_labels)
     jobs.write(folder, job)
-    settings_file.write(folder, settings)  # last: a trainer that waits takes a folder that has it
+    settings_file.write(folder, asked)  # last: a trainer that waits takes a folder that has it
+
+
+def lowered(settings: Settings, data: Dataset, module: nn.Module) -> Network:
+    """The int8 network that a run with these settings starts from. Raises LoweringError."""
+    images = data.train_images[calibration(data)]
+    return lower(
+        module,
+        images,
+        data.mean,
+        data.std,
+        name=settings.network,
+        classifier=True,
+        activations=settings.activations,
+        ber=rate_of(settings.rates),
+    )
+
+
+def rate_of(rates: Rates) -> float:
+    """The one bit error rate that a network is quantised for: the mean of those of inputs, weights and outputs."""
+    return (rates.input + rates.weight + rates.output) / 3
+
+
+def calibration(data: Dataset) -> Int64:
+    """Numbers of the training images by which networks are quantised."""
+    return spread(CALIBRATION, len(data.train_images))
+
+
+def protected(settings: Settings, network: Network) -> Settings:
+    """The settings with the protection that their plan has for this network. Raises SettingsError that names the plan."""
+    if settings.plan is None:
+        return settings
+    path, budget = plans.named(settings.plan)
+    try:
+        scheme = plans.scheme_for(path, budget, settings.scheme, network)
+    except ValueError as error:
+        raise SettingsError(f"--protect {error}") from None
+    return msgspec.structs.replace(settings, scheme=scheme)
 
 
 def read(folder: Path) -> Prepared:
@@ -146,7 +194,7 @@ def read(folder: Path) -> Prepared:
         raise ValueError(f"{path}: {error}; start the run anew") from error
 
 
-def _module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
+def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
     """The float network in eval mode: the demo's is trained here, others come with their weights."""
     if settings.weights is not None:
         # A class list says how many classes a network has, else its checkpoint or its function does.

@@ -18,6 +18,8 @@ from services.scheme import Codec
 from services.trainer.core import job, ledger
 from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.selection import Selection
+from services.trainer.core.task import Method
 
 FILE = "report.json"
 STAGES = ("forward", "tmr", "increment", "compress", "uplink", "decompress", "backward", "quantise", "downlink")
@@ -99,6 +101,9 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     link: str
     iterations: int
     batch: int
+    method: Method
+    selection: Selection | None
+    """How it was decided what is deployed; None where no samples were kept for that."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """The normalisation used: of each channel, of pixels in 0..1."""
@@ -148,9 +153,9 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
     rows = ledger.read(folder / results.PROGRESS)
     clean, before = result.clean_before, result.faulty_before
     clean_after, after = result.clean_after, result.faulty_after
-    if clean is None or before is None or clean_after is None or after is None or len(rows) != todo.iterations:
+    if clean is None or before is None or clean_after is None or after is None or len(rows) != result.iterations:
         raise ReportError(
-            f"{folder}: {len(rows)} of {todo.iterations} iterations are done"
+            f"{folder}: {len(rows)} of {'?' if result.iterations is None else result.iterations} iterations are done"
             f"{'' if after else ', and the evaluation after them is missing'}; resume with --resume {folder}"
         )
     rates = todo.rates
@@ -162,7 +167,9 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
         rates=rates,
         codec=todo.scheme.codec,
         link="none" if link is None else link.name,
-        iterations=todo.iterations,
+        iterations=len(rows),
+        method=todo.method,
+        selection=result.selection,
         batch=todo.batch,
         mean=prepared.mean,
         std=prepared.std,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import msgspec
 import tomli_w
@@ -20,12 +21,19 @@ from msgspec import Meta
 from accelsim.datasets import DIGITS, Spec
 from accelsim.faults import Rates
 from accelsim.files import write_whole
-from services.trainer.core.task import Task
+from accelsim.int8.network import Activations
+from services.trainer.core.task import PAPER, Sgd, Task
 
 FILE = "run.toml"
 DEMO_NETWORK = "digits_cnn"
 LETTERS = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=LETTERS)]
+
+
+RecipeName = Literal["ours", "paper"]
+"""Of the recipes that ``--recipe`` takes; what a run was given is in its own settings, one by one."""
+PLAIN: dict[str, Any] = {"recipe": PAPER, "labels": "device", "iterations": 100, "sgd": Sgd(rate=1e-3, clip=5.0)}
+"""The paper's recipe as fields of a Task."""
 
 
 class SettingsError(ValueError):
@@ -40,8 +48,11 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     modules: str | None = None
     """Folder in which a ``package.module:function`` is looked for; None takes the current one."""
     data: Spec = Spec()
+    plan: str | None = None
+    """What is protected in place of what the scheme says: ``FILE.json``, or ``FILE.json@50%`` for one of its budgets."""
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
+    activations: Activations = "auto"
     link: str | None = None
     live: bool = False
     """Make the link real: two brokers joined by a bridge through a shaping proxy."""
@@ -74,6 +85,7 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
+    "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
     "modules": Option(
         "modules", "Folder where package.module:function is looked for; the current one where not given.", NETWORK
@@ -100,18 +112,42 @@ OPTIONS: dict[str, Option] = {
     "redundancy": Option("scheme.redundancy", "Codec golden: whose TMR it refers to.", DEVICE),
     "jpeg": Option("scheme.jpeg", "Quality of JPEG images that the device runs on; 0: none.", DEVICE),
     "float-inputs": Option("scheme.float_inputs", "Send images as float32, as the paper.", DEVICE),
-    "protect": Option("scheme.protected", "Layers that run in TMR: indices (see r2f layers), with commas.", DEVICE),
+    "protect": Option(
+        "scheme.protected", "Layers in TMR: indices (see r2f layers) with commas, or a plan of r2f protect.", DEVICE
+    ),
+    "protect-plan": Option("plan", "The same from a plan of r2f protect: FILE.json, or FILE.json@50% for one budget.", DEVICE),
+    "tmr": Option("scheme.tmr", "In inference: the whole network in TMR, layer or network wise.", DEVICE),
+    "uncertain": Option("scheme.uncertain", "With --tmr: only where the two largest outputs are closer than that.", DEVICE),
     "accelerator": Option("accelerator", "What the agent drives: simulated, onnxruntime, or package.module:function.", DEVICE),
     "array": Option("array", "SCALE-Sim .cfg of the array whose time is modelled; a 32x32 one where not given.", DEVICE),
     "device": Option("device", "Name of the device.", DEVICE),
     "device-memory-mb": Option("device_memory_mb", "Memory of the device; its services wait rather than use more.", DEVICE),
-    "iterations": Option("iterations", "Training iterations.", TRAINING),
+    "method": Option("method", "Retrain, or correct biases alone: a few passes, no labels, no gradients.", TRAINING),
+    "recipe": Option("", "How to retrain: ours, or the paper's plain descent on the device's labels.", TRAINING),
+    "epochs": Option("recipe.epochs", "How often each training image is seen, without --iterations.", TRAINING),
+    "iterations": Option("iterations", "Batches in all, corrections too, in place of --epochs.", TRAINING),
     "batch": Option("batch", "Images an iteration.", TRAINING),
-    "lr": Option("sgd.rate", "Learning rate.", TRAINING),
+    "accumulate": Option("recipe.accumulate", "Batches whose gradients make one update.", TRAINING),
+    "lr": Option("sgd.rate", "Highest learning rate; chosen from the network and its faults where not given.", TRAINING),
+    "schedule": Option("recipe.schedule", "Of the learning rate behind the warm-up.", TRAINING),
+    "warmup": Option("recipe.warmup", "Share of the iterations in which the learning rate rises.", TRAINING),
     "momentum": Option("sgd.momentum", "Momentum of SGD.", TRAINING),
     "weight-decay": Option("sgd.weight_decay", "Weight decay.", TRAINING),
-    "clip": Option("sgd.clip", "Largest norm of the gradients.", TRAINING),
+    "clip": Option("sgd.clip", "Largest norm of the gradients; chosen likewise where not given.", TRAINING),
+    "average": Option("recipe.average", "What the average of weights that is deployed keeps an update; 0: none.", TRAINING),
     "labels": Option("labels", "Where labels come from.", TRAINING),
+    "temperature": Option("recipe.temperature", "Of teacher-soft labels.", TRAINING),
+    "hard-labels": Option("recipe.hard", "Share of the loss against the device's labels, with teacher-soft.", TRAINING),
+    "clean-gradient": Option("recipe.clean", "Share of the gradient taken without faults, on the server.", TRAINING),
+    "corrections": Option("recipe.corrections", "Batches by which biases are corrected first.", TRAINING),
+    "ber-factor": Option("recipe.rate_factor", "Error rates in training over the device's.", TRAINING),
+    "curriculum": Option("recipe.curriculum", "Share of the iterations in which error rates rise.", TRAINING),
+    "flip": Option("recipe.flip", "Mirror half of the images; tried on the float network where not given.", TRAINING),
+    "shift": Option("recipe.shift", "Move images by up to so many pixels; tried likewise where not given.", TRAINING),
+    "selection-samples": Option(
+        "recipe.selection", "Training images kept for deciding what is deployed; 0: the last is.", TRAINING
+    ),
+    "checks": Option("recipe.checks", "How often what was learnt is tried on those.", TRAINING),
     "seed": Option("seed", "Of sample order and faults in training.", TRAINING),
     "checkpoint-every": Option("checkpoint_every", "Iterations between checkpoints.", TRAINING),
     "eval-seeds": Option("evaluation_seeds", "Fault seeds of each evaluation.", EVALUATION),
@@ -125,10 +161,13 @@ OPTIONS: dict[str, Option] = {
 }
 
 
+@cache
 def type_of(name: str) -> Any:
     """Type of a setting, with its bounds (``typing.Annotated``)."""
     if name == "ber":
         return get_type_hints(Rates, include_extras=True)["input"]
+    if name == "recipe":
+        return RecipeName
     kind: Any = Settings
     for part in OPTIONS[name].field.split("."):
         kind = get_type_hints(kind, include_extras=True)[part]
@@ -146,6 +185,8 @@ def parse(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
     None counts as not given. Raises SettingsError for a name that there is not, or a value that means nothing.
     """
     given = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    if isinstance(given.get("protect"), str | Path) and ".json" in str(given["protect"]):
+        given["protect-plan"] = given.pop("protect")
     unknown = [name for name in given if name not in OPTIONS]
     if unknown:
         raise SettingsError(f"{unknown[0]}: no such setting; known are {', '.join(OPTIONS)}")
@@ -154,18 +195,20 @@ def parse(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
     if "ber" in typed:
         rate = typed.pop("ber")
         typed = {f"ber-{site}": rate for site in ("input", "weight", "output")} | typed
-    for name, value in typed.items():
-        settings = _replaced(settings, OPTIONS[name].field.split("."), value)
+    if typed.pop("recipe", "ours") == "paper":
+        typed = flat(msgspec.structs.replace(settings, **PLAIN), list(PLAIN)) | typed
+    for name in (name for name in OPTIONS if name in typed):
+        settings = _replaced(settings, OPTIONS[name].field.split("."), typed[name])
     if "launch" not in typed and typed.get("broker") is not None:
         settings = msgspec.structs.replace(settings, launch=False)
     return settings
 
 
-def flat(settings: Settings) -> dict[str, Any]:
-    """Every setting by name, but those that are None: what ``parse`` makes the same settings of."""
+def flat(settings: Settings, fields: Collection[str] = Settings.__struct_fields__) -> dict[str, Any]:
+    """Every setting in these fields by name, but those that are None: what ``parse`` makes the same settings of."""
     found: dict[str, Any] = {}
     for name, option in OPTIONS.items():
-        if option.field:
+        if option.field and option.field.split(".")[0] in fields:
             value: Any = settings
             for part in option.field.split("."):
                 value = getattr(value, part)
@@ -185,6 +228,7 @@ def resolved(settings: Settings) -> Settings:
         modules=_absolute(settings.modules or "."),
         weights=_absolute(settings.weights),
         array=_absolute(settings.array),
+        plan=_absolute(settings.plan),
         broker=None if settings.broker is None else without_password(settings.broker),
     )
 
@@ -289,4 +333,4 @@ def without_password(url: str) -> str:
     return f"{scheme}{slashes}{user.partition(':')[0]}{at}{host}"
 
 
-DEFAULTS: dict[str, Any] = {"ber": 1e-4} | {name: flat(Settings()).get(name) for name in OPTIONS if name != "ber"}
+DEFAULTS: dict[str, Any] = {name: flat(Settings()).get(name) for name in OPTIONS} | {"ber": 1e-4, "recipe": "ours"}

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r2f.report import Report, Spread, over, size
+from services.trainer.core.selection import BEFORE, Selection
 
 
 def table(report: Report) -> Group:
@@ -58,7 +59,20 @@ def _verdict(report: Report) -> Group:
         said = f"{name}: {after.mean - before.mean:+.1f} points, {verdict}"
         said += "" if recovered is None else f"; {100 * recovered:.0f} % of what faults cost is back"
         lines.append(Text(said, style={"better": "green", "worse": "red", "within error": "yellow"}[verdict]))
+    if report.selection is not None:
+        lines.append(Text(_deployed(report.selection)))
     return Group(*lines)
+
+
+def _deployed(chosen: Selection) -> str:
+    """What is deployed, and the measurement by which."""
+    best = max(chosen.candidates[1:], key=lambda one: one.gain, default=None)
+    what = "the network from before, for nothing was tried" if best is None else f"the network of {chosen.deployed}"
+    if best is not None and chosen.deployed == BEFORE:
+        what = f"the network from before: {best.name} is not better beyond its error"
+    gained = "" if best is None else f" ({best.gain:+.1f} ± {best.error:.1f} points"
+    gained += "" if best is None else f" on {chosen.samples} training images kept for that, against {chosen.against})"
+    return f"deployed: {what}{gained}"
 
 
 def _traffic(report: Report) -> Table:

@@ -7,6 +7,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from accelsim.faults import Site
+from accelsim.int8.network import Network
+
 Codec = Literal["direct", "golden", "chained"]
 Vote = Literal["bitwise", "median"]
 Redundancy = Literal["layer", "network"]
@@ -52,6 +55,13 @@ WAYS: Final[dict[Codec, Way]] = {
 """The paper's DRM, its APRM, and ours."""
 
 
+class Port(msgspec.Struct, frozen=True, array_like=True):
+    """What a voter at one of the accelerator's ports votes on: a tensor of a layer, held three times."""
+
+    layer: int
+    site: Site
+
+
 class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """How a device runs the layers and what it sends of them."""
 
@@ -76,6 +86,17 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Images cross the link as float32, each time they are used, as in the paper."""
     protected: tuple[int, ...] = ()
     """Layers that run three times and whose vote goes on (section V.B of the paper)."""
+    ports: tuple[Port, ...] = ()
+    """Tensors of layers that are held three times and voted bit by bit where they are read (``accelsim.faults``)."""
+    tmr: Redundancy | None = None
+    """In inference: the whole network in TMR, layer-wise or network-wise (section V.C of the paper)."""
+    uncertain: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    """With ``tmr``: only for images whose two largest outputs, after one run, are fewer than so many int8 steps apart; 0: for
+    all."""
+
+    def __post_init__(self) -> None:
+        if self.uncertain and self.tmr is None:
+            raise ValueError("scheme: uncertain says for which images, and needs tmr: layer or network")
 
     @property
     def way(self) -> Way:
@@ -83,9 +104,35 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         return WAYS[self.codec]
 
     @property
+    def bare(self) -> Scheme:
+        """The same without protection of any kind."""
+        return msgspec.structs.replace(self, protected=(), ports=(), tmr=None, uncertain=0)
+
+    @property
     def repairs(self) -> bool:
         """Whether the server has mended what it has wrong, and the device keeps what that takes."""
         return self.exact and self.way.reference == "vote"
+
+
+class View(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """How the device is to change the images of a batch before it runs them (``accelsim.datasets.views``)."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    flip: bool = False
+    """Mirror half of them left to right."""
+    shift: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    """Move them by up to so many pixels each way."""
+
+
+def check(scheme: Scheme, network: Network) -> None:
+    """Raises ValueError where protection names what this network does not have."""
+    layers = [index for index, _ in network.convs()]
+    for index in (*scheme.protected, *(port.layer for port in scheme.ports)):
+        if index not in layers:
+            known = ", ".join(map(str, layers))
+            raise ValueError(f"layer {index} cannot be protected; MAC layers of {network.name} are {known}")
+    if scheme.uncertain and (network.layers[-1].shape[:2] != (1, 1) or network.layers[-1].shape[2] < 2):
+        raise ValueError(f"uncertain: outputs of {network.name} have shape {network.layers[-1].shape}, no vector of classes")
 
 
 CHAINED = Scheme()

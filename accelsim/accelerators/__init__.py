@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 
-from accelsim.accelerators.protocol import Accelerator, Factory
+from accelsim.accelerators.protocol import Accelerator, Factory, Ports, PortVoter, vote_at
 from accelsim.accelerators.simulated import Simulated
 from accelsim.engine import choose
 from accelsim.faults import SOFT_ERRORS, FaultModel, Rates
 from accelsim.named import users
 
-__all__ = ["Accelerator", "Factory", "Simulated", "build"]
+__all__ = ["Accelerator", "Factory", "PortVoter", "Ports", "Simulated", "build", "vote_at"]
 
 _METHODS = ("load", "run_layer", "run_replicas", "run")
 

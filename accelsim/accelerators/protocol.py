@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol, runtime_checkable
 
 from accelsim.engine import Engine
-from accelsim.faults import Rates
+from accelsim.faults import Rates, Site
 from accelsim.int8.network import INPUT, Activation, Conv, Int8, Network
 from accelsim.int8.walk import walk
 
@@ -35,6 +35,29 @@ class Accelerator(Protocol):
     def run(self, x: Int8, *, iteration: int = 0) -> list[Activation]:
         """Outputs of all layers for the quantised input x, replica 0; layers that are not MAC layers are exact."""
         ...
+
+
+Ports = Mapping[int, Collection[Site]]
+"""Sites whose tensors are voted on, by layer."""
+
+
+@runtime_checkable
+class PortVoter(Protocol):
+    """An accelerator with voters at its ports: it may hold a tensor three times and read what most of the copies say."""
+
+    def vote_at(self, ports: Ports) -> None:
+        """From now on vote at these ports of the loaded network and at no others. Raises ValueError for one there is not."""
+        ...
+
+
+def vote_at(accelerator: Accelerator, ports: Ports) -> None:
+    """Have an accelerator vote at these ports. Raises ValueError where it has no voters and is asked for one."""
+    if isinstance(accelerator, PortVoter):
+        accelerator.vote_at(ports)
+    elif ports:
+        raise ValueError(
+            f"accelerator {type(accelerator).__name__}: it has no voters at its ports (no method vote_at); protect whole layers"
+        )
 
 
 Factory = Callable[[Rates, int, str], Accelerator]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from accelsim.accelerators.protocol import layer_by_layer
+from accelsim.accelerators.protocol import Ports, layer_by_layer
 from accelsim.engine import Engine, shared
 from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
 from accelsim.faults.permanent import FaultMap, faulty_network, replicas
@@ -34,6 +34,7 @@ class Simulated:
         self.path = path
         self.fault_model: FaultModel = SOFT_ERRORS if fault_model is None else fault_model
         self.permanent = permanent
+        self.ports: Ports = {}
         self._engine: Engine | None = None
 
     @property
@@ -49,12 +50,23 @@ class Simulated:
             network = faulty_network(network, self.permanent)
         self._engine = shared(network, self.path)
 
+    def vote_at(self, ports: Ports) -> None:
+        """See PortVoter. Soft errors in the accumulators cannot be voted on."""
+        for index, sites in ports.items():
+            layer = self.engine.conv(index)
+            if "accumulator" in sites:
+                raise ValueError(f"layer {index} ({layer.name}): accumulators are in the array; no port could vote on them")
+        self.ports = ports
+
     def flips(self, index: int, shape: tuple[int, ...], *, iteration: int, replica: int) -> Flips:
         """The soft errors of one execution of MAC layer ``index`` on an input of ``shape`` (N, H, W, C)."""
         layer = self.engine.conv(index)
         key = Key(self.seed, self.device, iteration, index, replica)
+        voted = self.ports.get(index, ())
         inputs, outputs = math.prod(shape), shape[0] * math.prod(layer.shape)
-        return draw(self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=outputs, model=self.fault_model)
+        return draw(
+            self.rates, key, inputs=inputs, weights=layer.weight.size, outputs=outputs, model=self.fault_model, voted=voted
+        )
 
     def run_layer(self, index: int, x: Activation, *, iteration: int = 0, replica: int = 0) -> Activation:
         """See Accelerator."""

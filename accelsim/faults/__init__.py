@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 
-from accelsim.faults.soft import SOFT_ERRORS, Burst, FaultModel, Flips, Key, Rates, Site, SoftErrors, checked, distinct, draw
+from accelsim.faults.soft import (
+    SOFT_ERRORS,
+    Burst,
+    FaultModel,
+    Flips,
+    Key,
+    Rates,
+    Site,
+    SoftErrors,
+    checked,
+    distinct,
+    draw,
+    majority,
+)
 from accelsim.named import users
 
-__all__ = ["SOFT_ERRORS", "Burst", "FaultModel", "Flips", "Key", "Rates", "Site", "SoftErrors", "build", "distinct", "draw"]
+__all__ = [
+    "SOFT_ERRORS",
+    "Burst",
+    "FaultModel",
+    "Flips",
+    "Key",
+    "Rates",
+    "Site",
+    "SoftErrors",
+    "build",
+    "distinct",
+    "draw",
+    "majority",
+]
 
 
 def build(spec: str) -> FaultModel:

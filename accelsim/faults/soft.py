@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
@@ -58,13 +59,20 @@ class Key:
     layer: int
     replica: int
 
-    def generator(self, site: Site) -> np.random.Generator:
-        """A generator of one site's faults, the same in every process.
+    def generator(self, site: Site, copy: int = 0) -> np.random.Generator:
+        """A generator of one site's faults, the same in every process; ``copy`` is of a tensor that is held several times.
 
         Of the calling thread, and good until that thread's next call: only its state is set, because making a new one
         takes longer than most draws.
         """
-        what = (int(self.seed), self.device, int(self.iteration), int(self.layer), int(self.replica), site)
+        what = (
+            int(self.seed),
+            self.device,
+            int(self.iteration),
+            int(self.layer),
+            int(self.replica),
+            f"{site}.{copy}" if copy else site,
+        )
         digest = hashlib.blake2b(repr(what).encode(), digest_size=16).digest()
         if not hasattr(_thread, "philox"):
             _thread.philox = np.random.Philox(key=0)
@@ -181,18 +189,43 @@ def checked(positions: Int64, bits: int) -> Int64:
 SOFT_ERRORS = SoftErrors()
 
 
-def draw(rates: Rates, key: Key, *, inputs: int, weights: int, outputs: int, model: FaultModel = SOFT_ERRORS) -> Flips:
+COPIES = 3
+"""Of a tensor that is voted on where it is read."""
+
+
+def majority(copies: Sequence[Int64]) -> Int64:
+    """Positions (sorted, distinct) that are in at least two of three arrays of such: what a bitwise vote leaves of flips."""
+    every = np.sort(np.concatenate(copies))
+    return np.unique(every[1:][every[1:] == every[:-1]])
+
+
+def draw(
+    rates: Rates,
+    key: Key,
+    *,
+    inputs: int,
+    weights: int,
+    outputs: int,
+    model: FaultModel = SOFT_ERRORS,
+    voted: Collection[Site] = (),
+) -> Flips:
     """The flips of one execution of one layer.
 
     ``inputs``, ``weights`` and ``outputs`` are element counts of the batch's input, the weights and the batch's output
-    (there are as many accumulators as outputs). Raises ValueError if the fault model returns positions that are not
-    sorted, distinct and inside the tensor.
+    (there are as many accumulators as outputs). At a site that is ``voted``, three copies with faults of their own are
+    voted on, bit by bit; the first has the faults that the tensor has without a vote. Raises ValueError if the fault model
+    returns positions that are not sorted, distinct and inside the tensor.
     """
 
     def at(site: Site, bits: int, rate: float) -> Int64:
         if rate == 0.0 or bits == 0:
             return _NONE
-        positions = model.positions(key.generator(site), bits, rate)
+        if site in voted:
+            return majority([one(site, bits, rate, copy) for copy in range(COPIES)])
+        return one(site, bits, rate, 0)
+
+    def one(site: Site, bits: int, rate: float, copy: int) -> Int64:
+        positions = model.positions(key.generator(site, copy), bits, rate)
         if model is SOFT_ERRORS:
             return positions
         try:

@@ -11,6 +11,7 @@ from accelsim.timing.array import (
     layer_timing,
     layer_traffic,
     network_timing,
+    port_seconds,
     vote_seconds,
     write_back_seconds,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "layer_timing",
     "layer_traffic",
     "network_timing",
+    "port_seconds",
     "vote_seconds",
     "write_back_seconds",
 ]

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import assert_never
 
+from accelsim.faults import Site
 from accelsim.int8.network import Conv, Network, Shape
 
 ACCUMULATOR_BYTES = 4
@@ -220,6 +222,30 @@ def layer_timing(index: int, conv: Conv, input_shape: Shape, array: Array, *, ba
             output_writes=batch * one.output_writes,
         ),
     )
+
+
+def port_seconds(conv: Conv, input_shape: Shape, array: Array, site: Site, *, batch: int = 1) -> float:
+    """Seconds that voting on a tensor where it is read adds to one execution of a MAC layer on a batch: an upper bound.
+
+    Weights and inputs are fetched from the memory three times, and a voter at the port of their buffer lets through what two
+    of three say. Outputs are written three times and read three times by whoever reads them. Weights that fit in their
+    buffer are fetched once a batch, so they cost little where batches are large. Nothing overlaps with computing. The voter
+    itself takes no time: it is hardware that a plain array does not have. Raises ValueError at the accumulators, which
+    no port reads.
+    """
+    traffic = layer_timing(0, conv, input_shape, array, batch=batch, executions=1).traffic
+    match site:
+        case "weight":
+            moved = 2 * traffic.weight_reads
+        case "input":
+            moved = 2 * traffic.input_reads
+        case "output":
+            moved = 4 * traffic.output_writes
+        case "accumulator":
+            raise ValueError(f"layer {conv.name!r}: accumulators are in the array; no port could vote on them")
+        case _:
+            assert_never(site)
+    return moved / array.memory_bytes_per_s
 
 
 def network_timing(network: Network, batch: int, array: Array, *, executions: int = 3) -> NetworkTiming:

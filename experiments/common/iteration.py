@@ -23,7 +23,9 @@ from services.trainer.core import optimiser
 from services.trainer.core.replay import replay
 from services.trainer.core.task import Sgd
 
-SGD: Final = Sgd(rate=1e-4)
+SGD: Final = Sgd()
+RATE: Final = 1e-4
+CLIP: Final = 5.0
 """The rate of the first feasibility run on ImageNet."""
 
 
@@ -77,7 +79,7 @@ def update(
         trained = {index: (weight.copy(), bias.copy()) for index, (weight, bias) in parameters.items()}
         start = time.process_time()
         found = replay(base, x, outputs, labels, engine.fault_free)
-        optimiser.step(trained, optimiser.zeros_like(trained), found, SGD)
+        optimiser.step(trained, optimiser.zeros_like(trained), found.gradients, SGD, RATE, CLIP)
         middle = time.process_time()
         new = quantize(base, trained)
         times.append(((middle - start) / threads, (time.process_time() - middle) / threads))

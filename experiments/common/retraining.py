@@ -7,7 +7,7 @@ A setting is one of ``r2f retrain``'s (``r2f.settings``), so whatever a run can 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Final
@@ -16,15 +16,16 @@ import msgspec
 from torch import nn
 
 from accelsim import zoo
-from accelsim.datasets import Dataset
+from accelsim.datasets import Dataset, spread
 from accelsim.faults import Rates
-from accelsim.int8.network import Network
+from accelsim.int8.network import Activations, Network
 from accelsim.lowering import lower
 from accelsim.named import looking_in
 from experiments.common import splits
 from r2f import float_training, inprocess, prepare
 from r2f.settings import OPTIONS, TRAINING, Settings, flat
 from services.scheme import Scheme
+from services.trainer.core import viewing
 from services.trainer.core.evaluation import Evaluation
 
 BATCH: Final = 16
@@ -83,29 +84,49 @@ def float_module(settings: Settings, data: Dataset) -> nn.Module:
         return zoo.load(settings.network, Path(settings.weights))
 
 
-def quantised(settings: Settings, module: nn.Module, data: Dataset) -> Network:
-    """The int8 network, quantised by the calibration images of ``data``, which is not split yet."""
-    network = lower(module, splits.calibrating(data), data.mean, data.std, name=settings.network, classifier=True)
+def quantised(settings: Settings, module: nn.Module, data: Dataset, activations: Activations | None = None) -> Network:
+    """The network quantised by the calibration images of ``data``, which is not split yet.
+
+    ``activations`` stands in for the settings'. The bit error rate that it is made for is the settings'.
+    """
+    network = lower(
+        module,
+        splits.calibrating(data),
+        data.mean,
+        data.std,
+        name=settings.network,
+        classifier=True,
+        activations=settings.activations if activations is None else activations,
+        ber=prepare.rate_of(settings.rates),
+    )
     data.check(network)
     return network
 
 
 def evaluated(network: Network, data: Dataset, rates: Rates, seeds: Sequence[int], scheme: Scheme) -> Evaluation:
-    """Accuracy on the test part of ``data``, as ``splits`` made it, under each fault seed; no votes but protection's."""
+    """Accuracy on the test part of ``data``, as ``splits`` made it, under each fault seed."""
     # Increments change nothing of what a device computes, and to code them takes time.
-    plain = Scheme(protected=scheme.protected, jpeg=scheme.jpeg, codec="direct", vote=scheme.vote)
+    plain = msgspec.structs.replace(scheme, codec="direct")
     return inprocess.evaluate(network, data.test_images, data.test_labels, rates, seeds, scheme=plain, batch=BATCH)
 
 
-def retrained(settings: Settings, network: Network, data: Dataset) -> tuple[Network, Spent]:
+def retrained(
+    settings: Settings, network: Network, data: Dataset, watch: Callable[[int], None] | None = None
+) -> tuple[Network, Spent]:
     """The network that retraining on the training part of ``data`` ends with, and what it took.
 
-    Raises ``services.trainer.core.step.TrainingDiverged``.
+    ``watch`` gets the number of iterations that are done.
+
+    Raises ``services.trainer.core.optimiser.TrainingDiverged``.
     """
     job = prepare.job_of(settings, "experiment", BATCH, data.digest())
-    done = inprocess.retrain(network, data, job)
+    seen = data.train_images[spread(splits.CALIBRATION, len(data.train_images))]
+    job = viewing.decided(job, network, seen)
+    each = None if watch is None else lambda made, _: watch(made.iteration + 1)
+    done = inprocess.retrain(network, data, job, watch=each)
     up = sum(i.input_bytes + i.layer_bytes + i.repair_bytes for i in done.iterations)
-    return done.network, Spent(iterations=len(done.iterations), up=up, down=sum(i.model_bytes for i in done.iterations))
+    down = done.other_model_bytes + sum(i.model_bytes for i in done.iterations)
+    return done.network, Spent(iterations=len(done.iterations), up=up, down=down)
 
 
 def recipe(settings: Settings) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """Which images may choose what: every data set in four parts, once and here.
 
 - *report*: the set's own test images. Accuracy that is told to anybody is of these, and nothing was chosen by them.
-- *selection*: every fifth training image. Whatever is chosen (rates, ranges, methods, checkpoints) is chosen by these.
+- *selection*: every fifth training image. Whatever is chosen (ranges, rates, methods) is chosen by these, with networks that
+  were trained on none of them.
 - *training*: the other training images.
 - *calibration*: those of the training part, spread evenly over it, by which a network is quantised. Quantising looks at no
   label, and a network that was fitted to an image twice knows it no better than one that was fitted once; with 400 photos
   at hand, a part of its own would cost training more than it is worth.
+
+Once all is chosen, the network that is reported is retrained on training and selection images. What of them the device holds
+out to decide what is deployed is the trainer's affair (docs/training.md).
 
 Every fifth, and not the last fifth, since files are often sorted by class.
 """
@@ -45,23 +49,31 @@ def calibration(count: int) -> Int64:
 
 
 def calibrating(data: Dataset) -> UInt8:
-    """The images (N, H, W, C) to quantise by."""
+    """The images (N, H, W, C) to quantise by, of the data set as it was read."""
     return data.train_images[calibration(len(data.train_images))]
 
 
 def choosing(data: Dataset) -> Dataset:
     """The data set as whoever chooses may see it: trained on its training part, tested on its selection part."""
-    places = selection(len(data.train_images))
-    return replace(_trained(data), test_images=data.train_images[places], test_labels=data.train_labels[places])
+    count = len(data.train_images)
+    _enough(data)
+    learnt, chooses = training(count), selection(count)
+    return replace(
+        data,
+        train_images=data.train_images[learnt],
+        train_labels=data.train_labels[learnt],
+        test_images=data.train_images[chooses],
+        test_labels=data.train_labels[chooses],
+    )
 
 
 def reporting(data: Dataset, other: Path | None = None) -> Dataset:
-    """The data set as it is reported: trained on its training part, tested on its own test images, or on ``other``'s.
+    """The data set as it is reported: trained on all that is not reported, tested on its own test images, or ``other``'s.
 
     ``other`` is an npz file with ``images`` uint8 (N, H, W, C) and ``labels`` (N,). Raises DataError that names the file and
     what is wrong with it.
     """
-    data = _trained(data)
+    _enough(data)
     if other is None:
         return data
     images, labels = _others(other)
@@ -74,11 +86,9 @@ def reporting(data: Dataset, other: Path | None = None) -> Dataset:
     return replace(data, name=f"{data.name}, reported on {other.name}", test_images=images, test_labels=labels.astype(np.int64))
 
 
-def _trained(data: Dataset) -> Dataset:
+def _enough(data: Dataset) -> None:
     if len(data.train_images) < EVERY:
         raise DataError(f"{data.name}: {len(data.train_images)} training images cannot be split; {EVERY} at least")
-    places = training(len(data.train_images))
-    return replace(data, train_images=data.train_images[places], train_labels=data.train_labels[places])
 
 
 def _others(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -15,6 +15,11 @@ Arguments = ParamSpec("Arguments")
 
 COLOURS: Final = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d")
 GREYS: Final = ("#c7c7c7", "#9e9e9e", "#6f6f6f")
+MARKS: Final = ("o", "s", "^", "D", "v", "P", "*", "X")
+DASHES: Final = ("-", "--", "-.", ":")
+HATCHES: Final = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "***")
+DARK: Final = ("#1b1b1b", "#e07b00", "#2f7f3f", "#6f4fa0", "#3b6ea8", "#b8383d", "#7a7a7a", "#8a6a2a")
+"""Of lines: dark enough for thin ones, and of different lightness."""
 STYLE: Final[Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,6 +46,25 @@ def panels(rows: int, columns: int, size: tuple[float, float], *, same_y: bool =
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=same_y)
     return figure, [list(row) for row in axes]
+
+
+def line(place: int) -> dict[str, Any]:
+    """Look of the ``place``-th curve of a figure: colour, mark and dashes all differ, so it needs no colour."""
+    return {
+        "color": DARK[place % len(DARK)],
+        "marker": MARKS[place % len(MARKS)],
+        "linestyle": DASHES[place % len(DASHES)],
+    }
+
+
+def bar(place: int) -> dict[str, Any]:
+    """Look of the ``place``-th kind of bar: colour and hatch."""
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "hatch": HATCHES[place % len(HATCHES)],
+        "edgecolor": "black",
+        "linewidth": 0.5,
+    }
 
 
 def save(figure: Figure, path: Path) -> None:

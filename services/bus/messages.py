@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from accelsim.faults import Rates
-from services.scheme import CHAINED, Scheme, Vote
+from services.scheme import CHAINED, Scheme, View, Vote
 
 VERSION = 1
 ROOT = f"r2f/v{VERSION}"
@@ -55,7 +55,7 @@ class Ref(msgspec.Struct, array_like=True, frozen=True):
     nbytes: Count
 
 
-Phase = Literal["before", "train", "after", "done"]
+Phase = Literal["before", "select", "train", "after", "done"]
 
 
 class Tensor(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -112,6 +112,12 @@ class Forward(Message):
     samples: tuple[int, ...]
     seed: int | None = None
     """Fault seed of this run in place of the mode's, for evaluation over many seeds."""
+    rates: Rates | None = None
+    """Error rates of this run in place of the mode's."""
+    view: View | None = None
+    """What the device makes of the images before it runs them; they are named and sent as they were before."""
+    reliable: bool = False
+    """In inference mode: run on the general-purpose processor instead of the accelerator, for the fault-free answers."""
 
 
 class Inputs(Message):
@@ -123,6 +129,8 @@ class Inputs(Message):
     labels: Tensor | None
     files: tuple[bytes, ...] = ()
     """The JPEG files that the images are the pixels of, where the camera gives such."""
+    view: View | None = None
+    """On ``edge/inputs``: what the device makes of the images before it runs them. The trainer is given what came of it."""
 
 
 class EncodedInputs(Message):

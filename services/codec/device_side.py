@@ -167,7 +167,9 @@ class DeviceCodec:
             raise ValueError(f"images of session {message.session!r}, whose model or mode has not come")
         end, images, files = self.session.end, self.bus.open(message.images), message.files
         try:
-            sent = await asyncio.to_thread(end.begin, self.mode.scheme, message.iteration, message.attempt, images, files)
+            sent = await asyncio.to_thread(
+                end.begin, self.mode.scheme, message.iteration, message.attempt, images, files, message.view
+            )
         finally:
             intact = self.bus.release(message.images)
         self._drop_waiting()

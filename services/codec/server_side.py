@@ -39,6 +39,7 @@ from services.codec.core.segments import INPUTS, MODEL
 from services.codec.core.sent import SentImages, SentLayer
 from services.codec.core.server_end import ServerEnd
 from services.scheme import SEGMENT_BYTES
+from services.views import seen
 
 log = structlog.get_logger()
 
@@ -207,7 +208,7 @@ class ServerCodec:
 
     def _images(self, now: Pass, message: EncodedInputs) -> UInt8:
         sent = SentImages(message.hashes, message.shape, message.fresh, message.fresh_of)
-        images = self.session.end.images(sent, now.rebuild.network)
+        images = seen(self.session.end.images(sent, now.rebuild.network), now.forward.view)
         now.rebuild.start(images)
         return images
 

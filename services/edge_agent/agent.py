@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from accelsim.accelerators import Accelerator, Factory
+from accelsim.accelerators import Accelerator, Factory, vote_at
 from accelsim.datasets import Dataset
 from accelsim.engine import Engine, shared
 from accelsim.faults import Rates
@@ -19,9 +19,11 @@ from services.boundary import answer
 from services.bus import Bus, BusError, MessageError
 from services.bus.messages import Deploy, Forward, Message, SetMode, Voted
 from services.edge_agent.core.camera import photograph
-from services.edge_agent.core.plan import thresholded
+from services.edge_agent.core.plan import ports_of, thresholded
 from services.edge_agent.running import Running
 from services.edge_agent.table1 import Client
+from services.scheme import Port, Scheme, check
+from services.views import seen
 
 log = structlog.get_logger()
 
@@ -53,8 +55,8 @@ class Session:
     name: str = ""
     loaded: Loaded | None = None
     accelerator: Accelerator | None = None
-    """Of the loaded network, under ``faults``."""
-    faults: tuple[Rates, int] = (Rates(), 0)
+    """Of the loaded network, under ``faults``, with its votes at these ports."""
+    faults: tuple[Rates, int, tuple[Port, ...]] = (Rates(), 0, ())
     similarity: dict[int, float] | None = None
     """Each layer's share of outputs equal to the vote, measured once where the scheme has a threshold."""
 
@@ -178,12 +180,15 @@ class Agent:
             await client.send_ack("forward", forward.iteration, version=loaded.version, error=_reason(error))
 
     async def _forward(self, client: Client, forward: Forward, mode: SetMode, loaded: Loaded) -> None:
+        check(mode.scheme, loaded.network)
         data = self.device.data
         of_split = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
         images, labels = of_split[forward.split]
         chosen = list(forward.samples)
         if not chosen or max(chosen) >= len(images) or min(chosen) < 0:
             raise ValueError(f"samples: {forward.split} has {len(images)} images, asked for {chosen[:8]}")
+        if forward.reliable and forward.mode == "training":
+            raise ValueError("reliable: the general-purpose processor runs in inference mode alone")
         batch, truth = images[chosen], labels[chosen]
         files: list[bytes] = []
         if mode.scheme.jpeg:
@@ -191,6 +196,12 @@ class Agent:
         training = forward.mode == "training"
         if training:
             await client.send_inputs(forward, batch, truth, files)
+        batch = seen(batch, forward.view)
+        if forward.reliable:
+            x = loaded.network.quantize_images(batch)
+            outputs = (await asyncio.to_thread(loaded.engine.run, x))[-1]
+            await client.send_outputs(forward, outputs, truth)
+            return
         accelerator = await self._accelerator(loaded.network, mode, forward)
         self.running = Running(self.bus, forward, mode, loaded.network, loaded.engine, accelerator, self.device.array)
         direct: frozenset[int] = frozenset()
@@ -205,15 +216,17 @@ class Agent:
     async def _accelerator(self, network: Network, mode: SetMode, forward: Forward) -> Accelerator:
         """The one of these faults, made when they change."""
         session = self.session
-        faults = (mode.rates, mode.seed if forward.seed is None else forward.seed)
+        rates = mode.rates if forward.rates is None else forward.rates
+        faults = (rates, mode.seed if forward.seed is None else forward.seed, mode.scheme.ports)
         if session.accelerator is None or session.faults != faults:
             session.accelerator = None
-            session.accelerator, session.faults = await asyncio.to_thread(self._made, network, *faults), faults
+            session.accelerator, session.faults = await asyncio.to_thread(self._made, network, mode.scheme, *faults[:2]), faults
         return session.accelerator
 
-    def _made(self, network: Network, rates: Rates, seed: int) -> Accelerator:
+    def _made(self, network: Network, scheme: Scheme, rates: Rates, seed: int) -> Accelerator:
         accelerator = self.device.accelerator(rates, seed, self.bus.device)
         accelerator.load(network)
+        vote_at(accelerator, ports_of(scheme))
         return accelerator
 
 

@@ -17,9 +17,10 @@ from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.timing import Array
 from services.bus import Bus, MessageError
 from services.bus.messages import Forward, LayerVoted, SetMode, Stage, Timing, Voted
+from services.edge_agent.core.answer import answer
 from services.edge_agent.core.forward import SIMILARITY, Done, Segment, Votes, advance, execute, similarity
 from services.edge_agent.core.modelled import Times, times
-from services.edge_agent.core.plan import plan_of
+from services.edge_agent.core.plan import plan_of, ports_of
 from services.edge_agent.table1 import Client
 
 log = structlog.get_logger()
@@ -50,9 +51,10 @@ class Running:
 
     async def outputs(self, images: UInt8, direct: frozenset[int]) -> Activation:
         """Run the images (N, H, W, C); the network's outputs (N, 1, 1, C). ``direct``: layers under the threshold."""
-        plan = plan_of(self.mode.scheme, training=self.forward.mode == "training", direct=direct)
-        x = self.network.quantize_images(images)
-        steps = execute(self.network, self.engine, self.accelerator, x, self.forward.iteration, plan)
+        scheme, x = self.mode.scheme, self.network.quantize_images(images)
+        given = self.network, self.engine, self.accelerator, x, self.forward.iteration
+        training = self.forward.mode == "training"
+        steps = execute(*given, plan_of(scheme, training=True, direct=direct)) if training else answer(*given, scheme)
         return await self._segments(self.forward, steps, images=len(x))
 
     async def _segments(self, of: Forward, steps: Generator[Segment, Votes | None, T], images: int) -> T:
@@ -72,7 +74,8 @@ class Running:
                 await client.send_segment(of, number, segment, self.mode.scheme.vote, awaited=segment.awaits_vote)
             votes = await self._votes_on(of, number) if segment.awaits_vote else None
             if images:
-                await self._publish(times(self.network, segment, self.array, images), number, host)
+                ports = ports_of(self.mode.scheme)
+                await self._publish(times(self.network, segment, self.array, ports), number, host)
             segment.done()
             number += 1
 

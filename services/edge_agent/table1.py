@@ -51,7 +51,7 @@ class Client:
         await self.bus.publish(self.bus.topic("up/outputs"), message)
 
     async def send_inputs(self, forward: Forward, images: UInt8, labels: Int64, files: Sequence[bytes] = ()) -> None:
-        """Training mode: the batch itself, uint8 (N, H, W, C) and labels int64 (N,), to the codec.
+        """Training mode: the batch itself, uint8 (N, H, W, C) before any view, and labels int64 (N,), to the codec.
 
         ``files`` are JPEG files of just these pixels, if the camera gives such: then they cross the link.
         """
@@ -62,6 +62,7 @@ class Client:
             images=self.bus.share(images),
             labels=inline(labels),
             files=tuple(files),
+            view=forward.view,
         )
         await self.bus.publish(self.bus.topic("edge/inputs"), message)
 

@@ -15,7 +15,7 @@ from accelsim.int8.network import Network
 from services.boundary import guarded
 from services.bus import Bus, BusError, topics
 from services.bus.messages import Forward, Phase, Progress, SetMode, Stage, State, Timing
-from services.scheme import CHAINED, Scheme
+from services.scheme import CHAINED, Scheme, View
 from services.trainer.remote import PATH, Data, Deployed, DeviceError, Patience, Remote
 
 log = structlog.get_logger()
@@ -96,11 +96,15 @@ class Server:
         split: Literal["train", "test"],
         samples: Sequence[int],
         seed: int | None = None,
+        rates: Rates | None = None,
+        view: View | None = None,
+        reliable: bool = False,
     ) -> Data:
         """``server.getData``: run these samples on the device in its present mode and collect what it computed.
 
-        ``seed`` stands in for the mode's fault seed. Images and activations are views into shared memory, good until the
-        next ``get_data`` of that device.
+        ``seed`` and ``rates`` stand in for the mode's; ``view`` has the device change the images first, and those of the Data
+        are then the changed ones; ``reliable`` has an inference run on the general-purpose processor. Images and activations
+        are views into shared memory, good until the next ``get_data`` of that device.
         """
         known = await self._device(device)
         mode, deployed = known.mode, known.deployed
@@ -121,6 +125,9 @@ class Server:
                 split=split,
                 samples=tuple(int(i) for i in samples),
                 seed=seed,
+                rates=rates,
+                view=view,
+                reliable=reliable,
             )
             await known.send_forward(forward, mode, deployed)
 

@@ -8,23 +8,34 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
 
 from accelsim.datasets import spread
-from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from services.bus import Bus
 from services.bus.messages import Phase, State
-from services.trainer.core import checkpoint, evaluation, job, ledger, result
+from services.trainer.core import checkpoint, evaluation, job, ledger, recipe, result
 from services.trainer.core.checkpoint import Checkpoint
+from services.trainer.core.course import (
+    Answered,
+    Answers,
+    Batch,
+    Command,
+    Deploy,
+    Learnt,
+    Outcome,
+    Reply,
+    Steps,
+    course,
+)
 from services.trainer.core.evaluation import Counts, Evaluation
 from services.trainer.core.job import Job
-from services.trainer.core.step import INITIAL_VERSION, Received, Step, draw, learner, start, step
+from services.trainer.core.recipe import Plan
+from services.trainer.core.step import INITIAL_VERSION, Received, Step, start
 from services.trainer.remote import Data
 from services.trainer.table1 import Mode, Server, serving
 
@@ -47,6 +58,8 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
         agent = await server.ready(todo.device)
         _check_device(todo, agent)
+        plan = recipe.plan(todo, agent.samples["train"])
+        found.iterations = plan.iterations
         state = _resume(folder, todo, initial)
         if found.faulty_before is None:
             await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
@@ -55,68 +68,129 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
                 result.write(folder, found)
             found.faulty_before = await _evaluate(server, todo, "before", agent.samples["test"], faults=True)
             result.write(folder, found)
-        state = await _train(server, folder, todo, initial, state, agent.samples["train"], path)
+        outcome = await _Training(server, folder, plan).run(initial, state, path)
+        found.selection = outcome.selection
         if found.faulty_after is None:
-            storage.save(state.network, folder / result.RETRAINED)
-            await server.deploy_model(todo.device, state.network, version=state.version)
+            storage.save(outcome.network, folder / result.RETRAINED)
+            await server.deploy_model(todo.device, outcome.network, version=outcome.version)
             if found.clean_after is None:
                 found.clean_after = await _evaluate(server, todo, "after", agent.samples["test"], faults=False)
                 result.write(folder, found)
             found.faulty_after = await _evaluate(server, todo, "after", agent.samples["test"], faults=True)
-            found.model_sha256 = storage.digest(state.network)
+            found.model_sha256 = storage.digest(outcome.network)
             result.write(folder, found)
-        await server.publish_progress(todo.device, "done", todo.iterations, todo.iterations, fmean(found.faulty_after.top1))
+        done = plan.iterations
+        await server.publish_progress(todo.device, "done", done, done, fmean(found.faulty_after.top1))
 
 
-async def _train(
-    server: Server, folder: Path, todo: Job, initial: Network, state: Checkpoint, available: int, path: str
-) -> Checkpoint:
-    """Iterations ``state.iteration`` to the last. ``state``'s arrays are updated in place."""
-    if state.iteration == todo.iterations:
-        return state
-    book, rows = ledger.Ledger(), list[ledger.Row]()
-    await server.on_timing(todo.device, book.add)
-    progress = folder / result.PROGRESS
-    ledger.truncate(progress, state.iteration)
-    learning = learner(todo, initial, state, path)
-    own = _server_labels(folder, todo, available)
-    network, version = state.network, state.version
-    saved = str(folder / checkpoint.FILE) if (folder / checkpoint.FILE).exists() else None
+class _Training:
+    """Drives the course of a run on the device."""
 
-    await server.set_mode(todo.device, Mode.TRAINING, rates=todo.rates, seed=todo.seed, scheme=todo.scheme)
-    await server.deploy_model(todo.device, network, version=version)
-    engine = await asyncio.to_thread(Engine, network, path)
-    for iteration in range(state.iteration, todo.iterations):
-        begin = time.perf_counter()
-        samples = draw(learning, available)
-        # What the device computed on this batch, faults and all, and one step on exactly that.
-        data = await server.get_data(todo.device, iteration=iteration, split="train", samples=samples.tolist())
-        received = _received(data, None if own is None else own[samples])
-        done = await asyncio.to_thread(step, learning, network, engine, received, iteration, saved)
-        network, version = done.network, version + 1
-        # The device gets the model while the server writes its checkpoint; the next forward waits for it there.
-        await server.deploy_model(todo.device, network, version=version, iteration=iteration, wait=False)
-        engine = await asyncio.to_thread(Engine, network, path)
-        state = state._replace(
-            iteration=iteration + 1, version=version, generator=dict(learning.order.bit_generator.state), network=network
+    def __init__(self, server: Server, folder: Path, plan: Plan) -> None:
+        self.server = server
+        self.folder = folder
+        self.plan = plan
+        self.job = plan.job
+        self.mode: Mode | None = None
+        """What the device was last told."""
+        self.book = ledger.Ledger()
+        self.rows: list[ledger.Row] = []
+        self.saved = 0
+        """Iterations that the last checkpoint holds."""
+        self.begun = 0.0
+
+    async def run(self, initial: Network, state: Checkpoint, path: str) -> Outcome:
+        """What the run ends with, from a state on, whose arrays are updated in place."""
+        await self.server.on_timing(self.job.device, self.book.add)
+        ledger.truncate(self.folder / result.PROGRESS, state.iteration)
+        self.saved = state.iteration
+        file = self.folder / checkpoint.FILE
+        own = _server_labels(self.folder, self.job, len(self.plan.pool) + len(self.plan.selection))
+        steps = course(self.plan, initial, state, path, own, file)
+        reply: Reply = None
+        while True:
+            command = await asyncio.to_thread(_advance, steps, reply)
+            reply = None
+            match command:
+                case Outcome():
+                    return command
+                case Deploy():
+                    await self._deploy(command)
+                case Batch():
+                    reply = await self._batch(command)
+                case Answers():
+                    reply = await self._answers(command)
+                case Learnt():
+                    await self._learnt(command)
+
+    async def _deploy(self, command: Deploy) -> None:
+        """The device gets the network while the server goes on; the next pass waits for it there."""
+        await self.server.deploy_model(
+            self.job.device, command.network, version=command.version, iteration=command.iteration, wait=False
         )
-        await server.publish_timing(todo.device, "backward", iteration, done.backward_s)
-        await server.publish_timing(todo.device, "quantise", iteration, done.quantise_s)
-        rows.append(_row(iteration, done, data, received, time.perf_counter() - begin))
-        await server.publish_progress(todo.device, "train", iteration + 1, todo.iterations, done.loss, done.norm)
+
+    async def _enter(self, mode: Mode) -> None:
+        if self.mode is not mode:
+            todo = self.job
+            await self.server.set_mode(todo.device, mode, rates=todo.rates, seed=todo.seed, scheme=todo.scheme)
+            self.mode = mode
+
+    async def _batch(self, command: Batch) -> Received:
+        self.begun = time.perf_counter()
+        await self._enter(Mode.TRAINING)
+        self.data = await self.server.get_data(
+            self.job.device,
+            iteration=command.iteration,
+            split="train",
+            samples=command.samples.tolist(),
+            rates=None if command.rates == self.job.rates else command.rates,
+            view=command.view,
+        )
+        self.received = _received(self.data)
+        return self.received
+
+    async def _answers(self, command: Answers) -> Answered:
+        await self._enter(Mode.INFERENCE)
+        reliable = command.seed is None
+        samples = command.samples.tolist()
+        data = await self.server.get_data(
+            self.job.device, iteration=command.iteration, split="train", samples=samples, seed=command.seed, reliable=reliable
+        )
+        if data.outputs is None:
+            raise RuntimeError("a pass in inference mode ended without its outputs")
+        await self.server.publish_progress(self.job.device, "select", command.step, command.steps, 0.0, faults=not reliable)
+        return Answered(data.outputs, data.labels)
+
+    async def _learnt(self, command: Learnt) -> None:
+        device, iteration, made = self.job.device, command.iteration, command.made
+        total = self.plan.iterations
+        await self.server.publish_timing(device, "backward", iteration, made.backward_s)
+        await self.server.publish_timing(device, "quantise", iteration, made.quantise_s)
+        self.rows.append(_row(iteration, made, self.data, self.received, time.perf_counter() - self.begun))
+        await self.server.publish_progress(device, "train", iteration + 1, total, made.loss, made.norm)
         # Events of an iteration may still be under way when it ends; by the one after next they are here. A checkpoint
         # does not wait for them: every row that it will not do again must be on the disk first.
-        due = (iteration + 1) % todo.checkpoint_every == 0 or iteration + 1 == todo.iterations
-        book.settle(progress, rows, keep=0 if due else 2)
-        if due:
-            saved = str(await asyncio.to_thread(checkpoint.write, folder, state))
-    return state
+        late = iteration + 1 - self.saved >= self.job.checkpoint_every or iteration + 1 == total
+        due = late and command.state is not None
+        self.book.settle(self.folder / result.PROGRESS, self.rows, keep=0 if due else 2)
+        if due and command.state is not None:
+            await asyncio.to_thread(checkpoint.write, self.folder, command.state)
+            self.saved = iteration + 1
+
+
+def _advance(steps: Steps[Outcome], reply: Reply) -> Command | Outcome:
+    """What the course asks for next, or what it ends with."""
+    try:
+        return steps.send(reply)
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
 
 
 async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, *, faults: bool) -> Evaluation:
     """Accuracy on held-out samples, as the job's faults leave it or without them."""
     rates = todo.rates if faults else Rates()
-    scheme = todo.scheme if faults else msgspec.structs.replace(todo.scheme, protected=())
+    scheme = todo.scheme if faults else todo.scheme.bare
     await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, scheme=scheme)
     samples = spread(todo.evaluation_samples, available)
     seeds = evaluation.seeds_of(rates, todo.evaluation_seeds)
@@ -150,11 +224,6 @@ def _check_device(todo: Job, agent: State) -> None:
     for split in ("train", "test"):
         if agent.samples.get(split, 0) < 1:
             raise ValueError(f"device {todo.device!r} has no {split} samples; it reports {agent.samples}")
-    if todo.batch > agent.samples["train"]:
-        raise ValueError(
-            f"device {todo.device!r} has {agent.samples['train']} training samples, fewer than a batch of {todo.batch}; "
-            "start a run with a smaller --batch"
-        )
     if todo.data and agent.data and todo.data != agent.data:
         raise ValueError(
             f"device {todo.device!r} has other classes or images of another size than this run: the digest of its data is "
@@ -175,10 +244,10 @@ def _server_labels(folder: Path, todo: Job, available: int) -> Int64 | None:
     return own.astype(np.int64)
 
 
-def _received(data: Data, own: Int64 | None) -> Received:
+def _received(data: Data) -> Received:
     if data.images is None:
         raise RuntimeError("a pass in training mode ended without its images")
-    return Received(data.images, data.activations, data.labels, own)
+    return Received(data.images, data.activations, data.labels)
 
 
 def _row(iteration: int, done: Step, data: Data, received: Received, wall: float) -> ledger.Row:

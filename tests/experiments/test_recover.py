@@ -45,9 +45,11 @@ def test_the_program_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     settings = r2f_settings.parse({"ber": 2e-3, "iterations": 4, "lr": 5e-3, "codec": "direct"})
     split = splits.reporting(data)
     network = retraining.quantised(settings, retraining.float_module(settings, split), data)
+    paper = retraining.quantised(settings, retraining.float_module(settings, split), data, "signed")
     trained, spent = retraining.retrained(settings, network, split)
     held_out = splits.reporting(data, more)
-    for key, which, ber in (("clean", network, 0.0), ("before", network, 2e-3), ("after", trained, 2e-3)):
+    cases = (("clean", paper, 0.0), ("before", paper, 2e-3), ("untrained", network, 2e-3), ("after", trained, 2e-3))
+    for key, which, ber in cases:
         again = retraining.evaluated(which, held_out, Rates.uniform(ber), (1001, 1002), Scheme())
         assert found[key]["mean"] == pytest.approx(np.mean(again.top1), abs=1e-3), key
     assert found["bytes"] == found["bytes_up"] + found["bytes_down"] == spent.up + spent.down

@@ -17,7 +17,7 @@ from r2f.settings import Settings
 from services.scheme import Redundancy, Scheme
 from services.trainer.core import ledger, result
 from services.trainer.core.ledger import Row
-from services.trainer.core.task import Sgd
+from services.trainer.core.task import PAPER, Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -26,6 +26,8 @@ SETTINGS = Settings(
     rates=Rates(input=3e-4, weight=3e-4, output=3e-4),
     iterations=3,
     sgd=Sgd(rate=0.02),
+    recipe=PAPER,
+    labels="device",
     evaluation_seeds=1,
     evaluation_samples=32,
     embedded=True,

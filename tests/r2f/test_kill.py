@@ -25,7 +25,7 @@ from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, Prog
 from services.trainer.core import job as jobs
 from services.trainer.core import ledger
 from services.trainer.core import result as results
-from services.trainer.core.task import Sgd
+from services.trainer.core.task import Recipe, Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,6 +34,7 @@ SETTINGS = Settings(
     rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
     iterations=14,
     sgd=Sgd(rate=0.02),
+    recipe=Recipe(corrections=2, selection=64, accumulate=2, shift=1),
     evaluation_seeds=2,
     evaluation_samples=64,
     checkpoint_every=4,

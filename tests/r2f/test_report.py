@@ -44,6 +44,7 @@ def finished(folder: Path, iterations: int = 4) -> Path:
     ]  # fmt: skip
     ledger.append(folder / result.PROGRESS, rows)
     found = result.Result(
+        iterations=iterations,
         clean_before=Evaluation(samples=449, top1=[97.0], top5=[99.0]),
         clean_after=Evaluation(samples=449, top1=[96.0], top5=[99.5]),
         faulty_before=Evaluation(samples=449, top1=[80.0, 84.0], top5=[90.0, 91.0]),

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from torch import nn
 
 from accelsim.accelerators import build
@@ -29,13 +29,13 @@ from services.bus.messages import EncodedInputs, EncodedLayers, EncodedModel, En
 from services.codec.device_side import DeviceCodec
 from services.codec.server_side import ServerCodec
 from services.edge_agent.agent import Agent, Device
-from services.scheme import Scheme
+from services.scheme import Port, Scheme
 from services.trainer import training
 from services.trainer.core import job as jobs
 from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
-from services.trainer.core.task import Sgd, Source
+from services.trainer.core.task import PAPER, Recipe, Sgd, Source
 from services.voter import voter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +121,7 @@ def write(folder: Path, network: Network, **settings: Any) -> Job:
     job = Job(
         **{
             "session": folder.name, "device": "d", "rates": RATES, "iterations": 3, "batch": 8, "sgd": Sgd(rate=0.01),
+            "recipe": PAPER, "labels": "device",
             "evaluation_seeds": (1001, 1002), "evaluation_samples": 48, "evaluation_batch": 32, "seed": 3,
         } | settings
     )  # fmt: skip
@@ -141,8 +142,11 @@ def same(job: Job, network: Network, folder: Path, sizes: Sizes) -> None:
     """One process ends where the bus did, with as many bytes on the way."""
     peer = inprocess.retrain(network, DIGITS, job, path=PATH)
     found = results.read(folder)
-    assert found.model_sha256 == storage.digest(peer.network) != storage.digest(network)
-    plain = msgspec.structs.replace(job.scheme, protected=())
+    assert found.model_sha256 == storage.digest(peer.network)
+    assert (found.iterations, found.selection) == (len(peer.iterations), peer.selection)
+    kept = found.selection is not None and found.selection.deployed == "before"
+    assert kept == (storage.digest(peer.network) == storage.digest(network))
+    plain = job.scheme.bare
     assert found.clean_before == evaluate(network, Rates(), job, plain)
     assert found.faulty_before == evaluate(network, job.rates, job, job.scheme)
     assert found.clean_after == evaluate(peer.network, Rates(), job, plain)
@@ -155,8 +159,7 @@ def same(job: Job, network: Network, folder: Path, sizes: Sizes) -> None:
             assert sent["layers"] + sent["repairs"] > record.layer_bytes
         else:
             assert (sent["layers"], sent["repairs"]) == (record.layer_bytes, record.repair_bytes)
-        if record.iteration > 0:  # the first one's model came whole, with no iteration's number
-            assert sizes[record.iteration - 1]["model"] == record.model_bytes
+        assert sent["model"] == record.model_bytes
 
 
 SCHEMES = {
@@ -170,7 +173,14 @@ SCHEMES = {
     "chained-jpeg-floats": Scheme(jpeg=80, float_inputs=True),
     "chained-protected": Scheme(protected=(0, 2)),
     "chained-protected-voted": Scheme(protected=(0, 2), referee=False),
+    "chained-ports": Scheme(ports=(Port(0, "weight"), Port(2, "input"), Port(2, "output"), Port(5, "weight"))),
+    "chained-ports-protected": Scheme(protected=(2,), ports=(Port(0, "output"), Port(5, "weight")), referee=False),
+    "chained-tmr-layer": Scheme(tmr="layer", vote="bitwise"),
+    "chained-uncertain-layer": Scheme(tmr="layer", uncertain=60, ports=(Port(0, "weight"),)),
     "direct": Scheme(codec="direct"),
+    "direct-tmr-network": Scheme(codec="direct", tmr="network", protected=(0,), vote="bitwise"),
+    "direct-uncertain-network": Scheme(codec="direct", tmr="network", uncertain=60),
+    "golden-tmr-network": Scheme(codec="golden", redundancy="network", tmr="network", theta=0.0),
     "direct-jpeg": Scheme(codec="direct", jpeg=80),
     "direct-protected": Scheme(codec="direct", protected=(0,), vote="bitwise"),
     "golden-layer": Scheme(codec="golden", vote="bitwise"),
@@ -206,6 +216,32 @@ async def test_every_source_of_labels(labels: Source, broker: str, network: Netw
     async with pipeline(broker, DIGITS):
         sizes = await over_the_bus(broker, folder)
     same(job, network, folder, sizes)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "ours": {"sgd": Sgd(), "recipe": Recipe(flip=True, shift=1, corrections=2, selection=64), "iterations": 8},
+    "correct": {"method": "correct", "recipe": Recipe(selection=40), "iterations": 2},
+    "epochs": {"iterations": None, "batch": 400, "recipe": replace(PAPER, epochs=1, average=0.5, selection=20, checks=2)},
+    "gathered": {"iterations": 5, "recipe": replace(PAPER, accumulate=2, clean=0.5, warmup=0.5, schedule="cosine")},
+    "hard": {"labels": "teacher-soft", "recipe": replace(PAPER, hard=0.3, temperature=3.0)},
+    "rising": {"iterations": 4, "recipe": replace(PAPER, rate_factor=2.0, curriculum=0.5, shift=2)},
+    "labelled": {"recipe": replace(PAPER, selection=30), "sgd": Sgd(rate=1e-9)},
+}
+
+
+@pytest.mark.parametrize("scheme", ["chained", "chained-jpeg", "golden-layer-threshold"])
+@pytest.mark.parametrize("name", RECIPES)
+async def test_every_recipe(name: str, scheme: str, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    job = write(folder, network, scheme=SCHEMES[scheme], **RECIPES[name])
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, network, folder, sizes)
+    found = results.read(folder).selection
+    assert (found is not None) == (job.recipe.selection > 0)
+    if name == "labelled":
+        assert found is not None
+        assert (found.against, found.deployed) == ("labels", "before")
 
 
 async def test_runs_one_after_another_on_the_same_services(broker: str, network: Network, tmp_path: Path) -> None:

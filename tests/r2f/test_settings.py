@@ -25,7 +25,7 @@ def test_no_setting_is_forgotten() -> None:
             found |= fields(value, f"{before}{name}.") if hasattr(value, "__struct_fields__") else {before + name}
         return found
 
-    assert fields(Settings()) - {option.field for option in OPTIONS.values()} == {"scheme.uplink_bits_per_s"}
+    assert fields(Settings()) - {option.field for option in OPTIONS.values()} == {"scheme.uplink_bits_per_s", "scheme.ports"}
 
 
 @given(

@@ -26,7 +26,7 @@ from r2f.settings import Settings
 from services.bus.messages import Progress
 from services.scheme import Scheme
 from services.trainer.core import result as results
-from services.trainer.core.task import Sgd
+from services.trainer.core.task import PAPER, Sgd
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -36,6 +36,8 @@ SETTINGS = Settings(
     scheme=Scheme(protected=(0,)),
     iterations=3,
     sgd=Sgd(rate=0.02),
+    recipe=PAPER,
+    labels="device",
     evaluation_seeds=1,
     evaluation_samples=64,
     launch=True,

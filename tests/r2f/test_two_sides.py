@@ -24,7 +24,7 @@ from r2f.settings import Settings
 from services.bus.messages import Progress
 from services.trainer import waiting
 from services.trainer.core import job, result
-from services.trainer.core.task import Sgd
+from services.trainer.core.task import PAPER, Sgd
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -38,6 +38,8 @@ SETTINGS = Settings(
     rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
     iterations=12,
     sgd=Sgd(rate=0.02),
+    recipe=PAPER,
+    labels="device",
     evaluation_seeds=2,
     evaluation_samples=64,
     checkpoint_every=4,

@@ -13,7 +13,8 @@ from services.codec.core import inputs, layers, model
 from services.codec.core.bodies import CodecError
 from services.codec.core.kept import Kept
 from services.codec.core.sent import SentImages, SentLayer, SentModel
-from services.scheme import CHAINED, SEGMENT_BYTES, Scheme
+from services.scheme import CHAINED, SEGMENT_BYTES, Scheme, View
+from services.views import seen
 
 ALL = 1 << 62
 """``keep_bytes`` of a device that never runs out."""
@@ -70,10 +71,19 @@ class DeviceEnd:
 
     # ---- what the device computed, up ----
 
-    def begin(self, scheme: Scheme, iteration: int, attempt: int, images: UInt8, files: Sequence[bytes] = ()) -> SentImages:
+    def begin(
+        self,
+        scheme: Scheme,
+        iteration: int,
+        attempt: int,
+        images: UInt8,
+        files: Sequence[bytes] = (),
+        view: View | None = None,
+    ) -> SentImages:
         """Begin a pass on images, uint8 (N, H, W, C), and end the one before.
 
-        ``files`` are image files of just these pixels, where the camera gives such: then they cross the link.
+        ``files`` are image files of just these pixels, where the camera gives such: then they cross the link. With a ``view``
+        the device runs on what that makes of the images; what crosses the link are the images as they were before.
         """
         network = self._network()
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0 or images.shape[1:] != network.input_shape:
@@ -93,7 +103,7 @@ class DeviceEnd:
         self.end()
         self.known.update(hashes)
         self.running, self.scheme, self.batch = (iteration, attempt), scheme, len(images)
-        self.kept = Kept(network, self.path, iteration, network.quantize_images(images)) if scheme.repairs else None
+        self.kept = Kept(network, self.path, iteration, network.quantize_images(seen(images, view))) if scheme.repairs else None
         return SentImages(hashes, network.input_shape, body, tuple(fresh))
 
     def end(self) -> None:

@@ -322,9 +322,7 @@ def _get_gamma(data: int, bit: int) -> tuple[Word, Word]:
 
 
 @numba.njit(cache=True)
-def _get_line(
-    data: int, bit: int, end: int, count: int, span: int, places: Int32, out: Int8, offset: int, stride: int
-) -> int:
+def _get_line(data: int, bit: int, end: int, count: int, span: int, places: Int32, out: Int8, offset: int, stride: int) -> int:
     """Adds a line's values at ``out[offset + stride * place]``; the next bit, or -1 for what no encoder writes."""
     if 2 * count > span:
         k = rice_parameter(span, span - count)

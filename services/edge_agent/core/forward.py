@@ -32,6 +32,10 @@ class Executed:
     settled: Settled | None = None
     direct: bool = False
     """Under the similarity threshold."""
+    again: bool = False
+    """Of a further run of the network: all of it is redundancy."""
+    ran: bool = True
+    """Not where the vote alone is new, over what earlier runs computed."""
 
     @property
     def as_it_is(self) -> bool:
@@ -151,6 +155,7 @@ def _alone(device: _Device, index: int, layer: Conv, inputs: list[Activation]) -
     protected = index in plan.protected
 
     def more(first: int, count: int) -> list[Activation]:
+        first += PROTECTED_REPLICAS * plan.run
         return device.accelerator.run_replicas(index, x, iteration=device.iteration, count=count, first=first)
 
     if plan.referee:
@@ -168,7 +173,7 @@ def _alone(device: _Device, index: int, layer: Conv, inputs: list[Activation]) -
         executed = Executed(index, replicas, protected=protected, settled=settled)
     else:
         count = max(plan.replicas, PROTECTED_REPLICAS) if protected else plan.replicas
-        executed = Executed(index, more(0, count), protected=protected)
+        executed = Executed(index, more(0, count), protected=protected, again=plan.run > 0)
     return executed, [None if protected else executed.replicas[0]]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from accelsim.accelerators import Ports
 from accelsim.int8.network import Conv, Network
-from accelsim.timing import Array, layer_timing
+from accelsim.timing import Array, layer_timing, port_seconds, vote_seconds
 from services.edge_agent.core import referee
 from services.edge_agent.core.forward import Executed, Segment
 
@@ -20,20 +21,27 @@ class Times(NamedTuple):
     share: float
 
 
-def times(network: Network, segment: Segment, array: Array, batch: int) -> Times:
-    """Modelled seconds of a segment of ``batch`` images, as long as its executions are still there."""
+def times(network: Network, segment: Segment, array: Array, ports: Ports) -> Times:
+    """Modelled seconds of a segment, as long as its executions are still there. ``ports`` are voted on."""
     forward = tmr = 0.0
-    executions = 0
+    executions = actual = 0
     for executed in segment.layers:
+        replica = executed.replicas[0]
+        if not executed.ran:
+            tmr += vote_seconds(replica.size, len(executed.replicas), array)
+            continue
         layer = network.layers[executed.index]
         if not isinstance(layer, Conv):
             raise ValueError(f"layer {executed.index} ({layer.name}) is no MAC layer, the accelerator cannot have run it")
         shape = network.shape_of(layer.inputs[0])
-        timing = layer_timing(executed.index, layer, shape, array, batch=batch, executions=executed.executions)
-        forward += timing.forward_s + timing.write_back_s
-        tmr += timing.tmr_s + _referee_s(layer, executed)
+        timing = layer_timing(executed.index, layer, shape, array, batch=len(replica), executions=executed.executions)
+        first = timing.forward_s + timing.write_back_s
+        voting = sum(port_seconds(layer, shape, array, site, batch=len(replica)) for site in ports.get(executed.index, ()))
+        forward += 0.0 if executed.again else first
+        tmr += timing.tmr_s + _referee_s(layer, executed) + voting * executed.executions + (first if executed.again else 0.0)
         executions += executed.executions
-    return Times(forward, tmr, len(segment.layers) / executions)
+        actual += not executed.again
+    return Times(forward, tmr, actual / executions if executions else 0.0)
 
 
 def _referee_s(layer: Conv, executed: Executed) -> float:

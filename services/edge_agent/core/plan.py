@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
+from accelsim.accelerators import Ports
+from accelsim.faults import Site
 from services.edge_agent.core.referee import SHORT, short
 from services.scheme import Redundancy, Scheme
 
@@ -26,6 +28,8 @@ class Plan:
     beside: Redundancy | None = None
     referee: bool = False
     longest: int = SHORT
+    run: int = 0
+    """Number of this run of the network on these images: each has faults of its own."""
     direct: frozenset[int] = frozenset()
     """Beside a TMR pass: the layers under the similarity threshold, whose outputs go as they are."""
 
@@ -49,6 +53,14 @@ def plan_of(scheme: Scheme, *, training: bool, direct: frozenset[int] = frozense
             return Plan(replicas=scheme.replicas, beside=scheme.redundancy, direct=direct)
         case _:
             assert_never(reference)
+
+
+def ports_of(scheme: Scheme) -> Ports:
+    """The sites voted on at the accelerator's ports, by layer."""
+    ports: dict[int, set[Site]] = {}
+    for port in scheme.ports:
+        ports.setdefault(port.layer, set()).add(port.site)
+    return ports
 
 
 def thresholded(scheme: Scheme) -> bool:

@@ -17,10 +17,14 @@ from accelsim.files import write_whole
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.int8.parameters import Parameters
+from services.trainer.core.rate import Seen
+from services.trainer.core.selection import Candidate, Right, Tried
 
 FILE = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
-VERSION = 1
+KINDS = ("master", "velocity", "average")
+"""Of the parameters that a checkpoint holds."""
+VERSION = 2
 
 
 class Header(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -33,22 +37,29 @@ class Header(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Of the network last deployed."""
     config: str
     """Digest of the run's settings; a checkpoint is of no use to another run."""
-    generator: dict[str, Any]
-    """State of the bit generator that orders the samples, as NumPy gives it."""
+    seen: Seen
+    """What the learning rate follows from."""
+    candidates: list[Candidate] | None
+    """What was tried on the selection samples; None before anything was."""
+    best: str = ""
+    """Name of the best of them."""
     sha256: str = ""
     """Of this header without it, and of the tensors by name."""
 
 
 class Checkpoint(NamedTuple):
-    """The trainer's whole state between two iterations."""
+    """The trainer's whole state between two updates."""
 
     iteration: int
     version: int
     config: str
-    generator: dict[str, Any]
     parameters: Parameters
     velocity: Parameters
+    average: Parameters
+    """Running average of the parameters."""
     network: Network
+    seen: Seen
+    tried: Tried | None
 
 
 class CheckpointError(ValueError):
@@ -65,7 +76,9 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
         iteration=checkpoint.iteration,
         version=checkpoint.version,
         config=checkpoint.config,
-        generator=checkpoint.generator,
+        seen=checkpoint.seen,
+        candidates=None if checkpoint.tried is None else checkpoint.tried.candidates,
+        best="" if checkpoint.tried is None else checkpoint.tried.best_name,
     )
     header.sha256 = _digest(header, tensors)
     path = folder / FILE
@@ -95,15 +108,14 @@ def read(path: Path, *, config: str | None = None) -> Checkpoint:
             f"{path}: written under settings {header.config[:12]}, this run has {config[:12]}; "
             "resume with the same settings or start a new run"
         )
-    try:
-        network = storage.from_bytes(tensors.pop("network").tobytes())
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: its network cannot be read: {error}") from error
-    parameters = _parameters(path, "master", network, tensors)
-    velocity = _parameters(path, "velocity", network, tensors)
+    network = _network(path, "network", tensors)
+    parameters, velocity, average = (_parameters(path, kind, network, tensors) for kind in KINDS)
+    tried = None if header.candidates is None else _tried(path, header.candidates, header.best, tensors)
     if tensors:
         raise CheckpointError(f"{path}: unknown tensors {sorted(tensors)[:3]}")
-    return Checkpoint(header.iteration, header.version, header.config, header.generator, parameters, velocity, network)
+    return Checkpoint(
+        header.iteration, header.version, header.config, parameters, velocity, average, network, header.seen, tried
+    )
 
 
 def latest(folder: Path, *, config: str | None = None) -> tuple[Checkpoint, list[str]]:
@@ -124,11 +136,39 @@ def latest(folder: Path, *, config: str | None = None) -> tuple[Checkpoint, list
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[Any]]:
     tensors: dict[str, npt.NDArray[Any]] = {"network": np.frombuffer(storage.to_bytes(checkpoint.network), np.uint8)}
-    for kind, parameters in (("master", checkpoint.parameters), ("velocity", checkpoint.velocity)):
+    if checkpoint.tried is not None:
+        tensors["best"] = np.frombuffer(storage.to_bytes(checkpoint.tried.best), np.uint8)
+        tensors["right.before"], tensors["right.best"] = checkpoint.tried.before, checkpoint.tried.right
+        tensors["truth"] = checkpoint.tried.truth
+    kept = (checkpoint.parameters, checkpoint.velocity, checkpoint.average)
+    for kind, parameters in zip(KINDS, kept, strict=True):
         for index, pair in parameters.items():
             for what, array in zip(("weight", "bias"), pair, strict=True):
                 tensors[f"{kind}.{index}.{what}"] = array
     return tensors
+
+
+def _network(path: Path, name: str, tensors: dict[str, npt.NDArray[Any]]) -> Network:
+    """Takes a network out of ``tensors``."""
+    try:
+        return storage.from_bytes(tensors.pop(name).tobytes())
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its {name} cannot be read: {error}") from error
+
+
+def _tried(path: Path, candidates: list[Candidate], best: str, tensors: dict[str, npt.NDArray[Any]]) -> Tried:
+    """Takes the best candidate and the right answers out of ``tensors``."""
+    network = _network(path, "best", tensors)
+    rights: list[Right] = []
+    for name in ("right.before", "right.best"):
+        right = tensors.pop(name, None)
+        if right is None or right.dtype != np.uint8 or right.ndim != 2 or (rights and right.shape != rights[0].shape):
+            raise CheckpointError(f"{path}: tensor {name} is missing or is not uint8 by fault seed and sample")
+        rights.append(right)
+    truth = tensors.pop("truth", None)
+    if truth is None or truth.dtype != np.int64 or truth.shape != rights[0].shape[1:]:
+        raise CheckpointError(f"{path}: tensor truth is missing or is not int64 by sample")
+    return Tried(candidates, truth, rights[0], network, best, rights[1])
 
 
 def _parameters(path: Path, kind: str, network: Network, tensors: dict[str, npt.NDArray[Any]]) -> Parameters:

@@ -10,6 +10,7 @@ import msgspec
 
 from accelsim.files import write_whole
 from accelsim.int8.network import Network
+from services import scheme
 from services.trainer.core.task import Task
 
 FILE = "job.json"
@@ -32,8 +33,11 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "evaluation_samples", "evaluation_batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"job: {name} is {getattr(self, name)}; it must be 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"job: {name} is {value}; it must be 1 or more")
+        if self.recipe.hard and self.labels != "teacher-soft":
+            raise ValueError(f"job: hard labels can be mixed into teacher-soft alone, not into {self.labels}")
         if not 0 < self.patience_s < math.inf:
             raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")
         if self.scheme.protected and self.scheme.way.reference == "run":
@@ -64,8 +68,7 @@ def digest(job: Job) -> str:
 
 def check(job: Job, network: Network) -> None:
     """Raises ValueError where the job asks for what this network does not have."""
-    layers = [index for index, _ in network.convs()]
-    for index in job.scheme.protected:
-        if index not in layers:
-            known = ", ".join(map(str, layers))
-            raise ValueError(f"job: layer {index} cannot be protected; MAC layers of {network.name} are {known}")
+    try:
+        scheme.check(job.scheme, network)
+    except ValueError as error:
+        raise ValueError(f"job: {error}") from None

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum on the float32 master weights, and the guards around it."""
+"""Stochastic gradient descent with momentum on the float32 master weights, their running average, and the guards around it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accelsim.int8.parameters import Parameters
-from services.trainer.core.replay import Replay
+from services.trainer.core.replay import Gradients, Replay
 from services.trainer.core.task import Sgd
 
 
@@ -40,23 +40,50 @@ def zeros_like(parameters: Parameters) -> Parameters:
     return {index: (np.zeros_like(weight), np.zeros_like(bias)) for index, (weight, bias) in parameters.items()}
 
 
-def step(parameters: Parameters, velocity: Parameters, replay: Replay, settings: Sgd) -> None:
+def copied(parameters: Parameters) -> Parameters:
+    """The same numbers in arrays of their own."""
+    return {index: (weight.copy(), bias.copy()) for index, (weight, bias) in parameters.items()}
+
+
+def mean(gradients: Gradients, others: Gradients, share: float) -> Gradients:
+    """``(1 - share) gradients + share others``, tensor by tensor."""
+    flat = torch._foreach_lerp(_flat(gradients, gradients), _flat(others, gradients), share)
+    pairs = iter(flat)
+    return {index: (weight, next(pairs)) for index, weight in zip(gradients, pairs, strict=False)}
+
+
+def norm(gradients: Gradients) -> float:
+    """Euclidean norm over all gradients, each tensor's in float32 and their sum in float64."""
+    return float(torch.stack(torch._foreach_norm(_flat(gradients, gradients))).double().norm())
+
+
+def step(parameters: Parameters, velocity: Parameters, gradients: Gradients, settings: Sgd, rate: float, clip: float) -> None:
     """One update in place, as torch.optim.SGD has it: ``v = momentum v + clipped gradient + decay w``, ``w -= rate v``.
 
     Elementwise float32 with one scalar factor, so the same arguments give the same bits. Biases decay as weights do.
     """
     weights = _tensors(parameters, parameters)
     velocities = _tensors(velocity, parameters)
-    gradients = [gradient for index in parameters for gradient in replay.gradients[index]]
-    if replay.norm > settings.clip:
-        gradients = list(torch._foreach_mul(gradients, settings.clip / replay.norm))
+    flat = _flat(gradients, parameters)
+    length = norm(gradients)
+    if length > clip:
+        flat = list(torch._foreach_mul(flat, clip / length))
     if settings.weight_decay:
-        gradients = list(torch._foreach_add(gradients, weights, alpha=settings.weight_decay))
+        flat = list(torch._foreach_add(flat, weights, alpha=settings.weight_decay))
     torch._foreach_mul_(velocities, settings.momentum)
-    torch._foreach_add_(velocities, gradients)
-    torch._foreach_add_(weights, velocities, alpha=-settings.rate)
+    torch._foreach_add_(velocities, flat)
+    torch._foreach_add_(weights, velocities, alpha=-rate)
+
+
+def average(running: Parameters, parameters: Parameters, kept: float) -> None:
+    """``running = kept running + (1 - kept) parameters``, in place."""
+    torch._foreach_lerp_(_tensors(running, running), _tensors(parameters, running), 1 - kept)
 
 
 def _tensors(arrays: Parameters, order: Mapping[int, object]) -> list[Tensor]:
     """Torch views of the arrays' own memory."""
     return [torch.from_numpy(array) for index in order for array in arrays[index]]
+
+
+def _flat(gradients: Gradients, order: Mapping[int, object]) -> list[Tensor]:
+    return [gradient for index in order for gradient in gradients[index]]

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, assert_never
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,9 +36,8 @@ from accelsim.int8.network import (
 )
 from accelsim.int8.walk import walk
 from services.trainer.core import elementwise
+from services.trainer.core.loss import Labels, loss
 
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
-"""Class numbers (N,) int64, or class probabilities (N, classes) float32."""
 Recompute = Callable[[int, Sequence[Activation]], Activation]
 """(index, operands) to the output of a layer that the device's reliable processor runs; ``Engine.fault_free`` is one."""
 Gradients = dict[int, tuple[Tensor, Tensor]]
@@ -64,16 +62,16 @@ def replay(network: Network, x: Activation, outputs: Mapping[int, Activation], l
     ``network`` is the int8 network as the device ran it, ``x`` its input (N, H, W, C), ``outputs`` the device's output
     (N, H, W, C) of each MAC layer by index. The other layers are exact on the device, so ``recompute`` gives them.
 
-    The loss is the softmax cross-entropy, averaged over the batch. The same arguments and number of torch threads give
+    The loss is ``services.trainer.core.loss``'s, averaged over the batch. The same arguments and number of torch threads give
     the same gradients, bit for bit; small networks run on one thread, whatever torch is set to.
 
     Raises ValueError if an output is missing or misshaped, or if the labels do not fit.
     """
     values = activations(network, x, outputs, recompute)
     with _threads(network, len(x)):
-        loss, correct, gradient = _cross_entropy(network, values[len(network.layers) - 1], labels)
-        gradients = _backward(network, values, gradient)
-        return Replay(loss, correct, _norm(gradients), gradients)
+        found = loss(network, values[len(network.layers) - 1], labels)
+        gradients = _backward(network, values, found.gradient)
+        return Replay(found.value, found.correct, _norm(gradients), gradients)
 
 
 @contextmanager
@@ -110,29 +108,6 @@ def activations(
             )
         values[index] = value
     return values
-
-
-def _cross_entropy(network: Network, output: Activation, labels: Labels) -> tuple[float, int, Tensor]:
-    """Loss, number of right answers, and the loss's gradient at the output, as (N, C, 1, 1)."""
-    classes = network.layers[-1].shape[2]
-    if network.layers[-1].shape[:2] != (1, 1):
-        raise ValueError(f"the network's output has shape {network.layers[-1].shape}, expected one vector an image")
-    if labels.shape not in ((len(output),), (len(output), classes)):
-        raise ValueError(f"labels have shape {labels.shape}, expected {(len(output),)} or {(len(output), classes)}")
-    logits = torch.from_numpy(output.reshape(len(output), classes).astype(np.float32)) * network.layers[-1].scale
-    targets = torch.tensor(labels)
-    if targets.ndim == 1:
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise ValueError(f"labels run from {low} to {high}, but the network knows classes 0 to {classes - 1}")
-        best = targets
-        targets = torch.nn.functional.one_hot(targets, classes).float()
-    else:
-        best = targets.argmax(dim=1)
-    log_probability = torch.log_softmax(logits, dim=1)
-    loss = -(targets * log_probability).sum() / len(output)
-    gradient = (log_probability.exp() * targets.sum(dim=1, keepdim=True) - targets) / len(output)
-    return float(loss), int((logits.argmax(dim=1) == best).sum()), gradient[:, :, None, None]
 
 
 def _backward(network: Network, values: dict[int, Activation], gradient: Tensor) -> Gradients:

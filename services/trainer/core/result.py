@@ -8,6 +8,7 @@ import msgspec
 
 from accelsim.files import write_whole
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.selection import Selection
 
 FILE = "result.json"
 PROGRESS = "progress.jsonl"
@@ -25,6 +26,10 @@ class Result(msgspec.Struct, kw_only=True):
     faulty_before: Evaluation | None = None
     clean_after: Evaluation | None = None
     faulty_after: Evaluation | None = None
+    iterations: int | None = None
+    """Of the whole run, once the device has said how many samples it has."""
+    selection: Selection | None = None
+    """How it was decided what is deployed."""
     model_sha256: str = ""
 
 

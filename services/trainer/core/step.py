@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,16 +13,18 @@ import numpy.typing as npt
 
 from accelsim.engine import Engine
 from accelsim.int8.network import Activation, Network, UInt8
-from accelsim.int8.parameters import Parameters, dequantize, quantize
-from services.trainer.core import labels, optimiser
+from accelsim.int8.parameters import dequantize, quantize
+from services.trainer.core import correction, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.job import Job, digest
-from services.trainer.core.replay import Labels, replay
+from services.trainer.core.loss import Labels, loss
+from services.trainer.core.recipe import Plan
+from services.trainer.core.replay import Gradients, activations, replay
 
 Int64 = npt.NDArray[np.int64]
 
 INITIAL_VERSION = 1
-"""Version of the network before retraining; after n iterations it is n more."""
+"""Version of the network before retraining; every network that is deployed later has one more."""
 
 
 class Received(NamedTuple):
@@ -40,12 +43,12 @@ class Step(NamedTuple):
     """What an iteration came to."""
 
     network: Network
-    """The next one, as the device will run it."""
+    """The next one, as the device will run it; the same one where gradients still gather."""
     loss: float
     correct: int
     """Images of the batch that the device itself got right."""
     norm: float
-    """Of the gradients."""
+    """Of the gradients; 0 where none were taken."""
     backward_s: float
     """Host time of labels, backward pass and optimiser."""
     quantise_s: float
@@ -53,67 +56,92 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class Learner:
-    """What the server learns with, and what it has learnt: ``parameters`` and ``velocity`` change in place."""
+    """What the server learns with, and what it has learnt: the arrays in ``state`` change in place."""
 
-    job: Job
-    parameters: Parameters
-    velocity: Parameters
-    order: np.random.Generator
-    """Draws the samples."""
-    teacher: Engine | None
-    """The network from before retraining, where labels are to come from it."""
+    plan: Plan
+    initial: Engine
+    """Of the network from before retraining: the teacher, and what biases are corrected towards."""
+    state: Checkpoint
+    gathered: Gradients | None = None
+    """Mean of the gradients since the last update."""
 
 
 def start(job: Job, initial: Network) -> Checkpoint:
     """The state before the first iteration."""
+    empty = Checkpoint(0, INITIAL_VERSION, digest(job), {}, {}, {}, initial, rate.Seen(), None)
+    return restarted(empty, initial)
+
+
+def restarted(state: Checkpoint, initial: Network) -> Checkpoint:
+    """The state with the weights from before retraining."""
     parameters = dequantize(initial)
-    return Checkpoint(
-        iteration=0,
-        version=INITIAL_VERSION,
-        config=digest(job),
-        generator=dict(np.random.PCG64(job.seed).state),
+    return state._replace(
         parameters=parameters,
         velocity=optimiser.zeros_like(parameters),
+        average=optimiser.copied(parameters),
         network=initial,
     )
 
 
-def learner(job: Job, initial: Network, state: Checkpoint, path: str) -> Learner:
-    """A learner that goes on from a state, whose arrays become its own. ``path`` is the teacher's engine's."""
-    order = np.random.Generator(np.random.PCG64())
-    order.bit_generator.state = state.generator
-    teacher = Engine(initial, path) if job.labels.startswith("teacher") else None
-    return Learner(job, state.parameters, state.velocity, order, teacher)
+def correct(learner: Learner, engine: Engine, received: Received) -> Step:
+    """Correct biases by one batch that the device ran; ``engine`` runs the same network exactly."""
+    begin = time.perf_counter()
+    state, network = learner.state, engine.network
+    truth = _labels(learner, received)
+    x = network.quantize_images(received.images)
+    device = activations(network, x, received.activations, engine.fault_free)
+    found = loss(network, device[len(network.layers) - 1], truth)
+    gain = 1 / (state.iteration + 1)
+    following = correction.correct(network, state.parameters, engine, learner.initial, x, device, gain)
+    learner.state = state._replace(iteration=state.iteration + 1, average=optimiser.copied(state.parameters), network=following)
+    return Step(following, found.value, found.correct, 0.0, time.perf_counter() - begin, 0.0)
 
 
-def draw(learner: Learner, available: int) -> Int64:
-    """Numbers of the samples of the next batch, none twice; fewer than a batch where no more are available."""
-    return learner.order.choice(available, size=min(learner.job.batch, available), replace=False)
+def step(learner: Learner, engine: Engine, received: Received, saved: Path | None) -> Step:
+    """Learn from one batch that the device ran; ``engine`` runs the same network exactly.
 
-
-def step(
-    learner: Learner, network: Network, engine: Engine, received: Received, iteration: int, checkpoint: str | None
-) -> Step:
-    """Learn from one batch that the device ran on ``network``; ``engine`` runs the same network exactly.
-
-    Raises TrainingDiverged, which names ``checkpoint``, before anything changes, and ValueError where labels or tensors do
-    not fit.
+    Raises TrainingDiverged, which names the checkpoint ``saved`` if there is one, before anything changes, and ValueError
+    where labels or tensors do not fit.
     """
     begin = time.perf_counter()
-    job = learner.job
+    plan, state, network = learner.plan, learner.state, engine.network
+    recipe, learnt = plan.job.recipe, state.iteration - plan.corrections
     truth = _labels(learner, received)
-    found = replay(network, network.quantize_images(received.images), received.activations, truth, engine.fault_free)
-    optimiser.guard(found, iteration, checkpoint)
-    optimiser.step(learner.parameters, learner.velocity, found, job.sgd)
+    x = network.quantize_images(received.images)
+    found = replay(network, x, received.activations, truth, engine.fault_free)
+    optimiser.guard(found, state.iteration, str(saved) if saved is not None and saved.exists() else None)
+    gradients = found.gradients
+    if recipe.clean:
+        clean = replay(network, x, dict(enumerate(engine.run(x))), truth, engine.fault_free)
+        gradients = optimiser.mean(gradients, clean.gradients, recipe.clean)
+    update, place = divmod(learnt, recipe.accumulate)
+    if learner.gathered is not None:
+        gradients = optimiser.mean(learner.gathered, gradients, 1 / (place + 1))
+    learner.state = state = state._replace(iteration=state.iteration + 1)
+    if place + 1 < recipe.accumulate and learnt + 1 < plan.learning:
+        learner.gathered = gradients
+        return Step(network, found.loss, found.correct, found.norm, time.perf_counter() - begin, 0.0)
+    learner.gathered = None
+    seen = state.seen.and_(found.loss, optimiser.norm(gradients))
+    highest, clip = rate.settled(plan.job.sgd, seen)
+    optimiser.step(state.parameters, state.velocity, gradients, plan.job.sgd, highest * plan.slope(update), clip)
+    # The first averages are over all updates so far, so that the start is soon forgotten.
+    optimiser.average(state.average, state.parameters, min(recipe.average, update / (update + 5)))
     stepped = time.perf_counter()
-    following = quantize(network, learner.parameters)
+    following = quantize(network, state.parameters)
+    learner.state = state._replace(network=following, seen=seen)
     return Step(following, found.loss, found.correct, found.norm, stepped - begin, time.perf_counter() - stepped)
 
 
+def averaged(learner: Learner) -> Network:
+    """The network of the running average, or the present one where the recipe averages nothing."""
+    state = learner.state
+    return quantize(state.network, state.average) if learner.plan.job.recipe.average else state.network
+
+
 def _labels(learner: Learner, received: Received) -> Labels:
-    taught = None
-    if learner.teacher is not None:
-        network = learner.teacher.network
-        outputs = learner.teacher.run(network.quantize_images(received.images))
-        taught = labels.teach(network, outputs[-1], soft=learner.job.labels == "teacher-soft")
-    return labels.choose(learner.job.labels, device=received.device_labels, server=received.server_labels, teacher=taught)
+    job, taught = learner.plan.job, None
+    if job.labels.startswith("teacher"):
+        network = learner.initial.network
+        taught = network, learner.initial.run(network.quantize_images(received.images))[-1]
+    return labels.choose(job, device=received.device_labels, server=received.server_labels, teacher=taught)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,21 +14,72 @@ from services.scheme import CHAINED, Scheme
 Source = Literal["device", "server", "teacher", "teacher-soft"]
 """Where labels come from. ``teacher`` takes the fault-free network's answer as the label, ``teacher-soft`` all its class
 probabilities."""
+Method = Literal["retrain", "correct"]
+"""What is done to the network: ``correct`` shifts biases by what faults do to a channel's mean and is done with that."""
+Schedule = Literal["cosine", "constant"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Whole = Annotated[int, Meta(ge=0, le=1_000_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Sgd(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Settings of the optimiser. ``clip`` bounds the gradients' Euclidean norm. All are finite, as JSON knows no others."""
+    """Settings of the optimiser, all finite, as JSON knows no others. What is None is chosen in the run, from the network and
+    its faults (``services.trainer.core.rate``)."""
 
-    rate: Annotated[float, Meta(gt=0)] = 1e-3
+    rate: Annotated[float, Meta(gt=0)] | None = None
+    """The highest learning rate."""
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    clip: Annotated[float, Meta(gt=0)] = 5.0
+    clip: Annotated[float, Meta(gt=0)] | None = None
+    """Largest Euclidean norm of the gradients."""
 
     def __post_init__(self) -> None:
-        in_range = self.rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0 and self.clip > 0
-        if not in_range or not all(map(math.isfinite, msgspec.structs.astuple(self))):
+        given = [value for value in (self.rate, self.clip) if value is not None]
+        in_range = all(value > 0 for value in given) and 0 <= self.momentum < 1 and self.weight_decay >= 0
+        if not in_range or not all(map(math.isfinite, (*given, self.weight_decay))):
             raise ValueError(f"optimiser settings out of range: {self}")
+
+
+class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a network is retrained. ``PAPER`` is what the paper does; the defaults are ours (docs/training.md, "The recipe")."""
+
+    epochs: Count = 5
+    """Where the job has no ``iterations``: how often every training sample is seen."""
+    schedule: Schedule = "cosine"
+    """Of the learning rate, behind the warm-up."""
+    warmup: Share = 0.1
+    """Share of the iterations in which the learning rate rises from nothing."""
+    average: Annotated[float, Meta(ge=0, lt=1)] = 0.97
+    """Of the running average of the weights, which is deployed: what is kept of it an update; 0 takes the last weights."""
+    accumulate: Count = 1
+    """Batches whose gradients make one update."""
+    temperature: Annotated[float, Meta(gt=0, le=100)] = 2.0
+    """Of soft labels: teacher's and device's outputs are divided by it."""
+    hard: Share = 0.0
+    """With soft labels: share of the loss that is against the device's own labels."""
+    clean: Share = 0.0
+    """Share of the gradient that is the fault-free network's, which the server computes itself (RandBET)."""
+    corrections: Whole = 4
+    """Batches by which biases are corrected before anything is learnt."""
+    rate_factor: Annotated[float, Meta(ge=0, le=100)] = 1.0
+    """Error rates in training over those of the device."""
+    curriculum: Share = 0.0
+    """Share of the iterations in which the error rates rise from nothing."""
+    flip: bool | None = None
+    """Mirror half of the images left to right, on the device. None asks the network: ``services.trainer.core.viewing``."""
+    shift: Annotated[int, Meta(ge=0, le=64)] | None = None
+    """Move images by up to so many pixels each way, on the device. None likewise."""
+    selection: Whole = 256
+    """Training samples, at most a quarter of all, that nothing is learnt from: on these it is decided what is deployed. 0
+    deploys what training ends with."""
+    checks: Annotated[int, Meta(ge=1, le=100)] = 2
+    """How often in training what was learnt is tried on the selection samples, evenly; the last time at the end."""
+
+
+PAPER: Final = Recipe(
+    schedule="constant", warmup=0.0, average=0.0, temperature=1.0, corrections=0, flip=False, shift=0, selection=0, checks=1
+)
+"""Plain gradient descent on the device's labels (section IV of the paper)."""
 
 
 class Task(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -36,10 +87,13 @@ class Task(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
     rates: Rates = Rates(input=1e-4, weight=1e-4, output=1e-4)
     scheme: Scheme = CHAINED
-    iterations: Count = 100
+    method: Method = "retrain"
+    iterations: Count | None = None
+    """Batches in all, those that correct biases too; None takes the recipe's epochs beside the corrections."""
     batch: Count = 16
     sgd: Sgd = Sgd()
-    labels: Source = "device"
+    recipe: Recipe = Recipe()
+    labels: Source = "teacher-soft"
     seed: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     """Of the order of the samples and of the device's faults in training."""
     evaluation_samples: Count = 1000

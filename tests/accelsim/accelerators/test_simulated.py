@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from accelsim.accelerators import Accelerator, Simulated
+from accelsim.accelerators import Accelerator, PortVoter, Simulated, vote_at
 from accelsim.engine import check, reference
 from accelsim.faults import Burst, Rates
 from accelsim.int8.network import INPUT, Add, Conv, Network
@@ -124,3 +124,36 @@ def test_nothing_runs_before_load() -> None:
 def test_it_is_an_accelerator() -> None:
     accelerator: Accelerator = device()
     assert len(accelerator.run(X)) == 3
+
+
+def test_votes_at_ports_until_told_otherwise() -> None:
+    a, plain = device(), device()
+    assert isinstance(a, PortVoter)
+    a.vote_at({1: ("weight", "output")})
+    voted, unvoted = (d.flips(1, (4, 8, 8, 16), iteration=3, replica=0) for d in (a, plain))
+    np.testing.assert_array_equal(voted.input, unvoted.input)
+    assert len(voted.weight) < len(unvoted.weight) / 4
+    assert len(voted.output) < len(unvoted.output) / 4
+    np.testing.assert_array_equal(a.run(X, iteration=3)[0], plain.run(X, iteration=3)[0])
+    assert not np.array_equal(a.run(X, iteration=3)[1], plain.run(X, iteration=3)[1])
+    a.vote_at({})
+    assert equal(a.run(X, iteration=3), plain.run(X, iteration=3))
+
+
+def test_a_port_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"layer 0 .*accumulators are in the array"):
+        device().vote_at({0: ("accumulator",)})
+    with pytest.raises(ValueError, match=r"layer 2 .*only MAC layers"):
+        device().vote_at({2: ("weight",)})
+
+
+def test_an_accelerator_without_voters_is_asked_for_none() -> None:
+    class Plain:
+        """Of somebody else's make."""
+
+        load = run = run_layer = run_replicas = None
+
+    other: Accelerator = Plain()  # type: ignore[assignment]
+    vote_at(other, {})
+    with pytest.raises(ValueError, match="Plain: it has no voters at its ports"):
+        vote_at(other, {0: ("weight",)})

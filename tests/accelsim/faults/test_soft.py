@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelsim.faults import SOFT_ERRORS, Burst, Flips, Key, Rates, distinct, draw
+from accelsim.faults import SOFT_ERRORS, Burst, Flips, Key, Rates, distinct, draw, majority
 
 KEY = Key(seed=3, device="d", iteration=5, layer=7, replica=0)
 
@@ -155,3 +155,21 @@ def test_a_fault_model_that_breaks_its_contract_is_named(model: Unsorted | Outsi
 def test_no_flips_by_default() -> None:
     assert Flips().count() == 0
     assert SOFT_ERRORS.positions(np.random.default_rng(0), 10, 0.0 + 1e-12).tolist() == []
+
+
+def test_a_majority_keeps_what_two_of_three_have() -> None:
+    copies = [np.array(c, np.int64) for c in ([1, 5, 9], [5, 7], [1, 5, 8])]
+    assert majority(copies).tolist() == [1, 5]
+    assert majority([np.zeros(0, np.int64)] * 3).tolist() == []
+
+
+def test_a_vote_at_a_site_is_over_three_draws_and_touches_no_other() -> None:
+    rates, key = Rates.uniform(0.05), Key(1, "d", 2, 3, 0)
+    plain = draw(rates, key, inputs=4000, weights=4000, outputs=4000)
+    found = draw(rates, key, inputs=4000, weights=4000, outputs=4000, voted=("weight",))
+    np.testing.assert_array_equal(found.input, plain.input)
+    np.testing.assert_array_equal(found.output, plain.output)
+    # 3 p^2 - 2 p^3 = 0.00725 of 32,000 bits: 232 with a standard deviation of 15.
+    assert 160 < len(found.weight) < 305
+    # Of each pair of copies a third; the first copy is the plain draw.
+    assert 0.55 < np.isin(found.weight, plain.weight).mean() < 0.8

@@ -17,6 +17,7 @@ from accelsim.timing import (
     layer_timing,
     layer_traffic,
     network_timing,
+    port_seconds,
     vote_seconds,
     write_back_seconds,
 )
@@ -187,3 +188,16 @@ def test_array_refuses_nothing_sized(field: str) -> None:
 def test_rates_are_positive_and_finite(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"array: {name} must be positive and finite, got {value}"):
         Array(**{name: value})  # type: ignore[arg-type]
+
+
+def test_voting_at_a_port_moves_its_tensor_twice_more() -> None:
+    array = Array(memory_bytes_per_s=1e6, weight_kb=1)
+    small, large = make_conv((8, 8, 4), filters=4), make_conv((8, 8, 64), filters=4)
+    # 4 * 4 * 9 weights fit in 1 KiB and come once a batch; 4 * 64 * 9 do not, and come for each image.
+    assert port_seconds(small, (8, 8, 4), array, "weight", batch=16) == pytest.approx(2 * 144 / 1e6)
+    assert port_seconds(large, (8, 8, 64), array, "weight", batch=16) == pytest.approx(2 * 16 * 2304 / 1e6)
+    assert port_seconds(small, (8, 8, 4), array, "input", batch=3) == pytest.approx(2 * 3 * 256 / 1e6)
+    # Two more copies go out, and three come back where there was one.
+    assert port_seconds(small, (8, 8, 4), array, "output", batch=3) == pytest.approx(4 * 3 * 256 / 1e6)
+    with pytest.raises(ValueError, match="accumulators are in the array"):
+        port_seconds(small, (8, 8, 4), array, "accumulator")

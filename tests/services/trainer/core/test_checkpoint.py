@@ -11,7 +11,10 @@ import pytest
 from accelsim.int8 import storage
 from accelsim.int8.network import INPUT, Conv, Network, multiplier
 from accelsim.int8.parameters import dequantize
+from services.trainer.core import selection
 from services.trainer.core.checkpoint import FILE, PREVIOUS, Checkpoint, CheckpointError, latest, read, write
+from services.trainer.core.rate import Seen
+from services.trainer.core.selection import Tried
 
 
 def made(iteration: int) -> Checkpoint:
@@ -31,16 +34,34 @@ def made(iteration: int) -> Checkpoint:
     network = Network(name="made", input_shape=(1, 1, 3), input_scale=0.25, input_table=table, layers=(layer,))
     parameters = dequantize(network)
     velocity = {i: (w * np.float32(0.1), b * np.float32(0.1)) for i, (w, b) in parameters.items()}
-    generator = np.random.default_rng(iteration).bit_generator.state
-    return Checkpoint(iteration, iteration + 1, "a" * 64, dict(generator), parameters, velocity, network)
+    average = {i: (w + np.float32(0.5), b + np.float32(0.5)) for i, (w, b) in parameters.items()}
+    tried = None
+    if iteration > 1:
+        rights = [rng.integers(0, 2, (3, 7), np.uint8) for _ in range(2)]
+        tried = selection.first(network, np.arange(7), rights[0])
+        tried = selection.further(tried, "iteration 2", network, rights[1] | rights[0])
+    return Checkpoint(
+        iteration, iteration + 1, "a" * 64, parameters, velocity, average, network, Seen(updates=iteration, loss=0.5), tried
+    )
 
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
-    pairs = [(a.parameters, b.parameters), (a.velocity, b.velocity)]
+    pairs = [(a.parameters, b.parameters), (a.velocity, b.velocity), (a.average, b.average)]
     return (
-        (a.iteration, a.version, a.config, a.generator) == (b.iteration, b.version, b.config, b.generator)
+        (a.iteration, a.version, a.config, a.seen) == (b.iteration, b.version, b.config, b.seen)
+        and same_tried(a.tried, b.tried)
         and storage.digest(a.network) == storage.digest(b.network)
         and all(np.array_equal(x, y) for p, q in pairs for i in p for x, y in zip(p[i], q[i], strict=True))
+    )
+
+
+def same_tried(a: Tried | None, b: Tried | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return (
+        (a.candidates, a.best_name) == (b.candidates, b.best_name)
+        and storage.digest(a.best) == storage.digest(b.best)
+        and all(np.array_equal(x, y) for x, y in ((a.truth, b.truth), (a.before, b.before), (a.right, b.right)))
     )
 
 
@@ -48,9 +69,6 @@ def test_comes_back_whole(tmp_path: Path) -> None:
     path = write(tmp_path, made(3))
     found = read(path, config="a" * 64)
     assert same(found, made(3))
-    generator = np.random.Generator(np.random.PCG64())
-    generator.bit_generator.state = found.generator
-    assert generator.integers(1 << 60) == np.random.default_rng(3).integers(1 << 60)
     found.parameters[0][0][:] = 0  # the trainer updates them in place
 
 
@@ -102,6 +120,16 @@ def test_refuses_another_run(tmp_path: Path) -> None:
         latest(tmp_path, config="b" * 64)
     with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
         latest(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("change", ["truth", "right"])
+def test_refuses_answers_that_do_not_fit_one_another(tmp_path: Path, change: str) -> None:
+    state = made(2)
+    assert state.tried is not None
+    short = {change: getattr(state.tried, change)[..., :-1].copy()}
+    path = write(tmp_path, state._replace(tried=state.tried._replace(**short)))
+    with pytest.raises(CheckpointError, match=rf"tensor {change}.* is missing or is not"):
+        read(path)
 
 
 @pytest.mark.parametrize("change", ["missing", "misshaped", "not finite", "unknown"])

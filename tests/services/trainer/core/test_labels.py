@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from accelsim.int8.network import INPUT, Flatten, Network
-from services.trainer.core.labels import choose, teach
+from services.trainer.core.labels import choose, probabilities
+from services.trainer.core.loss import Soft
+from services.trainer.core.task import Recipe, Task
 
 
 def network(scale: float) -> Network:
@@ -13,23 +15,38 @@ def network(scale: float) -> Network:
     return Network(name="made", input_shape=(1, 1, 3), input_scale=scale, input_table=table, layers=(layer,))
 
 
-def test_a_teacher_gives_its_answer_or_its_probabilities() -> None:
-    output = np.array([[[[-128, 127, 0]]], [[[5, 4, 4]]]], np.int8)
-    np.testing.assert_array_equal(teach(network(0.1), output, soft=False), [1, 0])
-    soft = teach(network(0.1), output, soft=True)
+OUTPUT = np.array([[[[-128, 127, 0]]], [[[5, 4, 4]]]], np.int8)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_probabilities_are_the_softmax_at_a_temperature(temperature: float) -> None:
+    soft = probabilities(network(0.1), OUTPUT, temperature)
     assert soft.dtype == np.float32
-    for row, steps in zip(soft, output.reshape(2, 3), strict=True):
-        expected = np.exp(steps.astype(np.float64) * np.float64(np.float32(0.1)))
+    for row, steps in zip(soft, OUTPUT.reshape(2, 3), strict=True):
+        expected = np.exp(steps.astype(np.float64) * np.float64(np.float32(0.1)) / temperature)
         np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-5)
 
 
 def test_each_source_gives_its_own_labels_and_no_other() -> None:
-    device, server, taught = np.array([0]), np.array([1]), np.array([2])
-    given = {"device": device, "server": server, "teacher": taught}
-    assert choose("device", **given) is device
-    assert choose("server", **given) is server
-    assert choose("teacher", **given) is taught
-    assert choose("teacher-soft", **given) is taught
+    device, server, teacher = np.array([0, 2]), np.array([1, 1]), (network(0.1), OUTPUT)
+    given = {"device": device, "server": server, "teacher": teacher}
+    assert choose(Task(labels="device"), **given) is device
+    assert choose(Task(labels="server"), **given) is server
+    np.testing.assert_array_equal(choose(Task(labels="teacher"), **given), [1, 0])
+    soft = choose(Task(labels="teacher-soft", recipe=Recipe(temperature=3.0)), **given)
+    assert isinstance(soft, Soft)
+    np.testing.assert_array_equal(soft.probabilities, probabilities(*teacher, 3.0))
+    assert (soft.temperature, soft.hard) == (3.0, None)
     for source in ("device", "server", "teacher"):
         with pytest.raises(ValueError, match=f"come from the {source}, which gave none"):
-            choose(source, **{**given, source: None})
+            choose(Task(labels=source), **{**given, source: None})
+
+
+def test_hard_labels_may_be_mixed_in() -> None:
+    task = Task(labels="teacher-soft", recipe=Recipe(hard=0.25))
+    found = choose(task, device=np.array([0, 2]), server=None, teacher=(network(0.1), OUTPUT))
+    assert isinstance(found, Soft)
+    assert found.share == 0.25
+    np.testing.assert_array_equal(found.hard, [0, 2])
+    with pytest.raises(ValueError, match="come from the device, which gave none"):
+        choose(task, device=None, server=None, teacher=(network(0.1), OUTPUT))
