@@ -1,6 +1,8 @@
 # make demo   set up .venv and run the whole pipeline on real digits (about a minute and a half once installed)
 # make test   set up everything and run the whole suite
 # make lint   ruff (rules and format), mypy, import-linter
+# make figures   every figure and table of the paper, into runs/figures: within an hour on two cores. FULL=--full is the
+#             paper's size (hours), R2F_DATA the folder of real data, POOL=--dask=ADDRESS a cluster. Goes on where it was
 # make docs   the documentation as a site, in site/; fails on a link that leads nowhere
 #
 # On x86-64 Linux PyPI's torch brings CUDA along. For the small CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 # Debian puts mosquitto where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/sbin
 
-.PHONY: demo test lint docs mosquitto clean
+.PHONY: demo test lint docs figures mosquitto clean
 
 demo: $(VENV)/installed
 	$(BIN)/r2f demo
@@ -25,6 +27,21 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+FIGURES := runs/figures
+# By what they take: the cheap ones first.
+figures: $(VENV)/installed-dev
+	$(BIN)/python -m experiments.table3_networks --out $(FIGURES) $(POOL)
+	$(BIN)/python -m experiments.fig9_tmr --out $(FIGURES) $(FULL) $(POOL)
+	$(BIN)/python -m experiments.fig1_ber_sweep --out $(FIGURES) $(FULL) $(POOL)
+	$(BIN)/python -m experiments.wire_cost --out $(FIGURES)/wire_cost.json
+	$(BIN)/python -m experiments.fig6_time --measured $(FIGURES)/wire_cost.json --out $(FIGURES)
+	$(BIN)/python -m experiments.fig7_bytes --measured $(FIGURES)/wire_cost.json --out $(FIGURES)
+	$(BIN)/python -m experiments.fig2_matching --out $(FIGURES) $(FULL) $(POOL)
+	$(BIN)/python -m experiments.fig4_accuracy --out $(FIGURES) $(FULL) $(POOL)
+	$(BIN)/python -m experiments.fig8_batch --out $(FIGURES) $(FULL) $(POOL)
+	$(BIN)/python -m experiments.fig10_epochs --out $(FIGURES) $(FULL) $(POOL)
+	$(BIN)/python -m experiments.fig5_protection --out $(FIGURES) $(FULL) $(POOL)
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs build --strict

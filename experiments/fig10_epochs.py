@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from experiments.common import command, figure, methods
-from experiments.common.cells import Cell, Recipe
+from experiments.common.cells import Cell
 from experiments.common.figure import Point, Wanted
 
 BER: Final = 1e-4
 """Ten times as much for CIFAR-10's networks (``methods.scaled``)."""
 EPOCHS: Final = (1, 2, 4)
 FULL_EPOCHS: Final = (1, 2, 3, 4, 5, 10)
-METHODS: Final[dict[str, Recipe]] = {"DRM": methods.DRM, "ours": methods.OURS}
 FINDING: Final = "The paper gives no numbers: one epoch is enough, as a trained network is what it starts from."
 
 
@@ -30,7 +29,7 @@ def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
         epochs = FULL_EPOCHS if full else EPOCHS
         base = Cell(network=name, trained=None, deployed=(ber,), recipe=methods.BASE, seeds=seeds)
         found += [Wanted("Base", count, base) for count in epochs]
-        for method, settings in METHODS.items():
+        for method, settings in {"DRM": methods.papers(name), "ours": methods.OURS}.items():
             for count in epochs:
                 length = methods.length(name, full=full, epochs=count)
                 cell = Cell(network=name, trained=ber, deployed=(ber,), recipe=settings + length, seeds=seeds)

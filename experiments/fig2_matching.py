@@ -33,7 +33,7 @@ def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
             ber = methods.scaled(name, deployed)
             base = Cell(network=name, trained=None, deployed=(ber,), recipe=methods.BASE, seeds=seeds)
             found.append(Wanted("Base", ber, base))
-            settings = methods.DRM + methods.length(name, full=full)
+            settings = methods.papers(name) + methods.length(name, full=full)
             for method, rate in trained.items():
                 at = methods.scaled(name, rate)
                 found.append(Wanted(method, ber, Cell(network=name, trained=at, deployed=(ber,), recipe=settings, seeds=seeds)))

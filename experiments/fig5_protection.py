@@ -42,9 +42,9 @@ def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
         length = methods.length(name, full=full)
         ways: list[tuple[str, Cell]] = []
         for budget in PAPERS:
-            ways.append((_named("TCLP", budget), _with(base, methods.DRM + length, budget, "algorithm1")))
+            ways.append((_named("TCLP", budget), _with(base, methods.papers(name) + length, budget, "algorithm1")))
         for budget in OURS:
-            ways.append((_named("ours", budget), _with(base, methods.OURS + length, budget, "estimated")))
+            ways.append((_named("ours", budget), _with(base, methods.ours(name, full=full), budget, "estimated")))
         found += [Wanted(way, ber, structs.replace(cell, trained=ber, deployed=(ber,))) for way, cell in ways for ber in rates]
     return found
 
@@ -71,7 +71,7 @@ def finding(points: Sequence[Point]) -> str:
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """A panel a network."""
-    figure.panels(points, path, "bit error rate (X: diverged)")
+    figure.panels(points, path, "bit error rate")
 
 
 def main() -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from experiments.common import command, figure, methods
-from experiments.common.cells import Cell, Recipe
+from experiments.common.cells import Cell
 from experiments.common.figure import Point, Wanted, recipe
 
 BER: Final = 1e-4
 """Ten times as much for CIFAR-10's networks (``methods.scaled``)."""
 BATCHES: Final = (4, 8, 16, 32)
 FULL_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
-METHODS: Final[dict[str, Recipe]] = {"DRM": methods.DRM, "ours": methods.OURS}
 FINDING: Final = "The paper gives no numbers: larger batches help, hardly any more from 16 on."
 
 
@@ -31,7 +30,7 @@ def wanted(networks: Sequence[str], full: bool, seeds: int) -> list[Wanted]:
         sizes = FULL_BATCHES if full else BATCHES
         base = Cell(network=name, trained=None, deployed=(ber,), recipe=methods.BASE, seeds=seeds)
         found += [Wanted("Base", size, base) for size in sizes]
-        for method, settings in METHODS.items():
+        for method, settings in {"DRM": methods.papers(name), "ours": methods.OURS}.items():
             for size in sizes:
                 length = methods.length(name, full=full, batch=size)
                 cell = Cell(

@@ -13,6 +13,7 @@ evaluated under the same fault seeds. ``--report-data FILE.npz`` with arrays ``i
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from r2f.settings import Settings
 
 OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
+EVERY = 25
+"""Iterations between two signs of life."""
 
 
 class Recovered(msgspec.Struct, kw_only=True, frozen=True):
@@ -52,10 +55,14 @@ class Recovered(msgspec.Struct, kw_only=True, frozen=True):
     """The same with faults, nothing protected."""
     after: Accuracy
     """Retrained and protected, with faults."""
+    untrained: Accuracy
+    """As quantised for its faults, with them, neither retrained nor protected."""
     clean_after: Accuracy
     """Retrained, without faults."""
     recovered: float | None
     """(after - before) / (clean - before); None where faults cost nothing."""
+    deployed: str
+    """Which network: the one from before where none was better beyond its error bars."""
     iterations: int
     bytes: int
     """That crossed the link in training, both ways: bodies alone, without the framing that the bus adds."""
@@ -79,14 +86,14 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     source = datasets.open(settings.data)
     data = splits.reporting(source, report)
     module = retraining.float_module(settings, data)
+    paper = retraining.quantised(retraining.signed(settings), module, source)
     network = retraining.quantised(settings, module, source)
-    data.check(network)
     which = retraining.metric(network.layers[-1].shape[2])
     chosen = retraining.fault_seeds(seeds)
-    clean = retraining.over(retraining.evaluated(network, data, Rates(), chosen, settings.scheme), which)
-    before = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
-    choosing = splits.choosing(source).test_images
-    after, spent, settings = protecting.retrained(settings, network, data, choosing, overhead / 100, "estimated")
+    clean = retraining.over(retraining.evaluated(paper, data, Rates(), chosen, settings.scheme), which)
+    before = retraining.over(retraining.evaluated(paper, data, settings.rates, chosen, settings.scheme), which)
+    untrained = retraining.over(retraining.evaluated(network, data, settings.rates, chosen, settings.scheme), which)
+    after, spent, settings = protecting.retrained(settings, network, data, overhead / 100, "estimated", watch=_said)
     clean_after = retraining.over(retraining.evaluated(after, data, Rates(), chosen, settings.scheme), which)
     found = retraining.over(retraining.evaluated(after, data, settings.rates, chosen, settings.scheme), which)
     return Recovered(
@@ -101,8 +108,10 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
         clean=clean,
         before=before,
         after=found,
+        untrained=untrained,
         clean_after=clean_after,
         recovered=share(clean, before, found),
+        deployed=spent.deployed,
         iterations=spent.iterations,
         bytes=spent.up + spent.down,
         bytes_up=spent.up,
@@ -112,9 +121,18 @@ def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SE
     )
 
 
+def _said(iterations: int) -> None:
+    """A line on stderr, now and then: a run takes minutes."""
+    if iterations % EVERY == 0:
+        print(f"recover: {iterations} iterations", file=sys.stderr, flush=True)
+
+
 def lines(found: Recovered) -> str:
     """The result for people."""
-    rows = [("clean", found.clean), ("before", found.before), ("after", found.after), ("after, no faults", found.clean_after)]
+    rows = [
+        ("clean", found.clean), ("before", found.before), ("quantised for it", found.untrained), ("after", found.after),
+        ("after, no faults", found.clean_after),
+    ]  # fmt: skip
     what = f"{found.network} on {found.data}, BER {found.ber:g}, overhead {found.overhead} %"
     said = [f"{what}: {found.metric} of {found.images} images"]
     said += [f"  {name:18} {value.mean:6.2f} ± {value.std:.2f} %  (n = {value.n})" for name, value in rows]
@@ -122,6 +140,7 @@ def lines(found: Recovered) -> str:
     said.append(f"  {'recovered':18} {won}")
     if found.overhead:
         said.append(f"  {'overhead used':18} {found.overhead_used:.1f} %")
+    said.append(f"  {'deployed':18} {found.deployed}")
     said.append(f"  {found.iterations} iterations, {found.bytes_up / 1e6:.2f} MB up, {found.bytes_down / 1e6:.2f} MB down")
     return "\n".join(said)
 

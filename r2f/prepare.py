@@ -11,6 +11,7 @@ from torch import nn
 
 from accelsim import accelerators, datasets, faults, zoo
 from accelsim.datasets import Dataset, Int64, spread
+from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
@@ -132,7 +133,7 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
     job = job_of(settings, folder.name, at_once, data.digest())
-    job = viewing.decided(job, network, data.train_images[spread(CALIBRATION, len(data.train_images))])
+    job = viewing.decided(job, network, data.train_images[calibration(data)])
     try:
         jobs.check(job, network)
     except ValueError as error:
@@ -150,7 +151,21 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
 def lowered(settings: Settings, data: Dataset, module: nn.Module) -> Network:
     """The int8 network that a run with these settings starts from. Raises LoweringError."""
     images = data.train_images[calibration(data)]
-    return lower(module, images, data.mean, data.std, name=settings.network, classifier=True)
+    return lower(
+        module,
+        images,
+        data.mean,
+        data.std,
+        name=settings.network,
+        classifier=True,
+        activations=settings.activations,
+        ber=rate_of(settings.rates),
+    )
+
+
+def rate_of(rates: Rates) -> float:
+    """The one bit error rate that a network is quantised for: the mean of those of inputs, weights and outputs."""
+    return (rates.input + rates.weight + rates.output) / 3
 
 
 def calibration(data: Dataset) -> Int64:

@@ -21,6 +21,7 @@ from msgspec import Meta
 from accelsim.datasets import DIGITS, Spec
 from accelsim.faults import Rates
 from accelsim.files import write_whole
+from accelsim.int8.network import Activations
 from services.trainer.core.task import PAPER, Sgd, Task
 
 FILE = "run.toml"
@@ -51,6 +52,7 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What is protected in place of what the scheme says: ``FILE.json``, or ``FILE.json@50%`` for one of its budgets."""
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
+    activations: Activations = "auto"
     link: str | None = None
     live: bool = False
     """Make the link real: two brokers joined by a bridge through a shaping proxy."""
@@ -83,6 +85,7 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
+    "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
     "modules": Option(
         "modules", "Folder where package.module:function is looked for; the current one where not given.", NETWORK

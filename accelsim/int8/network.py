@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ INPUT = -1
 INT8_MIN, INT8_MAX = -128, 127
 UINT8_MAX = 255
 
+Activations = Literal["auto", "signed"]
+"""Which activations are uint8: those that cannot be negative, or none."""
 Shape = tuple[int, int, int]
 """(H, W, C) of one image's activation."""
 

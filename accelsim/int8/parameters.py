@@ -20,6 +20,8 @@ Parameters = dict[int, tuple[Float32, Float32]]
 
 WEIGHT_MAX = 127
 """Weights are symmetric: -128 is never written, so that negating a channel can never overflow it."""
+_BLOCK = 1 << 16
+"""Weights that are rounded at once."""
 
 
 def dequantize(network: Network) -> Parameters:
@@ -49,10 +51,10 @@ def quantize(network: Network, parameters: Mapping[int, tuple[Float32, Float32]]
     layers: list[Layer] = list(network.layers)
     for index, layer in network.convs():
         weight, bias = _checked(index, layer, parameters)
-        scale = _grown(weight, layer.weight_scale)
+        rounded, scale = _rounded(index, layer, weight)
         layers[index] = replace(
             layer,
-            weight=_rounded(weight, scale),
+            weight=rounded,
             bias=_rounded_bias(bias, _bias_step(network, layer, scale), weight[0].size * _product(network, layer)),
             weight_scale=scale,
             multiplier=multiplier(network.scale_of(layer.inputs[0]), scale, layer.scale),
@@ -61,6 +63,7 @@ def quantize(network: Network, parameters: Mapping[int, tuple[Float32, Float32]]
 
 
 def _checked(index: int, layer: Conv, parameters: Mapping[int, tuple[Float32, Float32]]) -> tuple[Float32, Float32]:
+    """A layer's parameters; whether its weights are finite is left to ``_rounded``, which reads them anyway."""
     if index not in parameters:
         raise ValueError(f"layer {index} ({layer.name}): no parameters given for it")
     for what, array, shape in zip(("weight", "bias"), parameters[index], (layer.weight.shape, layer.bias.shape), strict=True):
@@ -69,21 +72,37 @@ def _checked(index: int, layer: Conv, parameters: Mapping[int, tuple[Float32, Fl
                 f"layer {index} ({layer.name}): {what} is {array.dtype} of shape {array.shape}, "
                 f"expected float32 of shape {shape}"
             )
-        if not np.isfinite(array).all():
-            raise ValueError(f"layer {index} ({layer.name}): {what} holds values that are not finite")
+    _require_finite(index, layer, "bias", parameters[index][1])
     return parameters[index]
 
 
-def _grown(weight: Float32, scale: Float32) -> Float32:
-    """Weight scales (O,) under which every channel fits: the present ones, save for channels that outgrew them."""
-    largest: Float32 = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    return np.where(largest > scale * np.float32(WEIGHT_MAX + 0.5), largest / np.float32(WEIGHT_MAX), scale)
+def _require_finite(index: int, layer: Conv, what: str, array: Float32) -> None:
+    if not np.isfinite(array).all():
+        raise ValueError(f"layer {index} ({layer.name}): {what} holds values that are not finite")
 
 
-def _rounded(weight: Float32, scale: Float32) -> Int8:
-    steps = weight / scale[:, None, None, None]
-    np.rint(steps, out=steps)
-    return np.clip(steps, -WEIGHT_MAX, WEIGHT_MAX, out=steps).astype(np.int8)
+def _rounded(index: int, layer: Conv, weight: Float32) -> tuple[Int8, Float32]:
+    """The weights in steps, and the weight scales (O,) under which every channel fits: the present ones, save for channels
+    that outgrew them.
+
+    Some channels at a time, so that what lies between the passes over them stays in the processor's cache.
+    """
+    rows = weight.reshape(len(weight), -1)
+    steps, scale = np.empty(rows.shape, np.int8), layer.weight_scale.copy()
+    at_once = max(1, _BLOCK // rows.shape[1])
+    for first in range(0, len(rows), at_once):
+        block = slice(first, first + at_once)
+        part = rows[block]
+        # Without a copy; and either is NaN where one weight is.
+        largest: Float32 = np.maximum(part.max(axis=1), -part.min(axis=1))
+        _require_finite(index, layer, "weight", largest)
+        outgrown = largest > scale[block] * np.float32(WEIGHT_MAX + 0.5)
+        scale[block] = np.where(outgrown, largest / np.float32(WEIGHT_MAX), scale[block])
+        real = part / scale[block, None]
+        np.rint(real, out=real)
+        np.clip(real, -WEIGHT_MAX, WEIGHT_MAX, out=real)
+        steps[block] = real
+    return steps.reshape(weight.shape), scale
 
 
 def _bias_step(network: Network, layer: Conv, weight_scale: Float32) -> npt.NDArray[np.float64]:

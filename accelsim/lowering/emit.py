@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from accelsim.int8 import network as net
-from accelsim.int8.network import Float32, Int8
+from accelsim.int8.network import Float32, Int32
 from accelsim.lowering import graph as real
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.weights import Weight
@@ -21,17 +23,21 @@ class Choice:
     """Everything that the int8 network adds to the float graph, by node."""
 
     graph: Graph
+    levels: dict[int, int]
+    """Largest integer of each tensor: 255 without a sign, 127 with one"""
     scales: dict[int, float]
     weights: dict[int, Weight]
     biases: dict[int, Tensor]
     """(O,) float64"""
 
 
-def bounds(node: real.Node, scale: float) -> tuple[int, int]:
-    """The node's bounds in steps of its result. Signed results use all of [-128, 127]."""
-    low = -128 if node.low == -math.inf else max(-128, round(node.low / scale))
-    high = 127 if node.high == math.inf else min(127, round(node.high / scale))
-    return min(low, 127), max(high, -128)
+def bounds(node: real.Node, scale: float, level: int) -> tuple[int, Int32]:
+    """The node's bounds in steps of its result; the upper one is (O,) or (). Results use all of int8, or of uint8."""
+    lowest = -128 if level == 127 else 0
+    low = lowest if node.low == -math.inf else max(lowest, round(node.low / scale))
+    gain = node.gain.numpy() if isinstance(node, real.Conv) else np.ones(())
+    high = np.rint(np.minimum(node.high * gain / scale, level)).clip(lowest).astype(np.int32)
+    return min(low, level), high
 
 
 def emit(index: int, choice: Choice) -> net.Layer:
@@ -40,14 +46,17 @@ def emit(index: int, choice: Choice) -> net.Layer:
     node = choice.graph.nodes[index]
     operands = [scales[i] for i in node.inputs]
     scale = scales[index]
-    low, high = bounds(node, scale)
-    name, inputs, shape = node.name, tuple(node.inputs), node.shape
+    low, highs = bounds(node, scale, choice.levels[index])
+    high = int(highs.max())
+    common = Common(
+        name=node.name, inputs=tuple(node.inputs), shape=node.shape, scale=scale, signed=choice.levels[index] == 127
+    )
     match node:
         case real.Conv():
             weight = choice.weights[index]
             steps = choice.biases[index].numpy() / (np.float64(operands[0]) * weight.scale.astype(np.float64))
             return net.Conv(
-                name=name, inputs=inputs, shape=shape, scale=scale, low=low, high=np.array(high, np.int32),
+                **common, low=low, high=np.broadcast_to(highs, (len(steps),)).copy(),
                 weight=np.ascontiguousarray(weight.integers.numpy().astype(np.int8)),
                 bias=np.clip(np.rint(steps), -(2**30), 2**30).astype(np.int32),
                 weight_scale=weight.scale,
@@ -57,39 +66,46 @@ def emit(index: int, choice: Choice) -> net.Layer:
         case real.Add() | real.Concat():
             kind = net.Add if isinstance(node, real.Add) else net.Concat
             multipliers = tuple(net.operand_multiplier(s, scale) for s in operands)
-            return kind(name=name, inputs=inputs, shape=shape, scale=scale, multipliers=multipliers, low=low, high=high)
+            return kind(**common, multipliers=multipliers, low=low, high=high)
         case real.Mul():
             factor = float(net.multiplier(operands[0], np.array([operands[1]], np.float32), scale)[0])
-            return net.Mul(name=name, inputs=inputs, shape=shape, scale=scale, multiplier=factor, low=low, high=high)
+            return net.Mul(**common, multiplier=factor, low=low, high=high)
         case real.MaxPool():
-            return net.MaxPool(
-                name=name, inputs=inputs, shape=shape, scale=scale,
-                kernel=node.kernel, stride=node.stride, padding=node.padding, dilation=node.dilation,
-            )  # fmt: skip
+            return net.MaxPool(**common, kernel=node.kernel, stride=node.stride, padding=node.padding, dilation=node.dilation)
         case real.MeanPool():
             return net.MeanPool(
-                name=name, inputs=inputs, shape=shape, scale=scale, low=low, high=high,
-                kernel=node.kernel, stride=node.stride, padding=node.padding,
+                **common, low=low, high=high, kernel=node.kernel, stride=node.stride, padding=node.padding,
                 multiplier=net.operand_multiplier(operands[0], scale, node.kernel[0] * node.kernel[1]),
             )  # fmt: skip
         case real.Pointwise():
-            table, slope = _table(node, operands[0], scale, low, high)
-            return net.Table(name=name, inputs=inputs, shape=shape, scale=scale, table=table, slope=slope)
+            table, slope = _table(node, operands[0], choice.levels[node.inputs[0]], scale, low, high)
+            return net.Table(**common, table=table.astype(np.int8 if common["signed"] else np.uint8), slope=slope)
         case real.Channels():
-            order = np.array(node.order, np.int32)
-            return net.Channels(name=name, inputs=inputs, shape=shape, scale=scale, order=order)
+            return net.Channels(**common, order=np.array(node.order, np.int32))
         case real.Slice():
-            return net.Slice(name=name, inputs=inputs, shape=shape, scale=scale, offset=node.offset, step=node.step)
+            return net.Slice(**common, offset=node.offset, step=node.step)
         case real.Flatten():
-            return net.Flatten(name=name, inputs=inputs, shape=shape, scale=scale)
-    raise TypeError(f"{name}: {type(node).__name__} was not folded into another layer")
+            return net.Flatten(**common)
+    raise TypeError(f"{node.name}: {type(node).__name__} was not folded into another layer")
 
 
-def _table(node: real.Pointwise, operand: float, scale: float, low: int, high: int) -> tuple[Int8, Float32]:
+class Common(TypedDict):
+    """What all layers have."""
+
+    name: str
+    inputs: tuple[int, ...]
+    shape: net.Shape
+    scale: float
+    signed: bool
+
+
+def _table(
+    node: real.Pointwise, operand: float, level: int, scale: float, low: int, high: int
+) -> tuple[npt.NDArray[np.float64], Float32]:
     """The function at all 256 inputs, in steps of the output, and its derivative there."""
     with torch.enable_grad():
-        x = (torch.arange(-128, 128, dtype=torch.float64) * operand).requires_grad_()
+        x = (torch.arange(level - 255, level + 1, dtype=torch.float64) * operand).requires_grad_()
         y = real.clamp(node, node.function(x))
         (slope,) = torch.autograd.grad(y.sum(), x)
     steps = (y.detach() / scale).nan_to_num().round().clamp(low, high)
-    return steps.numpy().astype(np.int8), slope.nan_to_num(0, 0, 0).numpy().astype(np.float32)
+    return steps.numpy(), slope.nan_to_num(0, 0, 0).numpy().astype(np.float32)

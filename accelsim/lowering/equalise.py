@@ -1,36 +1,42 @@
-"""Equalisation: channels that use little of their tensor's steps are scaled up, and the weights behind them down.
+"""Equalisation: each channel's gain, which the weights in front of it apply and those behind it take back.
 
 The float function stays as it is. After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", ICCV 2019, section 4.1, with the activations measured instead of derived from batch norm.
+Correction", ICCV 2019, section 4.1. A gain passes everything that only adds, moves, pools, concatenates or bounds a
+channel, so gains belong to sets of channels that such layers join.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from accelsim.int8.network import INPUT
 from accelsim.lowering import graph as real
 from accelsim.lowering.graph import Graph
-from accelsim.lowering.ranges import NORMS, Seen, scale_of
 
 IntArray = npt.NDArray[np.int64]
 
-_DENSE, _DEPTHWISE = 0.5, 1.0
-"""How far a channel is scaled up, as an exponent of the room that it has. Dense layers behind it pay with coarser
-weights, so half way; in a depthwise layer each channel has weight steps of its own, so all the way."""
-_LARGEST_GAIN = 16.0
+
+@dataclass(slots=True)
+class Joined:
+    """Which channels have one gain."""
+
+    of: dict[int, Tensor]
+    """(C,) int64 of each tensor: the set that a channel is in"""
+    fixed: Tensor
+    """(sets,) bool: channels that stay as they are"""
 
 
-def equalise(graph: Graph, seen: dict[int, Seen]) -> None:
-    """Scales channels up, and the weights that read them down, so that each makes use of its tensor's steps.
+def join(graph: Graph) -> Joined:
+    """The sets of channels whose gains are one.
 
-    A channel keeps its factor through everything that only adds, moves, pools or concatenates it, so the factor is
-    chosen for whole sets of channels. Channels that reach the image, the output, a table or a product stay as they
-    are, and so does one that a ReLU6 cuts off. Changes the convolutions' weights in place; the float function stays.
+    Channels that reach the image, the output or a table stay as they are, and so does a gate's side of a product.
     """
     nodes = graph.nodes
     start = dict(zip(range(INPUT, len(nodes)), _starts(graph), strict=True))
@@ -42,8 +48,6 @@ def equalise(graph: Graph, seen: dict[int, Seen]) -> None:
     parent = np.arange(total)
     fixed = np.zeros(total, bool)
     fixed[channels(INPUT)] = fixed[channels(len(nodes) - 1)] = True
-    room = np.full(total, _LARGEST_GAIN)
-    exponent = np.full(total, _DEPTHWISE)
     for index, node in enumerate(nodes):
         own, operands = channels(index), [channels(i) for i in node.inputs]
         match node:
@@ -52,38 +56,48 @@ def equalise(graph: Graph, seen: dict[int, Seen]) -> None:
             case real.Add():
                 for operand in operands:
                     _join(parent, own, operand)
+            case real.Mul():
+                _join(parent, own, operands[0])
+                fixed[operands[1]] = True
             case real.Concat():
                 _join(parent, own, np.concatenate(operands))
             case real.Channels():
                 _join(parent, own, operands[0][node.order])
+            case real.Flatten():
+                _join(parent, own, np.repeat(operands[0], len(own) // len(operands[0])))
             case real.Slice():
                 source = np.arange(len(own)) + node.offset[2]
                 inside = (source >= 0) & (source < len(operands[0]))
                 _join(parent, own[inside], operands[0][source[inside]])
             case real.Conv():
-                if node.weight.shape[1] > 1 or node.groups == 1:
-                    exponent[operands[0]] = _DENSE
+                pass
             case _:
                 fixed[np.concatenate([own, *operands])] = True
-        if node.low not in (0, -math.inf) or node.high <= 0:
+        # Bounds of a convolution are a channel's own; other layers have one for all.
+        if node.low not in (0, -math.inf) or node.high <= 0 or (node.high < math.inf and not isinstance(node, real.Conv)):
             fixed[own] = True
-        largest = np.maximum(seen[index].largest.numpy(), 1e-30)
-        reach = np.full(len(own), 127 * scale_of(seen[index], NORMS[0], clip=True))
-        room[own] = np.where(largest > 1e-30, np.minimum(reach, node.high) / largest, 1.0)
-    root = np.array([_find(parent, i) for i in range(total)])
-    least, power, held = np.full(total, _LARGEST_GAIN), np.full(total, np.inf), np.zeros(total, bool)
-    np.minimum.at(least, root, room)
-    np.minimum.at(power, root, exponent)
-    np.logical_or.at(held, root, fixed)
-    gain = np.where(held[root], 1.0, np.maximum(least[root], 1.0) ** power[root])
-    for index, node in enumerate(nodes):
+    roots, of = np.unique([_find(parent, i) for i in range(total)], return_inverse=True)
+    held = np.zeros(len(roots), bool)
+    np.logical_or.at(held, of, fixed)
+    tensors = {index: torch.from_numpy(of[channels(index)].astype(np.int64)) for index in start}
+    return Joined(tensors, torch.from_numpy(held))
+
+
+def equalise(graph: Graph, gains: dict[int, Tensor]) -> Graph:
+    """The graph with each tensor's channels scaled up by ``gains`` (C,) float64; its float function is the same."""
+    graph = copy.copy(graph)
+    graph.nodes = list(graph.nodes)
+    for index, node in enumerate(graph.nodes):
         if isinstance(node, real.Conv):
-            own_gain = torch.from_numpy(gain[channels(index)])
+            made = copy.copy(node)
             out, fan_in = node.weight.shape[:2]
-            before = torch.from_numpy(gain[channels(node.inputs[0])]).reshape(node.groups, 1, fan_in)
+            before = gains[node.inputs[0]].reshape(node.groups, 1, fan_in)
             before = before.expand(node.groups, out // node.groups, fan_in).reshape(out, fan_in)
-            node.weight = node.weight * (own_gain[:, None] / before)[:, :, None, None]
-            node.bias = node.bias * own_gain
+            made.weight = node.weight * (gains[index][:, None] / before)[:, :, None, None]
+            made.bias = node.bias * gains[index]
+            made.gain = gains[index]
+            graph.nodes[index] = made
+    return graph
 
 
 def _starts(graph: Graph) -> list[int]:

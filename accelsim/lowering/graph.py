@@ -44,6 +44,8 @@ class Conv(Node):
     groups: int = 1
     origins: frozenset[Origin] = frozenset()
     """The module's parameters that ``weight`` comes from."""
+    gain: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
+    """(O,) or (1,) float64, what the layer's results are scaled up by; a finite ``high`` is scaled up with them."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -165,6 +167,9 @@ def clamp(node: Node, y: Tensor) -> Tensor:
     """The node's bounds, applied to its result."""
     if node.low == -math.inf and node.high == math.inf:
         return y
+    if isinstance(node, Conv) and node.high < math.inf:
+        y = torch.minimum(y, (node.high * node.gain).float()[:, None, None])
+        return y if node.low == -math.inf else y.clamp(node.low)
     return y.clamp(node.low if node.low > -math.inf else None, node.high if node.high < math.inf else None)
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accelsim.int8.network import Network, UInt8
+from accelsim.int8.network import Activations, Network, UInt8
 from accelsim.int8.storage import validate
 from accelsim.lowering import graph
 from accelsim.lowering.errors import LoweringError
 from accelsim.lowering.fold import fold
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.pixels import normalise
-from accelsim.lowering.quantise import quantise
+from accelsim.lowering.quantise import Aim, plain, quantise
 from accelsim.lowering.trace import duplicate, trace
 
 _SAME = 2e-3
@@ -36,12 +36,18 @@ def lower(
     name: str = "network",
     *,
     classifier: bool = False,
+    activations: Activations = "auto",
+    ber: float = 0.0,
 ) -> Network:
     """The int8 network of a float module, calibrated on real images.
 
     ``calibration_images_u8`` is uint8 (N, H, W, C), 64 to 256 images are enough; the module sees
     ``(pixel / 255 - mean[c]) / std[c]`` as (N, C, H, W) and is lowered as it runs in evaluation mode.
     With ``classifier`` its output must be one number a class.
+    ``activations``: "auto" makes tensors that cannot be negative uint8, "signed" makes all int8, as the paper has them.
+    ``ber`` is the bit error rate, 0 to 1, at inputs, weights and outputs of the accelerator that the network is made for:
+    gains, scales and where a classifier's outputs lie are chosen so that flips do least harm. With "signed" it counts for
+    nothing: that is the base of every comparison.
     Raises LoweringError where the module cannot be traced or an operator cannot be lowered.
     """
     images = calibration_images_u8
@@ -49,6 +55,8 @@ def lower(
         raise LoweringError(f"calibration images: expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
     if len(mean) != images.shape[3] or len(std) != images.shape[3] or min(std) <= 0:
         raise LoweringError(f"mean {mean} and std {std}: expected {images.shape[3]} values each, std above zero")
+    if not 0 <= ber < 1:
+        raise LoweringError(f"ber is {ber}; a bit error rate lies in 0..1")
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     traced = trace(module, shape)
     _no_shared_weights(traced)  # before batch norm, which may be shared too, is folded away
@@ -61,7 +69,8 @@ def lower(
         )
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
     try:
-        network = quantise(lowered, images, mean, std, name)
+        aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier)
+        network = quantise(lowered, images, mean, std, name, aim)
     except ValueError as error:
         raise LoweringError(str(error)) from error
     validate(network)

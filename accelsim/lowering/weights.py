@@ -11,8 +11,9 @@ from torch import Tensor
 
 from accelsim.int8.network import Float32
 from accelsim.lowering import graph as real
+from accelsim.lowering.harm import FLIPS
 
-_WEIGHT_CLIPS = torch.linspace(0.80, 1.0, 6)
+_WEIGHT_CLIPS = torch.linspace(0.60, 1.0, 11)
 
 
 @dataclass(slots=True)
@@ -25,10 +26,15 @@ class Weight:
         return self.integers * torch.from_numpy(self.scale)[:, None, None, None]
 
 
-def quantise_weight(node: real.Conv, input_scale: float) -> Weight:
-    """Integers and scales; ``input_scale`` is the smallest that the layer's operand may get."""
+def quantise_weight(node: real.Conv, input_scale: float, felt: Tensor, ber: float) -> Weight:
+    """Integers and scales of least expected harm; ``input_scale`` is that of the layer's operand.
+
+    ``felt`` (O, I/groups) says how much each kernel's errors count, within its output channel; ``ber`` is the bit error
+    rate that the weights will see.
+    """
     weight = node.weight.float()
     flat = weight.flatten(1)
+    count = (felt / felt.mean(1, keepdim=True).clamp(min=1e-30))[:, :, None, None].expand(weight.shape).flatten(1)
     largest = flat.abs().amax(1)
     # A channel of zeros still needs steps in which its bias is an int32 with room to spare.
     smallest = (node.bias.abs().float() / (input_scale * 2**24)).clamp(min=1e-12)
@@ -36,9 +42,10 @@ def quantise_weight(node: real.Conv, input_scale: float) -> Weight:
     error = torch.full_like(largest, math.inf)
     for clip in _WEIGHT_CLIPS:
         step = (largest * clip / 127).clamp(min=smallest)
-        lost = (flat - step[:, None] * (flat / step[:, None]).round().clamp(-127, 127)).square().sum(1)
-        best = torch.where(lost < error, step, best)
-        error = torch.minimum(lost, error)
+        lost = (flat - step[:, None] * (flat / step[:, None]).round().clamp(-127, 127)).square()
+        harm = ((lost + FLIPS * ber * step.square()[:, None]) * count).sum(1)
+        best = torch.where(harm < error, step, best)
+        error = torch.minimum(harm, error)
     integers = (weight / best[:, None, None, None]).round().clamp(-127, 127)
     return Weight(integers, best.numpy().astype(np.float32))
 

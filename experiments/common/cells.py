@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 import numpy as np
+from msgspec import structs
 from torch import nn
 
 from accelsim import datasets
@@ -26,6 +28,8 @@ from r2f.settings import DEMO_NETWORK, Settings
 from services.scheme import Redundancy
 from services.trainer.core.optimiser import TrainingDiverged
 
+Part = Literal["report", "selection"]
+"""Images that a network is evaluated on (``experiments.common.splits``)."""
 Value = str | int | float | bool
 Recipe = tuple[tuple[str, Value], ...]
 """Settings of ``r2f retrain``, by name in order: what a method is."""
@@ -46,8 +50,7 @@ class Cell(msgspec.Struct, kw_only=True, frozen=True):
     """Share of the network's cycles that protection may add, in training and deployed."""
     search: Search = "algorithm1"
     """What chooses it."""
-    part: Literal["report", "selection"] = "report"
-    """Images that it is evaluated on (``experiments.common.splits``)."""
+    part: Part = "report"
     images: int = 1000
     """At most so many of them, evenly over all."""
     seeds: int = retraining.SEEDS
@@ -60,8 +63,8 @@ class Found(msgspec.Struct, kw_only=True, frozen=True):
     images: int
     accuracy: tuple[Accuracy, ...] = ()
     """One a deployed rate; none where training diverged."""
-    diverged: str | None = None
-    """How training failed; the paper's X."""
+    diverged: int | None = None
+    """The iteration in which training failed; the paper's X."""
     spent: Spent | None = None
     """None where nothing was trained."""
     overhead: float = 0.0
@@ -73,16 +76,15 @@ def found(cell: Cell, shared: Path) -> Found:
     settings = settings_of(cell, shared)
     source = _source(settings.data.source)
     data = _chosen(source, cell)
-    network = _network(cell.network, settings.weights, settings.data.source)
+    network = _network(settings)
     which, spent = retraining.metric(network.layers[-1].shape[2]), None
-    images = splits.choosing(source).test_images
     if cell.trained is None:
-        settings = protecting.protected(settings, network, images, cell.budget, cell.search)
+        settings = protecting.protected(settings, network, data, cell.budget, cell.search)
     else:
         try:
-            network, spent, settings = protecting.retrained(settings, network, data, images, cell.budget, cell.search)
+            network, spent, settings = protecting.retrained(settings, network, data, cell.budget, cell.search)
         except TrainingDiverged as error:
-            return Found(metric=which, images=len(data.test_images), diverged=str(error))
+            return Found(metric=which, images=len(data.test_images), diverged=error.iteration)
     seeds = retraining.fault_seeds(cell.seeds)
     accuracy = tuple(
         retraining.over(retraining.evaluated(network, data, Rates.uniform(ber), seeds, settings.scheme), which)
@@ -92,11 +94,22 @@ def found(cell: Cell, shared: Path) -> Found:
     return Found(metric=which, images=len(data.test_images), accuracy=accuracy, spent=spent, overhead=round(overhead, 4))
 
 
+def quantised(cell: Cell, shared: Path) -> tuple[Network, Dataset]:
+    """The int8 network that a cell starts from, and its data, not split yet."""
+    settings = settings_of(cell, shared)
+    return _network(settings), _source(settings.data.source)
+
+
 def reads(cell: Cell | Agreement) -> tuple[str, ...]:
     """Files below the folder of real data that a cell needs."""
-    if cell.network == DEMO_NETWORK:
+    return reads_of(cell.network)
+
+
+def reads_of(network: str) -> tuple[str, ...]:
+    """Files below the folder of real data that a network needs."""
+    if network == DEMO_NETWORK:
         return ()
-    one = TRAINED[cell.network]
+    one = TRAINED[network]
     return f"weights/{one.weights}", f"data/{one.data}"
 
 
@@ -134,9 +147,9 @@ class Agreed(msgspec.Struct, kw_only=True, frozen=True):
 
 def agreed(cell: Agreement, shared: Path) -> Agreed:
     """Runs one batch of report images under each fault seed."""
-    settings = settings_of(Cell(network=cell.network, trained=None, deployed=(cell.ber,)), shared)
+    settings = retraining.signed(settings_of(Cell(network=cell.network, trained=None, deployed=(cell.ber,)), shared))
     source = _source(settings.data.source)
-    network = _network(cell.network, settings.weights, settings.data.source)
+    network = _network(settings)
     images = splits.reporting(source).test_images
     x = network.quantize_images(images[spread(cell.images, len(images))])
     engine = Engine(network)
@@ -148,10 +161,10 @@ def agreed(cell: Agreement, shared: Path) -> Agreed:
         shares = chain.similarity(device, engine, x, cell.redundancy)
         voted.append(100 * shares[max(shares)])
         single.append(100 * float(np.mean(device.run(x, iteration=0)[-1] == right)))
-    return Agreed(voted=_accuracy(voted), single=_accuracy(single))
+    return Agreed(voted=agreement(voted), single=agreement(single))
 
 
-def _accuracy(values: list[float]) -> Accuracy:
+def agreement(values: Sequence[float]) -> Accuracy:
     return Accuracy(round(float(np.mean(values)), 3), round(float(np.std(values)), 3), len(values))
 
 
@@ -168,12 +181,19 @@ def _source(data: str) -> Dataset:
 
 
 @functools.lru_cache(maxsize=4)
-def _module(network: str, weights: str | None, data: str) -> nn.Module:
-    settings = r2f_settings.parse({"network": network, "weights": weights, "data": data})
-    return retraining.float_module(settings, splits.reporting(_source(data)))
+def _module(settings: Settings) -> nn.Module:
+    return retraining.float_module(settings, splits.reporting(_source(settings.data.source)))
 
 
 @functools.lru_cache(maxsize=8)
-def _network(network: str, weights: str | None, data: str) -> Network:
-    settings = r2f_settings.parse({"network": network, "weights": weights, "data": data})
-    return retraining.quantised(settings, _module(network, weights, data), _source(data))
+def _quantised(settings: Settings) -> Network:
+    of_module = Settings(network=settings.network, weights=settings.weights, data=settings.data)
+    return retraining.quantised(settings, _module(of_module), _source(settings.data.source))
+
+
+def _network(settings: Settings) -> Network:
+    """The int8 network of a run's settings. All those that do not matter to it are left out, to quantise it once."""
+    of_network = Settings(network=settings.network, weights=settings.weights, data=settings.data)
+    if settings.activations == "signed":
+        return _quantised(retraining.signed(of_network))
+    return _quantised(structs.replace(of_network, activations=settings.activations, rates=settings.rates))

@@ -53,6 +53,8 @@ def run(
     wanted: Callable[[Sequence[str], bool, int], list[Wanted]],
     draw: Callable[[Sequence[Point], Path], None],
     finding: Callable[[Sequence[Point]], str],
+    *,
+    networks: Sequence[str] = SMALL,
 ) -> None:
     """An accuracy figure's program: measures, writes ``stem``.csv and .png into --out, prints the table and the finding.
 
@@ -60,7 +62,7 @@ def run(
     figure varies; ``finding`` sets what was found beside what the paper says.
     """
     given = parser(description).parse_args()
-    points = measure(wanted(chosen(given), given.full, given.seeds), given.shared, runner.pool_of(given))
+    points = measure(wanted(chosen(given, networks), given.full, given.seeds), given.shared, runner.pool_of(given))
     write(points, given.out / f"{stem}.csv", x)
     draw(points, given.out / f"{stem}.png")
     print(f"{table(points, x)}\n\n{finding(points)}\n")
@@ -78,16 +80,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def chosen(given: argparse.Namespace) -> list[str]:
-    """The networks that ``parser``'s options ask for."""
-    return list(given.network or (TRAINED if given.full else SMALL))
+def chosen(given: argparse.Namespace, default: Sequence[str] = SMALL) -> list[str]:
+    """The networks that ``parser``'s options ask for: those named, else all with ``--full``, else the default."""
+    return list(given.network or (TRAINED if given.full else default))
 
 
 def measure(wanted: Sequence[Wanted], shared: Path, pool: runner.Pool) -> list[Point]:
     """The points in their order. Raises InputError where data or weights are missing, and what the runner raises."""
-    for cell in dict.fromkeys(each.cell for each in wanted):
-        for name in cells.reads(cell):
-            command.real(shared, name)
     found = runner.run(cells.found, [each.cell for each in wanted], cells.Found, shared=shared, reads=cells.reads, pool=pool)
     return [
         Point(
@@ -126,14 +125,14 @@ def panels(points: Sequence[Point], path: Path, xlabel: str, *, base: int = 10) 
     for axis, name in zip(axes, names, strict=True):
         own = [p for p in points if p.network == name]
         curves(axis, [p for p in own if p.x > 0], methods)
-        for clean in (p.value for p in own if p.x == 0 and p.value is not None):
-            axis.axhline(clean.mean, color="grey", linewidth=0.8, label="Base, no faults")
+        for clean in (p.value for p in own if p.x == 0 and p.method == methods[0] and p.value is not None):
+            axis.axhline(clean.mean, color="grey", linewidth=0.8)
         axis.set_xscale("log", base=base)
         axis.set(xlabel=xlabel, title=title(own))
         if base == 2:
             axis.set_xticks(sorted({p.x for p in own}), [f"{x:g}" for x in sorted({p.x for p in own})])
         axis.grid(alpha=0.3)
-    axes[0].legend(loc="best")
+    axes[0].legend(loc="best", title="grey: Base without faults; X: diverged", title_fontsize=7)
     style.save(drawn, path)
 
 

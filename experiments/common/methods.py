@@ -8,19 +8,32 @@ from experiments.common.cells import Recipe
 from experiments.common.figure import recipe
 from experiments.common.trained import TRAINED
 
-BASE: Final[Recipe] = ()
+BASE: Final[Recipe] = recipe(activations="signed")
 """As it is, in signed arithmetic: the paper's base."""
-DRM: Final[Recipe] = recipe(codec="direct", labels="device")
-"""The paper's direct retraining: signed arithmetic, its plain recipe."""
-OURS: Final[Recipe] = recipe(codec="direct", labels="teacher-soft")
+UNTRAINED: Final[Recipe] = recipe(activations="auto")
+"""In our arithmetic, not retrained."""
+PLAIN: Final[Recipe] = recipe(codec="direct", recipe="paper")
+"""The paper's plain recipe, from the device's own outputs."""
+PLAIN_RATES: Final = {
+    "digits_cnn": 1e-2,
+    "resnet20": 1e-3,
+    "resnet56": 1e-3,
+    "squeezenet1_1": 3e-5,
+    "mobilenet_v2": 3e-5,
+}
+"""The learning rate at which that recipe does best on selection images (``python -m experiments.paper_rate``)."""
+OURS: Final[Recipe] = recipe(codec="direct")
 """What ``r2f retrain`` does by default. Its chained increments end with the same model, bit for bit, but take longer."""
+PHOTOS: Final = 400
 SAMPLES: Final = {False: 4000, True: 20_000}
 """Small images that a figure's epoch has, at most: by whether it is of the paper's size."""
 
 
-def aprm(theta: float) -> Recipe:
-    """The paper's retraining from approximate outputs, at a threshold of similarity."""
-    return recipe(codec="golden", labels="device", theta=theta)
+def papers(network: str, theta: float | None = None) -> Recipe:
+    """The paper's retraining of a network in signed arithmetic, at its own best rate: direct (DRM), or from approximate outputs
+    at a threshold of similarity (APRM)."""
+    approximate = () if theta is None else recipe(codec="golden", theta=theta)
+    return BASE + PLAIN + recipe(lr=PLAIN_RATES[network]) + approximate
 
 
 def scaled(network: str, ber: float) -> float:
@@ -28,10 +41,19 @@ def scaled(network: str, ber: float) -> float:
 
     CIFAR-10's and the digits' stand that many more errors, and the paper has none of them.
     """
-    return ber if network in TRAINED and TRAINED[network].num_classes == 1000 else float(f"{10 * ber:g}")
+    return ber if _is_imagenet(network) else float(f"{10 * ber:g}")
 
 
 def length(network: str, *, full: bool, epochs: float = 1, batch: int = 16) -> Recipe:
-    """How long it is trained: so many epochs of ImageNet's photos; of the small images an epoch is ``SAMPLES`` of them."""
-    samples = 400 if network in TRAINED and TRAINED[network].num_classes == 1000 else SAMPLES[full]
+    """How long the paper's recipe takes: an epoch, or so many, of ImageNet's photos at hand, or of ``SAMPLES`` small images."""
+    samples = PHOTOS if _is_imagenet(network) else SAMPLES[full]
     return recipe(iterations=max(1, round(epochs * samples / batch)))
+
+
+def ours(network: str, *, full: bool) -> Recipe:
+    """What ``r2f retrain`` does by default; of small images it sees two times ``SAMPLES`` where the figure is to be small."""
+    return OURS if full or _is_imagenet(network) else OURS + length(network, full=False, epochs=2)
+
+
+def _is_imagenet(network: str) -> bool:
+    return network in TRAINED and TRAINED[network].num_classes == 1000

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from accelsim.datasets import Dataset
+from accelsim.datasets import Dataset, spread
 from accelsim.faults import Rates
 from accelsim.int8.network import Network, UInt8
 from accelsim.timing import Array
@@ -37,32 +37,38 @@ def choice(network: Network, images: UInt8, rates: Rates, budget: float, by: Sea
 
     ``images`` (N, H, W, C) choose; they should be ones that the network was not fitted to.
     """
-    judge = Judge(network, images[:IMAGES], rates, SEEDS, batch=BATCH)
+    judge = Judge(network, images[spread(IMAGES, len(images))], rates, SEEDS, batch=BATCH)
     ours = by == "estimated"
     how = How(budgets=(budget,), search=by, units="sites" if ours else "layers", uncertain=ours)
     return search(judge, how).choice(budget)
 
 
-def protected(settings: Settings, network: Network, images: UInt8, budget: float, by: Search) -> Settings:
-    """The settings with what ``choice`` protects at their error rates; as they are where the budget is 0."""
+def protected(settings: Settings, network: Network, data: Dataset, budget: float, by: Search) -> Settings:
+    """The settings with what the images that the device holds out protect at their rates; as they are where ``budget`` is 0."""
     if not budget:
         return settings
-    scheme = choice(network, images, settings.rates, budget, by).applied(settings.scheme)
+    scheme = choice(network, retraining.held_out(settings, data), settings.rates, budget, by).applied(settings.scheme)
     return msgspec.structs.replace(settings, scheme=scheme)
 
 
 def retrained(
-    settings: Settings, network: Network, data: Dataset, images: UInt8, budget: float, by: Search
+    settings: Settings,
+    network: Network,
+    data: Dataset,
+    budget: float,
+    by: Search,
+    *,
+    watch: Callable[[int], None] | None = None,
 ) -> tuple[Network, Spent, Settings]:
     """``retraining.retrained`` with protection, and the settings with the protection that it is to be deployed with.
 
     Raises TrainingDiverged.
     """
-    settings = protected(settings, network, images, budget, by)
-    after, spent = retraining.retrained(settings, network, data)
+    settings = protected(settings, network, data, budget, by)
+    after, spent = retraining.retrained(settings, network, data, watch)
     if by == "estimated":
         # Retraining moves what is critical and how close answers are, so what fits the budget is chosen anew.
-        settings = protected(settings, after, images, budget, by)
+        settings = protected(settings, after, data, budget, by)
     return after, spent, settings
 
 

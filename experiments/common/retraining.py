@@ -7,7 +7,7 @@ A setting is one of ``r2f retrain``'s (``r2f.settings``), so whatever a run can 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Final
@@ -16,17 +16,18 @@ import msgspec
 from torch import nn
 
 from accelsim import zoo
-from accelsim.datasets import Dataset, spread
+from accelsim.datasets import Dataset
 from accelsim.faults import Rates
-from accelsim.int8.network import Network
-from accelsim.lowering import lower
+from accelsim.int8.network import Network, UInt8
 from accelsim.named import looking_in
 from experiments.common import splits
 from r2f import float_training, inprocess, prepare
 from r2f.settings import OPTIONS, TRAINING, Settings, flat
 from services.scheme import Scheme
+from services.trainer.core import recipe as trainer_recipe
 from services.trainer.core import viewing
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.job import Job
 
 BATCH: Final = 16
 """Images that an evaluation runs at a time, as in the paper: so long does a flipped weight stay flipped."""
@@ -54,6 +55,8 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     iterations: int
     up: int
     down: int
+    deployed: str
+    """Which network it ended with (``services.trainer.core.selection``); ``last`` where nothing was held out to decide."""
 
 
 def fault_seeds(count: int) -> tuple[int, ...]:
@@ -85,8 +88,8 @@ def float_module(settings: Settings, data: Dataset) -> nn.Module:
 
 
 def quantised(settings: Settings, module: nn.Module, data: Dataset) -> Network:
-    """The int8 network, quantised by the calibration images of ``data``, which is not split yet."""
-    network = lower(module, splits.calibrating(data), data.mean, data.std, name=settings.network, classifier=True)
+    """The int8 network, quantised by the training part of ``data``, which is not split yet, as ``r2f retrain`` does it."""
+    network = prepare.lowered(settings, splits.choosing(data), module)
     data.check(network)
     return network
 
@@ -98,18 +101,40 @@ def evaluated(network: Network, data: Dataset, rates: Rates, seeds: Sequence[int
     return inprocess.evaluate(network, data.test_images, data.test_labels, rates, seeds, scheme=plain, batch=BATCH)
 
 
-def retrained(settings: Settings, network: Network, data: Dataset) -> tuple[Network, Spent]:
+def retrained(
+    settings: Settings, network: Network, data: Dataset, watch: Callable[[int], None] | None = None
+) -> tuple[Network, Spent]:
     """The network that retraining on the training part of ``data`` ends with, and what it took.
+
+    ``watch`` gets the number of iterations that are done.
 
     Raises ``services.trainer.core.optimiser.TrainingDiverged``.
     """
-    job = prepare.job_of(settings, "experiment", BATCH, data.digest())
-    seen = data.train_images[spread(splits.CALIBRATION, len(data.train_images))]
-    job = viewing.decided(job, network, seen)
-    done = inprocess.retrain(network, data, job)
+    job = viewing.decided(_job(settings, data), network, data.train_images[prepare.calibration(data)])
+    each = None if watch is None else lambda made, _: watch(made.iteration + 1)
+    done = inprocess.retrain(network, data, job, watch=each)
     up = sum(i.input_bytes + i.layer_bytes + i.repair_bytes for i in done.iterations)
     down = done.other_model_bytes + sum(i.model_bytes for i in done.iterations)
-    return done.network, Spent(iterations=len(done.iterations), up=up, down=down)
+    deployed = "last" if done.selection is None else done.selection.deployed
+    return done.network, Spent(iterations=len(done.iterations), up=up, down=down, deployed=deployed)
+
+
+def signed(settings: Settings) -> Settings:
+    """The same in the paper's arithmetic, which is quantised with no thought of faults: what all is compared with."""
+    return msgspec.structs.replace(settings, activations="signed")
+
+
+def held_out(settings: Settings, data: Dataset) -> UInt8:
+    """Training images (N, H, W, C) that the device keeps for deciding what is deployed; nothing is learnt from them.
+
+    All training images where the recipe keeps none.
+    """
+    kept = trainer_recipe.plan(_job(settings, data), len(data.train_images)).selection
+    return data.train_images[kept] if len(kept) else data.train_images
+
+
+def _job(settings: Settings, data: Dataset) -> Job:
+    return prepare.job_of(settings, "experiment", BATCH, data.digest())
 
 
 def recipe(settings: Settings) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import torch
 
 from accelsim.files import write_whole
 from experiments.common.code_version import code_version
-from experiments.common.command import InputError, positive
+from experiments.common.command import InputError, positive, real
 
 C = TypeVar("C", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -78,7 +78,7 @@ def run(
 
     ``kind`` is the results' struct, ``reads`` names the files below ``shared`` that a cell's measurement reads. ``say`` gets
     a line a finished cell; stderr where None. The first failure ends it, and what was measured before is kept.
-    Raises InputError where a cluster cannot be reached, and what ``measure`` raises.
+    Raises InputError where such a file is missing or a cluster cannot be reached, and what ``measure`` raises.
     """
     say = say or _to_stderr
     files = {cell: pool.cache / f"{key(measure, cell, shared, reads(cell))}.json" for cell in dict.fromkeys(cells)}
@@ -105,7 +105,7 @@ def key(measure: Callable[..., Any], cell: msgspec.Struct, shared: Path, reads: 
         type(cell).__qualname__,
         msgspec.to_builtins(cell, order="sorted"),
         code_version(measure),
-        {name: file_digest(shared / name) for name in sorted(reads)},
+        {name: file_digest(real(shared, name)) for name in sorted(reads)},
     )
     return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()[:32]
 
@@ -197,9 +197,9 @@ def _on_ray(address: str) -> Iterator[int]:
 
 
 def _shown(cell: msgspec.Struct) -> str:
-    """What tells a cell from others: its fields without the long ones."""
-    fields = {name: value for name, value in msgspec.structs.asdict(cell).items() if len(str(value)) < 24}
-    return ", ".join(f"{name} {value}" for name, value in fields.items())
+    """What tells a cell from others: the fields that are not their defaults."""
+    fields = [(field.name, getattr(cell, field.name), field.default) for field in msgspec.structs.fields(cell)]
+    return ", ".join(f"{name} {value}" for name, value, default in fields if value != default)
 
 
 def _clock(seconds: float) -> str:

@@ -4,9 +4,9 @@
 - *selection*: every fifth training image. Whatever is chosen (ranges, rates, methods) is chosen by these, with networks that
   were trained on none of them.
 - *training*: the other training images.
-- *calibration*: those of the training part, spread evenly over it, by which a network is quantised. Quantising looks at no
-  label, and a network that was fitted to an image twice knows it no better than one that was fitted once; with 400 photos
-  at hand, a part of its own would cost training more than it is worth.
+- *calibration*: those of the training part by which a network is quantised (``r2f.prepare.calibration``). Quantising looks
+  at no label, and a network that was fitted to an image twice knows it no better than one that was fitted once; with 400
+  photos at hand, a part of its own would cost training more than it is worth.
 
 Once all is chosen, the network that is reported is retrained on training and selection images. What of them the device holds
 out to decide what is deployed is the trainer's affair (docs/training.md).
@@ -23,13 +23,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.datasets import DataError, Dataset, Int64, spread
-from accelsim.int8.network import UInt8
+from accelsim.datasets import DataError, Dataset, Int64
 
 EVERY: Final = 5
 """One of so many training images is for selection."""
-CALIBRATION: Final = 256
-"""Images to quantise by, at most."""
 
 
 def selection(count: int) -> Int64:
@@ -40,17 +37,6 @@ def selection(count: int) -> Int64:
 def training(count: int) -> Int64:
     """Places of all others, which train."""
     return np.setdiff1d(np.arange(count), selection(count))
-
-
-def calibration(count: int) -> Int64:
-    """Places of those that quantise, a part of ``training``."""
-    places = training(count)
-    return places[spread(CALIBRATION, len(places))]
-
-
-def calibrating(data: Dataset) -> UInt8:
-    """The images (N, H, W, C) to quantise by, of the data set as it was read."""
-    return data.train_images[calibration(len(data.train_images))]
 
 
 def choosing(data: Dataset) -> Dataset:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from services.voter.core.vote import vote as voted
 
 BATCH = 2
 """Images that share a draw of weight faults: few, so that there are many draws."""
+EVERY: Final = "every"
+"""In place of a site: all of a layer's together, where nobody wants to know them one by one."""
 ESTIMATES = 1 << 28
 """Iteration numbers from here on are estimates': no training or evaluation has them."""
 
@@ -38,6 +41,8 @@ class Harm:
     """Fault-free, (rows, classes), in real units."""
     alone: dict[tuple[int, str], Float32]
     """(layer, site) to the change of the outputs by faults there, (rows, classes); site "" is what TMR of the layer leaves."""
+    sites: tuple[str, ...]
+    """Those of ``alone`` that make up a layer's faults: its tensors, or ``EVERY``."""
     passes: float
     """Work, in passes of one image through the whole network, by MACs."""
 
@@ -54,8 +59,12 @@ class Harm:
         """How the change of the outputs changes with one more protected unit."""
         if unit.site:
             return -self.alone[unit.layer, unit.site]
-        gone = [self.alone[unit.layer, s] for s in SITES if Unit(unit.layer, s) not in protected]
-        return self.alone[unit.layer, ""] - np.sum(gone, axis=0, dtype=np.float32)
+        voted = {one.site for one in protected if one.layer == unit.layer}
+        change = self.alone[unit.layer, ""].copy()
+        for site in self.sites:
+            if site not in voted:
+                change -= self.alone[unit.layer, site]
+        return change
 
     def loss(self, change: Float32) -> float:
         """Cross-entropy of the changed outputs against the fault-free answer, averaged."""
@@ -76,16 +85,21 @@ def measure(
     rates: Rates,
     seed: int,
     *,
+    by_site: bool = True,
     draws: int = 1,
     vote: Vote = "median",
     path: str = "auto",
     watch: Callable[[int, int], None] | None = None,
 ) -> Harm:
-    """The harm of each site alone, on images (N, H, W, C). ``watch`` gets how many batches of how many are done."""
+    """The harm of each site alone, on images (N, H, W, C); of each layer, which takes half as long, without ``by_site``.
+
+    ``watch`` gets how many batches of how many are done.
+    """
+    sites: tuple[str, ...] = SITES if by_site else (EVERY,)
     engine = Engine(network, path)
-    one = _Alone(engine, rates, seed, path, vote)
+    one = _Alone(engine, rates, seed, path, vote, by_site)
     clean: list[Float32] = []
-    found: dict[tuple[int, str], list[Float32]] = {(i, s): [] for i, _ in network.convs() for s in ("", *SITES)}
+    found: dict[tuple[int, str], list[Float32]] = {(i, s): [] for i, _ in network.convs() for s in ("", *sites)}
     starts = [(d, i) for d in range(draws) for i in range(0, len(images), BATCH)]
     for number, (_, first) in enumerate(starts):
         x = network.quantize_images(images[first : first + BATCH])
@@ -94,13 +108,21 @@ def measure(
         if watch is not None:
             watch(number + 1, len(starts))
     joined = {key: np.concatenate(parts) for key, parts in found.items()}
-    return Harm(np.concatenate(clean), joined, one.passes)
+    return Harm(np.concatenate(clean), joined, sites, one.passes)
+
+
+def passes(layers: int, *, by_site: bool) -> float:
+    """About how many passes ``measure`` takes an image of a network of so many layers."""
+    states = 1 + (len(SITES) if by_site else 1)
+    # Half of the network lies behind a layer on average; the executions of all layers come on top.
+    return 1 + states * layers / 2 + TMR + (len(SITES) if by_site else 0)
 
 
 class _Alone:
     """Runs one layer at a time with faults."""
 
-    def __init__(self, engine: Engine, rates: Rates, seed: int, path: str, vote: Vote) -> None:
+    def __init__(self, engine: Engine, rates: Rates, seed: int, path: str, vote: Vote, by_site: bool) -> None:
+        self.by_site = by_site
         self.engine = engine
         self.network = engine.network
         self.vote: Vote = vote
@@ -129,10 +151,14 @@ class _Alone:
         self.device.rates = self.rates
         runs = self.device.run_replicas(index, x, iteration=iteration, count=TMR)
         yield "", voted(runs, self.vote)
+        self._ran({index: TMR * self.macs[index]}, len(x))
+        if not self.by_site:
+            yield EVERY, runs[0]
+            return
         for site in SITES:
             self.device.rates = Rates(**{site: getattr(self.rates, site)})
             yield site, self.device.run_layer(index, x, iteration=iteration)
-        self._ran({index: self.macs[index] * (TMR + len(SITES))}, len(x))
+        self._ran({index: len(SITES) * self.macs[index]}, len(x))
 
     def _outputs(self, index: int, y: Activation, clean: dict[int, Activation]) -> Float32:
         """The network's outputs (N, classes) where layer ``index`` gave ``y``; only what differs is computed again."""
@@ -157,23 +183,31 @@ class _Alone:
 
 
 def choose(harm: Harm, costs: Mapping[Unit, float], budget: float) -> list[Unit]:
-    """The units to protect: again and again the one that lowers the estimated loss most for its cycles, of those that fit."""
+    """The units to protect for what the budget allows, by the loss that is estimated.
+
+    Again and again the unit is taken that lowers the loss most for its cycles, of those that fit; a whole layer takes the
+    place of its sites.
+    """
     chosen: list[Unit] = []
-    change = harm.change(())
-    now, spent = harm.loss(change), 0.0
-    while True:
-        whole = {unit.layer for unit in chosen if not unit.site}
-        refund = {u: sum(costs[c] for c in chosen if c.layer == u.layer) if not u.site else 0.0 for u in costs}
-        fits = [
-            u for u in costs
-            if u not in chosen and not (u.site and u.layer in whole) and spent + costs[u] - refund[u] <= budget + SLACK
-        ]  # fmt: skip
-        gains = {u: now - harm.loss(change + harm.saved(u, chosen)) for u in fits}
-        worth = [u for u in fits if gains[u] > 0]
-        if not worth:
-            return chosen
-        best = max(worth, key=lambda u: gains[u] / max(costs[u] - refund[u], 1e-12))
-        change = change + harm.saved(best, chosen)
-        spent += costs[best] - refund[best]
-        chosen = [c for c in chosen if best.site or c.layer != best.layer] + [best]
-        now = harm.loss(change)
+    while (best := _next(harm, costs, budget, chosen)) is not None:
+        chosen = [one for one in chosen if best.site or one.layer != best.layer] + [best]
+    return chosen
+
+
+def _next(harm: Harm, costs: Mapping[Unit, float], budget: float, chosen: list[Unit]) -> Unit | None:
+    """The unit that lowers the loss most for what it adds to the cost; None where none fits and lowers it."""
+    change = harm.change(chosen)
+    now, spent = harm.loss(change), sum(costs[one] for one in chosen)
+    whole = {one.layer for one in chosen if not one.site}
+    best: tuple[float, Unit] | None = None
+    for unit, cost in costs.items():
+        if unit in chosen or (unit.site and unit.layer in whole):
+            continue
+        added = cost - sum(costs[one] for one in chosen if not unit.site and one.layer == unit.layer)
+        if spent + added > budget + SLACK:
+            continue
+        gain = now - harm.loss(change + harm.saved(unit, chosen))
+        worth = gain / max(added, 1e-12)
+        if gain > 0 and (best is None or worth > best[0]):
+            best = worth, unit
+    return None if best is None else best[1]

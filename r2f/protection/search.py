@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from accelsim.datasets import spread
 from accelsim.int8 import storage
-from accelsim.int8.network import Network
+from accelsim.int8.network import Network, UInt8
 from accelsim.timing import Array
 from r2f.protection import estimate
 from r2f.protection.estimate import Harm
 from r2f.protection.greedy import SLACK, greedy
 from r2f.protection.judge import Judge, Score
 from r2f.protection.plan import Choice, Plan, Sensitivity
-from r2f.protection.units import SITES, Unit, costs, overhead, scheme_of, units
+from r2f.protection.units import Unit, costs, overhead, scheme_of, units
 from r2f.protection.words import Cost, Grain, Search
 from services.scheme import Scheme, Vote
 from services.voter.core.ballot import TMR
@@ -25,8 +26,6 @@ PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Shares of a budget that may go to units, the rest to uncertain images."""
 CHECKED = 2
 """Candidates of a budget that are evaluated: the ones that are estimated best."""
-ESTIMATED = 32
-"""Images that estimates are made on: enough, as these look at outputs and not just at answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +40,8 @@ class How:
     """Whether images may be run again of which the outputs are close. Of search ``estimated``."""
     vote: Vote = "median"
     array: Array = field(default_factory=Array)
-    draws: int = 2
-    """Of faults an image, for the estimates."""
+    estimates: float = 4.0
+    """What estimates may take, in evaluations: few images will do, as these look at outputs and not just at answers."""
 
 
 def search(judge: Judge, how: How, watch: Callable[[int, int], None] | None = None) -> Plan:
@@ -55,9 +54,15 @@ def search(judge: Judge, how: How, watch: Callable[[int, int], None] | None = No
     base = Scheme(vote=how.vote)
     judge.start()
     bare = judge(base)
-    images = judge.images[:ESTIMATED]
     harm = estimate.measure(
-        network, images, judge.rates, judge.seeds[0], draws=how.draws, vote=how.vote, path=judge.path, watch=watch
+        network,
+        _some(judge, how),
+        judge.rates,
+        judge.seeds[0],
+        by_site=how.units == "sites",
+        vote=how.vote,
+        path=judge.path,
+        watch=watch,
     )  # fmt: skip
     judge.start()
     if how.search == "algorithm1":
@@ -67,7 +72,6 @@ def search(judge: Judge, how: How, watch: Callable[[int, int], None] | None = No
         judge(base)
         found = [_estimated(judge, base, bare, harm, priced, budget, how) for budget in sorted(how.budgets)]
         spent = judge.count + harm.passes / (len(judge.images) * len(judge.seeds))
-    every = costs(network, units(network, "layers" if how.cost == "macs" else "sites"), how.array, judge.batch, how.cost)
     return Plan(
         network=network.name,
         sha256=storage.digest(network),
@@ -81,9 +85,18 @@ def search(judge: Judge, how: How, watch: Callable[[int, int], None] | None = No
         seeds=judge.seeds,
         unprotected=bare.agreement,
         evaluations=round(spent, 2),
-        sensitivities=sensitivities(network, harm, every),
+        sensitivities=sensitivities(network, harm, priced),
         choices=tuple(found),
     )
+
+
+def _some(judge: Judge, how: How) -> UInt8:
+    """The images for the estimates: as many as may be, evenly over the judge's, and a batch of them at least."""
+    by_site, layers = how.units == "sites", sum(1 for _ in judge.network.convs())
+    passes = estimate.passes(layers, by_site=by_site)
+    count = int(how.estimates * len(judge.images) * len(judge.seeds) / passes)
+    chosen: UInt8 = judge.images[spread(max(estimate.BATCH, count), len(judge.images))]
+    return chosen
 
 
 def sensitivities(network: Network, harm: Harm, priced: Mapping[Unit, float]) -> tuple[Sensitivity, ...]:
@@ -91,7 +104,7 @@ def sensitivities(network: Network, harm: Harm, priced: Mapping[Unit, float]) ->
     none = harm.loss(np.zeros_like(harm.outputs))
     found = []
     for unit, cost in priced.items():
-        sites: Sequence[str] = (unit.site,) if unit.site else SITES
+        sites = (unit.site,) if unit.site else harm.sites
         change = sum((harm.alone[unit.layer, site] for site in sites), np.zeros_like(harm.outputs))
         found.append(
             Sensitivity(

@@ -44,15 +44,20 @@ def test_the_program_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     settings = r2f_settings.parse({"ber": 2e-3, "iterations": 4, "lr": 5e-3, "codec": "direct"})
     split = splits.reporting(data)
-    network = retraining.quantised(settings, retraining.float_module(settings, split), data)
+    module = retraining.float_module(settings, split)
+    signed, network = (retraining.quantised(each, module, data) for each in (retraining.signed(settings), settings))
+    assert all(layer.signed for layer in signed.layers)
+    assert not all(layer.signed for layer in network.layers)
     trained, spent = retraining.retrained(settings, network, split)
     held_out = splits.reporting(data, more)
-    for key, which, ber in (("clean", network, 0.0), ("before", network, 2e-3), ("after", trained, 2e-3)):
+    of = {"clean": (signed, 0.0), "before": (signed, 2e-3), "untrained": (network, 2e-3), "after": (trained, 2e-3)}
+    for key, (which, ber) in of.items():
         again = retraining.evaluated(which, held_out, Rates.uniform(ber), (1001, 1002), Scheme())
         assert found[key]["mean"] == pytest.approx(np.mean(again.top1), abs=1e-3), key
+    assert found["deployed"] == spent.deployed
     assert found["bytes"] == found["bytes_up"] + found["bytes_down"] == spent.up + spent.down
-    elements = 4 * 16 * sum(int(np.prod(layer.shape)) for _, layer in network.convs())
-    assert found["bytes_up"] > elements  # sent as they are, and the images too
+    elements = 4 * 15 * sum(int(np.prod(layer.shape)) for _, layer in network.convs())
+    assert found["bytes_up"] > elements  # sent as they are, of batches of 15 or 16, and the images too
     lost = found["clean"]["mean"] - found["before"]["mean"]
     assert found["recovered"] == pytest.approx((found["after"]["mean"] - found["before"]["mean"]) / lost, abs=1e-4)
     printed = capsys.readouterr().out

@@ -277,24 +277,31 @@ def encode(rows: Int32, places: Int32, values: Int8, n_rows: int, channels: int,
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-@numba.njit(cache=True)
-def _window(data: UInt8, bit: int) -> Word:
-    """The next 57 bits or more, at the top of a word; ``data`` ends in 16 zero bytes of padding."""
-    byte = bit >> 3
-    word = np.uint64(0)
-    for i in range(8):
-        word = (word << np.uint64(8)) | np.uint64(data[byte + i])
-    return word << np.uint64(bit & 7)
+@numba.extending.intrinsic
+def _word(typing: Any, address: Any, byte: Any) -> Any:
+    """The eight bytes from an address on, the first one highest."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        at = builder.inttoptr(builder.add(*arguments), ir.IntType(64).as_pointer())
+        return builder.bswap(builder.load(at, align=1))
+
+    return numba.types.uint64(numba.types.int64, numba.types.int64), build
 
 
 @numba.njit(cache=True)
-def _get(data: UInt8, bit: int, count: int) -> Word:
+def _window(data: int, bit: int) -> Word:
+    """The next 57 bits or more, at the top of a word; ``data`` is the address of bytes that end in 16 of padding."""
+    return _word(data, bit >> 3) << np.uint64(bit & 7)
+
+
+@numba.njit(cache=True)
+def _get(data: int, bit: int, count: int) -> Word:
     """``count`` bits, 1 to 32."""
     return np.int64(_window(data, bit) >> np.uint64(64 - count))
 
 
 @numba.njit(cache=True)
-def _get_rice(data: UInt8, bit: int, k: int) -> tuple[Word, Word]:
+def _get_rice(data: int, bit: int, k: int) -> tuple[Word, Word]:
     """(value, next bit)"""
     window = _window(data, bit)
     quotient = np.int64(clz(window))
@@ -305,7 +312,7 @@ def _get_rice(data: UInt8, bit: int, k: int) -> tuple[Word, Word]:
 
 
 @numba.njit(cache=True)
-def _get_gamma(data: UInt8, bit: int) -> tuple[Word, Word]:
+def _get_gamma(data: int, bit: int) -> tuple[Word, Word]:
     """(value, next bit); 0 for one that no encoder writes."""
     window = _window(data, bit)
     zeros = np.int64(clz(window))
@@ -315,9 +322,7 @@ def _get_gamma(data: UInt8, bit: int) -> tuple[Word, Word]:
 
 
 @numba.njit(cache=True)
-def _get_line(
-    data: UInt8, bit: int, end: int, count: int, span: int, places: Int32, out: Int8, offset: int, stride: int
-) -> int:
+def _get_line(data: int, bit: int, end: int, count: int, span: int, places: Int32, out: Int8, offset: int, stride: int) -> int:
     """Adds a line's values at ``out[offset + stride * place]``; the next bit, or -1 for what no encoder writes."""
     if 2 * count > span:
         k = rice_parameter(span, span - count)
@@ -373,9 +378,10 @@ def _get_line(
 
 
 @numba.njit(cache=True, nogil=True)
-def decode(data: UInt8, n_rows: int, channels: int, out: Int8) -> int:
-    """Adds the increments in ``data`` (16 zero bytes at its end) to ``out``; 0, or -1 for what no encoder writes."""
-    end = 8 * (len(data) - 16)
+def decode(body: UInt8, n_rows: int, channels: int, out: Int8) -> int:
+    """Adds the increments in ``body`` (16 zero bytes at its end) to ``out``; 0, or -1 for what no encoder writes."""
+    end = 8 * (len(body) - 16)
+    data = body.ctypes.data
     places = np.empty(max(n_rows, channels), np.int32)
     bit = 0
     for rows_first in (True, False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -243,17 +243,26 @@ def test_squeezenets_concats_only_move_integers() -> None:
     assert all(layer.multipliers == (1.0, 1.0) for layer in concats)
 
 
-def test_relu_and_relu6_are_bounds() -> None:
+@pytest.mark.parametrize("activations", ["auto", "signed"])
+def test_relu_and_relu6_are_bounds(activations: Literal["auto", "signed"]) -> None:
+    """Behind a ReLU6 each channel's bound is 6 in its own steps; the largest integer where that lies beyond."""
     module = nn.Sequential(_conv(3, 8), nn.ReLU6(), _conv(8, 8), nn.ReLU(), _conv(8, 4))
     with torch.no_grad():
         module[0].weight.mul_(30)
-    network = _lower(module.eval(), _images())
+    module.eval()
+    network = lower(module, _images(), MEAN, STD, activations=activations)
     first, second, third = network.layers
     assert isinstance(first, net.Conv)
     assert isinstance(second, net.Conv)
     assert isinstance(third, net.Conv)
-    assert (first.low, set(first.high)) == (0, {min(127, round(6 / first.scale))})
-    assert (second.low, set(second.high)) == (0, {127})
+    top = 127 if activations == "signed" else 255
+    assert [layer.signed for layer in network.layers] == [top == 127, top == 127, True]
+    channel = (first.weight * first.weight_scale[:, None, None, None]).reshape(8, -1)
+    exact = module[0].weight.detach().numpy().reshape(8, -1)
+    gain = (channel * exact).sum(1) / (exact * exact).sum(1)
+    assert first.low == second.low == 0
+    assert np.abs(first.high - np.minimum(top, 6 * gain / first.scale)).max() <= 0.02 * top
+    assert set(second.high) == {top}
     assert (third.low, set(third.high)) == (-128, {127})
 
 
@@ -265,15 +274,15 @@ def test_relu_behind_a_shuffle_or_pool_moves_to_the_convolution() -> None:
 
 
 def test_flatten_keeps_torchs_order() -> None:
-    """Weights of a linear behind Flatten are the module's, column for column."""
+    """Weights of a linear behind Flatten are the module's, column for column, but for a gain a channel of the image."""
     module = nn.Sequential(_conv(3, 4), nn.Flatten(), nn.Linear(4 * 12 * 12, 2))
     network = _lower(module.eval(), _images())
     linear = network.layers[-1]
     assert isinstance(linear, net.Conv)
-    real = linear.weight[:, :, 0, 0].astype(np.float32) * linear.weight_scale[:, None]
-    want = module[2].weight.detach().numpy()
-    assert np.abs(real - want).max() <= 0.51 * linear.weight_scale.max() + 0.2 * np.abs(want).max()
-    assert np.corrcoef(real.ravel(), want.ravel())[0, 1] > 0.999
+    real = (linear.weight[:, :, 0, 0].astype(np.float32) * linear.weight_scale[:, None]).reshape(2, 4, 144)
+    want = module[2].weight.detach().numpy().reshape(2, 4, 144)
+    for channel in range(4):
+        assert np.corrcoef(real[:, channel].ravel(), want[:, channel].ravel())[0, 1] > 0.998
 
 
 def test_a_shared_shuffle_is_one_layer() -> None:

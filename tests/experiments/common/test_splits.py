@@ -26,11 +26,6 @@ def numbered(train: int = 23, test: int = 4) -> Dataset:
 def test_every_fifth_chooses_and_the_others_train() -> None:
     assert splits.selection(23).tolist() == [4, 9, 14, 19]
     assert sorted([*splits.selection(23), *splits.training(23)]) == list(range(23))
-    assert set(splits.calibration(23)) == set(splits.training(23))
-    many = splits.calibration(20000)
-    assert len(many) == splits.CALIBRATION
-    assert not set(many) & set(splits.selection(20000))
-    assert (many[0], many[-1]) == (0, 19998)
 
 
 def test_choosing_sees_no_report_image_and_trains_on_none_it_chooses_by() -> None:
@@ -43,7 +38,6 @@ def test_reporting_trains_on_all_that_is_not_reported_and_tests_on_the_sets_own(
     data = splits.reporting(numbered())
     assert data.train_labels.tolist() == list(range(23))
     assert data.test_labels.tolist() == [100, 101, 102, 103]
-    assert splits.calibrating(numbered())[:, 0, 0, 0].tolist() == splits.training(23).tolist()
 
 
 def test_reporting_on_other_images(tmp_path: Path) -> None:
