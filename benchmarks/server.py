@@ -63,23 +63,25 @@ class Server:
         device.load(self.network)
         batch = chain.chained(device, self.engine, self.network.quantize_images(images), 0)
         self._sent = [SentLayer(sent.index, sent.digest, sent.body) for sent in batch.layers]
-        self._trained: Parameters = {index: (w.copy(), b.copy()) for index, (w, b) in self.parameters.items()}
+        self.trained: Parameters = {index: (w.copy(), b.copy()) for index, (w, b) in self.parameters.items()}
         self._velocity = optimiser.zeros_like(self.parameters)
 
     def step(self) -> dict[str, float]:
         """Seconds of each of ``STAGES``. Every step starts from the same parameters."""
         for index, (weight, bias) in self.parameters.items():
-            np.copyto(self._trained[index][0], weight)
-            np.copyto(self._trained[index][1], bias)
+            np.copyto(self.trained[index][0], weight)
+            np.copyto(self.trained[index][1], bias)
+            for velocity in self._velocity[index]:
+                velocity.fill(0)
         times = [time.perf_counter()]
         outputs = self._decode()
         times.append(time.perf_counter())
         x = self.network.quantize_images(self.images)
         found = replay(self.network, x, outputs, self.labels, self.engine.fault_free)
         times.append(time.perf_counter())
-        optimiser.step(self._trained, self._velocity, found.gradients, SGD, RATE, CLIP)
+        optimiser.step(self.trained, self._velocity, found.gradients, SGD, RATE, CLIP)
         times.append(time.perf_counter())
-        new = quantize(self.network, self._trained)
+        new = quantize(self.network, self.trained)
         times.append(time.perf_counter())
         model.encode(self.network, new)
         model.digest(new)

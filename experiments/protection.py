@@ -3,7 +3,7 @@
 ``python -m experiments.protection --shared ../shared --network resnet20 --ber 5e-4`` searches on selection images, for each
 budget of cycles, and evaluates what was found on report images under other fault seeds: in how many of them the device
 answers as the fault-free network does. Nothing is retrained here (``experiments.fig5_protection`` does that). It writes
-``protection.csv`` into --out and prints a table a network and rate.
+``protection.csv`` into --out and prints a table. With --part selection it evaluates on these, and searches on training images.
 
 Rows: no protection; *Algorithm 1* on whole layers, its termination repaired; *estimated* on whole layers; the same with
 uncertain images run again, which needs no other hardware either; and *sites*, which needs voters at the ports.
@@ -15,9 +15,10 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
+import numpy as np
 
 from accelsim.datasets import spread
 from accelsim.faults import Rates
@@ -25,11 +26,11 @@ from experiments.common import cells, command, figure, retraining, runner, split
 from experiments.common.cells import Cell, agreement
 from experiments.common.retraining import BATCH, Accuracy
 from r2f.protection.judge import Judge
+from r2f.protection.plan import share
 from r2f.protection.search import How, search
 from r2f.protection.words import Grain, Search
 from services.scheme import Scheme
 
-BUDGETS: Final = (0.2, 0.5, 1.0)
 SEARCHED: Final = 200
 """Selection images at most."""
 SEARCH_SEEDS: Final = (2001, 2002, 2003)
@@ -61,6 +62,7 @@ class Sought(msgspec.Struct, kw_only=True, frozen=True):
     way: str
     budget: float
     searched: int = SEARCHED
+    part: Literal["report", "selection"] = "report"
     images: int = 1000
     seeds: int = retraining.SEEDS
 
@@ -76,7 +78,7 @@ class Result(msgspec.Struct, kw_only=True, frozen=True):
     searched: Accuracy
     """Agreement on the searched images under the searched seeds."""
     bare: Accuracy
-    """Without protection, on report images."""
+    """Without protection, on the evaluated images."""
     found: Accuracy
     """With it."""
 
@@ -86,6 +88,10 @@ def measure(sought: Sought, shared: Path) -> Result:
     network, source = cells.quantised(Cell(network=sought.network, trained=None, deployed=(sought.ber,)), shared)
     way, rates = WAYS[sought.way], Rates.uniform(sought.ber)
     candidates, report = splits.choosing(source).test_images, splits.reporting(source).test_images
+    if sought.part == "selection":
+        count = len(source.train_images)
+        others = np.setdiff1d(splits.training(count), splits.calibration(count))
+        candidates, report = source.train_images[others], candidates
     judge = Judge(network, candidates[spread(sought.searched, len(candidates))], rates, SEARCH_SEEDS, batch=BATCH)
     how = How(budgets=(sought.budget,), search=way.search, units=way.units, uncertain=way.uncertain)
     plan = search(judge, how)
@@ -148,14 +154,20 @@ def main() -> None:
     """Measures, writes and prints."""
     parser = figure.parser(__doc__)
     parser.add_argument("--ber", type=command.rate, nargs="+", default=[1e-4], help="bit error rates [%(default)s]")
+    parser.add_argument("--budget", default="20%,50%,100%", help="shares of the network's cycles, with commas [%(default)s]")
+    parser.add_argument("--images", type=command.positive, default=1000, help="to evaluate on, at most [%(default)s]")
     parser.add_argument("--searched", type=command.positive, default=SEARCHED, help="selection images at most [%(default)s]")
+    parser.add_argument(
+        "--part", choices=("report", "selection"), default="report", help="evaluate there; selection: search on training images"
+    )
     given = parser.parse_args()
+    asked = {name: getattr(given, name) for name in ("searched", "part", "images", "seeds")}
     wanted = [
-        Sought(network=name, ber=ber, way=way, budget=budget, searched=given.searched, seeds=given.seeds)
+        Sought(network=name, ber=ber, way=way, budget=budget, **asked)
         for name in figure.chosen(given)
         for ber in given.ber
         for way in WAYS
-        for budget in BUDGETS
+        for budget in map(share, given.budget.split(","))
     ]
     pool = runner.pool_of(given)
     results = runner.run(measure, wanted, Result, shared=given.shared, reads=lambda s: cells.reads_of(s.network), pool=pool)

@@ -85,9 +85,7 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
-    "activations": Option(
-        "activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK
-    ),
+    "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
     "modules": Option(
         "modules", "Folder where package.module:function is looked for; the current one where not given.", NETWORK

@@ -324,10 +324,9 @@ def _check_scale(where: str, scale: float) -> None:
 
 
 def _check_array(where: str, array: np.ndarray[Any, Any], dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    _require(
-        array.dtype == dtype and array.shape == shape,
-        f"{where}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape {shape}",
-    )
+    # NumPy's names of types cost more than the check, so they are only made for an error.
+    if array.dtype != dtype or array.shape != shape:
+        raise NetworkError(f"{where}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape {shape}")
 
 
 def _require(condition: bool, text: str) -> None:

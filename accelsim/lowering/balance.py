@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,53 +26,43 @@ class Balanced:
     """(C,) float64 of each tensor"""
     scales: dict[int, float]
     """of each tensor, float32 values"""
-    expected: float
-    """The harm of it"""
 
 
 def balance(
-    model: Harm, seen: dict[int, Seen], joined: Joined, tied: dict[int, int], input_scale: float, care: float, gains: bool
+    model: Harm, widest: dict[int, float], joined: Joined, tied: dict[int, int], care: float, *, gains: bool
 ) -> Balanced:
-    """Gains and scales of a float graph, by descent from unit gains and the widest ranges; no randomness.
+    """Gains and scales of a float graph, by descent (Adam) from unit gains and the widest scales; no randomness.
 
-    ``seen`` is what calibration saw of the graph without gains. ``gains`` False leaves all at 1.
+    ``widest`` are the scales of the graph without gains that clip nothing; the input's stays. ``gains`` False leaves all at 1.
     """
     groups = sorted(set(tied.values()))
-    place = {group: i for i, group in enumerate(groups)}
-    widest = torch.zeros(len(groups))
-    for index, group in tied.items():
-        step = float(seen[index].largest.max()) / model.levels[index]
-        widest[place[group]] = max(float(widest[place[group]]), step)
-    start = torch.where(widest > 0, widest, 1.0).log2()
-    start[place[INPUT]] = math.log2(input_scale)
-    movable = torch.ones(len(groups))
-    movable[place[INPUT]] = 0
-    free = (~joined.fixed).float() if gains else torch.zeros(len(joined.fixed))
-
-    scale, gain = torch.zeros(len(groups), requires_grad=True), torch.zeros(len(free), requires_grad=True)
-
-    def steps() -> dict[int, Tensor]:
-        log_scale, log_gain = start + scale * movable, gain * free
-        return {index: log_scale[place[group]] - log_gain[joined.of[index]] for index, group in tied.items()}
-
-    with torch.enable_grad():
-        unit = harm(model, steps(), care).detach().clamp(min=1e-30)
-        optimiser = torch.optim.Adam([scale, gain], lr=_RATE, betas=(0.9, 0.99), eps=1e-12)
-        for i in range(_ROUNDS):
-            for parameters in optimiser.param_groups:
-                parameters["lr"] = _RATE * (1 - i / _ROUNDS)
-            optimiser.zero_grad()
-            (harm(model, steps(), care) / unit).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                gain.clamp_(-_LARGEST_GAIN, _LARGEST_GAIN)
-    with torch.no_grad():
-        expected = float(harm(model, steps(), care))
-        log_scale, log_gain = start + scale * movable, (gain * free).double()
-    chosen = [float(np.float32(2.0**v)) for v in log_scale.tolist()]
-    chosen[place[INPUT]] = input_scale
+    scale_of = torch.cat([torch.full((len(joined.of[i]),), groups.index(group)) for i, group in tied.items()])
+    gain_of = torch.cat([joined.of[i] for i in tied])
+    start = torch.tensor([max(widest[i] for i, group in tied.items() if group == own) for own in groups]).log2()
+    moved, count = torch.zeros(len(groups) + len(joined.fixed)), len(groups)
+    free = torch.cat([torch.tensor([group != INPUT for group in groups]), ~joined.fixed & gains])
+    speed, spread = torch.zeros_like(moved), torch.zeros_like(moved)
+    for i in range(_ROUNDS):
+        steps = (start + moved[:count])[scale_of] - moved[count:][gain_of]
+        total, slope = harm(model, steps, care)
+        by_scale = torch.zeros(count).index_add_(0, scale_of, slope)
+        by_gain = torch.zeros(len(moved) - count).index_add_(0, gain_of, slope)
+        # Shares of the harm, since Adam's constants know no units.
+        each = torch.where(free, torch.cat([by_scale, -by_gain]), 0.0) / max(total, 1e-30)
+        speed += 0.1 * (each - speed)
+        spread += 0.01 * (each.square() - spread)
+        mean, size = speed / (1 - 0.9 ** (i + 1)), (spread / (1 - 0.99 ** (i + 1))).sqrt()
+        moved -= _RATE * (1 - i / _ROUNDS) * mean / (size + 1e-9)
+        moved[count:].clamp_(-_LARGEST_GAIN, _LARGEST_GAIN)
+    scales = [float(np.float32(v)) for v in (start + moved[:count]).exp2().tolist()]
+    chosen = dict(zip(groups, scales, strict=True)) | {INPUT: widest[INPUT]}
     return Balanced(
-        {index: log_gain[of].exp2() for index, of in joined.of.items()},
-        {index: chosen[place[group]] for index, group in tied.items()},
-        expected,
+        {index: moved[count:].double().exp2()[of] for index, of in joined.of.items()},
+        {index: chosen[group] for index, group in tied.items()},
     )
+
+
+def widest(seen: dict[int, Seen], levels: dict[int, int], input_scale: float) -> dict[int, float]:
+    """The scale of each tensor at which nothing that was seen is clipped."""
+    scales = {index: float(s.largest.max()) / levels[index] or 1.0 for index, s in seen.items()}
+    return scales | {INPUT: input_scale}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ FLIPS = (4**8 - 1) / 3
 ROUNDING = 1 / 12
 """Mean square, in steps, of what rounding does."""
 _BATCH = 2
+_LN2 = math.log(2)
 _OCTAVES, _FINE = 8, 8
 """Clipping is tabled for ranges from 2^-8 of a channel's largest value up to it, 8 an octave."""
 
@@ -93,70 +95,82 @@ def _forward(graph: Graph, batch: Tensor) -> tuple[list[tuple[str, int, Tensor]]
 
 @dataclass(slots=True)
 class Harm:
-    """The expected harm of a float graph's steps: what ``harm`` needs, made once."""
+    """The expected harm of a float graph's steps: what ``harm`` needs, made once. All channels stand in one row."""
 
-    graph: Graph
-    felt: Felt
-    levels: dict[int, int]
-    ber: float
-    clipped: dict[int, Tensor]
-    """(C, 65) of each tensor: mean square that a channel loses where it is clipped, by its range"""
-    reach: dict[int, Tensor]
-    """(C,) log2 of the smallest tabled range"""
-    weights: dict[int, Tensor]
-    """(O, I/groups) of each convolution: largest magnitude over the kernel"""
+    places: dict[int, slice]
+    """Where each tensor's channels are, the input's first"""
+    squares: Tensor
+    """(channels,) harm of a step of 1, by rounding and by flips"""
+    felt: Tensor
+    """(channels,) harm of each square that is lost by clipping"""
+    clipped: Tensor
+    """(channels, 65) mean square that a channel loses where it is clipped, by its range"""
+    first: Tensor
+    """(channels,) log2 of the step whose range is the smallest tabled one"""
+    weights: list[Read]
+
+
+@dataclass(slots=True)
+class Read:
+    """The weights of one convolution."""
+
+    source: slice
+    """Where the channels are that it reads"""
+    largest: Tensor
+    """(groups, O/groups, I/groups), largest magnitude over the kernel"""
+    felt: Tensor
+    """The same shape: harm of an error of 1 in all its weights"""
 
 
 def prepare(graph: Graph, seen: dict[int, Seen], felt: Felt, levels: dict[int, int], ber: float) -> Harm:
     """What ``harm`` needs for a bit error rate ``ber`` at inputs, weights and outputs of each convolution."""
+    flips = FLIPS * ber
+    ends = np.cumsum([0, *(graph.shape_of(i)[2] for i in range(INPUT, len(graph.nodes)))]).tolist()
+    places = {index: slice(*ends[index + 1 : index + 3]) for index in range(INPUT, len(graph.nodes))}
+    squares, results, first = torch.zeros(3, ends[-1])
+    clipped = torch.zeros(ends[-1], _OCTAVES * _FINE + 1)
     share = 2.0 ** (torch.arange(_OCTAVES * _FINE + 1) / _FINE - _OCTAVES)
-    bins = next(iter(seen.values())).counts.shape[1]
-    centres = (torch.arange(bins) + 0.5) / bins
-    over = (centres[:, None] - share).clamp(min=0).square()
-    clipped, reach = {}, {}
-    for index in felt.results:
-        largest = seen[index].largest.float()
-        # A channel that never says anything still may, one day, on other images.
-        largest = largest.clamp(min=max(float(largest.max()) / 256, 1e-12))
-        clipped[index] = (seen[index].counts @ over) * seen[index].largest.float().square()[:, None]
-        reach[index] = largest.log2() - _OCTAVES
-    weights = {i: n.weight.float().abs().amax((2, 3)) for i, n in enumerate(graph.nodes) if isinstance(n, real.Conv)}
-    return Harm(graph, felt, levels, ber, clipped, reach, weights)
+    bins = seen[INPUT].counts.shape[1]
+    over = ((torch.arange(bins) + 0.5)[:, None] / bins - share).clamp(min=0).square()
+    for index, slopes in felt.results.items():
+        place, largest = places[index], seen[index].largest.float()
+        results[place] = slopes
+        squares[place] += slopes * (ROUNDING + (flips if isinstance(graph.nodes[index], real.Conv) else 0))
+        clipped[place] = (seen[index].counts @ over) * largest.square()[:, None]
+        # A channel that never says anything may do so on other images.
+        first[place] = largest.clamp(min=max(float(largest.max()) / 256, 1e-12)).log2() - _OCTAVES - math.log2(levels[index])
+    reads = []
+    for index, slopes in felt.operands.items():
+        node = graph.nodes[index]
+        assert isinstance(node, real.Conv)
+        squares[places[node.inputs[0]]] += slopes * flips
+        shape = node.groups, -1, node.weight.shape[1]
+        largest = node.weight.float().abs().amax((2, 3)).reshape(shape)
+        reads.append(Read(places[node.inputs[0]], largest, felt.weights[index].reshape(shape) * (ROUNDING + flips) / 127**2))
+    return Harm(places, squares, results, clipped, first, reads)
 
 
-def harm(model: Harm, steps: dict[int, Tensor], care: float) -> Tensor:
-    """Expected square error of the output, a share of its square, for the log2 of all steps: (C,) of each tensor.
+def harm(model: Harm, steps: Tensor, care: float) -> tuple[float, Tensor]:
+    """Expected square error of the output, a share of its square, for the log2 of all steps (channels,); and its slope there.
 
     ``care`` weighs clipping: its errors are not independent of one another, so that they add up to more.
     """
-    flips = FLIPS * model.ber
-    total = torch.zeros(())
-    for index, felt in model.felt.results.items():
-        node = model.graph.nodes[index]
-        square = (2 * steps[index]).exp2()
-        each = (ROUNDING + (flips if isinstance(node, real.Conv) else 0)) * square
-        each = each + care * _clipped(model, index, steps[index])
-        total = total + felt @ each
-    for index, felt in model.felt.operands.items():
-        node = model.graph.nodes[index]
-        assert isinstance(node, real.Conv)
-        log_step = steps[node.inputs[0]]
-        total = total + flips * (felt @ (2 * log_step).exp2())
-        # Weights behind a channel of small steps are small, and their own steps follow the largest in front of an output.
-        felt, largest = model.felt.weights[index], model.weights[index]
-        out, fan_in = felt.shape
-        step = (log_step - log_step.detach().max()).exp2().reshape(node.groups, 1, fan_in)
-        largest, felt = (v.reshape(node.groups, out // node.groups, fan_in) for v in (largest, felt))
-        each = (largest * step).amax(2).square() * (felt / step.square()).sum(2)
-        total = total + (ROUNDING + flips) / 127**2 * each.sum()
-    return total
-
-
-def _clipped(model: Harm, index: int, log_step: Tensor) -> Tensor:
-    """(C,) mean squares that channels lose beyond their range; linear between those tabled."""
-    table = model.clipped[index]
-    place = (log_step + math.log2(model.levels[index]) - model.reach[index]) * _FINE
-    place = place.clamp(0, table.shape[1] - 1)
-    low = place.detach().floor().long().clamp(max=table.shape[1] - 2)[:, None]
-    below, above = table.gather(1, low)[:, 0], table.gather(1, low + 1)[:, 0]
-    return below + (above - below) * (place - low[:, 0])
+    square = (2 * steps).exp2() * model.squares
+    slope = 2 * _LN2 * square
+    # What clipping loses is linear between the ranges that are tabled.
+    place = ((steps - model.first) * _FINE).clamp(0, model.clipped.shape[1] - 1)
+    low = place.long().clamp(max=model.clipped.shape[1] - 2)[:, None]
+    below, above = model.clipped.gather(1, low)[:, 0], model.clipped.gather(1, low + 1)[:, 0]
+    lost = care * model.felt * (below + (above - below) * (place - low[:, 0]))
+    slope += care * model.felt * (above - below) * _FINE
+    total = float(square.sum() + lost.sum())
+    for read in model.weights:
+        # Weights behind a channel of small steps are small, and the steps of all follow the largest in front of an output.
+        step = (steps[read.source] - steps[read.source].max()).exp2().reshape(len(read.largest), 1, -1)
+        largest, which = (read.largest * step).max(2)
+        inverse = step[:, 0].square().reciprocal()
+        each = largest.square() * (read.felt @ inverse[:, :, None])[:, :, 0]
+        total += float(each.sum())
+        back = (largest.square()[:, None] @ read.felt)[:, 0] * inverse
+        slope[read.source] += 2 * _LN2 * (torch.zeros_like(back).scatter_add_(1, which, each) - back).flatten()
+    return total, slope

@@ -21,7 +21,7 @@ from accelsim.lowering.errors import LoweringError
 from accelsim.lowering.fold import fold
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.pixels import normalise
-from accelsim.lowering.quantise import quantise
+from accelsim.lowering.quantise import Aim, plain, quantise
 from accelsim.lowering.trace import duplicate, trace
 
 _SAME = 2e-3
@@ -69,7 +69,8 @@ def lower(
         )
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
     try:
-        network = quantise(lowered, images, mean, std, name, signed=activations == "signed", ber=ber, classifier=classifier)
+        aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier)
+        network = quantise(lowered, images, mean, std, name, aim)
     except ValueError as error:
         raise LoweringError(str(error)) from error
     validate(network)

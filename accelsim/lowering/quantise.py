@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from torch import Tensor
 from accelsim.int8.network import Network, UInt8
 from accelsim.lowering import graph as real
 from accelsim.lowering.answer import place
-from accelsim.lowering.balance import balance
+from accelsim.lowering.balance import Balanced, balance, widest
 from accelsim.lowering.emit import Choice, emit
 from accelsim.lowering.equalise import equalise, join
 from accelsim.lowering.graph import Graph
-from accelsim.lowering.harm import feel, prepare
+from accelsim.lowering.harm import Felt, feel, prepare
 from accelsim.lowering.pixels import input_table, normalise
-from accelsim.lowering.ranges import BATCH, watch
+from accelsim.lowering.ranges import BATCH, Seen, watch
 from accelsim.lowering.rehearse import rehearse
 from accelsim.lowering.signs import levels, unsigned
 from accelsim.lowering.tie import tie
@@ -31,75 +32,73 @@ from accelsim.lowering.weights import Weight, correct_bias, quantise_weight
 
 _TRIAL = 32
 """Calibration images that feel for the derivatives and decide between the candidates"""
-_CARES = (1.0, 4.0, 16.0)
+_CARES = (0.25, 1.0, 4.0, 16.0)
+"""How much clipping counts, see ``harm``. Which is best depends on the network and the bit error rate, so each is tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a network is quantised for."""
+
+    unsigned: bool = True
+    """Tensors that cannot be negative are uint8."""
+    gains: bool = True
+    """Channels are scaled against one another."""
+    ber: float = 0.0
+    """Bit error rate at inputs, weights and outputs of each convolution"""
+    classifier: bool = False
+    """Of the outputs only the order has to stay."""
+
+
+def plain(graph: Graph) -> Aim:
+    """The paper's way: all int8, no thought of flips, channels as they are unless there are depthwise layers."""
+    depthwise = any(isinstance(node, real.Conv) and node.weight.shape[1] == 1 < node.groups for node in graph.nodes)
+    return Aim(unsigned=False, gains=depthwise)
 
 
 @torch.no_grad()
-def quantise(
-    graph: Graph,
-    images: UInt8,
-    mean: Sequence[float],
-    std: Sequence[float],
-    name: str,
-    *,
-    signed: bool = False,
-    ber: float = 0.0,
-    classifier: bool = False,
-) -> Network:
+def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str, aim: Aim) -> Network:
     """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C).
 
-    ``signed`` is the paper's way: all int8, no thought of flips, channels as they are unless there are depthwise layers.
-    Of a ``classifier``'s outputs only their order has to stay.
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
     scale, table = input_table(mean, std)
     x = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)  # a third faster
     trial = x[np.linspace(0, len(x) - 1, min(len(x), _TRIAL)).astype(np.int64)]
-    if signed:
-        ber = 0.0
-    depthwise = any(isinstance(node, real.Conv) and node.weight.shape[1] == 1 < node.groups for node in graph.nodes)
-    choices = candidates(graph, x, trial, scale, signed, ber, gains=depthwise or not signed)
+    without_sign = unsigned(graph) if aim.unsigned else frozenset[int]()
+    tensors = levels(graph, without_sign)
+    seen = watch(graph, x)
+    felt = feel(graph, trial)
+    model = prepare(graph, seen, felt, tensors, aim.ber)
+    widths, joined, tied = widest(seen, tensors, scale), join(graph), tie(graph, without_sign)
     exact = [_output(graph, batch) for batch in torch.split(trial, BATCH)]
-    lost = [_lost(list(rehearse(choice, trial, ber)), exact) for choice in choices]
-    best = choices[lost.index(min(lost))]
-    if classifier and not signed and ber:
-        _place_answers(best, exact, ber)
+    best, least = None, math.inf
+    for care in _CARES:
+        choice = _choice(graph, tensors, seen, felt, balance(model, widths, joined, tied, care, gains=aim.gains), aim.ber)
+        lost = _lost(list(rehearse(choice, trial, aim.ber)), exact)
+        if best is None or lost < least:
+            best, least = choice, lost
+    assert best is not None
+    if aim.classifier and aim.unsigned and aim.ber:
+        _place_answers(best, exact, aim.ber)
     layers = tuple(emit(index, best) for index in range(len(graph.nodes)))
     return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
 
 
-def candidates(
-    graph: Graph,
-    x: Tensor,
-    trial: Tensor,
-    input_scale: float,
-    signed: bool,
-    ber: float,
-    cares: Sequence[float] = _CARES,
-    gains: bool = True,
-) -> list[Choice]:
-    without_sign = frozenset[int]() if signed else unsigned(graph)
-    height = levels(graph, without_sign)
-    seen = watch(graph, x)
-    felt = feel(graph, trial)
-    joined, tied = join(graph), tie(graph, without_sign)
-    model = prepare(graph, seen, felt, height, ber)
-    made = []
-    for care in cares:
-        balanced = balance(model, seen, joined, tied, input_scale, care, gains=gains)
-        changed = equalise(graph, balanced.gains)
-        weights: dict[int, Weight] = {}
-        biases: dict[int, Tensor] = {}
-        for index, node in enumerate(changed.nodes):
-            if isinstance(node, real.Conv):
-                source = node.inputs[0]
-                gain = balanced.gains[source].float().reshape(node.groups, 1, -1)
-                out, fan_in = felt.weights[index].shape
-                count = (felt.weights[index].reshape(node.groups, -1, fan_in) * gain.square()).reshape(out, fan_in)
-                weights[index] = quantise_weight(node, balanced.scales[source], count, ber)
-                biases[index] = correct_bias(node, weights[index], seen[source].mean * balanced.gains[source])
-        made.append(Choice(changed, height, balanced.scales, weights, biases))
-    return made
+def _choice(graph: Graph, tensors: dict[int, int], seen: dict[int, Seen], felt: Felt, balanced: Balanced, ber: float) -> Choice:
+    """Integers for gains and scales."""
+    graph = equalise(graph, balanced.gains)
+    weights: dict[int, Weight] = {}
+    biases: dict[int, Tensor] = {}
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node, real.Conv):
+            source = node.inputs[0]
+            gain = balanced.gains[source].float().reshape(node.groups, 1, -1)
+            slopes = felt.weights[index]
+            slopes = (slopes.reshape(node.groups, -1, slopes.shape[1]) * gain.square()).reshape(slopes.shape)
+            weights[index] = quantise_weight(node, balanced.scales[source], slopes, ber)
+            biases[index] = correct_bias(node, weights[index], seen[source].mean * balanced.gains[source])
+    return Choice(graph, tensors, balanced.scales, weights, biases)
 
 
 def _place_answers(choice: Choice, outputs: list[Tensor], ber: float) -> None:

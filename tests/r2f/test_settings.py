@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from accelsim.faults import Rates
 from r2f import settings as settings_file
 from r2f.settings import OPTIONS, Settings, SettingsError, flat, parse
+from services.trainer.core.task import PAPER
 
 
 def test_no_setting_is_forgotten() -> None:
@@ -28,6 +30,7 @@ def test_no_setting_is_forgotten() -> None:
     assert fields(Settings()) - {option.field for option in OPTIONS.values()} == {"scheme.uplink_bits_per_s", "scheme.ports"}
 
 
+@hypothesis.settings(deadline=None)  # the first look at the types takes its time
 @given(
     st.fixed_dictionaries(
         {},
@@ -172,3 +175,16 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
             settings_file.read(path)
     with pytest.raises(SettingsError, match="absent"):
         settings_file.read(tmp_path / "absent.toml")
+
+
+def test_the_papers_recipe_is_a_set_of_settings_that_others_override() -> None:
+    plain = parse({"recipe": "paper", "lr": 0.5})
+    assert (plain.labels, plain.iterations, plain.sgd.rate, plain.sgd.clip) == ("device", 100, 0.5, 5.0)
+    assert plain.recipe == PAPER
+    assert parse({"recipe": "paper", "epochs": 3}, parse({"batch": 4})).batch == 4
+    assert parse(settings_file.flat(plain)) == plain
+    ours = parse({"recipe": "ours", "flip": True})
+    assert ours.labels == "teacher-soft"
+    assert (ours.recipe.flip, ours.recipe.shift, parse({}).recipe.flip) == (True, None, None)
+    with pytest.raises(SettingsError, match="--recipe mine"):
+        parse({"recipe": "mine"})

@@ -18,7 +18,7 @@ from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.int8.parameters import Parameters
 from services.trainer.core.rate import Seen
-from services.trainer.core.selection import Candidate, Right, Tried
+from services.trainer.core.selection import Candidate, Tried
 
 FILE = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
@@ -138,7 +138,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[Any]]:
     tensors: dict[str, npt.NDArray[Any]] = {"network": np.frombuffer(storage.to_bytes(checkpoint.network), np.uint8)}
     if checkpoint.tried is not None:
         tensors["best"] = np.frombuffer(storage.to_bytes(checkpoint.tried.best), np.uint8)
-        tensors["right.before"], tensors["right.best"] = checkpoint.tried.before, checkpoint.tried.right
+        tensors["agreement.before"], tensors["agreement.best"] = checkpoint.tried.before, checkpoint.tried.agreement
         tensors["truth"] = checkpoint.tried.truth
     kept = (checkpoint.parameters, checkpoint.velocity, checkpoint.average)
     for kind, parameters in zip(KINDS, kept, strict=True):
@@ -157,18 +157,16 @@ def _network(path: Path, name: str, tensors: dict[str, npt.NDArray[Any]]) -> Net
 
 
 def _tried(path: Path, candidates: list[Candidate], best: str, tensors: dict[str, npt.NDArray[Any]]) -> Tried:
-    """Takes the best candidate and the right answers out of ``tensors``."""
+    """Takes the best candidate and the answers out of ``tensors``."""
     network = _network(path, "best", tensors)
-    rights: list[Right] = []
-    for name in ("right.before", "right.best"):
-        right = tensors.pop(name, None)
-        if right is None or right.dtype != np.uint8 or right.ndim != 2 or (rights and right.shape != rights[0].shape):
-            raise CheckpointError(f"{path}: tensor {name} is missing or is not uint8 by fault seed and sample")
-        rights.append(right)
-    truth = tensors.pop("truth", None)
-    if truth is None or truth.dtype != np.int64 or truth.shape != rights[0].shape[1:]:
-        raise CheckpointError(f"{path}: tensor truth is missing or is not int64 by sample")
-    return Tried(candidates, truth, rights[0], network, best, rights[1])
+    truth, before, after = (tensors.pop(name, None) for name in ("truth", "agreement.before", "agreement.best"))
+    if truth is None or before is None or after is None:
+        raise CheckpointError(f"{path}: what was found on the selection samples is missing")
+    if not truth.dtype == before.dtype == after.dtype == np.float32:
+        raise CheckpointError(f"{path}: truth and agreement are {truth.dtype}, {before.dtype}, {after.dtype}, expected float32")
+    if before.ndim != 2 or before.shape != after.shape or truth.shape != (before.shape[1], network.layers[-1].shape[2]):
+        raise CheckpointError(f"{path}: truth {truth.shape} and agreement {before.shape}, {after.shape} do not fit one another")
+    return Tried(candidates, truth, before, network, best, after)
 
 
 def _parameters(path: Path, kind: str, network: Network, tensors: dict[str, npt.NDArray[Any]]) -> Parameters:

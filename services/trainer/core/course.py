@@ -19,8 +19,9 @@ from accelsim.int8.network import Activation, Network
 from services.scheme import View
 from services.trainer.core import evaluation, selection
 from services.trainer.core.checkpoint import Checkpoint
+from services.trainer.core.labels import probabilities
 from services.trainer.core.recipe import Plan
-from services.trainer.core.selection import SEEDS, Right, Selection
+from services.trainer.core.selection import SEEDS, Agreement, Float32, Selection
 from services.trainer.core.step import Learner, Received, Step, averaged, correct, restarted, step
 
 Int64 = npt.NDArray[np.int64]
@@ -101,9 +102,9 @@ def course(plan: Plan, initial: Network, state: Checkpoint, path: str, own: Int6
     if state.iteration < plan.iterations:
         yield Deploy(state.network, state.version)
         if len(plan.selection) and state.tried is None:
-            truth = yield from _truth(plan, own)
-            right = yield from _right(plan, truth)
-            learner.state = state._replace(tried=selection.first(initial, truth, right))
+            truth = yield from _truth(learner, own)
+            found = yield from _agreement(plan, initial, truth)
+            learner.state = state._replace(tried=selection.first(initial, truth, found))
     engine: Engine | None = None
     for iteration in range(state.iteration, plan.iterations):
         engine = Engine(learner.state.network, path) if engine is None else engine
@@ -138,11 +139,13 @@ def _next(learner: Learner, network: Network, iteration: int = -1) -> Deploy:
     return Deploy(network, learner.state.version, iteration)
 
 
-def _truth(plan: Plan, own: Int64 | None) -> Steps[Int64]:
-    """The right answers (N,) of the selection samples: labels where they are known, else those of the network that runs
-    now on the device's general-purpose processor, which makes no errors."""
+def _truth(learner: Learner, own: Int64 | None) -> Steps[Float32]:
+    """The right probabilities (N, classes) of the selection samples: the labels where they are known, else those of the
+    network that runs now on the device's general-purpose processor, which makes no errors."""
+    plan, network = learner.plan, learner.initial.network
+    classes = network.layers[-1].shape[2]
     if own is not None:
-        return own[plan.selection]
+        return _exactly(own[plan.selection], classes)
     found = []
     passes = list(evaluation.passes(plan.selection, [0], plan.job.evaluation_batch))
     for number, due in enumerate(passes):
@@ -151,31 +154,31 @@ def _truth(plan: Plan, own: Int64 | None) -> Steps[Int64]:
         if plan.job.labels == "device":
             if answered.labels is None:
                 raise ValueError("labels are to come from the device, which gave none; choose another source of labels")
-            found.append(answered.labels)
+            found.append(_exactly(answered.labels, classes))
         else:
-            found.append(_classes(answered.outputs))
+            found.append(probabilities(network, answered.outputs, 1.0))
     return np.concatenate(found)
 
 
-def _right(plan: Plan, truth: Int64) -> Steps[Right]:
-    """Which answers of the faulty device are right, with the network that it runs now."""
-    found: list[list[Right]] = [[] for _ in SEEDS]
+def _agreement(plan: Plan, network: Network, truth: Float32) -> Steps[Agreement]:
+    """How far the answers of the faulty device agree with the right ones, with the network that it runs now."""
+    found: list[list[Float32]] = [[] for _ in SEEDS]
     passes = list(evaluation.passes(plan.selection, SEEDS, plan.job.evaluation_batch))
-    wanted = {int(sample): answer for sample, answer in zip(plan.selection, truth, strict=True)}
+    place = {int(sample): i for i, sample in enumerate(plan.selection)}
     for number, due in enumerate(passes):
         answered = yield Answers(due.iteration, due.samples, due.seed, number + 1, len(passes))
         assert isinstance(answered, Answered)
-        answers = np.array([wanted[int(sample)] for sample in due.samples])
-        found[due.run].append((_classes(answered.outputs) == answers).astype(np.uint8))
-    return np.stack([np.concatenate(rights) for rights in found])
+        of = truth[[place[int(sample)] for sample in due.samples]]
+        found[due.run].append(selection.agreement(network, answered.outputs, of))
+    return np.stack([np.concatenate(parts) for parts in found])
 
 
 def _try(learner: Learner, name: str, network: Network) -> Steps[None]:
     """Try the network that the device runs now on the selection samples."""
     tried = learner.state.tried
     if tried is not None:
-        right = yield from _right(learner.plan, tried.truth)
-        learner.state = learner.state._replace(tried=selection.further(tried, name, network, right))
+        found = yield from _agreement(learner.plan, network, tried.truth)
+        learner.state = learner.state._replace(tried=selection.further(tried, name, network, found))
 
 
 def _lost(learner: Learner) -> bool:
@@ -198,6 +201,8 @@ def _outcome(learner: Learner) -> Outcome:
     return Outcome(tried.best if better else learner.initial.network, state.version + 1, found)
 
 
-def _classes(outputs: Activation) -> Int64:
-    """The answer (N,) of each output (N, 1, 1, C): its largest class, the lowest of equal ones."""
-    return np.asarray(outputs.reshape(len(outputs), -1).argmax(axis=1), np.int64)
+def _exactly(labels: Int64, classes: int) -> Float32:
+    """Labels (N,) as probabilities (N, classes)."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but the network knows classes 0 to {classes - 1}")
+    return np.eye(classes, dtype=np.float32)[labels]

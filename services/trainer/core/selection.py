@@ -1,8 +1,10 @@
 """What is deployed in the end: the network from before retraining, unless another is better beyond its error bars.
 
-Networks are compared on training samples that nothing is learnt from, by the share of right answers of the faulty device:
-right is the label, where labels are known, else the fault-free network's answer. Each network answers the same samples under
-the same fault seeds, so each answer is paired with the one before.
+Networks are compared on training samples that nothing is learnt from, by how far the faulty device's class probabilities
+agree with the right ones: those of the fault-free network, or the label, where labels are known. Agreement is the
+sum over classes of the smaller of the two, 1 where they are alike. It tells more of an image than whether the largest
+class is right, so fewer images tell networks apart. Each network answers the same samples under the same fault seeds, so each
+answer is paired with the one before.
 """
 
 from __future__ import annotations
@@ -14,25 +16,26 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.int8.network import Network
+from accelsim.int8.network import Activation, Network
+from services.trainer.core.labels import probabilities
 
-Int64 = npt.NDArray[np.int64]
-Right = npt.NDArray[np.uint8]
-"""1 where an answer is right, by (fault seed, sample)."""
+Float32 = npt.NDArray[np.float32]
+Agreement = npt.NDArray[np.float32]
+"""0 to 1, by (fault seed, sample)."""
 
-SEEDS: Final = tuple(2**52 + i for i in range(3))
+SEEDS: Final = tuple(2**52 + i for i in range(5))
 """Fault seeds of the comparison: no training or evaluation has them."""
-ERRORS: Final = 2.0
+ERRORS: Final = 1.0
 """Standard errors by which a network must be better than the one before."""
 BEFORE: Final = "before"
 
 
 class Candidate(msgspec.Struct, kw_only=True, frozen=True):
-    """A network that was tried. Numbers are per cent of ``samples`` answers under each fault seed, and points of it."""
+    """A network that was tried. Numbers are per cent of full agreement, and points of it."""
 
     name: str
     """``before``, ``corrected``, or ``iteration N``."""
-    right: float
+    agreement: float
     gain: float = 0.0
     """Over the one before retraining."""
     error: float = 0.0
@@ -55,37 +58,42 @@ class Tried(NamedTuple):
     """The candidates so far, and what it takes to choose among them."""
 
     candidates: list[Candidate]
-    truth: Int64
-    """The right answers (N,)."""
-    before: Right
+    truth: Float32
+    """The right probabilities (N, classes)."""
+    before: Agreement
     best: Network
-    """The one with the most right answers."""
+    """The one that agrees most."""
     best_name: str
-    right: Right
+    agreement: Agreement
     """Of the best."""
 
 
-def first(network: Network, truth: Int64, right: Right) -> Tried:
+def agreement(network: Network, outputs: Activation, truth: Float32) -> Float32:
+    """How far a network's outputs (N, 1, 1, C) agree with the right probabilities (N, C); (N,)."""
+    return np.asarray(np.minimum(probabilities(network, outputs, 1.0), truth).sum(axis=1), np.float32)
+
+
+def first(network: Network, truth: Float32, found: Agreement) -> Tried:
     """The network from before retraining."""
-    return Tried([Candidate(name=BEFORE, right=_percent(right))], truth, right, network, BEFORE, right)
+    return Tried([Candidate(name=BEFORE, agreement=_percent(found))], truth, found, network, BEFORE, found)
 
 
-def further(tried: Tried, name: str, network: Network, right: Right) -> Tried:
+def further(tried: Tried, name: str, network: Network, found: Agreement) -> Tried:
     """One candidate more; among equal ones the later is the better, as it has learnt more."""
-    gain, error = gained(tried.before, right)
-    candidates = [*tried.candidates, Candidate(name=name, right=_percent(right), gain=gain, error=error)]
-    if _percent(right) >= _percent(tried.right):
-        return Tried(candidates, tried.truth, tried.before, network, name, right)
+    gain, error = gained(tried.before, found)
+    candidates = [*tried.candidates, Candidate(name=name, agreement=_percent(found), gain=gain, error=error)]
+    if _percent(found) >= _percent(tried.agreement):
+        return Tried(candidates, tried.truth, tried.before, network, name, found)
     return tried._replace(candidates=candidates)
 
 
 def is_better(tried: Tried) -> bool:
     """Whether the best candidate is better than the network from before, beyond its error bars."""
-    gain, error = gained(tried.before, tried.right)
+    gain, error = gained(tried.before, tried.agreement)
     return gain > ERRORS * error
 
 
-def gained(before: Right, after: Right) -> tuple[float, float]:
+def gained(before: Agreement, after: Agreement) -> tuple[float, float]:
     """Points gained and their standard error: the samples' and, on top of it, the fault seeds' (both paired)."""
     gains = 100 * (after.astype(np.float64) - before)
     seeds, samples = gains.shape
@@ -94,5 +102,5 @@ def gained(before: Right, after: Right) -> tuple[float, float]:
     return float(gains.mean()), sqrt(of_samples + of_seeds)
 
 
-def _percent(right: Right) -> float:
-    return 100 * float(right.mean())
+def _percent(found: Agreement) -> float:
+    return 100 * float(found.mean(dtype=np.float64))
