@@ -18,8 +18,8 @@ PLAIN_RATES: Final = {
     "digits_cnn": 1e-2,
     "resnet20": 1e-3,
     "resnet56": 1e-3,
-    "squeezenet1_1": 3e-5,
-    "mobilenet_v2": 3e-5,
+    "squeezenet1_1": 3e-4,
+    "mobilenet_v2": 3e-4,
 }
 """The learning rate at which that recipe does best on selection images (``python -m experiments.paper_rate``)."""
 OURS: Final[Recipe] = recipe(codec="direct")
