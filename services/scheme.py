@@ -115,7 +115,7 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class View(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """How the device is to change the images of a batch before it runs them (``accelsim.datasets.views``)."""
+    """How the device is to change the images of a batch before it runs them (``services.views``)."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     flip: bool = False

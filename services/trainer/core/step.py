@@ -123,7 +123,7 @@ def step(learner: Learner, engine: Engine, received: Received, saved: Path | Non
         return Step(network, found.loss, found.correct, found.norm, time.perf_counter() - begin, 0.0)
     learner.gathered = None
     seen = state.seen.and_(found.loss, optimiser.norm(gradients))
-    highest, clip = rate.settled(plan.job.sgd, seen)
+    highest, clip = rate.settled(plan.job.sgd, seen, plan.updates)
     optimiser.step(state.parameters, state.velocity, gradients, plan.job.sgd, highest * plan.slope(update), clip)
     # The first averages are over all updates so far, so that the start is soon forgotten.
     optimiser.average(state.average, state.parameters, min(recipe.average, update / (update + 5)))
