@@ -25,6 +25,7 @@ from accelsim.faults import Rates
 from experiments.common import cells, command, figure, retraining, runner, splits, style
 from experiments.common.cells import Cell, agreement
 from experiments.common.retraining import BATCH, Accuracy
+from r2f import prepare
 from r2f.protection.judge import Judge
 from r2f.protection.plan import share
 from r2f.protection.search import How, search
@@ -89,9 +90,9 @@ def measure(sought: Sought, shared: Path) -> Result:
     way, rates = WAYS[sought.way], Rates.uniform(sought.ber)
     candidates, report = splits.choosing(source).test_images, splits.reporting(source).test_images
     if sought.part == "selection":
-        count = len(source.train_images)
-        others = np.setdiff1d(splits.training(count), splits.calibration(count))
-        candidates, report = source.train_images[others], candidates
+        trained = splits.choosing(source)
+        others = np.setdiff1d(np.arange(len(trained.train_images)), prepare.calibration(trained))
+        candidates, report = trained.train_images[others], candidates
     judge = Judge(network, candidates[spread(sought.searched, len(candidates))], rates, SEARCH_SEEDS, batch=BATCH)
     how = How(budgets=(sought.budget,), search=way.search, units=way.units, uncertain=way.uncertain)
     plan = search(judge, how)

@@ -14,7 +14,7 @@ import msgspec
 
 from services.trainer.core.task import Sgd
 
-PART: Final = 0.4
+PART: Final = 0.25
 """Of Polyak's step, with a momentum of 0.9."""
 LONGEST: Final = 1.5
 """Gradients are clipped at so many times their root mean square."""

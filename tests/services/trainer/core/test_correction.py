@@ -39,9 +39,9 @@ def struck(engine: Engine, x: Activation, up: dict[int, int]) -> dict[int, Activ
 
 
 def apart(network: Network, engine: Engine, x: Activation, up: dict[int, int], index: int) -> float:
-    """Largest distance of a channel's mean from the fault-free network's, in steps."""
+    """Mean distance of the channels' means from the fault-free network's, in steps, but of the channel that is struck."""
     wanted = Engine(network, "portable").run(x)[index].mean(axis=(0, 1, 2))
-    return float(np.abs(struck(engine, x, up)[index].mean(axis=(0, 1, 2)) - wanted).max())
+    return float(np.abs(struck(engine, x, up)[index].mean(axis=(0, 1, 2)) - wanted)[1:].mean())
 
 
 def test_means_come_back_in_every_layer_at_once(network: Network) -> None:
@@ -53,11 +53,11 @@ def test_means_come_back_in_every_layer_at_once(network: Network) -> None:
     parameters = dequantize(network)
     corrected = correct(network, parameters, engine, engine, x, struck(engine, x, up), 1.0)
     after = Engine(corrected, "portable")
-    for index in macs:
-        before = apart(network, engine, x, up, index)
-        assert apart(network, after, x, up, index) < max(0.8 * before, 0.5), index  # what comes behind a ReLU stays above it
-    last = macs[-1]
-    assert apart(network, after, x, up, last) < 0.2 * apart(network, engine, x, up, last)
+    assert apart(network, engine, x, up, macs[0]) == 0
+    spread = [index for index in macs if apart(network, engine, x, up, index) > 0]
+    assert len(spread) > 1
+    for index in spread:
+        assert apart(network, after, x, up, index) < 0.5 * apart(network, engine, x, up, index), index
     for (index, old), (_, new) in zip(network.convs(), corrected.convs(), strict=True):
         np.testing.assert_array_equal(old.weight, new.weight)
         np.testing.assert_array_equal(dequantize(corrected)[index][0], parameters[index][0])
