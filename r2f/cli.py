@@ -43,7 +43,7 @@ LogLevel = Annotated[
 
 _FOLLOWING = ("ber-input", "ber-weight", "ber-output", "launch")
 """Settings that hang on another one where they are not given, whatever their field's default."""
-DEMO = {"ber": 2e-3, "iterations": 240, "batch": 32, "embedded": True}
+DEMO = {"ber": 2e-3, "iterations": 240, "batch": 32, "embedded": True, "baseline": True}
 """What the demo sets otherwise than ``r2f retrain`` does."""
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from r2f.report import Report, over, size
 
 INK, QUIET, GRID = "#1b1f24", "#6b7480", "#e3e6ea"
-FLOAT, CLEAN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#d1495b", "#2a7f62"
+FLOAT, CLEAN, PLAIN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#8f1d2c", "#d1495b", "#2a7f62"
 HOST, DEVICE, LINK = "#34659d", "#edae49", "#8d6a9f"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -67,6 +67,7 @@ def accuracy(axes: Axes, report: Report) -> None:
         ("float", found.float_, FLOAT),
         ("no faults,\nbefore", found.int8, CLEAN),
         ("no faults,\nretrained", found.int8_after, CLEAN),
+        *([] if found.faulty_plain is None else [("faulty, as\nin the paper", found.faulty_plain, PLAIN)]),
         ("faulty,\nbefore", found.faulty_before, BEFORE),
         ("faulty,\nretrained", found.faulty_after, AFTER),
     ]
