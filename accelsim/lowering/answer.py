@@ -22,8 +22,8 @@ _NOISE = 0.25
 clear than images that the network was trained on."""
 _SPANS = 2.0 ** np.arange(-4.0, 0.51, 0.5)
 """Shares of the outputs' range that 256 steps may span."""
-_TOPS = np.arange(128, 321, 16)
-"""Integers that the mean of the largest outputs may get; what passes 255 saturates."""
+_TOPS = np.arange(128, 257, 16)
+"""Integers that the mean of the largest outputs may get. Not beyond 255: soft labels need to tell them apart."""
 
 
 @dataclass(frozen=True, slots=True)

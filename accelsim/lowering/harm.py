@@ -158,11 +158,14 @@ def harm(model: Harm, steps: Tensor, care: float) -> tuple[float, Tensor]:
     square = (2 * steps).exp2() * model.squares
     slope = 2 * _LN2 * square
     # What clipping loses is linear between the ranges that are tabled.
-    place = ((steps - model.first) * _FINE).clamp(0, model.clipped.shape[1] - 1)
-    low = place.long().clamp(max=model.clipped.shape[1] - 2)[:, None]
+    end = model.clipped.shape[1] - 1
+    place = (steps - model.first) * _FINE
+    inside = (place > 0) & (place < end)
+    place = place.clamp(0, end)
+    low = place.long().clamp(max=end - 1)[:, None]
     below, above = model.clipped.gather(1, low)[:, 0], model.clipped.gather(1, low + 1)[:, 0]
     lost = care * model.felt * (below + (above - below) * (place - low[:, 0]))
-    slope += care * model.felt * (above - below) * _FINE
+    slope += care * model.felt * (above - below) * _FINE * inside
     total = float(square.sum() + lost.sum())
     for read in model.weights:
         # Weights behind a channel of small steps are small, and the steps of all follow the largest in front of an output.

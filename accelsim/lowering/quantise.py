@@ -118,7 +118,7 @@ def _output(graph: Graph, batch: Tensor) -> Tensor:
 
 
 def _lost(rounded: list[Tensor], exact: list[Tensor]) -> float:
-    """Mean over images of the square error in how an output differs from the mean image's, over the square of how it does."""
+    """Mean over images of an output's square error over the square of how it differs from the mean image's output."""
     y, want = (torch.cat(batches).flatten(1).double() for batches in (rounded, exact))
-    y, want = y - y.mean(0), want - want.mean(0)
-    return float(((y - want).square().sum(1) / want.square().sum(1).clamp(min=1e-24)).mean())
+    length = (want - want.mean(0)).square().sum(1) if len(want) > 1 else want.square().sum(1)
+    return float(((y - want).square().sum(1) / length.clamp(min=max(1e-6 * float(length.mean()), 1e-24))).mean())

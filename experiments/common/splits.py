@@ -23,7 +23,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.datasets import DataError, Dataset, Int64
+from accelsim.datasets import DataError, Dataset, Int64, spread
+from r2f import prepare
 
 EVERY: Final = 5
 """One of so many training images is for selection."""
@@ -37,6 +38,12 @@ def selection(count: int) -> Int64:
 def training(count: int) -> Int64:
     """Places of all others, which train."""
     return np.setdiff1d(np.arange(count), selection(count))
+
+
+def calibration(count: int) -> Int64:
+    """Places of those that quantise, a part of ``training``."""
+    places = training(count)
+    return places[spread(prepare.CALIBRATION, len(places))]
 
 
 def choosing(data: Dataset) -> Dataset:

@@ -182,20 +182,22 @@ class _Alone:
         self.passes += images * sum(macs.values()) / sum(self.macs.values())
 
 
-def choose(harm: Harm, costs: Mapping[Unit, float], budget: float) -> list[Unit]:
+def choose(harm: Harm, costs: Mapping[Unit, float], budget: float, *, per_cost: bool = True) -> list[Unit]:
     """The units to protect for what the budget allows, by the loss that is estimated.
 
-    Again and again the unit is taken that lowers the loss most for its cycles, of those that fit; a whole layer takes the
-    place of its sites.
+    Again and again the unit is taken that lowers the loss most for its cycles, or by itself (as Algorithm 1 has it) without
+    ``per_cost``, of those that fit; a whole layer takes the place of its sites.
     """
     chosen: list[Unit] = []
-    while (best := _next(harm, costs, budget, chosen)) is not None:
+    while (best := _next(harm, costs, budget, chosen, per_cost)) is not None:
         chosen = [one for one in chosen if best.site or one.layer != best.layer] + [best]
     return chosen
 
 
-def _next(harm: Harm, costs: Mapping[Unit, float], budget: float, chosen: list[Unit]) -> Unit | None:
-    """The unit that lowers the loss most for what it adds to the cost; None where none fits and lowers it."""
+def _next(
+    harm: Harm, costs: Mapping[Unit, float], budget: float, chosen: list[Unit], per_cost: bool
+) -> Unit | None:  # fmt: skip
+    """The unit that lowers the loss most, for its cost where that counts; None where none fits and lowers it."""
     change = harm.change(chosen)
     now, spent = harm.loss(change), sum(costs[one] for one in chosen)
     whole = {one.layer for one in chosen if not one.site}
@@ -207,7 +209,7 @@ def _next(harm: Harm, costs: Mapping[Unit, float], budget: float, chosen: list[U
         if spent + added > budget + SLACK:
             continue
         gain = now - harm.loss(change + harm.saved(unit, chosen))
-        worth = gain / max(added, 1e-12)
+        worth = gain / max(added, 1e-12) if per_cost else gain
         if gain > 0 and (best is None or worth > best[0]):
             best = worth, unit
     return None if best is None else best[1]

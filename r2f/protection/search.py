@@ -40,7 +40,7 @@ class How:
     """Whether images may be run again of which the outputs are close. Of search ``estimated``."""
     vote: Vote = "median"
     array: Array = field(default_factory=Array)
-    estimates: float = 4.0
+    estimates: float = 2.0
     """What estimates may take, in evaluations: few images will do, as these look at outputs and not just at answers."""
 
 
@@ -69,8 +69,7 @@ def search(judge: Judge, how: How, watch: Callable[[int, int], None] | None = No
         found = [_algorithm1(judge, base, priced, budget) for budget in sorted(how.budgets)]
         spent = float(judge.count)
     else:
-        judge(base)
-        found = [_estimated(judge, base, bare, harm, priced, budget, how) for budget in sorted(how.budgets)]
+        found = [_estimated(judge, base, harm, priced, budget, how) for budget in sorted(how.budgets)]
         spent = judge.count + harm.passes / (len(judge.images) * len(judge.seeds))
     return Plan(
         network=network.name,
@@ -148,16 +147,16 @@ class _Candidate:
     """What is left of the budget is for uncertain images."""
 
 
-def _estimated(
-    judge: Judge, base: Scheme, bare: Score, harm: Harm, priced: Mapping[Unit, float], budget: float, how: How
-) -> Choice:
-    candidates = []
+def _estimated(judge: Judge, base: Scheme, harm: Harm, priced: Mapping[Unit, float], budget: float, how: How) -> Choice:
+    candidates: list[_Candidate] = []
     for part in PARTS if how.uncertain else PARTS[:1]:
-        chosen = estimate.choose(harm, priced, part * budget)
-        spent = overhead(chosen, priced)
-        left = budget - spent
         again = how.uncertain and part < 1
-        candidates.append(_Candidate(chosen, spent, _agreement(harm, chosen, left if again else 0.0), again))
+        for per_cost in (True, False):
+            chosen = estimate.choose(harm, priced, part * budget, per_cost=per_cost)
+            if any(set(chosen) == set(one.chosen) and again == one.again for one in candidates):
+                continue
+            spent = overhead(chosen, priced)
+            candidates.append(_Candidate(chosen, spent, _agreement(harm, chosen, budget - spent if again else 0.0), again))
     candidates.sort(key=lambda candidate: -candidate.estimated)
     best: tuple[float, Choice] | None = None
     for candidate in candidates[:CHECKED]:

@@ -9,6 +9,7 @@ import pytest
 
 from accelsim.datasets import DataError, Dataset, load
 from experiments.common import splits
+from r2f import prepare
 
 
 def numbered(train: int = 23, test: int = 4) -> Dataset:
@@ -26,6 +27,14 @@ def numbered(train: int = 23, test: int = 4) -> Dataset:
 def test_every_fifth_chooses_and_the_others_train() -> None:
     assert splits.selection(23).tolist() == [4, 9, 14, 19]
     assert sorted([*splits.selection(23), *splits.training(23)]) == list(range(23))
+
+
+def test_calibration_is_what_a_run_on_the_training_part_quantises_by() -> None:
+    data = splits.choosing(numbered())
+    assert splits.calibration(23).tolist() == data.train_labels[prepare.calibration(data)].tolist()
+    many = splits.calibration(20000)
+    assert len(many) == prepare.CALIBRATION
+    assert not set(many) & set(splits.selection(20000))
 
 
 def test_choosing_sees_no_report_image_and_trains_on_none_it_chooses_by() -> None:

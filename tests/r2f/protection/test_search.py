@@ -29,7 +29,7 @@ IMAGES = DIGITS.train_images[1:240:4]
 
 @pytest.fixture(scope="module")
 def network(trained: nn.Module) -> Network:
-    return lower(trained, DIGITS.train_images[::5], DIGITS.mean, DIGITS.std, name="digits_cnn")
+    return lower(trained, DIGITS.train_images[::5], DIGITS.mean, DIGITS.std, name="digits_cnn", activations="signed")
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,15 @@ def test_changes_add_up_over_what_is_left_unprotected(harm: Harm) -> None:
     np.testing.assert_allclose(step, harm.change([Unit(layers[1])]), atol=1e-3)
 
 
-def test_the_estimate_is_near_the_truth(network: Network, harm: Harm) -> None:
-    judge = Judge(network, IMAGES, RATES, (1, 2, 3), batch=2)
-    bare = judge(Scheme()).mean
-    assert bare < 90
-    assert abs(harm.agreement(harm.change(())) - bare) < 15
-    none = [Unit(layer) for layer in {layer for layer, _ in harm.alone}]
-    assert harm.agreement(harm.change(none)) > harm.agreement(harm.change(())) + 5
+def test_the_estimate_is_near_the_truth_where_errors_are_few(network: Network, harm: Harm) -> None:
+    """Where they are many they saturate, and their sum says too much."""
+    rates = Rates.uniform(7e-4)
+    bare = Judge(network, IMAGES, rates, (1, 2, 3), batch=2)(Scheme()).mean
+    few = estimate.measure(network, IMAGES, rates, 4)
+    assert bare < 98
+    assert abs(few.agreement(few.change(())) - bare) < 6
+    all_of_it = [Unit(layer) for layer, site in harm.alone if site == ""]
+    assert harm.agreement(harm.change(all_of_it)) > harm.agreement(harm.change(())) + 10
 
 
 def test_what_was_measured_is_not_measured_again(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_a_score_tells_how_many_images_are_uncertain(network: Network) -> None:
 def test_estimates_reach_algorithm_1_with_a_tenth_of_its_evaluations(network: Network) -> None:
     plans = {}
     for name in ("algorithm1", "estimated"):
-        judge = Judge(network, IMAGES, RATES, (1, 2, 3), batch=16)
+        judge = Judge(network, IMAGES, RATES, (1, 2, 3, 4), batch=16)
         plans[name] = search(judge, How(budgets=(0.8,), search=name, uncertain=False))  # type: ignore[arg-type]
     paper, ours = plans["algorithm1"], plans["estimated"]
     assert paper.sha256 == ours.sha256 == storage.digest(network)
@@ -140,7 +142,7 @@ def test_estimates_reach_algorithm_1_with_a_tenth_of_its_evaluations(network: Ne
         assert choice.overhead <= 0.8
         assert np.mean(choice.agreement) > np.mean(plan.unprotected) + 5
     assert np.mean(ours.choices[0].agreement) > np.mean(paper.choices[0].agreement) - 3
-    assert ours.evaluations < paper.evaluations / 5
+    assert ours.evaluations < paper.evaluations / 7
 
 
 def test_sites_and_uncertain_images_stay_within_the_budget(network: Network) -> None:
