@@ -124,7 +124,7 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     recovered: float | None
     """(after - before) / (fault-free before - before) of top-1; None where faults cost less than a point."""
     recovered_in_all: float | None
-    """(after - plain, faulty) / (plain, fault-free - plain, faulty): against the paper's arithmetic, where that was measured."""
+    """(after - plain) / (plain, fault-free - plain), faulty: against the paper's arithmetic, where that was measured."""
     uplink_bytes: Uplink
     downlink_bytes: Downlink
     stages_s: dict[str, StageTime]

@@ -13,7 +13,7 @@ import torch
 from accelsim import zoo
 from accelsim.engine import Engine
 from accelsim.int8 import storage
-from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Activation, Conv, Network, UInt8
 from accelsim.lowering import lower
 from services.bus import Bus, encoding
 from services.bus.messages import (
@@ -79,7 +79,7 @@ class Pair:
         asyncio.run(self.server.take(mode))
         data = encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
         asyncio.run(self.server.take(Deploy(session=SESSION, iteration=0, version=1, network=data)))
-        self.activations: dict[int, Int8] = {}
+        self.activations: dict[int, Activation] = {}
         self.rebuilt: list[Rebuilt] = []
         self.repairs = 0
         self.answer()
@@ -101,7 +101,7 @@ class Pair:
         asyncio.run(self.device.take(inputs))
         self.activations.clear()
 
-    def voted(self, iteration: int, attempt: int, number: int, index: int, actual: Int8, vote: Int8) -> None:
+    def voted(self, iteration: int, attempt: int, number: int, index: int, actual: Activation, vote: Activation) -> None:
         layer = LayerVoted(index=index, actual=encoding.inline(actual), vote=encoding.inline(vote))
         message = Voted(session=SESSION, iteration=iteration, attempt=attempt, segment=number, mode="training", layers=(layer,))
         asyncio.run(self.device.take(message))
@@ -135,16 +135,16 @@ def network(images: UInt8) -> Network:
 
 
 @pytest.fixture(scope="module")
-def layers(network: Network, images: UInt8) -> dict[int, tuple[Int8, Int8]]:
+def layers(network: Network, images: UInt8) -> dict[int, tuple[Activation, Activation]]:
     """Of each MAC layer the actual output and a vote; some votes are wrong."""
     engine, generator = Engine(network), np.random.default_rng(1)
-    actual: dict[int, Int8] = {INPUT: network.quantize_images(images)}
+    actual: dict[int, Activation] = {INPUT: network.quantize_images(images)}
     found = {}
     for index, layer in enumerate(network.layers):
         golden = engine.fault_free(index, [actual[i] for i in layer.inputs])
         actual[index] = golden
         if isinstance(layer, Conv):
-            actual[index] = np.where(generator.random(golden.shape) < 0.02, golden + np.int8(7), golden)
+            actual[index] = np.where(generator.random(golden.shape) < 0.02, golden + golden.dtype.type(7), golden)
             vote = golden.copy()
             if len(found) in (2, 9, 15):
                 vote[0, 0, 0, :3] += 1
@@ -158,7 +158,7 @@ LARGEST = 2 * 32 * 32 * 16
 @pytest.mark.parametrize("keep_bytes", [0, LARGEST, 3 * LARGEST, 1 << 30])
 @pytest.mark.parametrize("late", [False, True])
 def test_the_server_has_the_devices_tensors_however_little_the_device_may_keep(
-    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]], keep_bytes: int, late: bool
+    network: Network, images: UInt8, layers: dict[int, tuple[Activation, Activation]], keep_bytes: int, late: bool
 ) -> None:
     pair = Pair(network, images, keep_bytes)
     pair.begin(0, 0)
@@ -186,7 +186,7 @@ def test_the_server_has_the_devices_tensors_however_little_the_device_may_keep(
 
 
 def test_a_pass_that_is_given_up_leaves_nothing_behind(
-    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]]
+    network: Network, images: UInt8, layers: dict[int, tuple[Activation, Activation]]
 ) -> None:
     pair = Pair(network, images, 0)
     pair.begin(0, 0)
@@ -205,7 +205,7 @@ def test_a_pass_that_is_given_up_leaves_nothing_behind(
 
 
 def test_what_was_taken_back_while_it_was_encoded_is_not_sent(
-    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]]
+    network: Network, images: UInt8, layers: dict[int, tuple[Activation, Activation]]
 ) -> None:
     pair = Pair(network, images, 1 << 30)
     pair.begin(0, 0)
@@ -231,7 +231,7 @@ def test_a_new_network_ends_the_iteration_that_it_came_from(network: Network, im
 
 @pytest.mark.parametrize("layer", [-1, 1, 10**6])
 def test_a_confirmation_of_what_was_not_sent_is_dropped(
-    network: Network, images: UInt8, layers: dict[int, tuple[Int8, Int8]], layer: int
+    network: Network, images: UInt8, layers: dict[int, tuple[Activation, Activation]], layer: int
 ) -> None:
     pair = Pair(network, images, 0)
     pair.begin(0, 0)

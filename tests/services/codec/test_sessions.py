@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from accelsim import zoo
 from accelsim.engine import Engine
-from accelsim.int8 import storage
-from accelsim.int8.network import INPUT, Conv, Int8, Network
+from accelsim.int8 import network, storage
+from accelsim.int8.network import INPUT, Activation, Conv, Network
 from accelsim.int8.walk import walk
 from accelsim.lowering import lower
 from services.bus import Bus, encoding
@@ -42,26 +42,27 @@ BATCHES = {0: IMAGES[:2], 1: IMAGES[1:3], 2: IMAGES[2:]}
 """They share images, so that hashes of what was sent before are sent."""
 
 
-def lowered(seed: int) -> Network:
+def lowered(seed: int, activations: network.Activations) -> Network:
     torch.manual_seed(seed)
-    return lower(zoo.build("digits_cnn", 10).eval(), np.tile(IMAGES, (4, 1, 1, 1)), (0.5,), (0.5,), name="small")
+    images = np.tile(IMAGES, (4, 1, 1, 1))
+    return lower(zoo.build("digits_cnn", 10).eval(), images, (0.5,), (0.5,), name="small", activations=activations)
 
 
-NETWORKS = [lowered(0), lowered(1)]
+NETWORKS = [lowered(0, "auto"), lowered(1, "signed")]
 LOOP = asyncio.new_event_loop()
 
 
-def computed(network: Network, batch: int) -> dict[int, tuple[Int8, Int8]]:
+def computed(network: Network, batch: int) -> dict[int, tuple[Activation, Activation]]:
     """Of each MAC layer what the device computed and the vote, which is wrong here and there."""
     engine, generator = Engine(network), np.random.default_rng(batch)
-    values: dict[int, Int8] = {INPUT: network.quantize_images(BATCHES[batch])}
-    found: dict[int, tuple[Int8, Int8]] = {}
+    values: dict[int, Activation] = {INPUT: network.quantize_images(BATCHES[batch])}
+    found: dict[int, tuple[Activation, Activation]] = {}
     for index, layer, operands in walk(network, values):
         right = engine.fault_free(index, operands)
         values[index] = right
         if isinstance(layer, Conv):
-            values[index] = np.where(generator.random(right.shape) < 0.05, right + np.int8(9), right)
-            found[index] = values[index], np.where(generator.random(right.shape) < 0.01, right ^ np.int8(1), right)
+            values[index] = np.where(generator.random(right.shape) < 0.05, right + right.dtype.type(9), right)
+            found[index] = values[index], np.where(generator.random(right.shape) < 0.01, right ^ right.dtype.type(1), right)
     return found
 
 
@@ -107,7 +108,7 @@ class Runs(RuleBasedStateMachine):
         """(session, version) on the agent."""
         self.forward: Forward | None = None
         self.iteration = 0
-        self.activations: dict[int, Int8] = {}
+        self.activations: dict[int, Activation] = {}
         self.upwards: deque[tuple[str, Message]] = deque()
         self.downwards: deque[tuple[str, Message]] = deque()
         self.unexpected: list[str] = []
@@ -220,7 +221,7 @@ class Runs(RuleBasedStateMachine):
         if self.loaded == (self.session, deployed.version):
             self.run_pass(self.forward, PASSES[which, batch], BATCHES[batch])
 
-    def run_pass(self, forward: Forward, found: dict[int, tuple[Int8, Int8]], images: Any) -> None:
+    def run_pass(self, forward: Forward, found: dict[int, tuple[Activation, Activation]], images: Any) -> None:
         of: dict[str, Any] = {"session": forward.session, "iteration": forward.iteration, "attempt": forward.attempt}
         self.to_device(Inputs(**of, images=encoding.inline(images), labels=None))
         for number, (index, (actual, vote)) in enumerate(found.items()):

@@ -8,7 +8,7 @@ import torch
 
 from accelsim import zoo
 from accelsim.engine import Engine
-from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Activation, Conv, Network, UInt8
 from accelsim.lowering import lower
 from services.codec.core import layers, repair
 from services.codec.core.bodies import CodecError
@@ -28,23 +28,23 @@ def network(request: pytest.FixtureRequest, images: UInt8) -> Network:
     return lower(module, np.tile(images, (4, 1, 1, 1)), (0.5,) * 3, (0.25,) * 3, name=request.param)
 
 
-def passed(network: Network, images: UInt8) -> tuple[dict[int, Int8], dict[int, Int8], dict[int, Int8]]:
+def passed(network: Network, images: UInt8) -> tuple[dict[int, Activation], dict[int, Activation], dict[int, Activation]]:
     """Actual outputs of all layers, votes that are wrong here and there, and what the server makes of it all."""
     engine, generator = Engine(network), np.random.default_rng(1)
-    actual: dict[int, Int8] = {INPUT: network.quantize_images(images)}
-    votes: dict[int, Int8] = {}
-    rights: dict[int, Int8] = {}
+    actual: dict[int, Activation] = {INPUT: network.quantize_images(images)}
+    votes: dict[int, Activation] = {}
+    rights: dict[int, Activation] = {}
     for index, layer in enumerate(network.layers):
         right = engine.fault_free(index, [actual[i] for i in layer.inputs])
         actual[index] = right
         if isinstance(layer, Conv):
-            actual[index] = np.where(generator.random(right.shape) < 0.02, right + np.int8(7), right)
-            votes[index] = np.where(generator.random(right.shape) < 0.01, right - np.int8(1), right)
+            actual[index] = np.where(generator.random(right.shape) < 0.02, right + right.dtype.type(7), right)
+            votes[index] = np.where(generator.random(right.shape) < 0.01, right - right.dtype.type(1), right)
             rights[index] = right
     return actual, votes, rights
 
 
-def fill(kept: Kept, actual: dict[int, Int8], votes: dict[int, Int8]) -> None:
+def fill(kept: Kept, actual: dict[int, Activation], votes: dict[int, Activation]) -> None:
     for index, vote in votes.items():
         body = layers.encode(actual[index], kept.reference(index, vote), "chained")
         kept.keep(index, actual[index], body)

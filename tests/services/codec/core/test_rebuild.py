@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from accelsim.engine import Engine
-from accelsim.int8.network import INPUT, Conv, Int8, Network, UInt8
+from accelsim.int8.network import INPUT, Activation, Conv, Network, UInt8
 from accelsim.int8.walk import last_uses, walk
 from services.codec.core import layers
 from services.codec.core.kept import Kept
@@ -14,19 +14,19 @@ from services.codec.core.rebuild import Rebuild, Rebuilt, Wrong
 from services.codec.core.sent import SentLayer
 from services.scheme import Codec, Scheme
 
-Computed = dict[int, tuple[Int8, Int8, Int8]]
+Computed = dict[int, tuple[Activation, Activation, Activation]]
 
 
 def computed(network: Network, images: UInt8, wrong: tuple[int, ...] = ()) -> Computed:
     """Of each MAC layer the actual output, its vote and what is right; the ``wrong`` ones have a wrong vote."""
     engine, generator = Engine(network), np.random.default_rng(1)
-    values: dict[int, Int8] = {INPUT: network.quantize_images(images)}
+    values: dict[int, Activation] = {INPUT: network.quantize_images(images)}
     found: Computed = {}
     for index, layer, operands in walk(network, values):
         right = engine.fault_free(index, operands)
         values[index] = right
         if isinstance(layer, Conv):
-            values[index] = np.where(generator.random(right.shape) < 0.05, right + np.int8(5), right)
+            values[index] = np.where(generator.random(right.shape) < 0.05, right + right.dtype.type(5), right)
             vote = right.copy()
             if len(found) in wrong:
                 vote.reshape(-1)[:2] += 1
@@ -113,12 +113,12 @@ def test_without_repairs_what_is_wrong_says_so(small: Network, digits: UInt8) ->
 def test_beside_a_run_of_its_own_predictions_come_from_the_batch_alone(small: Network, digits: UInt8) -> None:
     """A wrong vote is wrong in its own layer and nowhere else, as the votes of the run beside are not of the actual input."""
     engine = Engine(small)
-    free: dict[int, Int8] = {INPUT: small.quantize_images(digits)}
+    free: dict[int, Activation] = {INPUT: small.quantize_images(digits)}
     bodies, actual = [], {}
     for index, layer, operands in walk(small, free):
         free[index] = engine.fault_free(index, operands)
         if isinstance(layer, Conv):
-            actual[index] = free[index] ^ np.int8(3)
+            actual[index] = free[index] ^ free[index].dtype.type(3)
             vote = free[index].copy()
             if len(bodies) == 1:
                 vote.reshape(-1)[0] += 1
