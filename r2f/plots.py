@@ -67,7 +67,7 @@ def accuracy(axes: Axes, report: Report) -> None:
         ("float", found.float_, FLOAT),
         ("no faults,\nbefore", found.int8, CLEAN),
         ("no faults,\nretrained", found.int8_after, CLEAN),
-        *([] if found.faulty_plain is None else [("faulty, as\nin the paper", found.faulty_plain, PLAIN)]),
+        *([] if found.faulty_plain is None else [("faulty,\nas the paper", found.faulty_plain, PLAIN)]),
         ("faulty,\nbefore", found.faulty_before, BEFORE),
         ("faulty,\nretrained", found.faulty_after, AFTER),
     ]
@@ -80,8 +80,8 @@ def accuracy(axes: Axes, report: Report) -> None:
             axes.plot(x + jitter, value.values, ".", color="white", markeredgecolor=INK, markersize=6, zorder=3)
         label = f"{value.mean:.1f}" + (f" ± {value.std:.1f}" if several else "")
         top = max(value.mean + value.std, *value.values)
-        axes.annotate(label, (x, top), xytext=(0, 5), textcoords="offset points", ha="center", fontweight="bold")
-    axes.set_xticks(range(len(shown)), [name for name, _, _ in shown])
+        axes.annotate(label, (x, top), xytext=(0, 5), textcoords="offset points", ha="center", fontweight="bold", fontsize=8)
+    axes.set_xticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
     axes.tick_params(axis="x", length=0, labelcolor=INK)
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))

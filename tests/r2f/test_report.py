@@ -236,7 +236,7 @@ def test_pictures_hold_the_reports_numbers(tmp_path: Path) -> None:
         "float",
         "no faults, before",
         "no faults, retrained",
-        "faulty, as in the paper",
+        "faulty, as the paper",
         "faulty, before",
         "faulty, retrained",
     ]
