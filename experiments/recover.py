@@ -5,6 +5,8 @@ network, retrains it on the faulty device in one process, which ends with the pi
 writes ``clean``, ``before`` and ``after`` (mean, standard deviation and n over fault seeds, in per cent), ``recovered`` =
 (after - before) / (clean - before), and the iterations and bytes that it took.
 
+At most 1600 iterations, unless ``--epochs`` or ``--iterations`` say otherwise.
+
 ``before`` is the network as the paper has it, in signed arithmetic and not retrained; ``clean`` is that one without faults.
 Accuracy is top-5 from 100 classes on, else top-1, on images that chose nothing (``experiments.common.splits``); all are
 evaluated under the same fault seeds. ``--report-data FILE.npz`` with arrays ``images`` and ``labels`` reports on other images.
@@ -32,6 +34,11 @@ OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
 EVERY = 25
 """Iterations between two signs of life."""
+
+
+MOST = 1600
+"""Iterations where neither epochs nor iterations are given, if the recipe's epochs are more: 20,000 small images five times
+over would cost an hour for little."""
 
 
 class Recovered(msgspec.Struct, kw_only=True, frozen=True):
@@ -80,11 +87,25 @@ def share(clean: Accuracy, before: Accuracy, after: Accuracy) -> float | None:
     return round((after.mean - before.mean) / lost, 4) if lost > 0 else None
 
 
-def recover(settings: Settings, *, overhead: int = 0, seeds: int = retraining.SEEDS, report: Path | None = None) -> Recovered:
-    """The whole measurement. Raises ValueError that names what does not fit, TrainingDiverged where training fails."""
+def capped(settings: Settings, images: int, most: int) -> Settings:
+    """The settings with at most so many iterations in all, where their epochs of so many training images are more."""
+    if settings.iterations is not None or settings.recipe.epochs * -(-images // settings.batch) <= most:
+        return settings
+    return msgspec.structs.replace(settings, iterations=most)
+
+
+def recover(
+    settings: Settings, *, overhead: int = 0, seeds: int = retraining.SEEDS, report: Path | None = None, most: int | None = None
+) -> Recovered:
+    """The whole measurement; ``most``: see ``capped``.
+
+    Raises ValueError that names what does not fit, TrainingDiverged where training fails.
+    """
     start = time.perf_counter()
     source = datasets.open(settings.data)
     data = splits.reporting(source, report)
+    if most is not None:
+        settings = capped(settings, len(data.train_images), most)
     module = retraining.float_module(settings, data)
     paper = retraining.quantised(retraining.signed(settings), module, source)
     network = retraining.quantised(settings, module, source)
@@ -164,7 +185,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result")
     retraining.add_recipe(parser)
     given = parser.parse_args()
-    found = recover(settings_of(given), overhead=given.overhead, seeds=given.eval_seeds, report=given.report_data)
+    most = MOST if given.epochs is None else None
+    found = recover(settings_of(given), overhead=given.overhead, seeds=given.eval_seeds, report=given.report_data, most=most)
     print(lines(found))
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ LogLevel = Annotated[
 
 _FOLLOWING = ("ber-input", "ber-weight", "ber-output", "launch")
 """Settings that hang on another one where they are not given, whatever their field's default."""
-DEMO = {"ber": 2e-3, "iterations": 240, "batch": 32, "embedded": True}
+DEMO = {"ber": 2e-3, "iterations": 240, "batch": 32, "embedded": True, "baseline": True}
 """What the demo sets otherwise than ``r2f retrain`` does."""
 
 
@@ -229,7 +229,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
             rates = () if what is None else (what.rates.input, what.rates.weight, what.rates.accumulator, what.rates.output)
             table.add_row(
                 Text(one.folder.name), Text("" if what is None else what.network), f"{max(rates):g}" if rates else "",
-                "" if one.total is None else f"{one.iterations}/{one.total}",
+                "" if what is None else f"{one.iterations}/{'?' if one.total is None else one.total}",
                 *("" if value is None else f"{value:.1f} %" for value in (one.before, one.after)), one.state,
             )  # fmt: skip
         console = Console()

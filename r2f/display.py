@@ -18,6 +18,7 @@ from services.bus.messages import Phase, Progress, Timing
 from services.codec.core.segments import MODEL
 
 _TITLES: dict[Phase, str] = {
+    "plain": "evaluating as in the paper",
     "before": "evaluate before",
     "select": "choose what is deployed",
     "train": "retrain in the loop",

@@ -35,7 +35,7 @@ class Run(NamedTuple):
     state: State
     settings: Settings | None
     iterations: int
-    """Done, of ``total``, which is None until the device has said how many samples it has."""
+    """Done, of ``total``, which is None until the device has said how many samples an epoch has."""
     total: int | None
     before: float | None
     after: float | None
@@ -128,7 +128,8 @@ def look(folder: Path) -> Run:
         state, why = "stopped", f"go on with: r2f retrain --resume {folder}"
     else:
         state, why = ("done", "") if outcome == "" else ("given up", outcome)
-    return Run(folder, state, settings, done, found.iterations, _mean(found.faulty_before), _mean(found.faulty_after), why)
+    total = settings.iterations if found.iterations is None else found.iterations
+    return Run(folder, state, settings, done, total, _mean(found.faulty_before), _mean(found.faulty_after), why)
 
 
 def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:

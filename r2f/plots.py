@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from r2f.report import Report, over, size
 
 INK, QUIET, GRID = "#1b1f24", "#6b7480", "#e3e6ea"
-FLOAT, CLEAN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#d1495b", "#2a7f62"
+FLOAT, CLEAN, PLAIN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#8f1d2c", "#d1495b", "#2a7f62"
 HOST, DEVICE, LINK = "#34659d", "#edae49", "#8d6a9f"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -67,6 +67,7 @@ def accuracy(axes: Axes, report: Report) -> None:
         ("float", found.float_, FLOAT),
         ("no faults,\nbefore", found.int8, CLEAN),
         ("no faults,\nretrained", found.int8_after, CLEAN),
+        *([] if found.faulty_plain is None else [("faulty,\nas the paper", found.faulty_plain, PLAIN)]),
         ("faulty,\nbefore", found.faulty_before, BEFORE),
         ("faulty,\nretrained", found.faulty_after, AFTER),
     ]
@@ -79,8 +80,8 @@ def accuracy(axes: Axes, report: Report) -> None:
             axes.plot(x + jitter, value.values, ".", color="white", markeredgecolor=INK, markersize=6, zorder=3)
         label = f"{value.mean:.1f}" + (f" ± {value.std:.1f}" if several else "")
         top = max(value.mean + value.std, *value.values)
-        axes.annotate(label, (x, top), xytext=(0, 5), textcoords="offset points", ha="center", fontweight="bold")
-    axes.set_xticks(range(len(shown)), [name for name, _, _ in shown])
+        axes.annotate(label, (x, top), xytext=(0, 5), textcoords="offset points", ha="center", fontweight="bold", fontsize=8)
+    axes.set_xticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
     axes.tick_params(axis="x", length=0, labelcolor=INK)
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))

@@ -124,6 +124,7 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
         raise SettingsError(f"--batch {settings.batch}: {data.name} has {len(data.train_images)} training images")
     with say.step("quantising to int8"):
         network = lowered(settings, data, module)
+        plain = lowered(msgspec.structs.replace(settings, activations="signed"), data, module) if settings.baseline else None
     data.check(network)
     asked = settings
     settings = protected(settings, network)
@@ -140,6 +141,8 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
         raise SettingsError(f"--protect: {str(error).removeprefix('job: ')}; see r2f layers") from None
     folder.mkdir(parents=True, exist_ok=True)
     storage.save(network, folder / jobs.NETWORK)
+    if plain is not None:
+        storage.save(plain, folder / jobs.PLAIN)
     prepared = Prepared(float_accuracy=accuracy, classes=data.classes, mean=data.mean, std=data.std, memory=memory)
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":

@@ -34,7 +34,7 @@ class Spread(msgspec.Struct, kw_only=True, frozen=True):
     values: tuple[float, ...] = ()
 
 
-class Accuracy(msgspec.Struct, kw_only=True, frozen=True, rename={"float_": "float"}):
+class Accuracy(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     """Accuracy on images held out from training; the faulty ones over several fault seeds, the same before and after."""
 
     float_: Spread
@@ -43,6 +43,9 @@ class Accuracy(msgspec.Struct, kw_only=True, frozen=True, rename={"float_": "flo
     int8_after: Spread
     faulty_before: Spread
     faulty_after: Spread
+    plain: Spread | None = None
+    """Fault-free in the paper's arithmetic, not retrained; None where that was not measured."""
+    faulty_plain: Spread | None = None
 
 
 Verdict = Literal["better", "worse", "within error"]
@@ -120,6 +123,8 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     verdict_fault_free: Verdict
     recovered: float | None
     """(after - before) / (fault-free before - before) of top-1; None where faults cost less than a point."""
+    recovered_in_all: float | None
+    """(after - plain) / (plain, fault-free - plain), faulty: against the paper's arithmetic, where that was measured."""
     uplink_bytes: Uplink
     downlink_bytes: Downlink
     stages_s: dict[str, StageTime]
@@ -158,6 +163,9 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
             f"{folder}: {len(rows)} of {'?' if result.iterations is None else result.iterations} iterations are done"
             f"{'' if after else ', and the evaluation after them is missing'}; resume with --resume {folder}"
         )
+    plain = None
+    if result.clean_plain is not None and result.faulty_plain is not None:
+        plain = result.clean_plain, result.faulty_plain
     rates = todo.rates
     layers = sum(row.elements for row in rows)
     return Report(
@@ -175,11 +183,12 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
         std=prepared.std,
         samples=after.samples,
         samples_float=prepared.float_accuracy.samples,
-        accuracy=_top(1, prepared.float_accuracy, clean, clean_after, before, after),
-        accuracy_top5=_top(5, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None,
+        accuracy=_top(1, plain, prepared.float_accuracy, clean, clean_after, before, after),
+        accuracy_top5=_top(5, plain, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None,
         verdict=verdict(before.top1, after.top1, after.samples),
         verdict_fault_free=verdict(clean.top1, clean_after.top1, after.samples),
         recovered=_recovered(clean, before, after),
+        recovered_in_all=None if plain is None else _recovered(*plain, after),
         uplink_bytes=Uplink(
             direct=layers + sum(row.input_bytes for row in rows),
             sent=sum(row.uplink_layers + row.uplink_inputs + row.uplink_repairs for row in rows),
@@ -211,12 +220,10 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean=fmean(values), std=pstdev(values), values=tuple(values))
 
 
-def _top(top: int, *found: Evaluation) -> Accuracy:
-    """Top-``top`` of the float network, fault-free before and after, faulty before and after."""
-    spreads = [spread(one.top1 if top == 1 else one.top5) for one in found]
-    return Accuracy(
-        float_=spreads[0], int8=spreads[1], int8_after=spreads[2], faulty_before=spreads[3], faulty_after=spreads[4]
-    )
+def _top(top: int, plain: tuple[Evaluation, Evaluation] | None, *found: Evaluation) -> Accuracy:
+    """Top-``top`` of float, fault-free before and after, faulty before and after, and of ``plain``: fault-free and faulty."""
+    spreads = [spread(one.top1 if top == 1 else one.top5) for one in (*found, *(plain or ()))]
+    return Accuracy(*spreads)
 
 
 def verdict(before: Sequence[float], after: Sequence[float], samples: int) -> Verdict:

@@ -53,6 +53,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
     activations: Activations = "auto"
+    baseline: bool = False
+    """Measure what the paper's arithmetic would come to as well."""
     link: str | None = None
     live: bool = False
     """Make the link real: two brokers joined by a bridge through a shaping proxy."""
@@ -86,6 +88,7 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
     "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
+    "baseline": Option("baseline", "Evaluate the paper's arithmetic too, for what is won in all.", EVALUATION),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
     "modules": Option(
         "modules", "Folder where package.module:function is looked for; the current one where not given.", NETWORK

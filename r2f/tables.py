@@ -37,15 +37,18 @@ def _accuracy(report: Report) -> Table:
         (f"float{own}", "float_"),
         ("int8, no faults, before", "int8"),
         ("int8, no faults, after", "int8_after"),
+        ("int8 as in the paper, no faults", "plain"),
+        (f"int8 as in the paper, faulty ({seeds})", "faulty_plain"),
         (f"int8, faulty, before ({seeds})", "faulty_before"),
         (f"int8, faulty, after ({seeds})", "faulty_after"),
     ):
         cells = []
         for found in (top1, top5):
-            if found is not None:
-                value: Spread = getattr(found, field)
+            value: Spread | None = None if found is None else getattr(found, field)
+            if value is not None:
                 cells += [f"{value.mean:.1f} %", f"{value.std:.1f}" if len(value.values) > 1 else ""]
-        grid.add_row(name, *cells)
+        if cells:
+            grid.add_row(name, *cells)
     return grid
 
 
@@ -59,6 +62,11 @@ def _verdict(report: Report) -> Group:
         said = f"{name}: {after.mean - before.mean:+.1f} points, {verdict}"
         said += "" if recovered is None else f"; {100 * recovered:.0f} % of what faults cost is back"
         lines.append(Text(said, style={"better": "green", "worse": "red", "within error": "yellow"}[verdict]))
+    if found.faulty_plain is not None:
+        said = f"in all: {found.faulty_after.mean - found.faulty_plain.mean:+.1f} points against int8 as in the paper"
+        share = report.recovered_in_all
+        said += "" if share is None else f"; {100 * share:.0f} % of what faults cost there is back"
+        lines.append(Text(said))
     if report.selection is not None:
         lines.append(Text(_deployed(report.selection)))
     return Group(*lines)

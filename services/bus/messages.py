@@ -55,7 +55,7 @@ class Ref(msgspec.Struct, array_like=True, frozen=True):
     nbytes: Count
 
 
-Phase = Literal["before", "select", "train", "after", "done"]
+Phase = Literal["plain", "before", "select", "train", "after", "done"]
 
 
 class Tensor(msgspec.Struct, kw_only=True, omit_defaults=True):

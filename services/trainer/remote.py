@@ -270,9 +270,9 @@ class Remote:
                     if not layer.faithful:
                         data.mismatched_layers.add(layer.index)
             case Outputs():
-                wanted = "int8 or uint8" if self.deployed is None else self.deployed.network.layers[-1].dtype.name
+                wanted = ("int8", "uint8") if self.deployed is None else (self.deployed.network.layers[-1].dtype.name,)
                 if message.outputs.dtype not in wanted:
-                    raise ValueError(f"outputs are {message.outputs.dtype}, expected {wanted}")
+                    raise ValueError(f"outputs are {message.outputs.dtype}, expected {' or '.join(wanted)}")
                 data.outputs = self.bus.open(message.outputs).copy()
                 data.labels = self._labels(message.labels)
 

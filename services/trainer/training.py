@@ -42,6 +42,8 @@ from services.trainer.table1 import Mode, Server, serving
 log = structlog.get_logger()
 
 Int64 = npt.NDArray[np.int64]
+PLAIN_VERSION = 1 << 30
+"""Of the network in the paper's arithmetic, out of the way of those of training."""
 
 
 async def run(bus: Bus, folder: Path, path: str) -> None:
@@ -61,6 +63,11 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
         plan = recipe.plan(todo, agent.samples["train"])
         found.iterations = plan.iterations
         state = _resume(folder, todo, initial)
+        if found.faulty_plain is None and (folder / job.PLAIN).exists():
+            await server.deploy_model(todo.device, storage.load(folder / job.PLAIN), version=PLAIN_VERSION)
+            found.clean_plain = await _evaluate(server, todo, "plain", agent.samples["test"], faults=False)
+            found.faulty_plain = await _evaluate(server, todo, "plain", agent.samples["test"], faults=True)
+            result.write(folder, found)
         if found.faulty_before is None:
             await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
             if found.clean_before is None:

@@ -131,7 +131,7 @@ def given() -> dict[str, Any]:
     network = lower(zoo.build("digits_cnn", 10).eval(), images, (0.5,), (0.5,), name="digits_cnn")
     convs = dict(network.convs())
     x = np.zeros((2, *network.input_shape), np.int8)
-    x4 = np.zeros((2, *network.shape_of(convs[4].inputs[0])), np.int8) if 4 in convs else x
+    x4 = np.zeros((2, *network.shape_of(convs[4].inputs[0])), network.dtype_of(convs[4].inputs[0])) if 4 in convs else x
     return {"network": network, "x": x, "x4": x4, "rates": Rates.uniform(1e-4), "conv": convs[min(convs)]}
 
 

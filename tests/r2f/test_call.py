@@ -47,7 +47,7 @@ def test_a_fault_model_of_ones_own_from_any_folder_stopped_by_the_caller_and_gon
     with pytest.raises(StopError):
         r2f.retrain(
             out="runs", on_progress=enough, weights=weights, modules="mine", fault_model="my_faults:Harmless", ber=0.05,
-            iterations=6, eval_seeds=2, eval_samples=32, embedded=True, checkpoint_every=1,
+            activations="signed", iterations=6, eval_seeds=2, eval_samples=32, embedded=True, checkpoint_every=1,
         )  # fmt: skip
     assert ("before", 2, 2) in seen
     assert [phase for phase, *_ in seen].index("train") == len(seen) - 1, "nothing is said to a caller who is gone"

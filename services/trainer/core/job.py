@@ -15,6 +15,8 @@ from services.trainer.core.task import Task
 
 FILE = "job.json"
 NETWORK = "network.safetensors"
+PLAIN = "plain.safetensors"
+"""The same network in the paper's arithmetic, in runs that measure what it would have come to."""
 
 
 class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):

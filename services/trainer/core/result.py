@@ -22,6 +22,9 @@ class Result(msgspec.Struct, kw_only=True):
     stays in. A run that is done has the sha256 of its retrained network.
     """
 
+    clean_plain: Evaluation | None = None
+    """``plain``: of the network in the paper's arithmetic, not retrained (``job.PLAIN``)."""
+    faulty_plain: Evaluation | None = None
     clean_before: Evaluation | None = None
     faulty_before: Evaluation | None = None
     clean_after: Evaluation | None = None

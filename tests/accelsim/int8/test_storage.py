@@ -18,7 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelsim.engine.warming import every_layer
-from accelsim.int8.network import INPUT, Add, Channels, Concat, Conv, Flatten, MaxPool, MeanPool, Mul, Network, Slice, Table
+from accelsim.int8.network import (
+    INPUT,
+    Activations,
+    Add,
+    Channels,
+    Concat,
+    Conv,
+    Flatten,
+    MaxPool,
+    MeanPool,
+    Mul,
+    Network,
+    Slice,
+    Table,
+)
 from accelsim.int8.storage import NetworkError, digest, from_bytes, load, save, to_bytes, validate
 from accelsim.lowering import lower
 from accelsim.zoo import build
@@ -31,7 +45,9 @@ def _network(name: str = "digits_cnn") -> Network:
     rng = np.random.default_rng(5)
     size = (8, 8, 1) if name == "digits_cnn" else (32, 32, 3)
     images = rng.integers(0, 256, (4, *size), dtype=np.uint8)
-    return lower(build(name), images, (0.5,) * size[2], (0.25,) * size[2], name)
+    # The one has int8 activations alone, the other uint8 ones too.
+    activations: Activations = "signed" if name == "digits_cnn" else "auto"
+    return lower(build(name), images, (0.5,) * size[2], (0.25,) * size[2], name, activations=activations)
 
 
 @pytest.fixture(scope="module")

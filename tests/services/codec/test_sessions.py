@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from accelsim import zoo
 from accelsim.engine import Engine
-from accelsim.int8 import storage
+from accelsim.int8 import network, storage
 from accelsim.int8.network import INPUT, Activation, Conv, Network
 from accelsim.int8.walk import walk
 from accelsim.lowering import lower
@@ -42,7 +42,7 @@ BATCHES = {0: IMAGES[:2], 1: IMAGES[1:3], 2: IMAGES[2:]}
 """They share images, so that hashes of what was sent before are sent."""
 
 
-def lowered(seed: int, activations: Literal["auto", "signed"]) -> Network:
+def lowered(seed: int, activations: network.Activations) -> Network:
     torch.manual_seed(seed)
     images = np.tile(IMAGES, (4, 1, 1, 1))
     return lower(zoo.build("digits_cnn", 10).eval(), images, (0.5,), (0.5,), name="small", activations=activations)

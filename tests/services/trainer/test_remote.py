@@ -82,7 +82,7 @@ def network() -> Network:
 
 
 def outputs(network: Network) -> dict[int, np.ndarray]:
-    return {index: np.full((2, *layer.shape), index, np.int8) for index, layer in network.convs()}
+    return {index: np.full((2, *layer.shape), index, layer.dtype) for index, layer in network.convs()}
 
 
 def whole(network: Network, **of: Any) -> list[tuple[str, Message]]:
@@ -117,7 +117,7 @@ async def test_data_is_complete_when_every_layer_of_this_very_pass_is_there(netw
     )  # fmt: skip
     data = await get_data(bus, network)
     assert bus.rejected == [
-        "layer 99 is no MAC layer of the network deployed", "layer 0: dtype float32, expected int8",
+        "layer 99 is no MAC layer of the network deployed", "layer 0: dtype float32, expected uint8",
     ]  # fmt: skip
     np.testing.assert_array_equal(data.images, IMAGES)
     assert data.labels is not None
