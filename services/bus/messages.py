@@ -154,8 +154,8 @@ class LayerReplicas(msgspec.Struct, kw_only=True, omit_defaults=True):
     The first replica is the actual output, which fed the next layer, unless ``actual`` names another one (the golden
     codec: the replicas are of the TMR run beside it) or the layer is ``protected``: then the vote itself goes on.
 
-    ``values`` (int8) override the vote at the flat NHWC ``positions`` (int32), or everywhere where there are none: there
-    the referee computed the fault-free output.
+    ``values``, of the replicas' dtype, override the vote at the flat NHWC ``positions`` (int32), or everywhere where there
+    are none: there the referee computed the fault-free output.
     ``direct``: the replicas disagree too much for a vote that could be believed; the outputs go as they are.
     ``awaited``: the agent reads the vote, too, beside the codec.
     """
@@ -305,7 +305,7 @@ class Ack(Message):
 
 
 class Outputs(Message):
-    """``up/outputs``: int8 outputs (N, 1, 1, C) of an inference run, straight from the agent."""
+    """``up/outputs``: int8 or uint8 outputs (N, 1, 1, C) of an inference run, straight from the agent."""
 
     iteration: int
     attempt: int

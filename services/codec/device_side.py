@@ -208,7 +208,7 @@ class DeviceCodec:
         if not message.layers:
             raise ValueError(f"segment {message.segment} has no layers")
         for layer in message.layers:
-            self.session.end.check(layer.index, layer.actual.shape)
+            self.session.end.check(layer.index, layer.actual.shape, layer.actual.dtype)
 
     async def _layers(self, message: Voted) -> None:
         start = time.perf_counter()

@@ -40,7 +40,7 @@ class Client:
         await self.bus.publish(self.bus.topic("up/ack"), ack)
 
     async def send_outputs(self, forward: Forward, outputs: Activation, labels: Int64) -> None:
-        """Inference mode: the network's int8 outputs (N, 1, 1, C), inline, for they cross the link as they are."""
+        """Inference mode: the network's int8 or uint8 outputs (N, 1, 1, C), inline, for they cross the link as they are."""
         message = Outputs(
             session=self.session,
             iteration=forward.iteration,

@@ -54,7 +54,7 @@ class Data:
     """What one forward pass of the device gave: Table I's getData.
 
     ``outputs`` is the network's int8 output (N, 1, 1, C). In training mode ``images`` is the batch, uint8 (N, H, W, C),
-    and ``activations`` every MAC layer's output, int8 (N, H, W, C), by layer index; in inference mode both are empty.
+    and ``activations`` every MAC layer's output, int8 or uint8 (N, H, W, C), by layer index; in inference mode both are empty.
     ``labels`` is int64 (N,), or None if the device has none. ``mismatched_layers`` are those whose rebuilt tensor does not
     have the digest that the device sent; ``repaired`` counts elements that were wrong until a repair mended them.
     """

@@ -114,14 +114,16 @@ class DeviceEnd:
         """The server's end started anew: it knows no samples."""
         self.known.clear()
 
-    def check(self, index: int, shape: tuple[int, ...]) -> None:
-        """Raises ValueError where ``shape`` is not that of MAC layer ``index`` in the pass under way."""
+    def check(self, index: int, shape: tuple[int, ...], dtype: str) -> None:
+        """Raises ValueError where ``shape`` and ``dtype`` are not those of MAC layer ``index`` in the pass under way."""
         network = self._network()
         layer = network.layers[index] if 0 <= index < len(network.layers) else None
         if not isinstance(layer, Conv):
             raise ValueError(f"layer {index} is no MAC layer of the network's {len(network.layers)}")
         if shape != (self.batch, *layer.shape):
             raise ValueError(f"outputs of shape {shape} for layer {index}, expected {(self.batch, *layer.shape)}")
+        if dtype != layer.dtype.name:
+            raise ValueError(f"{dtype} outputs for layer {index}, expected {layer.dtype.name}")
 
     def layer(self, index: int, actual: Activation, vote: Activation | None) -> SentLayer:
         """What goes up of MAC layer ``index``: ``encode`` and ``keep``."""
@@ -130,8 +132,9 @@ class DeviceEnd:
         return sent
 
     def encode(self, index: int, actual: Activation, vote: Activation | None) -> SentLayer:
-        """A MAC layer's actual outputs as increments against its vote, both int8 (N, H, W, C); None sends them as they are."""
-        self.check(index, actual.shape)
+        """A MAC layer's actual outputs as increments against its vote, both of the layer's dtype and (N, H, W, C); None sends
+        them as they are."""
+        self.check(index, actual.shape, actual.dtype.name)
         reference = vote if self.kept is None else self.kept.reference(index, vote)
         return SentLayer(index, layers.digest(actual), layers.encode(actual, reference, self.scheme.codec))
 

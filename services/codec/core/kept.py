@@ -32,7 +32,7 @@ class Kept:
         return sum(y.nbytes for y in self._actual.values()) + sum(len(body) for body in self._body.values())
 
     def reference(self, index: int, vote: Activation | None) -> Activation | None:
-        """What the increments of MAC layer ``index`` are to be against, int8 (N, H, W, C), given its vote.
+        """What the increments of MAC layer ``index`` are to be against, like its outputs, given its vote.
 
         That is the vote, until the server has asked for everything from an earlier layer on: then it is the fault-free
         output itself, and nothing can be left to correct.
@@ -42,7 +42,7 @@ class Kept:
         return vote
 
     def keep(self, index: int, actual: Activation, body: bytes) -> None:
-        """Remember MAC layer ``index``: its actual output, int8 (N, H, W, C), and the body that goes up."""
+        """Remember MAC layer ``index``: its actual output (N, H, W, C) and the body that goes up."""
         self._actual[index] = actual.copy()
         self._body[index] = body
 

@@ -18,7 +18,7 @@ from services.scheme import Scheme
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rebuilt:
-    """A MAC layer's actual outputs, int8 (N, H, W, C). ``faithful``: they have the device's digest."""
+    """A MAC layer's actual outputs (N, H, W, C), of its dtype. ``faithful``: they have the device's digest."""
 
     index: int
     actual: Activation
@@ -116,7 +116,7 @@ class Rebuild:
         return bool(self._due)
 
     def predict(self) -> Activation | None:
-        """The fault-free outputs of the layer that is due, int8 (N, H, W, C); None where nothing needs them."""
+        """The fault-free outputs of the layer that is due, (N, H, W, C); None where nothing needs them."""
         sent, (index, _, x) = self._due[0], self._next_mac()
         if self._alone or layers.needs_prediction(sent.body):
             return self.engine.fault_free(index, [x])

@@ -19,7 +19,7 @@ from services.scheme import SEGMENT_BYTES
 
 @dataclass(slots=True)
 class Executed:
-    """The executions of one MAC layer on one input, each int8 (N, H, W, C).
+    """The executions of one MAC layer on one input, each of the layer's dtype, (N, H, W, C).
 
     ``actual`` is the output that fed the next layer where it is not ``replicas[0]``. ``settled`` is what the referee says
     of the vote over them, where there is one.

@@ -16,7 +16,7 @@ TMR: Final = 3
 
 
 class Ballot(NamedTuple):
-    """What a layer's executions came to, int8 of their shape each."""
+    """What a layer's executions came to, of their dtype and shape each."""
 
     vote: Activation | None
     """What the increments are against; None where there is nothing to vote on."""

@@ -93,7 +93,7 @@ def sent_layers(network: Network, segment: int, **changes: Any) -> EncodedLayers
     """All MAC layers as they are, one a segment."""
     found = []
     for index, layer in network.convs():
-        y = np.full((2, *layer.shape), index, np.int8)
+        y = np.full((2, *layer.shape), index, layer.dtype)
         found.append(EncodedLayer(index, layers.digest(y), layers.encode(y, None, "direct")))
     return EncodedLayers(**SENT | {"segment": segment, "batch": 2, "layers": (found[segment],)} | changes)
 
@@ -162,14 +162,16 @@ async def test_the_server_drops_networks_that_are_none(network: Network) -> None
 
 def voted(network: Network, **changes: Any) -> Voted:
     index, layer = next(network.convs())
-    y = encoding.inline(np.zeros((2, *layer.shape), np.int8))
+    y = encoding.inline(np.zeros((2, *layer.shape), layer.dtype))
     good = {"segment": 0, "mode": "training", "layers": (LayerVoted(index=index, actual=y, vote=y),)}
     return Voted(**NOW | good | changes)
 
 
 async def test_the_devices_end_lives_through_lies(network: Network) -> None:
     index, layer = next(network.convs())
-    y, less = (encoding.inline(np.zeros((n, *layer.shape), np.int8)) for n in (2, 1))
+    y, less = (encoding.inline(np.zeros((n, *layer.shape), layer.dtype)) for n in (2, 1))
+    assert layer.dtype == np.uint8
+    signed = encoding.inline(np.zeros((2, *layer.shape), np.int8))
     whole = model.encode(None, network)
 
     def sent_model(**changes: Any) -> EncodedModel:
@@ -199,8 +201,9 @@ async def test_the_devices_end_lives_through_lies(network: Network) -> None:
         voted(network, layers=(LayerVoted(index=2**40, actual=y, vote=y),)),
         voted(network, layers=(LayerVoted(index=-5, actual=y, vote=y),)),
         voted(network, layers=(LayerVoted(index=index, actual=y, vote=less),)),
-        voted(network, layers=(LayerVoted(index=index, actual=encoding.inline(np.zeros((), np.int8))),)),
+        voted(network, layers=(LayerVoted(index=index, actual=encoding.inline(np.zeros((), layer.dtype))),)),
         voted(network, layers=(LayerVoted(index=index, actual=encoding.inline(np.zeros(3, np.uint8))),)),
+        voted(network, layers=(LayerVoted(index=index, actual=signed, vote=signed),)),
     ]
     mode = SetMode(session="s", seq=1, mode="training", scheme=Scheme(codec="chained", exact=True))
     for lie in lies:

@@ -139,7 +139,20 @@ def test_outputs_of_another_batch_are_refused(small: Network, digits: UInt8, bat
     device.begin(CHAINED, 0, 0, digits)
     index, layer = next(small.convs())
     with pytest.raises(ValueError, match=rf"outputs of shape \({batch}, .* expected \(4, "):
-        device.layer(index, np.zeros((batch, *layer.shape), np.int8), None)
+        device.layer(index, np.zeros((batch, *layer.shape), layer.dtype), None)
+
+
+def test_outputs_of_another_type_are_refused(small: Network, digits: UInt8) -> None:
+    """The server would take their bytes for the layer's own type."""
+    device, _ = pair(small)
+    device.begin(CHAINED, 0, 0, digits)
+    types = {np.dtype(np.int8), np.dtype(np.uint8)}
+    assert {layer.dtype for _, layer in small.convs()} == types
+    for index, layer in small.convs():
+        (other,) = types - {layer.dtype}
+        outputs = np.zeros((4, *layer.shape), other)
+        with pytest.raises(ValueError, match=f"{other} outputs for layer {index}, expected {layer.dtype}"):
+            device.layer(index, outputs, None)
 
 
 @pytest.mark.parametrize(

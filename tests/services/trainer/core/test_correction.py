@@ -78,7 +78,8 @@ def test_one_image_that_was_struck_is_chance(network: Network) -> None:
     x = network.quantize_images(IMAGES)
     device = struck(engine, x, {})
     outlier = {index: y.copy() for index, y in device.items()}
-    outlier[macs[-1]][0, ..., 0] = np.clip(outlier[macs[-1]][0, ..., 0].astype(int) - 100, -128, 127)
+    last = outlier[macs[-1]]
+    last[0, ..., 0] = np.clip(last[0, ..., 0].astype(int) - 100, np.iinfo(last.dtype).min, np.iinfo(last.dtype).max)
     moved = outlier[macs[-1]].mean() - device[macs[-1]].mean()
     assert moved < 0
 
