@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any
@@ -202,4 +201,6 @@ def _hints(kind: type[Layer]) -> dict[str, Any]:
 
 
 def _is_array(hint: Any) -> bool:
-    return isinstance(hint, types.GenericAlias | typing._GenericAlias) and typing.get_origin(hint) is np.ndarray  # type: ignore[attr-defined]
+    """Whether a field is an array: ``npt.NDArray`` of something, ``np.ndarray`` itself or, from NumPy 2.5 on, an alias."""
+    origin = typing.get_origin(hint)
+    return np.ndarray in (origin, *(typing.get_origin(getattr(h, "__value__", None)) for h in (hint, origin)))

@@ -29,18 +29,19 @@ class Balanced:
 
 
 def balance(
-    model: Harm, widest: dict[int, float], joined: Joined, tied: dict[int, int], care: float, *, gains: bool
+    model: Harm, widest: dict[int, float], joined: Joined, tied: dict[int, int], care: float, *, gains: bool, image: bool
 ) -> Balanced:
     """Gains and scales of a float graph, by descent (Adam) from unit gains and the widest scales; no randomness.
 
-    ``widest`` are the scales of the graph without gains that clip nothing; the input's stays. ``gains`` False leaves all at 1.
+    ``widest`` are the scales of the graph without gains that clip nothing. ``gains`` False leaves all at 1; without
+    ``image`` the input's scale stays.
     """
     groups = sorted(set(tied.values()))
     scale_of = torch.cat([torch.full((len(joined.of[i]),), groups.index(group)) for i, group in tied.items()])
     gain_of = torch.cat([joined.of[i] for i in tied])
     start = torch.tensor([max(widest[i] for i, group in tied.items() if group == own) for own in groups]).log2()
     moved, count = torch.zeros(len(groups) + len(joined.fixed)), len(groups)
-    free = torch.cat([torch.tensor([group != INPUT for group in groups]), ~joined.fixed & gains])
+    free = torch.cat([torch.tensor([image or group != INPUT for group in groups]), ~joined.fixed & gains])
     speed, spread = torch.zeros_like(moved), torch.zeros_like(moved)
     for i in range(_ROUNDS):
         steps = (start + moved[:count])[scale_of] - moved[count:][gain_of]
@@ -55,7 +56,9 @@ def balance(
         moved -= _RATE * (1 - i / _ROUNDS) * mean / (size + 1e-9)
         moved[count:].clamp_(-_LARGEST_GAIN, _LARGEST_GAIN)
     scales = [float(np.float32(v)) for v in (start + moved[:count]).exp2().tolist()]
-    chosen = dict(zip(groups, scales, strict=True)) | {INPUT: widest[INPUT]}
+    chosen = dict(zip(groups, scales, strict=True))
+    if not image:
+        chosen[INPUT] = widest[INPUT]
     return Balanced(
         {index: moved[count:].double().exp2()[of] for index, of in joined.of.items()},
         {index: chosen[group] for index, group in tied.items()},

@@ -29,6 +29,8 @@ class Choice:
     weights: dict[int, Weight]
     biases: dict[int, Tensor]
     """(O,) float64"""
+    image: Tensor
+    """(C,) float64: what an integer step of each channel of the input is worth"""
 
 
 def bounds(node: real.Node, scale: float, level: int) -> tuple[int, Int32]:

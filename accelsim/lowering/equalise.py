@@ -33,10 +33,11 @@ class Joined:
     """(sets,) bool: channels that stay as they are"""
 
 
-def join(graph: Graph) -> Joined:
+def join(graph: Graph, *, image: bool) -> Joined:
     """The sets of channels whose gains are one.
 
-    Channels that reach the image, the output or a table stay as they are, and so does a gate's side of a product.
+    Channels that reach the output or a table stay as they are, and so does a gate's side of a product; the image's too,
+    unless ``image``.
     """
     nodes = graph.nodes
     start = dict(zip(range(INPUT, len(nodes)), _starts(graph), strict=True))
@@ -47,7 +48,8 @@ def join(graph: Graph) -> Joined:
 
     parent = np.arange(total)
     fixed = np.zeros(total, bool)
-    fixed[channels(INPUT)] = fixed[channels(len(nodes) - 1)] = True
+    fixed[channels(INPUT)] = not image
+    fixed[channels(len(nodes) - 1)] = True
     for index, node in enumerate(nodes):
         own, operands = channels(index), [channels(i) for i in node.inputs]
         match node:

@@ -40,7 +40,7 @@ class Felt:
     """
 
     results: dict[int, Tensor]
-    """(C,) of each node, by its index: summed over pixels"""
+    """(C,) of the input and of each node, by its index: summed over pixels"""
     operands: dict[int, Tensor]
     """(C,) of what each convolution reads, as far as that convolution hands it on"""
     weights: dict[int, Tensor]
@@ -52,8 +52,7 @@ def feel(graph: Graph, x: Tensor, draws: int = 1) -> Felt:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         outputs = torch.cat([_last(graph, batch) for batch in torch.split(x, 16)])
-        lengths = (outputs - outputs.mean(0)).flatten(1).norm(dim=1)
-        lengths = lengths.clamp(min=float(lengths.mean()) * 1e-3 + 1e-20)
+    lengths = lengths_of(outputs)
     felt = Felt({}, {}, {})
     for batch, length in zip(torch.split(x, _BATCH), torch.split(lengths, _BATCH), strict=True):
         points, output = _forward(graph, batch)
@@ -68,6 +67,12 @@ def feel(graph: Graph, x: Tensor, draws: int = 1) -> Felt:
     return felt
 
 
+def lengths_of(outputs: Tensor) -> Tensor:
+    """By how much each image's output, of (N, C, H, W), differs from the mean image's, (N,)."""
+    lengths: Tensor = (outputs - outputs.mean(0)).flatten(1).norm(dim=1)
+    return lengths.clamp(min=float(lengths.mean()) * 1e-3 + 1e-20)
+
+
 def _last(graph: Graph, batch: Tensor) -> Tensor:
     *_, (_, y) = graph.run(batch)
     return y
@@ -76,8 +81,8 @@ def _last(graph: Graph, batch: Tensor) -> Tensor:
 @torch.enable_grad()
 def _forward(graph: Graph, batch: Tensor) -> tuple[list[tuple[str, int, Tensor]], Tensor]:
     """(kind, node, tensor) of everything that errors enter, and the output."""
-    points: list[tuple[str, int, Tensor]] = []
     values = {INPUT: batch.clone().requires_grad_()}
+    points: list[tuple[str, int, Tensor]] = [("results", INPUT, values[INPUT])]
     for index, node in enumerate(graph.nodes):
         xs = [values[i] for i in node.inputs]
         if isinstance(node, real.Conv):
@@ -122,8 +127,13 @@ class Read:
     """The same shape: harm of an error of 1 in all its weights"""
 
 
-def prepare(graph: Graph, seen: dict[int, Seen], felt: Felt, levels: dict[int, int], ber: float) -> Harm:
-    """What ``harm`` needs for a bit error rate ``ber`` at inputs, weights and outputs of each convolution."""
+def prepare(
+    graph: Graph, seen: dict[int, Seen], felt: Felt, levels: dict[int, int], ber: float, further: dict[int, float]
+) -> Harm:
+    """What ``harm`` needs for a bit error rate ``ber`` at inputs, weights and outputs of each convolution.
+
+    ``further`` is how many times the harm of small errors flips in a tensor do (``flips``).
+    """
     flips = FLIPS * ber
     ends = np.cumsum([0, *(graph.shape_of(i)[2] for i in range(INPUT, len(graph.nodes)))]).tolist()
     places = {index: slice(*ends[index + 1 : index + 3]) for index in range(INPUT, len(graph.nodes))}
@@ -135,7 +145,9 @@ def prepare(graph: Graph, seen: dict[int, Seen], felt: Felt, levels: dict[int, i
     for index, slopes in felt.results.items():
         place, largest = places[index], seen[index].largest.float()
         results[place] = slopes
-        squares[place] += slopes * (ROUNDING + (flips if isinstance(graph.nodes[index], real.Conv) else 0))
+        squares[place] += slopes * ROUNDING
+        if index != INPUT and isinstance(graph.nodes[index], real.Conv):
+            squares[place] += slopes * flips * further.get(index, 1.0)
         clipped[place] = (seen[index].counts @ over) * largest.square()[:, None]
         # A channel that never says anything may do so on other images.
         first[place] = largest.clamp(min=max(float(largest.max()) / 256, 1e-12)).log2() - _OCTAVES - math.log2(levels[index])
@@ -143,7 +155,7 @@ def prepare(graph: Graph, seen: dict[int, Seen], felt: Felt, levels: dict[int, i
     for index, slopes in felt.operands.items():
         node = graph.nodes[index]
         assert isinstance(node, real.Conv)
-        squares[places[node.inputs[0]]] += slopes * flips
+        squares[places[node.inputs[0]]] += slopes * flips * further.get(node.inputs[0], 1.0)
         shape = node.groups, -1, node.weight.shape[1]
         largest = node.weight.float().abs().amax((2, 3)).reshape(shape)
         reads.append(Read(places[node.inputs[0]], largest, felt.weights[index].reshape(shape) * (ROUNDING + flips) / 127**2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,9 +21,17 @@ def normalise(images: UInt8, mean: Sequence[float], std: Sequence[float]) -> Ten
     return (x - torch.tensor(list(mean))[:, None, None]) / torch.tensor(list(std))[:, None, None]
 
 
-def input_table(mean: Sequence[float], std: Sequence[float]) -> tuple[float, Int8]:
-    """(input scale, table (C, 256)) of ``(pixel / 255 - mean) / std`` for each channel, without clipping."""
+def input_scale(mean: Sequence[float], std: Sequence[float]) -> float:
+    """The step at which no pixel of any channel is clipped, a float32 value."""
+    return float(np.float32(np.abs(_values(mean, std)).max() / 127))
+
+
+def input_table(mean: Sequence[float], std: Sequence[float], steps: npt.NDArray[np.float64]) -> Int8:
+    """(C, 256) of ``(pixel / 255 - mean) / std``, in ``steps`` (C,)."""
+    return np.clip(np.rint(_values(mean, std) / steps[:, None]), -128, 127).astype(np.int8)
+
+
+def _values(mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float64]:
+    """What each pixel value is worth in each channel, (C, 256)."""
     pixels = np.arange(256, dtype=np.float64) / 255
-    value = (pixels[None, :] - np.asarray(mean, np.float64)[:, None]) / np.asarray(std, np.float64)[:, None]
-    scale = float(np.float32(np.abs(value).max() / 127))
-    return scale, np.clip(np.rint(value / scale), -128, 127).astype(np.int8)
+    return np.asarray((pixels - np.asarray(mean, np.float64)[:, None]) / np.asarray(std, np.float64)[:, None], np.float64)

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accelsim.int8.network import Network, UInt8
+from accelsim.int8.network import INPUT, Network, UInt8
 from accelsim.lowering import graph as real
 from accelsim.lowering.answer import place
 from accelsim.lowering.balance import Balanced, balance, widest
 from accelsim.lowering.emit import Choice, emit
 from accelsim.lowering.equalise import equalise, join
+from accelsim.lowering.flips import further
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.harm import Felt, feel, prepare
-from accelsim.lowering.pixels import input_table, normalise
+from accelsim.lowering.pixels import input_scale, input_table, normalise
 from accelsim.lowering.ranges import BATCH, Seen, watch
 from accelsim.lowering.rehearse import rehearse
 from accelsim.lowering.signs import levels, unsigned
@@ -62,19 +63,24 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
 
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
-    scale, table = input_table(mean, std)
     x = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)  # a third faster
     trial = x[np.linspace(0, len(x) - 1, min(len(x), _TRIAL)).astype(np.int64)]
     without_sign = unsigned(graph) if aim.unsigned else frozenset[int]()
     tensors = levels(graph, without_sign)
     seen = watch(graph, x)
     felt = feel(graph, trial)
-    model = prepare(graph, seen, felt, tensors, aim.ber)
-    widths, joined, tied = widest(seen, tensors, scale), join(graph), tie(graph, without_sign)
+    image = aim.ber > 0  # Flips of the image do as much harm as any; without them there is nothing to gain.
+    widths, joined, tied = widest(seen, tensors, input_scale(mean, std)), join(graph, image=image), tie(graph, without_sign)
+    model = prepare(graph, seen, felt, tensors, aim.ber, {})
+    if aim.ber:
+        first = balance(model, widths, joined, tied, 1.0, gains=aim.gains, image=image)
+        steps = {index: first.scales[index] / gain for index, gain in first.gains.items()}
+        model = prepare(graph, seen, felt, tensors, aim.ber, further(graph, trial, felt, steps, tensors, aim.ber))
     exact = [_output(graph, batch) for batch in torch.split(trial, BATCH)]
     best, least = None, math.inf
     for care in _CARES:
-        choice = _choice(graph, tensors, seen, felt, balance(model, widths, joined, tied, care, gains=aim.gains), aim.ber)
+        balanced = balance(model, widths, joined, tied, care, gains=aim.gains, image=image)
+        choice = _choice(graph, tensors, seen, felt, balanced, aim.ber)
         lost = _lost(list(rehearse(choice, trial, aim.ber)), exact)
         if best is None or lost < least:
             best, least = choice, lost
@@ -82,7 +88,13 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
     if aim.classifier and aim.unsigned and aim.ber:
         _place_answers(best, exact, aim.ber)
     layers = tuple(emit(index, best) for index in range(len(graph.nodes)))
-    return Network(name=name, input_shape=graph.input_shape, input_scale=scale, input_table=table, layers=layers)
+    return Network(
+        name=name,
+        input_shape=graph.input_shape,
+        input_scale=best.scales[INPUT],
+        input_table=input_table(mean, std, best.image.numpy()),
+        layers=layers,
+    )
 
 
 def _choice(graph: Graph, tensors: dict[int, int], seen: dict[int, Seen], felt: Felt, balanced: Balanced, ber: float) -> Choice:
@@ -98,7 +110,7 @@ def _choice(graph: Graph, tensors: dict[int, int], seen: dict[int, Seen], felt: 
             slopes = (slopes.reshape(node.groups, -1, slopes.shape[1]) * gain.square()).reshape(slopes.shape)
             weights[index] = quantise_weight(node, balanced.scales[source], slopes, ber)
             biases[index] = correct_bias(node, weights[index], seen[source].mean * balanced.gains[source])
-    return Choice(graph, tensors, balanced.scales, weights, biases)
+    return Choice(graph, tensors, balanced.scales, weights, biases, balanced.scales[INPUT] / balanced.gains[INPUT])
 
 
 def _place_answers(choice: Choice, outputs: list[Tensor], ber: float) -> None:

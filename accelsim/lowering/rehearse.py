@@ -21,17 +21,18 @@ def rehearse(choice: Choice, x: Tensor, ber: float = 0.0, seed: int = 0) -> Iter
     graph, scales = choice.graph, choice.scales
     generator = torch.Generator().manual_seed(seed)
     last = graph.last_use()
+    image = choice.image.float()[:, None, None]
     ceilings = {i: torch.as_tensor(bounds(node, scales[i], choice.levels[i])[1]) for i, node in enumerate(graph.nodes)}
     for batch in torch.split(x, BATCH):
-        values = {INPUT: (batch / scales[INPUT]).round()}  # in steps
+        values = {INPUT: (batch / image).round_().clamp_(-128, 127)}  # in steps
         for index, node in enumerate(graph.nodes):
             operands = [values[i] for i in node.inputs]
             scale = scales[index]
             if isinstance(node, real.Conv):
                 weight = choice.weights[index]
                 source = node.inputs[0]
-                integers = _flipped(weight.integers, ber, 127, generator)
-                taken = _flipped(operands[0], ber, choice.levels[source], generator)
+                integers = flipped(weight.integers, ber, 127, generator)
+                taken = flipped(operands[0], ber, choice.levels[source], generator)
                 factor = torch.from_numpy(weight.scale) * (scales[source] / scale)
                 bias = choice.biases[index].float() / scale / factor
                 y = real.convolve(node, taken, integers, bias) * factor[:, None, None]
@@ -40,14 +41,14 @@ def rehearse(choice: Choice, x: Tensor, ber: float = 0.0, seed: int = 0) -> Iter
             low = bounds(node, scale, choice.levels[index])[0]
             high = ceilings[index][:, None, None] if ceilings[index].dim() else ceilings[index]
             y = torch.minimum(y.round_(), high).clamp_(min=low)
-            values[index] = _flipped(y, ber, choice.levels[index], generator) if isinstance(node, real.Conv) else y
+            values[index] = flipped(y, ber, choice.levels[index], generator) if isinstance(node, real.Conv) else y
             for operand in set(node.inputs):
                 if last[operand] == index:
                     del values[operand]
         yield values[len(graph.nodes) - 1] * scales[len(graph.nodes) - 1]
 
 
-def _flipped(integers: Tensor, ber: float, level: int, generator: torch.Generator) -> Tensor:
+def flipped(integers: Tensor, ber: float, level: int, generator: torch.Generator) -> Tensor:
     """The integers, whole numbers in float32, with about a share ``ber`` of their bits flipped; level 255 is uint8."""
     bits = 8 * integers.numel()
     count = int(torch.poisson(torch.tensor(bits * ber, dtype=torch.float64), generator=generator))

@@ -10,6 +10,7 @@ from torch import nn
 from accelsim.datasets import IMAGENET_MEAN as MEAN
 from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
+from accelsim.int8.network import INPUT
 from accelsim.lowering import fold, lower, normalise, trace
 from accelsim.lowering.balance import balance, widest
 from accelsim.lowering.emit import Choice
@@ -39,7 +40,7 @@ def _graph(slope: bool = False) -> Graph:
 def _model(graph: Graph, ber: float) -> Harm:
     x = normalise(_images(), MEAN, STD)
     with torch.no_grad():
-        return prepare(graph, watch(graph, x), feel(graph, x), levels(graph, unsigned(graph)), ber)
+        return prepare(graph, watch(graph, x), feel(graph, x), levels(graph, unsigned(graph)), ber, {})
 
 
 def test_a_flip_of_each_bit_is_21845_steps_squared_signed_or_not() -> None:
@@ -71,15 +72,16 @@ def _balanced(graph: Graph, ber: float) -> tuple[Choice, float]:
     """A choice for a graph, and the harm that is expected of it."""
     x = normalise(_images(), MEAN, STD)
     seen, felt, tensors = watch(graph, x), feel(graph, x, draws=8), levels(graph, unsigned(graph))
-    model, joined, tied = prepare(graph, seen, felt, tensors, ber), join(graph), tie(graph, unsigned(graph))
-    found = balance(model, widest(seen, tensors, 0.02), joined, tied, 1.0, gains=False)
+    model, joined, tied = prepare(graph, seen, felt, tensors, ber, {}), join(graph, image=False), tie(graph, unsigned(graph))
+    found = balance(model, widest(seen, tensors, 0.02), joined, tied, 1.0, gains=False, image=False)
     weights = {
         i: quantise_weight(graph.nodes[i], found.scales[graph.nodes[i].inputs[0]], felt.weights[i], ber)  # type: ignore[arg-type]
         for i in felt.weights
     }
     biases = {i: correct_bias(graph.nodes[i], w, seen[graph.nodes[i].inputs[0]].mean) for i, w in weights.items()}  # type: ignore[arg-type]
     steps = torch.cat([torch.full((graph.shape_of(i)[2],), found.scales[i]) for i in tied]).log2()
-    return Choice(graph, tensors, found.scales, weights, biases), harm(model, steps, 1.0)[0]
+    image = torch.full((3,), found.scales[INPUT], dtype=torch.float64)
+    return Choice(graph, tensors, found.scales, weights, biases, image), harm(model, steps, 1.0)[0]
 
 
 @pytest.mark.parametrize("ber", [0.0, 1e-4])

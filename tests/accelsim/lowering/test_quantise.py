@@ -15,11 +15,11 @@ from accelsim.datasets import IMAGENET_MEAN as MEAN
 from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
 from accelsim.faults import Rates
-from accelsim.int8.network import Activations, Concat, Conv
+from accelsim.int8.network import INPUT, Activations, Concat, Conv
 from accelsim.int8.storage import digest
 from accelsim.lowering import fold, lower, normalise, trace
 from accelsim.lowering.equalise import equalise, join
-from accelsim.lowering.pixels import input_table
+from accelsim.lowering.pixels import input_scale, input_table
 from experiments.common.trained import TRAINED, float_logits, images_of, int8_logits, module_of, top
 
 
@@ -28,11 +28,38 @@ def _images(shape: tuple[int, int, int], count: int = 8) -> np.ndarray:
 
 
 def test_input_table_is_the_normalisation_within_half_a_step() -> None:
-    scale, table = input_table(MEAN, STD)
+    scale = input_scale(MEAN, STD)
+    table = input_table(MEAN, STD, np.full(3, scale))
     pixels = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
     want = normalise(pixels, MEAN, STD)[:, :, 0, 0].numpy().T
     assert np.abs(table * np.float64(scale) - want).max() <= 0.5001 * scale
     assert np.abs(table).max() == 127
+
+
+def test_an_input_table_of_smaller_steps_clips() -> None:
+    steps = np.array([0.01, 0.02, 0.005])
+    table = input_table(MEAN, STD, steps).astype(int)
+    value = (np.arange(256) / 255 - np.array(MEAN)[:, None]) / np.array(STD)[:, None]
+    np.testing.assert_array_equal(table, np.clip(np.rint(value / steps[:, None]), -128, 127))
+    assert (table == 127).sum() > 20
+
+
+def test_for_a_bit_error_rate_the_image_has_steps_of_its_own_and_stays_what_it_was() -> None:
+    """Its channels have gains of their own, that the first layer takes back."""
+    torch.manual_seed(2)
+    first = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        first.weight[:, 1] *= 0.05  # a channel that hardly counts may be coarse
+    module = nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = _images((16, 16, 3))
+    before, after = (lower(module, images, MEAN, STD, ber=ber) for ber in (0.0, 1e-3))
+    assert before.input_scale == input_scale(MEAN, STD)
+    distinct = [len(np.unique(table)) for table in after.input_table]
+    assert distinct[1] < min(distinct[0], distinct[2]) / 2
+    exact = module(normalise(images, MEAN, STD)).detach().numpy()
+    for network in (before, after):
+        y = Engine(network).run(network.quantize_images(images))[-1].reshape(len(images), -1) * network.layers[-1].scale
+        assert np.square(y - exact).mean() < 0.1 * np.square(exact - exact.mean(0)).mean()
 
 
 def test_the_same_images_give_the_same_network() -> None:
@@ -49,14 +76,14 @@ def test_gains_leave_the_function(name: str) -> None:
     shape = (8, 8, 1) if name == "digits_cnn" else (32, 32, 3)
     module = zoo.build(name, 10).eval()
     before = fold(trace(module, shape))
-    joined = join(before)
+    joined = join(before, image=True)
     octaves = torch.where(joined.fixed, 0, torch.randn(len(joined.fixed)).double())
     assert float((octaves != 0).float().mean()) > 0.5
     after = equalise(before, {index: octaves[of].exp2() for index, of in joined.of.items()})
     x = normalise(_images(shape), MEAN[: shape[2]], STD[: shape[2]])
     with torch.no_grad():
         *inner, (_, want) = before.run(x)
-        *others, (_, got) = after.run(x)
+        *others, (_, got) = after.run(x * octaves[joined.of[INPUT]].exp2().float()[:, None, None])
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
     for (index, left), (_, right) in zip(inner, others, strict=True):
         gain = octaves[joined.of[index]].exp2().float()[:, None, None]
