@@ -1,7 +1,7 @@
 """Flips: how much more harm than errors of their mean square that are small they do, measured tensor by tensor.
 
-Derivatives say what a small error does. A flip is none: it opens ReLUs that were closed and is what a max-pool then takes. In
-SqueezeNet, whose first two layers are a convolution and a max-pool, a flip in the image does 25 times what its derivatives say, in
+Derivatives say what a small error does. A flip is none: it opens ReLUs that were closed and is what a max-pool takes. In
+SqueezeNet, where a max-pool follows the first convolution, a flip in the image does 25 times what its derivatives say, in
 ResNet-20 no more than they say. So each tensor is struck once, in the float network, and what comes of it is held against them.
 """
 
