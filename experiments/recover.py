@@ -32,6 +32,9 @@ from r2f.settings import Settings
 
 OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
+SHARES = (1.0, 0.3)
+"""Of the error rates that a protected network is quantised for, since protection takes errors away: the better one on images
+that are held out."""
 EVERY = 25
 """Iterations between two signs of life."""
 
@@ -108,7 +111,9 @@ def recover(
         settings = capped(settings, len(data.train_images), most)
     module = retraining.float_module(settings, data)
     paper = retraining.quantised(retraining.signed(settings), module, source)
-    network = retraining.quantised(settings, module, source)
+    shares = SHARES if overhead else SHARES[:1]
+    networks = [retraining.quantised(settings, module, source, share) for share in shares]
+    network = protecting.fitting(settings, networks, paper, data, overhead / 100, "estimated")
     which = retraining.metric(network.layers[-1].shape[2])
     chosen = retraining.fault_seeds(seeds)
     clean = retraining.over(retraining.evaluated(paper, data, Rates(), chosen, settings.scheme), which)

@@ -151,8 +151,11 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
     settings_file.write(folder, asked)  # last: a trainer that waits takes a folder that has it
 
 
-def lowered(settings: Settings, data: Dataset, module: nn.Module) -> Network:
-    """The int8 network that a run with these settings starts from. Raises LoweringError."""
+def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float = 1.0) -> Network:
+    """The int8 network that a run with these settings starts from, quantised for a share of their error rates.
+
+    Raises LoweringError.
+    """
     images = data.train_images[calibration(data)]
     return lower(
         module,
@@ -162,7 +165,7 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module) -> Network:
         name=settings.network,
         classifier=True,
         activations=settings.activations,
-        ber=rate_of(settings.rates),
+        ber=share * rate_of(settings.rates),
     )
 
 

@@ -23,6 +23,8 @@ from r2f.protection.words import Search
 from r2f.settings import Settings
 from services.edge_agent.core.answer import RUNS, margins
 from services.scheme import Redundancy, Scheme
+from services.trainer.core import selection
+from services.trainer.core.labels import probabilities
 
 SEEDS: Final = tuple(range(2001, 2004))
 """Fault seeds of a search; no training or evaluation has them."""
@@ -41,6 +43,28 @@ def choice(network: Network, images: UInt8, rates: Rates, budget: float, by: Sea
     ours = by == "estimated"
     how = How(budgets=(budget,), search=by, units="sites" if ours else "layers", uncertain=ours)
     return search(judge, how).choice(budget)
+
+
+def fitting(
+    settings: Settings, networks: Sequence[Network], exact: Network, data: Dataset, budget: float, by: Search
+) -> Network:
+    """The one of some networks that, protected, answers most like ``exact`` without faults, on the images held out.
+
+    Protection takes errors away, so a network that was quantised for fewer than the settings say may be the better one; no
+    label is looked at. The settings' own where ``budget`` is 0: the first.
+    """
+    if not budget:
+        return networks[0]
+    images = retraining.held_out(settings, data)
+    (wanted,) = inprocess.outputs(exact, images, Rates(), (0,), batch=BATCH)
+    truth = probabilities(exact, wanted, 1.0)
+
+    def agreement(network: Network) -> float:
+        scheme = choice(network, images, settings.rates, budget, by).applied(settings.scheme)
+        given = inprocess.outputs(network, images, settings.rates, SEEDS, scheme=scheme, batch=BATCH)
+        return float(np.mean([selection.agreement(network, outputs, truth) for outputs in given]))
+
+    return max(networks, key=agreement)
 
 
 def protected(settings: Settings, network: Network, data: Dataset, budget: float, by: Search) -> Settings:
