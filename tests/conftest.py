@@ -11,6 +11,13 @@ import pytest
 # use the machine too, a lowering of seconds takes a minute. Set before the first import of torch; processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Where pytest-xdist runs tests side by side, one process a core, torch's threads would only be in one another's way. It is set
+# for the process and not in the environment: programs that the tests start have as many threads as anywhere.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    import torch
+
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
