@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -177,10 +178,27 @@ async def test_a_packet_over_the_brokers_limit_is_one_error(limited: tuple[str, 
     )
     _, said = await asyncio.wait_for(agent.communicate(), 60)
     assert agent.returncode == 1
+    assert said.count(b"\n") == 1, said.decode()
     (line,) = said.decode().splitlines()
     assert line.startswith(f"agent: broker {url} closes the connection on a packet of 100")
     assert line.endswith("bytes on r2f/v1/edge-0/up/outputs: raise its packet limit, or set R2F_PACKET_BYTES to that limit")
     assert log.read_text().count("New client connected") == 1 + STRIKES
+
+
+async def test_a_socket_that_is_closed_before_the_loop_comes_to_it() -> None:
+    """The loop said so with a traceback on stderr, on a busy machine."""
+    client = connection.Connection("127.0.0.1", 1, arrived=lambda *_: None, acknowledged=lambda _: None)
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    near, far = socket.socketpair()
+    client._inside = True  # as when paho has a packet to send in answer to one that arrived
+    client._on_socket_register_write(client._client, None, near)
+    near.close()
+    far.close()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert complaints == []
 
 
 async def test_small_messages_around_a_large_one(limited: tuple[str, Path], device: str) -> None:
