@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,17 @@ import pytest
 # Threads of torch that wait for one another in a loop take the cores from the processes that the tests start, and where others
 # use the machine too, a lowering of seconds takes a minute. Set before the first import of torch; processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Where pytest-xdist runs tests side by side, one process a core, torch's threads would only be in one another's way. It is set
+# for the process and not in the environment: programs that the tests start have as many threads as anywhere.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    import torch
+
+    torch.set_num_threads(1)
+
+# In the background of a script SIGINT is ignored, and would be by every program that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -90,12 +90,24 @@ class Connection(aiomqtt.Client):
         # The CONNECT packet comes from aiomqtt's connecting thread; and inside a callback paho holds a lock that writing
         # takes again.
         if threading.get_ident() != self._thread or self._inside:
-            super()._on_socket_register_write(client, userdata, sock)
+            self._loop.call_soon_threadsafe(self._write_when_ready, client, sock)
             return
         # Write now: the socket is nearly always ready. aiomqtt would wake the loop twice to find that out.
         client.loop_write()
-        if client.want_write() and sock.fileno() >= 0:  # writing may have found it broken
-            super()._on_socket_register_write(client, userdata, sock)
+        if client.want_write():
+            self._write_when_ready(client, sock)
+
+    def _write_when_ready(self, client: paho.Client, sock: Any) -> None:
+        """As aiomqtt does it, but for a socket that was closed since it was asked for, of which the loop would complain."""
+        if sock.fileno() >= 0:
+            self._loop.add_writer(sock.fileno(), self._write, client)
+
+    def _write(self, client: paho.Client) -> None:
+        try:
+            client.loop_write()
+        except Exception as error:
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
 
 
 def connection(

@@ -82,7 +82,7 @@ async def both() -> Any:
 async def acks(bus: Bus, count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
-        _, message = await bus.receive(30)
+        _, message = await bus.receive(60)
         if isinstance(message, Ack):
             found.append(message.seq)
     return found
@@ -114,7 +114,7 @@ async def test_a_second_service_of_a_name_on_the_other_side_of_the_bridge() -> N
     async with both() as (server, _, agent, _):
         with pytest.raises(BusError, match="another agent called d is on this broker"):
             async with Bus(server.running.url("server"), "agent", "d") as bus:
-                await bus.receive(10)
+                await bus.receive(60)
         await agent.flush()
 
 
@@ -125,7 +125,7 @@ async def test_large_messages_cross_in_chunks_and_credit_comes_back() -> None:
             await agent.publish("up/outputs", message)
         received: list[Message] = []
         while len(received) < 4:
-            _, message = await trainer.receive(30)
+            _, message = await trainer.receive(60)
             if isinstance(message, Outputs):
                 received.append(message)
         assert received == sent

@@ -46,9 +46,9 @@ async def brokers(folder: Path) -> AsyncIterator[int]:
 
 
 async def crossing(port: int, sender: str, receiver: str, topic: str, payload: bytes = b"x") -> None:
-    """Publish until it arrives on the other broker, for at most ten seconds: TimeoutError then."""
+    """Publish until it arrives on the other broker, for at most a minute: TimeoutError then."""
     hosts = {"device": DEVICE, "server": SERVER}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             async with client(hosts[receiver], port, receiver) as there, client(hosts[sender], port, sender) as here:
@@ -80,7 +80,7 @@ async def test_bridge_forwards_the_link_planes_each_their_way(tmp_path: Path) ->
         async with client(DEVICE, port, "watch") as watch, client(SERVER, port, "server") as server:
             await watch.subscribe("r2f/v1/d/event/#", qos=1)
             await server.publish("r2f/v1/d/event/backward", b"x", qos=1)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert str((await anext(aiter(watch.messages))).topic) == "r2f/v1/d/event/backward"
 
 
@@ -98,7 +98,7 @@ async def test_bridge_keeps_each_sides_own_planes_at_home(tmp_path: Path) -> Non
                 await sender.publish(f"r2f/v1/d/{plane}/voted", b"x", qos=1)
                 # What is sent after it and crosses shows that it had its chance.
                 await sender.publish("r2f/v1/d/event/compress", b"x", qos=1)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     seen = await until(at_home, "r2f/v1/d/event/compress")
                     crossed = await until(there, "r2f/v1/d/event/compress")
             assert f"r2f/v1/d/{plane}/voted" in seen

@@ -1,10 +1,39 @@
-"""Costs that are easy to check by hand."""
+"""Costs that are easy to check by hand, and float networks that are trained from nothing once."""
 
 from __future__ import annotations
 
-import pytest
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import pytest
+import torch
+from torch import nn
+
+from accelsim.datasets import Dataset
 from experiments.common.costs import BERS, LINKS, METHODS, Cost, Method, Stages
+from r2f import float_training
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trained_once() -> Iterator[None]:
+    """Training gives the same each time (tests/r2f/test_float_training.py), so nobody has to wait for it a second time."""
+    known: dict[tuple[Any, ...], nn.Module] = {}
+    train = float_training.train
+
+    def once(build: Callable[[], nn.Module], data: Dataset, **settings: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            shape = str(build())
+        hashes = [hashlib.sha256(array.tobytes()).digest() for array in (data.train_images, data.train_labels)]
+        key = (shape, *hashes, data.mean, data.std, *sorted(settings.items()))
+        if key not in known:
+            known[key] = train(build, data, **settings)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(float_training, "train", once)
+        yield
 
 
 def cost(network: str, ber: float, link: str, method: Method) -> Cost:

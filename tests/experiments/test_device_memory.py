@@ -56,7 +56,7 @@ def test_services_are_found_by_what_they_run_and_who_started_them(tmp_path: Path
     """Processes of the pipeline's names, of which some are not the device's and one is another run's."""
     for name in ("edge_agent", "voter", "codec", "trainer"):
         (tmp_path / "services" / name).mkdir(parents=True)
-        (tmp_path / "services" / name / "__main__.py").write_text("import time; time.sleep(60)")
+        (tmp_path / "services" / name / "__main__.py").write_text("import time; time.sleep(600)")
     orders = [
         ["services.edge_agent"],
         ["services.voter"],
@@ -67,7 +67,7 @@ def test_services_are_found_by_what_they_run_and_who_started_them(tmp_path: Path
     running = [subprocess.Popen([sys.executable, "-m", *order, "--device", "edge-0"], cwd=tmp_path) for order in orders]
     try:
         expected = {"agent": running[0].pid, "voter": running[1].pid, "codec-device": running[2].pid}
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while device_memory.services(os.getpid()) != expected and time.monotonic() < deadline:
             time.sleep(0.02)  # between fork and exec a process has its parent's name
         assert device_memory.services(os.getpid()) == expected

@@ -278,7 +278,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, i
     with started.stdout, started.stderr:
         assert any(line.startswith("evaluate before") for line in started.stdout)
         started.send_signal(number)
-        assert started.wait(30) == 130
+        assert started.wait(120) == 130
         (folder,) = (tmp_path / "runs").iterdir()
         assert started.stderr.read() == f"stopped; go on with: r2f retrain --resume {folder}\n"
 

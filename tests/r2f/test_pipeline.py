@@ -32,12 +32,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "obedient"
 
 
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(600)"
 
 
 async def until(name: str, running: Pipeline, known: int = 0) -> int:
     """Process id of the program, once it is another than the known one."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while running.pids.get(name, known) == known:  # noqa: ASYNC110  (the process table has no event)
             await asyncio.sleep(0.01)
     return running.pids[name]
@@ -58,7 +58,7 @@ async def test_a_needed_program_that_ends_well_is_started_again(module: str, tmp
     """As one that was sent SIGTERM and said goodbye in order."""
     again = asyncio.Queue[str]()
     async with pipeline.running([Program("a", module, ("pass",))], tmp_path / "logs", again.put_nowait):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert [await again.get(), await again.get()] == ["a", "a"]
 
 
@@ -69,7 +69,7 @@ async def test_a_program_that_is_killed_again_and_again_ends_the_run(
     suicide = "import os; os.kill(os.getpid(), 9)"
     with pytest.raises(ExceptionGroup) as caught:
         async with pipeline.running([Program("a", module, (suicide,))], tmp_path / "logs", lambda _: None):
-            await asyncio.sleep(20)
+            await asyncio.sleep(600)
     assert "a was ended 2 times" in str(caught.value.exceptions[0])
 
 
@@ -102,7 +102,7 @@ async def test_empty_logs_go_and_others_stay(module: str, tmp_path: Path) -> Non
     logs = tmp_path / "logs"
     async with pipeline.running(programs, logs, lambda _: None) as running:
         await running.watch(Program("once", module, ("pass",)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (logs / "loud.log").stat().st_size:  # noqa: ASYNC110  (nor has a file)
                 await asyncio.sleep(0.01)
     assert [path.name for path in logs.iterdir()] == ["loud.log"]
@@ -130,6 +130,7 @@ async def test_passwords_are_not_among_the_arguments(monkeypatch: pytest.MonkeyP
         return await asyncio.create_subprocess_exec(*(sys.executable, "-c", SLEEP if program.name != "trainer" else ""))
 
     monkeypatch.setattr(pipeline, "_start", start)
+    monkeypatch.setattr(run, "LISTEN_S", 0.1)  # nobody is there to be heard
     broker = "mqtt://server:secret@127.0.0.1:1"
     settings = Settings(broker=broker)
     nothing = Evaluation(samples=1, top1=[0.0])
@@ -149,13 +150,13 @@ def test_nobody_outlives_a_run_that_is_killed(module: str, tmp_path: Path) -> No
 import asyncio, pathlib
 from r2f import pipeline
 async def main():
-    programs = [pipeline.Program("a", "{module}", ("import signal, time; signal.signal(15, 1); time.sleep(60)",))]
+    programs = [pipeline.Program("a", "{module}", ("import signal, time; signal.signal(15, 1); time.sleep(600)",))]
     async with pipeline.running(programs, pathlib.Path("{tmp_path}"), print) as running:
         while "a" not in running.pids:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
         print(running.pids["a"], flush=True)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 asyncio.run(main())
 """
     from broker.child import environment
@@ -168,7 +169,7 @@ asyncio.run(main())
         child = int(await process.stdout.readline())
         process.kill()
         await process.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
             assert time.monotonic() < deadline, "it is still there"
             await asyncio.sleep(0.02)

@@ -100,7 +100,7 @@ def test_a_second_device_of_one_name_ends_with_one_line(prepared: Path, undistur
 
     result = execute(prepared, tmp_path / "run", second)
     (twin,) = twins
-    _, said = twin.communicate(timeout=30)
+    _, said = twin.communicate(timeout=120)
     assert twin.returncode == 1
     assert re.fullmatch(r"agent: another agent called edge-0 is on this broker \(boot \w+\): .*--device\n", said), (
         "one line that says what to do"

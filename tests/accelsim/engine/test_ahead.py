@@ -43,7 +43,7 @@ def test_each_is_made_once_and_few_are_alive() -> None:
 
 def test_a_thread_that_fails_does_not_leave_the_others_waiting() -> None:
     shared = Ahead(LAYERS, str, users=2)
-    started = threading.Barrier(2, timeout=10)
+    started = threading.Barrier(2, timeout=60)
 
     def fails() -> None:
         with shared.of(2):
@@ -59,9 +59,9 @@ def test_a_thread_that_fails_does_not_leave_the_others_waiting() -> None:
     with ThreadPoolExecutor(2) as pool:
         broken, other = pool.submit(fails), pool.submit(goes_on)
         with pytest.raises(KeyError, match="mine"):
-            broken.result(10)
+            broken.result(60)
         with pytest.raises(RuntimeError, match="another thread of this run failed") as caught:
-            other.result(10)
+            other.result(60)
     assert isinstance(caught.value.__cause__, KeyError)
 
 

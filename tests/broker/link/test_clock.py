@@ -80,7 +80,7 @@ async def test_the_clock_counts_the_bytes_that_pass() -> None:
         async with Bus(running.url(), "trainer", "d") as trainer, Bus(url, "agent", "d") as agent:
             await trainer.subscribe("up/outputs")
             await agent.publish("up/outputs", outputs(0))
-            await trainer.receive(5)
+            await trainer.receive(60)
             await agent.flush()
             for nbytes in (100, 70_000, 400_000):
                 before = -1
@@ -89,7 +89,7 @@ async def test_the_clock_counts_the_bytes_that_pass() -> None:
                     await asyncio.sleep(0.2)
                 message = outputs(nbytes)
                 await agent.publish("up/outputs", message)
-                await trainer.receive(5)
+                await trainer.receive(60)
                 await agent.flush()
                 lengths = clock.frames(len(encoding.encode(message)), CHUNK, "s")
                 counted = sum(clock.packet_bytes(agent.topic("up/outputs"), length) for length in lengths)
@@ -109,7 +109,7 @@ async def test_messages_are_counted_as_they_pass_in_the_chunks_of_the_link(rate:
         ):
             await server.subscribe("up/outputs")
             await device.publish("up/outputs", outputs(0))
-            await server.receive(5)
+            await server.receive(60)
             await device.flush()
             for nbytes in (100, 12_000, 60_000, 300_000):
                 before = -1
@@ -119,7 +119,7 @@ async def test_messages_are_counted_as_they_pass_in_the_chunks_of_the_link(rate:
                 message = outputs(nbytes)
                 payload = len(encoding.encode(message))
                 await device.publish("up/outputs", message)
-                await server.receive(10)
+                await server.receive(60)
                 await device.flush()
                 passed = shaped.up_bytes - before
                 packets = 1 if payload <= chunk_size(rate) else 1 + -(-payload // chunk_size(rate))

@@ -242,7 +242,7 @@ def test_seats_are_kept_by_name_and_run_out(tmp_path: Path) -> None:
 def test_the_arenas_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom services.bus.arena import Arena\n"
-        "arena = Arena(Path(sys.argv[1]), sys.argv[2], 1 << 20)\nprint('up', flush=True)\ntime.sleep(60)\n"
+        "arena = Arena(Path(sys.argv[1]), sys.argv[2], 1 << 20)\nprint('up', flush=True)\ntime.sleep(600)\n"
     )
     children = []
     for name in ("r2f-dead", "r2f-living"):

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from broker.launch import launch
-from services.bus import Bus, BusError, encoding, topics
+from services.bus import Bus, BusError, encoding, identity, topics
 from services.bus.identity import PROBE_S, Names, Presence, sender_states
 from services.bus.messages import Ack, Claim, Message, State
 from services.bus.sending import Limits, Sender
@@ -31,11 +31,11 @@ def raw(url: str) -> aiomqtt.Client:
 
 
 async def take(bus: Bus, count: int) -> list[Message]:
-    return [(await bus.receive(20))[1] for _ in range(count)]
+    return [(await bus.receive(60))[1] for _ in range(count)]
 
 
 async def state_of(bus: Bus, service: str) -> State:
-    topic, message = await bus.receive(10)
+    topic, message = await bus.receive(60)
     assert isinstance(message, State)
     assert topic.endswith(f"state/{service}")
     return message
@@ -54,16 +54,17 @@ def born(boot: str, service: str = "agent", *, online: bool = True) -> State:
 
 
 @pytest.mark.parametrize("service", ["agent", "trainer", "voter", "codec-device", "codec-server"])
-async def test_a_second_service_of_a_name_does_not_start(broker_url: str, device: str, service: str) -> None:
+async def test_a_second_service_of_a_name_does_not_start(
+    broker_url: str, device: str, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "PROBE_S", 200.0)  # it hears that the name is taken, and waits for nothing else
     async with Bus(broker_url, "watch", device, passive=True) as watch, Bus(broker_url, service, device) as first:
         await watch.subscribe(f"state/{service}")
         assert (await state_of(watch, service)).boot == first.origin
         for _ in range(3):
-            start = time.monotonic()
             with pytest.raises(BusError, match=TAKEN.format(service, device)):
-                async with Bus(broker_url, service, device):
+                async with asyncio.timeout(60), Bus(broker_url, service, device):
                     pass
-            assert time.monotonic() - start < PROBE_S
         await watch.subscribe("up/ack", "down/forward")
         await first.announce(version=3)
         seen = await state_of(watch, service)
@@ -104,7 +105,7 @@ async def test_of_several_that_start_at_once_exactly_one_stays(broker_url: str, 
                 await asyncio.sleep(0.2)
                 settled.set()
 
-    async with Bus(broker_url, "watch", device, passive=True) as watch, asyncio.timeout(10):
+    async with Bus(broker_url, "watch", device, passive=True) as watch, asyncio.timeout(60):
         await watch.subscribe("state/agent")
         await asyncio.gather(*(start() for _ in range(count)))
         assert len(stays) == 1
@@ -115,19 +116,19 @@ async def test_of_several_that_start_at_once_exactly_one_stays(broker_url: str, 
         assert (said[-2].boot, said[-2].online) == (stays[0], True), "before its goodbye the last word is of the one that stays"
 
 
-async def test_a_birth_of_the_dead_costs_a_second(broker_url: str, device: str) -> None:
+async def test_a_birth_of_the_dead_costs_a_second(broker_url: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a broker and a service were killed together: nobody has said that it is gone."""
     await retain(broker_url, device, born("dead"))
     start = time.monotonic()
     async with Bus(broker_url, "agent", device) as agent:
-        assert PROBE_S <= time.monotonic() - start < PROBE_S + 1
+        assert time.monotonic() - start >= PROBE_S
         async with Bus(broker_url, "watch", device, passive=True) as watch:
             await watch.subscribe("state/agent")
             assert (await state_of(watch, "agent")).boot == agent.origin
     await retain(broker_url, device, born("dead", online=False))
-    start = time.monotonic()
-    async with Bus(broker_url, "agent", device):
-        assert time.monotonic() - start < PROBE_S, "who said goodbye is not waited for"
+    monkeypatch.setattr(identity, "PROBE_S", 200.0)  # who said goodbye is not waited for
+    async with asyncio.timeout(60), Bus(broker_url, "agent", device):
+        pass
 
 
 async def test_who_was_there_stays_after_the_broker_forgot_both(kind: str, device: str) -> None:
@@ -139,7 +140,7 @@ async def test_who_was_there_stays_after_the_broker_forgot_both(kind: str, devic
             await other.subscribe(f"r2f/v1/{device}/state/#", 1)
             await other.publish(f"r2f/v1/{device}/state/agent", encoding.encode(rival), 1, True)
             said: list[State | Claim] = []
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 async for packet in other.messages:
                     message = encoding.decode(str(packet.topic), packet.payload)  # type: ignore[arg-type]
                     assert isinstance(message, State | Claim)
@@ -160,7 +161,7 @@ async def test_a_service_that_loses_its_name_says_no_goodbye_for_the_other(broke
             claim = Claim(session="", service="agent", boot="other", rank=40)
             await other.publish(f"r2f/v1/{device}/state/claim", encoding.encode(claim), 1)
             with pytest.raises(BusError, match="another agent"):
-                await agent.receive(5)
+                await agent.receive(60)
         with pytest.raises(TimeoutError):
             await watch.receive(0.3)
 
@@ -172,7 +173,7 @@ async def test_a_service_that_fails_does_not_seem_to_be_there(broker_url: str, d
             assert (await state_of(watch, "agent")).online
             agent._fail(ZeroDivisionError())
             with pytest.raises(ZeroDivisionError):
-                await agent.receive(5)
+                await agent.receive(60)
         assert not (await state_of(watch, "agent")).online
 
 
@@ -189,7 +190,7 @@ async def test_messages_of_one_who_does_not_have_the_name_are_dropped(broker_url
     await retain(broker_url, device, born("codec", "codec-device"))
     async with Bus(broker_url, "trainer", device) as trainer, raw(broker_url) as other:
         await trainer.subscribe("up/ack")
-        async with asyncio.timeout(5):  # the embedded broker is slow to say what it retains
+        async with asyncio.timeout(60):  # the embedded broker is slow to say what it retains
             while not all(map(trainer._names.known, sender_states(trainer.topic("up/ack")))):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await send(other, device, 1, "before")
@@ -219,7 +220,7 @@ async def test_what_a_successor_sent_before_its_birth_was_heard_is_asked_for(bro
     await retain(broker_url, device, born("codec", "codec-device"))
     async with Bus(broker_url, "trainer", device) as trainer, raw(broker_url) as other:
         await trainer.subscribe("up/ack")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not all(map(trainer._names.known, sender_states(trainer.topic("up/ack")))):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await other.subscribe(f"r2f/v1/{device}/down/flow", 1)
@@ -228,7 +229,7 @@ async def test_what_a_successor_sent_before_its_birth_was_heard_is_asked_for(bro
         await send(other, device, 1, "before")
         assert await take(trainer, 1) == [ack(1)]
         await other.publish(f"r2f/v1/{device}/state/agent", encoding.encode(born("after")), 1, True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             async for packet in other.messages:
                 flow = msgpack.unpackb(packet.payload)  # type: ignore[arg-type]
                 assert (flow["to"], flow["taken"], flow["missing"]) == ("after", 0, [[1, 0]])

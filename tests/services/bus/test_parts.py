@@ -82,7 +82,7 @@ async def test_what_is_not_acknowledged_is_sent_again_in_order() -> None:
     assert link.numbers() == [1, 3, 4, 5]
     for packet in range(1, 5):
         sending.sender.acknowledged(packet)
-    await asyncio.wait_for(sending.sender.flush(), 1)
+    await asyncio.wait_for(sending.sender.flush(), 60)
     assert sending.sender.largest() is None
 
 
@@ -92,7 +92,7 @@ async def test_a_window_that_is_full_is_waited_for() -> None:
     await asyncio.sleep(0.01)
     assert len(sending.link.packets) == UNACKNOWLEDGED
     sending.sender.acknowledged(1)
-    await asyncio.wait_for(publishing, 1)
+    await asyncio.wait_for(publishing, 60)
     sending.sender.fail(BusError("no more"))
     for waiting in (sending.acks(0), sending.sender.flush()):
         with pytest.raises(BusError, match="no more"):
@@ -112,7 +112,7 @@ async def test_credit_of_another_is_none() -> None:
     await asyncio.sleep(0.01)
     assert out.n == 1 + WINDOW
     sending.flow(2)
-    await asyncio.wait_for(publishing, 1)
+    await asyncio.wait_for(publishing, 60)
 
 
 async def test_a_packet_that_is_asked_for_again_and_again_is_named() -> None:
@@ -339,7 +339,7 @@ async def test_a_connection_that_breaks_under_a_subscription() -> None:
     adding = asyncio.create_task(subscriptions.add(["a"]))
     await asyncio.sleep(0.01)
     subscriptions.disconnected()
-    await asyncio.wait_for(adding, 1)
+    await asyncio.wait_for(adding, 60)
     again = Broker()
     await subscriptions.connected(again)
     assert again.asked == ["a"]

@@ -31,7 +31,7 @@ async def ended(*command: str, **variables: str) -> tuple[int, str]:
         stderr=asyncio.subprocess.PIPE,
         env={**environment(), "COLUMNS": "200", "NO_COLOR": "1", **variables},
     )
-    _, said = await asyncio.wait_for(process.communicate(), 30)
+    _, said = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     return process.returncode, said.decode()
 
@@ -101,8 +101,8 @@ async def test_the_level_of_the_log(tmp_path: Path) -> None:
                 stderr=asyncio.subprocess.PIPE,
                 env=environment(),
             )
-            await watch.receive(20)
-        _, said = await asyncio.wait_for(process.communicate(), 30)
+            await watch.receive(60)
+        _, said = await asyncio.wait_for(process.communicate(), 60)
         return said.decode().splitlines()
 
     assert any("broker lost" in line for line in await lines("info"))

@@ -15,7 +15,7 @@ from services.bus.messages import State
 
 async def state(bus: Bus) -> bool:
     while True:
-        _, message = await bus.receive(20)
+        _, message = await bus.receive(60)
         if isinstance(message, State) and message.service == "voter":
             return message.online
 
@@ -29,5 +29,5 @@ async def test_a_service_that_is_told_to_end_says_goodbye(number: signal.Signals
         )
         assert await state(bus) is True
         voter.send_signal(number)
-        assert await asyncio.wait_for(voter.wait(), 20) == code
+        assert await asyncio.wait_for(voter.wait(), 60) == code
         assert await state(bus) is False

@@ -35,7 +35,7 @@ def broker() -> Iterator[str]:
 )
 def test_one_line(options: list[str], said: str, broker: str) -> None:
     command = [sys.executable, "-m", "services.edge_agent", "--data", "digits", "--broker", broker, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("agent: ")

@@ -212,8 +212,8 @@ async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_unt
     ready = {"samples": {"train": 9, "test": 9}}
     for service in PATH:
         bus.inbox.put_nowait((bus.topic(f"state/{service}"), born(service, "1", **(ready if service == "agent" else {}))[1]))
-    getting = asyncio.create_task(get_data(bus, network, patience=30.0))
-    async with asyncio.timeout(10):
+    getting = asyncio.create_task(get_data(bus, network, patience=300.0))
+    async with asyncio.timeout(60):
         while not sent:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         gone = State(session="", service="voter", online=False, boot="1")
