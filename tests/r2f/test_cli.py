@@ -113,6 +113,8 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     ("option", "value", "word"),
     [
         ("--ber", "1.5", "<= 1"), ("--replicas", "4", "4"), ("--protect", "conv1", "r2f layers"), ("--lr", "-1", "> 0"),
+        ("--lr", "1e+30", "> 0 and <= 100"), ("--weight-decay", "1e+30", ">= 0 and <= 1"), ("--clip", "1e+300", "<= 1000000"),
+        ("--temperature", "1e+300", ">= 0.01 and <= 100"), ("--momentum", "1e+30", "<= 0.999"),
         ("--batch", "0", ">= 1"), ("--eval-samples", "0", ">= 1"), ("--clip", "0", "> 0"), ("--clip", "nan", "nan"),
         ("--array", "nofile.cfg", "no such file"), ("--weights", "nofile.pth", "no such file"), ("--link", "5g", "hspa"),
         ("--accelerator", "tpu", "simulated"), ("--broker", "ftp://x", "mqtt://"), ("--data", "nowhere", "nowhere"),
