@@ -252,6 +252,42 @@ def test_layers_are_listed_with_the_indices_that_protect_takes() -> None:
     assert f"{macs / 1e6:.4g} M MACs an image" in result.output
 
 
+def listed(output: str) -> list[str]:
+    return [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+
+
+def test_layers_of_a_name_alone_have_random_weights_and_say_so(weights: str) -> None:
+    named = CliRunner().invoke(app, ["layers", "squeezenet1_1"], env={"COLUMNS": "120"})
+    assert named.exit_code == 0, named.output
+    assert "26 MAC layers" in named.output
+    assert "weights are random" in named.output
+    assert listed(named.output)[:3] == ["0", "1", "2"]
+    own = CliRunner().invoke(app, ["layers", "digits_cnn", "--weights", weights], env={"COLUMNS": "120"})
+    assert own.exit_code == 0, own.output
+    assert "random" not in own.output
+    option = CliRunner().invoke(app, ["layers", "--network", "digits_cnn"], env={"COLUMNS": "120"})
+    assert listed(own.output) == listed(option.output)
+
+
+@pytest.mark.parametrize("name", ["resnet", "squeezenet1_1 ", "SqueezeNet1_1", "12", "W.pth"])
+def test_layers_of_an_unknown_name_say_which_there_are(name: str) -> None:
+    said(CliRunner().invoke(app, ["layers", name]), repr(name), "squeezenet1_1", "digits_cnn", "package.module:function")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet20", "--network", "resnet18"], ["resnet20", "--network resnet18", "once"]),
+        (["resnet20", "--run", "runs/x"], ["--run runs/x", "leave out resnet20"]),
+        (["--data", "digits", "--run", "runs/x"], ["--run runs/x", "leave out --data"]),
+        ([""], ["--network", "empty"]),
+        (["no_such_package_r2f:build"], ["no_such_package_r2f:build", "--image-size"]),
+    ],
+)
+def test_layers_that_are_asked_for_wrongly(arguments: list[str], words: list[str]) -> None:
+    said(CliRunner().invoke(app, ["layers", *arguments]), *words)
+
+
 def test_brackets_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "rows", lambda: [("ONNX Runtime", "no", "pip install 'r2f[onnx]' for it")])
     assert "r2f[onnx]" in CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "120"}).output
