@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def of_settings(settings: Settings, given: Mapping[str, Any]) -> Network:
         grey = ((0.5,) * shape[2], (0.25,) * shape[2])
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[2] == len(IMAGENET_MEAN) else grey
     with looking_in(settings.modules):
-        module = zoo.load(settings.network, settings.weights)
+        module = zoo.load(settings.network, settings.weights, say=lambda text: print(text, file=sys.stderr))
     return lower(module, images, mean, std, name=settings.network)
 
 
