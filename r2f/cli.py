@@ -148,6 +148,9 @@ def retrain(
 @_options("network", "weights", "data", "image-size", "mean", "std", "classes")
 def layers(
     given: dict[str, Any],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The network, as --network; weights are random without --weights.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="List the network of this run's folder.", rich_help_panel="Run")] = None,
 ) -> None:
     """List a network's layers: the indices that --protect takes, shapes, and multiplications."""
@@ -157,8 +160,7 @@ def layers(
 
         from r2f import layers as listing
 
-        settings = settings_file.parse(given)
-        Console().print(listing.table(listing.of_run(run) if run is not None else listing.of_settings(settings, given)))
+        Console().print(listing.asked(name, run, given))
 
     _guarded(work)
 

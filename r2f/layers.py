@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,28 @@ IMAGES = 16
 """As many are enough to lower a network whose indices are asked for, not its accuracy."""
 
 
+def asked(name: str | None, folder: Path | None, given: Mapping[str, Any]) -> Table:
+    """The table that ``r2f layers`` prints: of the network ``name``, or of a run's folder, or of what the options say.
+
+    Raises ValueError where they say it twice, or where one of them does not fit.
+    """
+    if name is not None:
+        if "network" in given:
+            raise SettingsError(f"layers {name}: --network {given['network']} is given too; name the network once")
+        given = {**given, "network": name}
+    if folder is not None:
+        if given:
+            option = name if name is not None else f"--{next(iter(given))}"
+            raise SettingsError(f"--run {folder}: a run has its own network and settings; leave out {option}")
+        return table(of_run(folder))
+    settings = settings_file.parse(given)
+    found = table(of_settings(settings, given))
+    if settings.weights is None:
+        found.caption = Text("weights are random; indices and shapes are the same with any")
+        found.caption_justify = "left"
+    return found
+
+
 def of_run(folder: Path) -> Network:
     """The network of a run's folder. Raises ValueError that names the file where it is none."""
     run.read_settings(folder)
@@ -40,6 +63,8 @@ def of_settings(settings: Settings, given: Mapping[str, Any]) -> Network:
     """
     settings = settings_file.resolved(settings)
     prepare.check_files(settings)
+    if settings.network not in zoo.NETWORKS and ":" not in settings.network:
+        zoo.build(settings.network)  # raises, naming those there are
     mean, std = settings.data.mean, settings.data.std
     shape = settings.data.image_size or SIZES.get(settings.network)
     images: UInt8
@@ -53,7 +78,7 @@ def of_settings(settings: Settings, given: Mapping[str, Any]) -> Network:
         grey = ((0.5,) * shape[2], (0.25,) * shape[2])
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if shape[2] == len(IMAGENET_MEAN) else grey
     with looking_in(settings.modules):
-        module = zoo.load(settings.network, settings.weights)
+        module = zoo.load(settings.network, settings.weights, say=lambda text: print(text, file=sys.stderr))
     return lower(module, images, mean, std, name=settings.network)
 
 

@@ -206,7 +206,7 @@ def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
         # A class list says how many classes a network has, else its checkpoint or its function does.
         classes = None if settings.data.classes is None else data.classes
         with looking_in(settings.modules):
-            return zoo.load(settings.network, Path(settings.weights), classes=classes)
+            return zoo.load(settings.network, Path(settings.weights), classes=classes, say=say.note)
     expected = datasets.load(datasets.DIGITS).shape
     if data.shape != expected:
         raise SettingsError(

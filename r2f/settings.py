@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
 import tomli_w
@@ -22,7 +22,7 @@ from accelsim.datasets import DIGITS, Spec
 from accelsim.faults import Rates
 from accelsim.files import write_whole
 from accelsim.int8.network import Activations
-from services.trainer.core.task import PAPER, Sgd, Task
+from services.trainer.core.task import PAPER, Sgd, Task, said
 
 FILE = "run.toml"
 DEMO_NETWORK = "digits_cnn"
@@ -131,15 +131,15 @@ OPTIONS: dict[str, Option] = {
     "iterations": Option("iterations", "Batches in all, corrections too, in place of --epochs.", TRAINING),
     "batch": Option("batch", "Images an iteration.", TRAINING),
     "accumulate": Option("recipe.accumulate", "Batches whose gradients make one update.", TRAINING),
-    "lr": Option("sgd.rate", "Highest learning rate; chosen from the network and its faults where not given.", TRAINING),
+    "lr": Option("sgd.rate", "Highest learning rate, at most 100; chosen from network and faults where not given.", TRAINING),
     "schedule": Option("recipe.schedule", "Of the learning rate behind the warm-up.", TRAINING),
     "warmup": Option("recipe.warmup", "Share of the iterations in which the learning rate rises.", TRAINING),
-    "momentum": Option("sgd.momentum", "Momentum of SGD.", TRAINING),
-    "weight-decay": Option("sgd.weight_decay", "Weight decay.", TRAINING),
-    "clip": Option("sgd.clip", "Largest norm of the gradients; chosen likewise where not given.", TRAINING),
+    "momentum": Option("sgd.momentum", "Momentum of SGD, at most 0.999.", TRAINING),
+    "weight-decay": Option("sgd.weight_decay", "Weight decay, at most 1.", TRAINING),
+    "clip": Option("sgd.clip", "Largest norm of gradients, at most 1e6 (no clip); chosen likewise where not given.", TRAINING),
     "average": Option("recipe.average", "What the average of weights that is deployed keeps an update; 0: none.", TRAINING),
     "labels": Option("labels", "Where labels come from.", TRAINING),
-    "temperature": Option("recipe.temperature", "Of teacher-soft labels.", TRAINING),
+    "temperature": Option("recipe.temperature", "Of teacher-soft labels, 0.01 to 100.", TRAINING),
     "hard-labels": Option("recipe.hard", "Share of the loss against the device's labels, with teacher-soft.", TRAINING),
     "clean-gradient": Option("recipe.clean", "Share of the gradient taken without faults, on the server.", TRAINING),
     "corrections": Option("recipe.corrections", "Batches by which biases are corrected first.", TRAINING),
@@ -264,7 +264,7 @@ def _typed(name: str, value: Any) -> Any:
     try:
         found = msgspec.convert(value, type_of(name), strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
-        raise SettingsError(f"--{name} {_said(value)}: {_plain(str(error))}") from None
+        raise SettingsError(f"--{name} {_said(value)}: {_plain(str(error), bounds(name))}") from None
     if isinstance(found, float) and not math.isfinite(found):
         raise SettingsError(f"--{name} {found}: expected a finite number")
     if name == "protect":
@@ -272,16 +272,28 @@ def _typed(name: str, value: Any) -> Any:
     return found
 
 
-def _plain(error: str) -> str:
-    """What msgspec says of a value, in the words of somebody who knows no types."""
+def bounds(name: str) -> str:
+    """The range of a setting that is one number, as ``> 0 and <= 100``; empty where it has none."""
+    parts = [type_of(name)]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Meta):
+            return said(part)
+        parts += get_args(part)
+    return ""
+
+
+def _plain(error: str, range_: str) -> str:
+    """What msgspec says of a value, in the words of somebody who knows no types; of a range it says both ends."""
     words = {
         "`int`": "a whole number", "`float`": "a number", "`str`": "text", "`bool`": "true or false", "`array`": "a list",
         f"text matching regex '{LETTERS}'": "letters, digits, '_', '.' and '-', beginning with a letter or a digit",
     }  # fmt: skip
-    said = re.sub(r"`(\w+) \| null`", r"`\1`", error)
+    found = re.sub(r"`(\w+) \| null`", r"`\1`", error)
     for typed, plain in words.items():
-        said = said.replace(typed, plain)
-    return said[0].lower() + said[1:]
+        found = found.replace(typed, plain)
+    found = re.sub(r"(?<=number) [<>]=? \S+$", lambda _: f" {range_}", found)
+    return found[0].lower() + found[1:]
 
 
 def _said(value: Any) -> str:

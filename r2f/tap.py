@@ -11,6 +11,7 @@ from rich.text import Text
 
 from services.bus import Bus
 from services.bus.messages import Message
+from services.trainer.core import evaluation
 
 _COLOURS = {"down": "blue", "up": "green", "edge": "cyan", "server": "magenta", "state": "yellow", "event": "white"}
 _LONGEST = 32
@@ -39,9 +40,20 @@ def _line(topic: str, message: Message) -> Text:
     line.append(f"{plane}/{name} ", style=f"bold {_COLOURS.get(plane, 'white')}")
     for key, value in _shown(message).items():
         if key not in ("type", "v", "session", "origin", "n"):
-            line.append(f"{key}=", style="dim")
-            line.append(f"{value:.6g} " if isinstance(value, float) else f"{value} ")
+            name, text = _said(key, value)
+            line.append(name, style="dim")
+            line.append(f"{text} ")
     return line
+
+
+def _said(key: str, value: Any) -> tuple[str, str]:
+    """A field's name and value for people. Numbers that only keep evaluations apart from training are said in words; how many
+    passes there will be is in no message."""
+    if key == "iteration" and (number := evaluation.pass_of(value)) is not None:
+        return "evaluation pass ", str(number)
+    if key in ("version", "base") and value == evaluation.PLAIN_VERSION:
+        return f"{key}=", "the paper's arithmetic"
+    return f"{key}=", f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _shown(value: Any) -> Any:

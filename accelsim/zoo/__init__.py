@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,11 +57,18 @@ def build(network: str, classes: int | None = None) -> nn.Module:
     return module
 
 
-def load(network: str, weights: str | os.PathLike[str] | None, *, classes: int | None = None) -> nn.Module:
+def load(
+    network: str,
+    weights: str | os.PathLike[str] | None,
+    *,
+    classes: int | None = None,
+    say: Callable[[str], None] = warnings.warn,
+) -> nn.Module:
     """The float module of ``build`` in evaluation mode, filled with the checkpoint file ``weights``.
 
     A zoo network has as many classes as its checkpoint unless ``classes`` says how many there must be; a user's own has
-    ``classes``, or its builder's default. ``weights`` None leaves torch's random ones.
+    ``classes``, or its builder's default. ``weights`` None leaves torch's random ones. ``say`` is told what of the file was
+    left out, as ``load_weights`` does.
     Raises ValueError as ``build`` does, WeightsError as ``load_weights`` does, OSError if the file cannot be read.
     """
     if weights is None:
@@ -69,14 +77,14 @@ def load(network: str, weights: str | os.PathLike[str] | None, *, classes: int |
     builder = _builder(network)
     tensors = read(path)
     if network in NETWORKS:
-        found = classes_of(builder, tensors)
+        found = classes_of(builder, tensors, path)
         if found is not None and classes is not None and found != classes:
             raise WeightsError(
                 f"{path} is of a {network} with {found} classes, where {classes} are needed; train its last layer anew"
             )
         classes = found or classes
     module = build(network, classes)
-    fill(module, tensors, path)
+    fill(module, tensors, path, say)
     return module.eval()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -13,28 +14,27 @@ from torch import Tensor, nn
 
 from accelsim.zoo.checkpoint import WeightsError, named, read
 from accelsim.zoo.mobilenet import MobileNetV2
-
-_PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
-"""What wrappers (data-parallel, Lightning, torch.compile) put in front of all names."""
-_BETWEEN = re.compile(r"(^|\.)(_orig_mod|module)\.")
-"""The same where a part of the module was wrapped."""
+from accelsim.zoo.names import WRAPPED, Place, mobilenet_name, outside_text, place
 
 
-def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(module: nn.Module, path: str | os.PathLike[str], *, say: Callable[[str], None] = warnings.warn) -> None:
     """Fills the module with a checkpoint file that ``accelsim.zoo.checkpoint.read`` reads.
 
-    Names are the module's own, with or without the prefixes of data-parallel training, Lightning and torch.compile.
+    Names are the module's own, or those under any one prefix that has all of them and nothing else (data-parallel training,
+    Lightning and torch.compile put such in front): then ``say`` is told what lies outside of it and is left out.
     Pruned and weight-normalised tensors become the weights that they stand for. Where a file has no batch norm and its
     convolutions have biases instead, batch norm becomes the identity plus that bias.
-    Raises WeightsError, which names missing, unexpected and misshaped tensors; OSError if the file cannot be read.
+    Raises WeightsError, which names missing, unexpected and misshaped tensors, or the prefixes where there are several; OSError
+    if the file cannot be read.
     """
-    fill(module, read(Path(path)), Path(path))
+    fill(module, read(Path(path)), Path(path), say)
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, say: Callable[[str], None]) -> None:
     """Fills the module with the tensors of a file, as ``load_weights`` does. Raises WeightsError."""
     own = module.state_dict()
-    tensors = _unfold(module, renamed(type(module), own, tensors))
+    where, found = renamed(type(module), own, tensors, path)
+    tensors = _unfold(module, found)
     missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in tensors if k not in own]
     shared = {k: v for k, v in own.items() if k in tensors}
@@ -52,6 +52,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
+            ("outside of it", () if where.exact else where.outside),
             ("misshaped", misshaped),
             ("quantised (give the float weights)", rounded),
             ("not finite", infinite),
@@ -59,38 +60,44 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         if names
     ]
     if problems:
-        raise WeightsError(f"{path} does not fit {type(module).__name__}: {'; '.join(problems)}")
+        under = f" under {where.prefix}" if where.prefix else ""
+        extra = unexpected and len(problems) == 1
+        what_to_do = "; leave out of the file what is not the network's" if extra else ""
+        raise WeightsError(f"{path} does not fit {type(module).__name__}{under}: {'; '.join(problems)}{what_to_do}")
     module.load_state_dict(dict(tensors), strict=False)
+    if where.outside:
+        say(outside_text(path, where))
 
 
-def renamed(kind: type[nn.Module], own: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors by the names that a module of ``kind``, whose names are ``own``, has for them."""
-    own = frozenset(own)
-    found = {name: value for name, value in tensors.items() if name != "n_averaged"}  # of averaged weights
-    while prefix := next((p for p in _PREFIXES if found and _foreign(p, own) and all(n.startswith(p) for n in found)), None):
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
-    found = {name if name in own else _BETWEEN.sub(r"\1", name): value for name, value in found.items()}
+def renamed(
+    kind: type[nn.Module], own: Iterable[str], tensors: Mapping[str, Tensor], path: Path
+) -> tuple[Place, dict[str, Tensor]]:
+    """Where the file has a module of ``kind``, and its tensors by the names ``own`` that the module has for them."""
+    own, mobilenet = frozenset(own), issubclass(kind, MobileNetV2)
+    counted = [name for name in tensors if name != "n_averaged"]  # of averaged weights
+    where = place(own, counted, path, mobilenet=mobilenet)
+    found = {name.removeprefix(where.prefix): tensors[name] for name in where.inside}
+    found = {name if name in own else WRAPPED.sub(r"\1", name): value for name, value in found.items()}
+    if len(found) < len(where.inside):
+        twice = [name for name in where.inside if WRAPPED.sub(r"\1", name) in where.inside and WRAPPED.search(name)]
+        raise WeightsError(f"{path} has tensors twice, wrapped and not: {named(twice)}; save the module without its wrapper")
     found = _computed(own, found)
-    if issubclass(kind, MobileNetV2):
-        found = {_mobilenet_name(name): value for name, value in found.items()}
-    return found
+    if mobilenet:
+        found = {mobilenet_name(name): value for name, value in found.items()}
+    return where, found
 
 
-def classes_of(build: Callable[[int], nn.Module], tensors: Mapping[str, Tensor]) -> int | None:
+def classes_of(build: Callable[[int], nn.Module], tensors: Mapping[str, Tensor], path: Path) -> int | None:
     """Number of classes of the network whose tensors a file holds: the size of those that grow with ``build(classes)``.
 
-    None where the file has none of them, so that ``fill`` says what is missing.
+    None where the file has none of them, so that ``fill`` says what is missing. Raises WeightsError as ``place`` does.
     """
     with torch.device("meta"):
         few, more = build(2), build(3)
     small, large = few.state_dict(), more.state_dict()
-    found = renamed(type(few), small, tensors)
+    _, found = renamed(type(few), small, tensors, path)
     head = [name for name, value in small.items() if value.shape != large[name].shape and name in found and found[name].dim()]
     return int(found[head[0]].shape[0]) if head else None
-
-
-def _foreign(prefix: str, own: frozenset[str]) -> bool:
-    return not any(name.startswith(prefix) for name in own)
 
 
 def _computed(own: frozenset[str], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,20 +130,6 @@ def _weight_normed(name: str, v: Tensor, g: Tensor) -> Tensor:
     over = [d for d in range(v.dim()) if not g.dim() or g.shape[d] == 1]
     length: Tensor = torch.linalg.vector_norm(v, dim=over, keepdim=True)
     return v * (g / length)
-
-
-_BLOCK = re.compile(r"features\.(\d+)\.(expand|dw|project)\.(weight|bias)")
-
-
-def _mobilenet_name(name: str) -> str:
-    """torchvision's name of a tensor in a folded MobileNetV2 file (``features.3.dw.weight``); others stay."""
-    if match := _BLOCK.fullmatch(name):
-        block, part, what = match.groups()
-        first = 0 if block == "1" else 1  # the first block has no expansion
-        place = {"expand": "0.0", "dw": f"{first}.0", "project": f"{first + 1}"}[part]
-        return f"features.{block}.conv.{place}.{what}"
-    name = re.sub(r"^features\.(0|18)\.(weight|bias)$", r"features.\1.0.\2", name)
-    return re.sub(r"^classifier\.(weight|bias)$", r"classifier.1.\1", name)
 
 
 def _unfold(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

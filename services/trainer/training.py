@@ -42,8 +42,6 @@ from services.trainer.table1 import Mode, Server, serving
 log = structlog.get_logger()
 
 Int64 = npt.NDArray[np.int64]
-PLAIN_VERSION = 1 << 30
-"""Of the network in the paper's arithmetic, out of the way of those of training."""
 
 
 async def run(bus: Bus, folder: Path, path: str) -> None:
@@ -64,7 +62,7 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
         found.iterations = plan.iterations
         state = _resume(folder, todo, initial)
         if found.faulty_plain is None and (folder / job.PLAIN).exists():
-            await server.deploy_model(todo.device, storage.load(folder / job.PLAIN), version=PLAIN_VERSION)
+            await server.deploy_model(todo.device, storage.load(folder / job.PLAIN), version=evaluation.PLAIN_VERSION)
             found.clean_plain = await _evaluate(server, todo, "plain", agent.samples["test"], faults=False)
             found.faulty_plain = await _evaluate(server, todo, "plain", agent.samples["test"], faults=True)
             result.write(folder, found)

@@ -87,7 +87,12 @@ async def test_where_an_event_loop_runs_already_the_run_has_a_thread_of_its_own(
 
 
 def test_what_means_nothing_is_a_value_error_and_leaves_nothing(tmp_path: Path) -> None:
-    for settings, said in (({"batch": 0}, "--batch 0"), ({"wieghts": "w"}, "wieghts"), ({"weights": "none"}, "none")):
+    for settings, said in (
+        ({"batch": 0}, "--batch 0"),
+        ({"lr": 1e30}, "<= 100"),
+        ({"wieghts": "w"}, "wieghts"),
+        ({"weights": "none"}, "none"),
+    ):
         with pytest.raises(ValueError, match=said):
             r2f.retrain(out=tmp_path / "runs", **settings)
     assert list(tmp_path.iterdir()) == []

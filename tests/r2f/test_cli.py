@@ -113,6 +113,8 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     ("option", "value", "word"),
     [
         ("--ber", "1.5", "<= 1"), ("--replicas", "4", "4"), ("--protect", "conv1", "r2f layers"), ("--lr", "-1", "> 0"),
+        ("--lr", "1e+30", "> 0 and <= 100"), ("--weight-decay", "1e+30", ">= 0 and <= 1"), ("--clip", "1e+300", "<= 1000000"),
+        ("--temperature", "1e+300", ">= 0.01 and <= 100"), ("--momentum", "1e+30", "<= 0.999"),
         ("--batch", "0", ">= 1"), ("--eval-samples", "0", ">= 1"), ("--clip", "0", "> 0"), ("--clip", "nan", "nan"),
         ("--array", "nofile.cfg", "no such file"), ("--weights", "nofile.pth", "no such file"), ("--link", "5g", "hspa"),
         ("--accelerator", "tpu", "simulated"), ("--broker", "ftp://x", "mqtt://"), ("--data", "nowhere", "nowhere"),
@@ -248,6 +250,42 @@ def test_layers_are_listed_with_the_indices_that_protect_takes() -> None:
     assert indices == [str(index) for index, _ in network.convs()]
     macs = sum(layer.weight[0].size * layer.shape[0] * layer.shape[1] * layer.shape[2] for _, layer in network.convs())
     assert f"{macs / 1e6:.4g} M MACs an image" in result.output
+
+
+def listed(output: str) -> list[str]:
+    return [line.split()[0] for line in output.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+
+
+def test_layers_of_a_name_alone_have_random_weights_and_say_so(weights: str) -> None:
+    named = CliRunner().invoke(app, ["layers", "squeezenet1_1"], env={"COLUMNS": "120"})
+    assert named.exit_code == 0, named.output
+    assert "26 MAC layers" in named.output
+    assert "weights are random" in named.output
+    assert listed(named.output)[:3] == ["0", "1", "2"]
+    own = CliRunner().invoke(app, ["layers", "digits_cnn", "--weights", weights], env={"COLUMNS": "120"})
+    assert own.exit_code == 0, own.output
+    assert "random" not in own.output
+    option = CliRunner().invoke(app, ["layers", "--network", "digits_cnn"], env={"COLUMNS": "120"})
+    assert listed(own.output) == listed(option.output)
+
+
+@pytest.mark.parametrize("name", ["resnet", "squeezenet1_1 ", "SqueezeNet1_1", "12", "W.pth"])
+def test_layers_of_an_unknown_name_say_which_there_are(name: str) -> None:
+    said(CliRunner().invoke(app, ["layers", name]), repr(name), "squeezenet1_1", "digits_cnn", "package.module:function")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet20", "--network", "resnet18"], ["resnet20", "--network resnet18", "once"]),
+        (["resnet20", "--run", "runs/x"], ["--run runs/x", "leave out resnet20"]),
+        (["--data", "digits", "--run", "runs/x"], ["--run runs/x", "leave out --data"]),
+        ([""], ["--network", "empty"]),
+        (["no_such_package_r2f:build"], ["no_such_package_r2f:build", "--image-size"]),
+    ],
+)
+def test_layers_that_are_asked_for_wrongly(arguments: list[str], words: list[str]) -> None:
+    said(CliRunner().invoke(app, ["layers", *arguments]), *words)
 
 
 def test_brackets_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

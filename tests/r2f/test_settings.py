@@ -67,12 +67,13 @@ def test_one_site_beside_the_others() -> None:
 
 
 WRONG = {
-    "lr": (-1, 0, "nan", "inf", "fast"),
+    "lr": (-1, 0, "nan", "inf", "fast", "1e30", 1e300, 100.1, "1e400", -1e30),
     "batch": (0, -3, 1.5, "many", 2**60),
     "iterations": (0, -1, "few", 0.5, True),
     "eval-samples": (0, -1, "all", 0.5, ""),
-    "clip": (0, -1, "nan", "-inf", "x"),
-    "momentum": (1, -0.1, "nan", 2, "x"),
+    "clip": (0, -1, "nan", "-inf", "x", "1e300", 1.1e6, 1e30, 10**9, "1e400"),
+    "momentum": (1, -0.1, "nan", 2, "x", 1 - 1e-9, 0.9995, "0.99999", 1e30, -1e-300),
+    "temperature": (0, -1, "nan", "hot", "1e30", 1e-300, 0.009, 100.5, 1e300, "inf"),
     "ber": (-1e-3, 1.5, "nan", "inf", "1%"),
     "ber-weight": (2, -1, "nan", "", "x"),
     "theta": (60, -0.1, "nan", "x", "60%"),
@@ -88,7 +89,7 @@ WRONG = {
     "device": ("a/b", "", "x" * 65, "+", "#"),
     "labels": ("", "me", 1, "Device", "x"),
     "device-memory-mb": (0, -1, "1GB", 0.5, 2**40),
-    "weight-decay": (-1, "nan", "inf", "x", ""),
+    "weight-decay": (-1, "nan", "inf", "x", "", "1e30", 1.01, 1e300, 10**6, -1e-9),
     "network": ("", 3, 0.5, True, ()),
     "vote": ("", "mean", 3, "Median", "x"),
     "redundancy": ("", "tmr", 3, "Layer", "x"),
@@ -141,8 +142,13 @@ def test_layers_that_are_protected_twice_are_protected_once() -> None:
 
 def test_errors_are_in_plain_words() -> None:
     for values, said in (
-        ({"batch": 0}, "--batch 0: expected a whole number >= 1"),
-        ({"lr": -1}, "--lr -1: expected a number > 0.0"),
+        ({"batch": 0}, "--batch 0: expected a whole number >= 1 and <= 1000000000"),
+        ({"lr": -1}, "--lr -1: expected a number > 0 and <= 100"),
+        ({"lr": "1e30"}, "--lr 1e30: expected a number > 0 and <= 100"),
+        ({"weight-decay": 1e30}, "--weight-decay 1e+30: expected a number >= 0 and <= 1"),
+        ({"clip": "1e300"}, "--clip 1e300: expected a number > 0 and <= 1000000"),
+        ({"momentum": "1"}, "--momentum 1: expected a number >= 0 and <= 0.999"),
+        ({"temperature": 1e-300}, "--temperature 1e-300: expected a number >= 0.01 and <= 100"),
         ({"exact": "maybe"}, "--exact maybe: expected true or false, got text"),
         ({"device": "a/b"}, "--device a/b: expected letters, digits, '_', '.' and '-', beginning with a letter or a digit"),
         ({"mean": "0.5,"}, "--mean '0.5,': expected a number for each channel, e.g. 0.485,0.456,0.406"),
@@ -150,6 +156,14 @@ def test_errors_are_in_plain_words() -> None:
         with pytest.raises(SettingsError) as error:
             parse(values)
         assert str(error.value) == said
+
+
+def test_help_and_refusal_name_one_bound() -> None:
+    for name in ("lr", "momentum", "weight-decay", "clip", "temperature"):
+        words = OPTIONS[name].help.replace("1e6", "1000000").replace(";", "").split()
+        assert settings_file.bounds(name).split()[-1] in [word.rstrip(".") for word in words], name
+        edge = float(settings_file.bounds(name).split()[-1])
+        assert flat(parse({name: edge}))[name] == edge
 
 
 def test_paths_hold_in_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -167,6 +181,8 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     for text, said in (
         ("lr = ", "run.toml"),
         ("lr = -1", "--lr -1"),
+        ("lr = 1e30", r"run.toml: --lr 1e\+30: expected a number > 0 and <= 100"),
+        ("weight-decay = 1e30", r"run.toml: --weight-decay 1e\+30: expected a number >= 0 and <= 1"),
         ("speed = 3", "no such setting"),
         ("[sgd]\nrate=1", "sgd"),
     ):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
+import msgspec
 import pytest
 
 from broker.launch import launch
 from r2f import tap
 from services.bus import Bus
+from services.bus.encoding import decode
 from services.bus.messages import Progress, Timing
 
 
@@ -39,6 +42,51 @@ async def test_a_line_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     lines = await watched(capsys, as_json=False)
     assert len(lines) == 2
     assert any("event/backward" in line and "host_s=0.25" in line and "session" not in line for line in lines)
+
+
+RECORDED = [
+    (
+        "r2f/v1/edge-0/down/forward",
+        {"type": "forward", "iteration": 1073741826, "attempt": 0, "mode": "inference", "version": 1, "split": "test",
+         "samples": [380, 381], "seed": 1001, "session": "20261126-095517-digits_cnn"},
+        "edge-0 down/forward evaluation pass 3 attempt=0 mode=inference version=1 split=test samples=[380, 381] seed=1001",
+    ),
+    (
+        "r2f/v1/edge-0/event/forward",
+        {"type": "timing", "stage": "forward", "iteration": 1073741824, "host_s": 0.046536768997611944,
+         "device_s": 0.003700224, "segment": 0, "session": "20261126-095517-digits_cnn"},
+        "edge-0 event/forward stage=forward evaluation pass 1 host_s=0.0465368 device_s=0.00370022 segment=0",
+    ),
+    (
+        "r2f/v1/edge-0/event/forward",
+        {"type": "timing", "stage": "forward", "iteration": 3, "host_s": 0.25, "session": "20261126-095517-digits_cnn"},
+        "edge-0 event/forward stage=forward iteration=3 host_s=0.25",
+    ),
+    (
+        "r2f/v1/edge-0/down/forward",
+        {"type": "forward", "iteration": 0, "attempt": 1, "mode": "training", "version": 1, "split": "train",
+         "samples": [7], "session": "20261126-095517-digits_cnn"},
+        "edge-0 down/forward iteration=0 attempt=1 mode=training version=1 split=train samples=[7]",
+    ),
+    (
+        "r2f/v1/edge-0/up/ack",
+        {"type": "ack", "of": "model", "seq": 2, "ok": True, "version": 1073741824, "session": "20261126-095517-digits_cnn"},
+        "edge-0 up/ack of=model seq=2 ok=True version=the paper's arithmetic",
+    ),
+    (
+        "r2f/v1/edge-0/event/progress",
+        {"type": "progress", "phase": "before", "step": 1, "steps": 2, "value": 95.5, "session": "20261126-095517-digits_cnn"},
+        "edge-0 event/progress phase=before step=1 steps=2 value=95.5",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("topic", "recorded", "line"), RECORDED)
+def test_recorded_messages_of_evaluations_and_of_training(topic: str, recorded: dict[str, Any], line: str) -> None:
+    """Internal numbers are words for people, and stay numbers for programs."""
+    message = decode(topic, msgspec.msgpack.encode(recorded))
+    assert tap._line(topic, message).plain.strip() == line
+    assert tap._shown(message).get("iteration") == recorded.get("iteration")
 
 
 def test_bytes_and_long_lists_are_cut() -> None:

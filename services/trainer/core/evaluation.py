@@ -18,6 +18,8 @@ TOP: Final = 5
 """The second number that is measured: whether the label is among so many largest outputs."""
 FIRST: Final = 1 << 30
 """Iteration numbers from here on are evaluations', so that their faults and events are never a training's."""
+PLAIN_VERSION: Final = 1 << 30
+"""Of the network in the paper's arithmetic, out of the way of those of training."""
 
 
 class Evaluation(msgspec.Struct, kw_only=True, frozen=True):
@@ -58,6 +60,11 @@ def passes(samples: Int64, seeds: Sequence[int], batch: int) -> Iterator[Pass]:
     for run, seed in enumerate(seeds):
         for number, start in enumerate(range(0, len(samples), batch)):
             yield Pass(run, seed, FIRST + number, samples[start : start + batch])
+
+
+def pass_of(iteration: int) -> int | None:
+    """Which pass of its seed an iteration's number is of, from 1; None where it is a training's."""
+    return iteration - FIRST + 1 if iteration >= FIRST else None
 
 
 def count(outputs: Activation | Float32, labels: Int64) -> Counts:

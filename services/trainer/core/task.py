@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -20,24 +19,41 @@ Schedule = Literal["cosine", "constant"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Whole = Annotated[int, Meta(ge=0, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(gt=0, le=100)]
+"""A learning rate. Networks are trained at 0.1, with large batches and gradients held short at some 30; beyond 100 the first
+steps destroy the weights, and a run would say so late."""
+Momentum = Annotated[float, Meta(ge=0, le=0.999)]
+"""Share of the velocity that an update keeps: 0.999 is a mean over a thousand updates; beyond it a step outlives most runs."""
+Decay = Annotated[float, Meta(ge=0, le=1)]
+"""Of weights, beside the gradient: 5e-4 is usual; at 1 the rate alone says what share of a weight goes with each step."""
+Clip = Annotated[float, Meta(gt=0, le=1e6)]
+"""A norm of all gradients: 1 to 10 is usual. A million clips nothing that a network recovers from: it stands for no clip."""
+
+
+def said(bounds: Meta) -> str:
+    """A type's bounds in words, as ``> 0 and <= 100``; empty where it has none."""
+    ends = ((">", bounds.gt), (">=", bounds.ge), ("<", bounds.lt), ("<=", bounds.le))
+    return " and ".join(f"{sign} {end if isinstance(end, int) else f'{end:.10g}'}" for sign, end in ends if end is not None)
 
 
 class Sgd(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Settings of the optimiser, all finite, as JSON knows no others. What is None is chosen in the run, from the network and
     its faults (``services.trainer.core.rate``)."""
 
-    rate: Annotated[float, Meta(gt=0)] | None = None
+    rate: Rate | None = None
     """The highest learning rate."""
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    clip: Annotated[float, Meta(gt=0)] | None = None
+    momentum: Momentum = 0.9
+    weight_decay: Decay = 0.0
+    clip: Clip | None = None
     """Largest Euclidean norm of the gradients."""
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.rate, self.clip) if value is not None]
-        in_range = all(value > 0 for value in given) and 0 <= self.momentum < 1 and self.weight_decay >= 0
-        if not in_range or not all(map(math.isfinite, (*given, self.weight_decay))):
-            raise ValueError(f"optimiser settings out of range: {self}")
+        # msgspec looks at the bounds of what it reads, and not at what a program builds. NaN is in no range.
+        for name, kind in (("rate", Rate), ("momentum", Momentum), ("weight_decay", Decay), ("clip", Clip)):
+            value, bounds = getattr(self, name), get_args(kind)[1]
+            low = 0 if bounds.ge is None else bounds.ge
+            if value is not None and not (low <= value <= bounds.le and (bounds.gt is None or value > bounds.gt)):
+                raise ValueError(f"optimiser: {name} {value:g}: expected a number {said(bounds)}")
 
 
 class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -53,8 +69,9 @@ class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """Of the running average of the weights, which is deployed: what is kept of it an update; 0 takes the last weights."""
     accumulate: Count = 1
     """Batches whose gradients make one update."""
-    temperature: Annotated[float, Meta(gt=0, le=100)] = 2.0
-    """Of soft labels: teacher's and device's outputs are divided by it."""
+    temperature: Annotated[float, Meta(ge=0.01, le=100)] = 2.0
+    """Of soft labels: teacher's and device's outputs are divided by it. At 0.01 labels are as hard as the teacher's own
+    answer, at 100 all classes are alike."""
     hard: Share = 0.0
     """With soft labels: share of the loss that is against the device's own labels."""
     clean: Share = 0.0

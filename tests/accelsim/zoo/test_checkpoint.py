@@ -117,6 +117,76 @@ def test_no_weights_are_random_ones() -> None:
     assert not module.training
 
 
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+PREFIXES = (
+    "backbone.", "net.", "network.", "encoder.", "student.", "module.backbone.", "model.module._orig_mod.",
+    "my.own.deep.place.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("network", ["digits_cnn", "mobilenet_v2"])
+def test_any_prefix_that_has_all_of_the_network_is_its_own(tmp_path: Path, network: str, prefix: str) -> None:
+    state = zoo.build(network, 3).state_dict()
+    torch.save({"state_dict": _below(prefix, state)}, tmp_path / "w.ckpt")
+    assert _same(zoo.load(network, tmp_path / "w.ckpt"), state)
+
+
+LIGHTNING = {
+    "epoch": 3, "global_step": 120, "pytorch-lightning_version": "2.4.0", "hyper_parameters": {"lr": 0.1, "name": "x"},
+    "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}], "lr_schedulers": [],
+    "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.9), "best_k_models": {}}}, "loops": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "student.net."])
+def test_what_lies_outside_of_the_networks_prefix_is_left_out_and_said(tmp_path: Path, prefix: str) -> None:
+    """As Lightning saves a module that has a loss, a metric and an average beside its network."""
+    state = zoo.build("digits_cnn").state_dict()
+    others = {"criterion.weight": torch.ones(10), "ema.decay": torch.tensor(0.9), "_metric": torch.full((1,), torch.inf)}
+    path = tmp_path / "last.ckpt"
+    torch.save({**LIGHTNING, "state_dict": {**others, **_below(prefix, state)}}, path)
+    said: list[str] = []
+    assert _same(zoo.load("digits_cnn", path, say=said.append), state)
+    assert said == [f"{path}: read what lies under {prefix} as the network; left out: criterion.weight, ema.decay, _metric"]
+    with pytest.warns(UserWarning, match="left out: criterion"):
+        zoo.load_weights(zoo.build("digits_cnn"), path)
+
+
+def test_a_larger_teacher_has_all_names_of_the_network_too(tmp_path: Path) -> None:
+    state, teacher = (zoo.build(name).state_dict() for name in ("resnet20", "resnet56"))
+    assert set(state) < set(teacher)
+    path = tmp_path / "w.pth"
+    torch.save({**_below("teacher.", teacher), **_below("student.", state)}, path)
+    with pytest.raises(WeightsError, match=r"under teacher\., student\.; save the one that is meant alone"):
+        zoo.load("resnet20", path)
+    assert _same(zoo.load("resnet56", path, say=lambda text: None), teacher)
+
+
+def test_the_average_alone_is_read_and_its_count_left_out(tmp_path: Path) -> None:
+    state = zoo.build("digits_cnn").state_dict()
+    torch.save({**_below("ema_model.module.", state), "ema_model.n_averaged": torch.tensor(3)}, tmp_path / "w.pth")
+    said: list[str] = []
+    assert _same(zoo.load("digits_cnn", tmp_path / "w.pth", say=said.append), state)
+    assert said[0].endswith("under ema_model.module. as the network; left out: ema_model.n_averaged")
+
+
+def test_folded_and_pruned_weights_below_a_prefix(tmp_path: Path) -> None:
+    source = zoo.build("digits_cnn").eval()
+    prune.l1_unstructured(source.stem, "weight", 0.4)
+    parametrizations.weight_norm(source.fc)
+    state = {k: v for k, v in source.state_dict().items() if not k.startswith("bn1.")} | {"stem.bias": torch.zeros(16)}
+    torch.save(_below("lit.net.", state) | {"loss.weight": torch.ones(1)}, tmp_path / "w.pth")
+    said: list[str] = []
+    module = zoo.load("digits_cnn", tmp_path / "w.pth", say=said.append)
+    torch.testing.assert_close(module.fc.weight, source.fc.weight)
+    assert torch.equal(module.stem.weight, source.stem.weight)
+    assert len(said) == 1
+
+
 def _quantised(state: dict[str, Tensor]) -> Any:
     return {k: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8) if k == "fc.weight" else v for k, v in state.items()}
 
@@ -133,9 +203,42 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "a list": (lambda s: [v for v in s.values()], r"no state dict.*list"),  # noqa: C416
     "another wrapper": (lambda s: {"student": s}, r"not tensors are student"),
     "another network": (
-        lambda s: {f"encoder.{k}": v for k, v in s.items()},
-        r"missing: stem\.weight.*unexpected: encoder\.stem",
+        lambda s: {k.replace("stem", "entry"): v for k, v in s.items()},
+        r"does not fit DigitsCNN: missing: stem\.weight; unexpected: entry\.weight$",
     ),
+    "a loss beside bare names": (
+        lambda s: {**s, "criterion.weight": torch.ones(10)},
+        r"unexpected: criterion\.weight; leave out of the file what is not the network's",
+    ),
+    "a loss within the prefix": (
+        lambda s: {f"model.{k}": v for k, v in {**s, "loss_fn.pos_weight": torch.ones(10), "_metric": torch.ones(1)}.items()},
+        r"does not fit DigitsCNN under model\.: unexpected: loss_fn\.pos_weight, _metric",
+    ),
+    "student and teacher": (
+        lambda s: {f"{who}.{k}": v for who in ("student", "teacher") for k, v in s.items()},
+        r"holds 2 networks of these names, under student\., teacher\.; save the one .* k\.startswith\('student\.'\)",
+    ),
+    "bare and averaged": (
+        lambda s: {**s, **{f"ema.module.{k}": v + 1 for k, v in s.items()}},
+        r"holds 2 networks of these names, under no prefix, ema\.; .*startswith\('ema\.'\)",
+    ),
+    "trained and averaged": (
+        lambda s: {**_below("model.", s), **_below("ema_model.module.", s), "ema_model.n_averaged": torch.tensor(3)},
+        r"holds 2 networks of these names, under model\., ema_model\.module\.;",
+    ),
+    "a head of its own": (
+        lambda s: {("head." if k.startswith("fc.") else "backbone.") + k: v for k, v in s.items()},
+        r"does not fit DigitsCNN under backbone\.: missing: fc\.weight, fc\.bias; outside of it: head\.fc\.weight, head",
+    ),
+    "a head of no prefix": (
+        lambda s: {k if k.startswith("fc.") else f"backbone.{k}": v for k, v in s.items()},
+        r"under backbone\.: missing: fc\.weight, fc\.bias; outside of it: fc\.weight, fc\.bias",
+    ),
+    "wrapped and not": (
+        lambda s: {**s, "stem.module.weight": s["stem.weight"]},
+        r"tensors twice, wrapped and not: stem\.module\.weight",
+    ),
+    "a number among tensors": (lambda s: {**_below("model.", s), "_metric": 0.5}, r"not tensors are _metric"),
 }
 
 

@@ -48,6 +48,14 @@ def test_passes_take_every_sample_once_a_seed() -> None:
     assert found.top5 == pytest.approx([100, 100 / 3])
 
 
+@pytest.mark.parametrize(
+    ("iteration", "number"),
+    [(-1, None), (0, None), (evaluation.FIRST - 1, None), (evaluation.FIRST, 1), (evaluation.FIRST + 7, 8)],
+)
+def test_a_number_says_which_pass_it_is_of(iteration: int, number: int | None) -> None:
+    assert evaluation.pass_of(iteration) == number
+
+
 def test_without_faults_one_seed_tells_all() -> None:
     assert evaluation.seeds_of(Rates(), (1, 2)) == (1,)
     assert evaluation.seeds_of(Rates(weight=1e-9), (1, 2)) == (1, 2)

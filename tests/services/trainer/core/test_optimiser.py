@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -91,8 +92,13 @@ def test_stops_on_what_is_not_finite(loss: float, length: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"rate": 0}, {"momentum": 1.0}, {"clip": 0}, {"weight_decay": -1}, {"rate": math.nan}, {"clip": math.inf}]
-)
+    "bad",
+    [
+        {"rate": 0}, {"momentum": 1.0}, {"clip": 0}, {"weight_decay": -1}, {"rate": math.nan}, {"clip": math.inf},
+        {"rate": 1e30}, {"weight_decay": 1e30}, {"clip": 1e300}, {"momentum": math.nan}, {"weight_decay": math.inf},
+    ],
+)  # fmt: skip
 def test_refuses_settings_out_of_range(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="out of range"):
+    (name, value), *_ = bad.items()
+    with pytest.raises(ValueError, match=f"optimiser: {name} {re.escape(f'{value:g}')}: expected a number >=? 0 and <= "):
         Sgd(**bad)
