@@ -32,7 +32,7 @@ from r2f.settings import Settings
 
 OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
-SHARES = (1.0, 0.3)
+SHARES = (1.0, 0.5, 0.25)
 """Of the error rates that a protected network is quantised for, since protection takes errors away: the better one on images
 that are held out."""
 EVERY = 25

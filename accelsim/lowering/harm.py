@@ -143,6 +143,8 @@ def prepare(
     bins = seen[INPUT].counts.shape[1]
     over = ((torch.arange(bins) + 0.5)[:, None] / bins - share).clamp(min=0).square()
     for index, slopes in felt.results.items():
+        if index == INPUT and not ber:
+            continue  # its steps are given
         place, largest = places[index], seen[index].largest.float()
         results[place] = slopes
         squares[place] += slopes * ROUNDING

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from accelsim import zoo
+from accelsim.datasets import Dataset
 from accelsim.faults import Rates
-from accelsim.int8.network import Network
+from accelsim.int8.network import Conv, Network
 from accelsim.lowering import lower
 from accelsim.timing import Array, layer_cycles
 from experiments.common import protecting
 from r2f import inprocess
+from r2f.settings import parse
 from services.edge_agent.core.answer import margins
 from services.scheme import Port, Scheme
 
@@ -65,3 +69,18 @@ def test_what_is_chosen_fits_the_budget_on_the_images_that_chose(network: Networ
         assert 0 < choice.overhead <= 0.5 + 1e-9
         measured = protecting.cost(network, choice.applied(Scheme()), IMAGES, rates, protecting.SEEDS)
         assert measured == pytest.approx(choice.overhead, abs=1e-3)
+
+
+def test_the_network_that_answers_most_like_the_exact_one_is_taken(network: Network) -> None:
+    """Whatever its place; without a budget nothing is asked."""
+    data = Dataset(
+        name="noise", mean=(0.5,), std=(0.25,),
+        train_images=IMAGES, train_labels=np.zeros(40, np.int64), test_images=IMAGES[:8], test_labels=np.zeros(8, np.int64),
+    )  # fmt: skip
+    settings = parse({"ber": 1e-3, "codec": "direct", "batch": 8})
+    last = network.layers[-1]
+    assert isinstance(last, Conv)
+    mute = replace(network, layers=(*network.layers[:-1], replace(last, weight=np.zeros_like(last.weight))))
+    for networks in ([mute, network], [network, mute]):
+        assert protecting.fitting(settings, networks, network, data, 0.5, "estimated") is network
+        assert protecting.fitting(settings, networks, network, data, 0.0, "estimated") is networks[0]
