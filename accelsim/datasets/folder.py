@@ -20,6 +20,8 @@ HELD_OUT: Final = ("test", "testing", "val", "valid", "validation")
 """Names of held-out folders; the first that is there is used. Capitals do not matter, nor ``set`` behind them."""
 IGNORED: Final = frozenset({"__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information", "__pycache__"})
 """Left by operating systems and tools, as whatever begins with a dot."""
+DARK: Final = 4095
+"""Where no value of 16 bits is above this, cameras' 12 or 10 bits are more likely than a world of a sixteenth of the light."""
 SIDE: Final = frozenset({".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".ini", ".db", ".log"})
 """Files that lie beside images and are none."""
 
@@ -48,14 +50,17 @@ def read(path: Path, shape: Shape, names: tuple[str, ...] | None) -> tuple[Part,
         names = tuple(map(same, names))
         unknown = f"is not in the class list of {len(names)} names"
     parts: list[Part] = []
+    peaks: list[int] = []
     for part in (train,) if held_out is None else (train, held_out):
         for name in folders if part is train else (folders := _classes(part)):
             if name not in names:
                 raise DataError(f"{part}: class {name!r} {unknown} ({_near(name, names)})")
         numbered = [(names.index(name), folder) for name, folder in folders.items()]
-        images, labels, said = _images(sorted(numbered), shape)
+        images, labels, said, found = _images(sorted(numbered), shape)
         parts.append((images, labels))
         notes += said
+        peaks += found
+    _lit(path, peaks)
     return parts[0], parts[1] if len(parts) == 2 else None, names, tuple(notes)
 
 
@@ -134,8 +139,19 @@ def _near(name: str, names: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else few(names)
 
 
-def _images(folders: list[tuple[int, Path]], shape: Shape) -> tuple[UInt8, Int64, list[str]]:
-    """(images, labels, notes) of the numbered class folders."""
+def _lit(path: Path, peaks: list[int]) -> None:
+    """Raises DataError where 16-bit images that do not say how many bits count would all come out almost black."""
+    if peaks and max(peaks) <= DARK:
+        raise DataError(
+            f"{path}: the largest value in its {len(peaks)} 16-bit images is {max(peaks)} of 65535, as of "
+            f"{DARK.bit_length()} or fewer bits, and they do not say how many count: so they are almost black. Convert them "
+            "to 8 bits (12 bits: value * 255 // 4095), or say it in each: PNG's sBIT, TIFF's MaxSampleValue (4095, or 65535 "
+            "if they are that dark)"
+        )
+
+
+def _images(folders: list[tuple[int, Path]], shape: Shape) -> tuple[UInt8, Int64, list[str], list[int]]:
+    """(images, labels, notes, what ``Picture.peak`` says) of the numbered class folders."""
     files: list[tuple[int, Path]] = []
     side: list[Path] = []
     for label, folder in folders:
@@ -152,16 +168,19 @@ def _images(folders: list[tuple[int, Path]], shape: Shape) -> tuple[UInt8, Int64
             f"{folders[0][1].parent}: {len(files)} images of {by(shape)} do not fit into memory; give fewer"
         ) from error
     several = []
+    peaks = []
     for image, (_, file) in zip(images, files, strict=True):
-        image[:], frames = picture(file, shape)
+        image[:], frames, peak = picture(file, shape)
         if frames > 1:
             several.append(file)
+        if peak is not None:
+            peaks.append(peak)
     notes = []
     if side:
         notes.append(f"{len(side)} files that are no images are not used: {few([str(file) for file in side], 2)}")
     if several:
         notes.append(f"{len(several)} files hold several images, the first is used: {few([str(file) for file in several], 2)}")
-    return images, np.array([label for label, _ in files], np.int64), notes
+    return images, np.array([label for label, _ in files], np.int64), notes, peaks
 
 
 def _files(folder: Path, above: set[Path]) -> Iterator[Path]:

@@ -212,3 +212,36 @@ def test_a_folder_around_the_class_folders_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"wrap: holds one class, 'inner', with folders .*give .*inner"):
         load(tmp_path / "wrap", shape=(8, 8, 3))
     assert load(tmp_path / "wrap" / "inner", shape=(8, 8, 3)).classes == 2
+
+
+def deep(top: Path, largest: int, **save: object) -> Path:
+    """A folder of two classes with 16-bit grey images."""
+    for number, name in enumerate(("a", "b")):
+        (top / name).mkdir(parents=True)
+        for k in range(4):
+            values = np.full((4, 4), largest - k - 4 * number, np.uint16)
+            Image.fromarray(values).save(top / name / f"{k}.{'tif' if save else 'png'}", **save)
+    return top
+
+
+@pytest.mark.parametrize("largest", [100, 1023, 1024, 4000, 4095])
+def test_few_bits_of_sixteen_are_not_taken_for_darkness(tmp_path: Path, largest: int) -> None:
+    said = (
+        rf"data: the largest value in its 8 16-bit images is {largest} of 65535.*Convert them to 8 bits.*sBIT.*MaxSampleValue"
+    )
+    with pytest.raises(DataError, match=said):
+        load(deep(tmp_path / "data", largest), shape=(4, 4, 1))
+
+
+def test_sixteen_bits_that_are_some_or_say_so_are_read(tmp_path: Path) -> None:
+    assert load(deep(tmp_path / "light", 4096), shape=(4, 4, 1)).train_images.max() == 16
+    assert load(deep(tmp_path / "twelve", 4095, tiffinfo={281: 4095}), shape=(4, 4, 1)).train_images.max() == 255
+    assert load(deep(tmp_path / "dark", 4095, tiffinfo={281: 65535}), shape=(4, 4, 1)).train_images.max() == 16
+
+
+def test_one_light_image_says_that_all_have_sixteen_bits(tmp_path: Path) -> None:
+    folder = deep(tmp_path / "data" / "train", 4000)
+    deep(tmp_path / "data" / "test", 60000)
+    assert load(folder.parent, shape=(4, 4, 1)).train_images.max() == 16
+    paint(folder / "a", 6, 200)  # 8 bits say nothing of 16
+    assert load(folder.parent, shape=(4, 4, 1)).test_images.max() == 233
