@@ -13,7 +13,8 @@ from torch import Tensor
 from accelsim.int8.network import INPUT
 from accelsim.lowering import graph as real
 from accelsim.lowering.graph import Graph
-from accelsim.lowering.harm import FLIPS, Felt, lengths_of
+from accelsim.lowering.harm import FLIPS, Felt, lengths_of, output
+from accelsim.lowering.ranges import BATCH
 from accelsim.lowering.rehearse import flipped
 
 _LEAST = 256
@@ -32,11 +33,10 @@ def further(
     """
     found: dict[int, float] = {}
     generator = torch.Generator().manual_seed(0)
-    values = {INPUT: x, **dict(graph.run(x))}
     last = len(graph.nodes) - 1
     chosen = torch.linspace(0, len(x) - 1, min(_IMAGES, len(x))).long()
-    lengths = lengths_of(values[last])[chosen]
-    values = {index: value[chosen] for index, value in values.items()}
+    lengths = lengths_of(torch.cat([output(graph, batch) for batch in torch.split(x, BATCH)]))[chosen]
+    values = {INPUT: x[chosen], **dict(graph.run(x[chosen]))}
     for index, slopes in _slopes(graph, felt).items():
         bits = 8 * values[index].numel()
         rate = max(ber, min(_LEAST / bits, _DENSEST))

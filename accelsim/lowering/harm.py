@@ -51,15 +51,15 @@ def feel(graph: Graph, x: Tensor, draws: int = 1) -> Felt:
     """Derivatives of the float graph on images (N, C, H, W), along random directions of the output: no labels."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        outputs = torch.cat([_last(graph, batch) for batch in torch.split(x, 16)])
+        outputs = torch.cat([output(graph, batch) for batch in torch.split(x, 16)])
     lengths = lengths_of(outputs)
     felt = Felt({}, {}, {})
     for batch, length in zip(torch.split(x, _BATCH), torch.split(lengths, _BATCH), strict=True):
-        points, output = _forward(graph, batch)
+        points, result = _forward(graph, batch)
         for draw in range(draws):
-            signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1
+            signs = torch.randint(0, 2, result.shape, generator=generator) * 2.0 - 1
             direction = signs / length[:, None, None, None]
-            slopes = torch.autograd.grad(output, [p for _, _, p in points], direction, retain_graph=draw + 1 < draws)
+            slopes = torch.autograd.grad(result, [p for _, _, p in points], direction, retain_graph=draw + 1 < draws)
             for (kind, index, _), slope in zip(points, slopes, strict=True):
                 square = slope.square().sum((2, 3) if kind == "weights" else (0, 2, 3)) / (len(x) * draws)
                 table: dict[int, Tensor] = getattr(felt, kind)
@@ -73,7 +73,8 @@ def lengths_of(outputs: Tensor) -> Tensor:
     return lengths.clamp(min=float(lengths.mean()) * 1e-3 + 1e-20)
 
 
-def _last(graph: Graph, batch: Tensor) -> Tensor:
+def output(graph: Graph, batch: Tensor) -> Tensor:
+    """The float graph's output (N, C, H, W) for images (N, C, H, W)."""
     *_, (_, y) = graph.run(batch)
     return y
 

@@ -23,7 +23,7 @@ from accelsim.lowering.emit import Choice, emit
 from accelsim.lowering.equalise import equalise, join
 from accelsim.lowering.flips import further
 from accelsim.lowering.graph import Graph
-from accelsim.lowering.harm import Felt, feel, prepare
+from accelsim.lowering.harm import Felt, feel, output, prepare
 from accelsim.lowering.pixels import input_scale, input_table, normalise
 from accelsim.lowering.ranges import BATCH, Seen, watch
 from accelsim.lowering.rehearse import rehearse
@@ -76,7 +76,7 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
         first = balance(model, widths, joined, tied, 1.0, gains=aim.gains, image=image)
         steps = {index: first.scales[index] / gain for index, gain in first.gains.items()}
         model = prepare(graph, seen, felt, tensors, aim.ber, further(graph, trial, felt, steps, tensors, aim.ber))
-    exact = [_output(graph, batch) for batch in torch.split(trial, BATCH)]
+    exact = [output(graph, batch) for batch in torch.split(trial, BATCH)]
     best, least = None, math.inf
     for care in _CARES:
         balanced = balance(model, widths, joined, tied, care, gains=aim.gains, image=image)
@@ -122,11 +122,6 @@ def _place_answers(choice: Choice, outputs: list[Tensor], ber: float) -> None:
     placing = place(torch.cat(outputs).flatten(1).double().numpy(), ber)
     choice.levels, choice.scales = {**choice.levels, last: 255}, {**choice.scales, last: placing.scale}
     choice.biases = {**choice.biases, last: choice.biases[last] + placing.shift}
-
-
-def _output(graph: Graph, batch: Tensor) -> Tensor:
-    *_, (_, y) = graph.run(batch)
-    return y
 
 
 def _lost(rounded: list[Tensor], exact: list[Tensor]) -> float:

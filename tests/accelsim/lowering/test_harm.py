@@ -129,3 +129,19 @@ def test_what_cannot_be_negative_is_unsigned() -> None:
     assert types(nn.Sequential(conv[0], nn.Sigmoid(), nn.AvgPool2d(2), conv[1])) == [True, False, False, True]
     assert types(nn.Sequential(conv[0], nn.Hardswish(), conv[2], nn.ReLU6())) == [True, True, False]
     assert types(nn.Sequential(conv[0], nn.Hardtanh(), conv[2])) == [True, True]
+
+
+def test_flips_count_as_far_as_they_travel_and_the_image_only_with_them() -> None:
+    graph, x = _graph(), normalise(_images(), MEAN, STD)
+    with torch.no_grad():
+        seen, felt, tensors = watch(graph, x), feel(graph, x), levels(graph, unsigned(graph))
+        once, more = (prepare(graph, seen, felt, tensors, 1e-2, further) for further in ({}, {INPUT: 10.0, 0: 3.0}))
+        without = prepare(graph, seen, felt, tensors, 0.0, {})
+    image, first = once.places[INPUT], once.places[0]
+    gained = 9 * FLIPS * 1e-2 * felt.operands[0]
+    torch.testing.assert_close(more.squares[image] - once.squares[image], gained, rtol=1e-3, atol=0.0)
+    read = felt.operands[next(i for i in felt.operands if graph.nodes[i].inputs[0] == 0)]
+    gained = 2 * FLIPS * 1e-2 * (felt.results[0] + read)
+    torch.testing.assert_close(more.squares[first] - once.squares[first], gained, rtol=1e-3, atol=0.0)
+    assert not without.squares[image].any()
+    assert not without.felt[image].any()
