@@ -80,10 +80,14 @@ class Display:
         task = self._tasks.get(title)
         if task is None:
             task = self._tasks[title] = self._bars.add_task(title, total=message.steps, detail="")
-        detail = self._training(message) if message.phase == "train" else f"top-1 {message.value:.1f} %"
+        if message.phase == "train":
+            detail = self._training(message)
+        else:
+            # Answers that choose what is deployed are held against one another, not counted.
+            detail = "" if message.phase == "select" else f"top-1 {message.value:.1f} %"
         self._bars.update(task, completed=message.step, total=message.steps, detail=detail)
         if message.phase != "train" or message.step % 10 == 0 or message.step == message.steps:
-            self._line(f"{title}: {message.step}/{message.steps} {detail}")
+            self._line(f"{title}: {message.step}/{message.steps} {detail}".rstrip())
 
     def _training(self, message: Progress) -> str:
         # The events of the iteration before are all here.

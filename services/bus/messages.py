@@ -355,7 +355,8 @@ class Timing(Message):
 
 
 class Progress(Message):
-    """``event/progress``: how far the trainer is. In ``train`` ``value`` is the loss, in an evaluation top-1 in per cent."""
+    """``event/progress``: how far the trainer is. In ``train`` ``value`` is the loss, in an evaluation top-1 in per cent,
+    in ``select`` nothing."""
 
     phase: Phase
     step: int
