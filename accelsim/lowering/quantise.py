@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,9 +33,12 @@ from accelsim.lowering.tie import tie
 from accelsim.lowering.weights import Weight, correct_bias, quantise_weight
 
 _TRIAL = 32
-"""Calibration images that feel for the derivatives and decide between the candidates"""
+"""Calibration images that feel for the derivatives, and that decide between the candidates"""
 _CARES = (0.25, 1.0, 4.0, 16.0)
 """How much clipping counts, see ``harm``. Which is best depends on the network and the bit error rate, so each is tried."""
+_CALM_CARES = (1.0, 4.0, 16.0)
+"""The same without faults, where each is tried with gains and without: deep networks that make much of small errors
+mislead the derivatives by which gains are chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
     x = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)  # a third faster
-    trial = x[np.linspace(0, len(x) - 1, min(len(x), _TRIAL)).astype(np.int64)]
+    trial = x[_trial(len(x))]
     without_sign = unsigned(graph) if aim.unsigned else frozenset[int]()
     tensors = levels(graph, without_sign)
     seen = watch(graph, x)
@@ -76,12 +80,13 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
         first = balance(model, widths, joined, tied, 1.0, gains=aim.gains, image=image)
         steps = {index: first.scales[index] / gain for index, gain in first.gains.items()}
         model = prepare(graph, seen, felt, tensors, aim.ber, further(graph, trial, felt, steps, tensors, aim.ber))
-    exact = [output(graph, batch) for batch in torch.split(trial, BATCH)]
+    judges = _judges(x) if aim.unsigned and not aim.ber else trial
+    exact = [output(graph, batch) for batch in torch.split(judges, BATCH)]
     best, least = None, math.inf
-    for care in _CARES:
-        balanced = balance(model, widths, joined, tied, care, gains=aim.gains, image=image)
+    for care, gains in _candidates(aim):
+        balanced = balance(model, widths, joined, tied, care, gains=gains, image=image)
         choice = _choice(graph, tensors, seen, felt, balanced, aim.ber)
-        lost = _lost(list(rehearse(choice, trial, aim.ber)), exact)
+        lost = _lost(list(rehearse(choice, judges, aim.ber)), exact)
         if best is None or lost < least:
             best, least = choice, lost
     assert best is not None
@@ -95,6 +100,24 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
         input_table=input_table(mean, std, best.image.numpy()),
         layers=layers,
     )
+
+
+def _trial(count: int) -> npt.NDArray[np.int64]:
+    """Those of ``count`` images, evenly over all, that feel for the derivatives."""
+    return np.linspace(0, count - 1, min(count, _TRIAL)).astype(np.int64)
+
+
+def _judges(x: Tensor) -> Tensor:
+    """As many of the others of images (N, C, H, W), which favour no candidate; the same ones where too few are left."""
+    others = np.setdiff1d(np.arange(len(x)), _trial(len(x)))
+    return x[others[_trial(len(others))]] if len(others) >= _TRIAL // 2 else x[_trial(len(x))]
+
+
+def _candidates(aim: Aim) -> list[tuple[float, bool]]:
+    """(care, gains) of all that is tried; the paper's way has no choice of gains."""
+    if aim.ber or not aim.unsigned:
+        return [(care, aim.gains) for care in _CARES]
+    return [(care, gains) for gains in sorted({aim.gains, False}, reverse=True) for care in _CALM_CARES]
 
 
 def _choice(graph: Graph, tensors: dict[int, int], seen: dict[int, Seen], felt: Felt, balanced: Balanced, ber: float) -> Choice:

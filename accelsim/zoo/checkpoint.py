@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
-"""Keys under which training scripts put the state dict, the first that is there wins."""
+"""Keys under which training scripts put the state dict."""
 _SHOWN = 6
 
 
@@ -99,12 +99,29 @@ def _torch(path: Path) -> Any:
         raise WeightsError(f"{path} is neither safetensors nor a checkpoint of plain tensors: {first}") from error
 
 
+def _holds_tensors(found: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) or (isinstance(value, Mapping) and _holds_tensors(value)) for value in found.values())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two maps hold the same tensors, whatever else is in them."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return not isinstance(one, Tensor | Mapping) and not isinstance(other, Tensor | Mapping)
+
+
 def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     """The state dict within what a file holds."""
-    while isinstance(loaded, Mapping) and (
-        wrapper := next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-    ):
-        loaded = loaded[wrapper]
+    while isinstance(loaded, Mapping) and (inside := [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]):
+        # Beside the network's there may be maps of settings; where no map holds tensors, what follows says so.
+        holding = [key for key in inside if _holds_tensors(loaded[key])] or inside[:1]
+        if different := [key for key in holding[1:] if not _same(loaded[holding[0]], loaded[key])]:
+            raise WeightsError(
+                f"{path} holds several networks, under {named([holding[0], *different])}; save the state dict of one"
+            )
+        loaded = loaded[holding[0]]
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds no state dict (names to tensors) but {type(loaded).__name__}")
     if quantised := [

@@ -58,6 +58,6 @@ def test_a_row_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = int8_closeness.rows(["tiny"], images[:16], images)
     name, *cells, seconds = (cell.strip() for cell in row.strip("|").split("|"))
     assert name == "tiny"
-    assert len(cells) == 3
+    assert len(cells) == 4
     assert all(0.9 < float(cell) <= 1 for cell in cells)
     assert seconds.endswith(" s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from accelsim.faults import Rates
 from accelsim.int8.network import INPUT, Activations, Concat, Conv
 from accelsim.int8.storage import digest
 from accelsim.lowering import fold, lower, normalise, trace
+from accelsim.lowering import quantise as quantising
+from accelsim.lowering.balance import Balanced
 from accelsim.lowering.equalise import equalise, join
 from accelsim.lowering.pixels import input_scale, input_table
 from experiments.common.trained import TRAINED, float_logits, images_of, int8_logits, module_of, top
@@ -187,3 +190,32 @@ def test_channels_of_uneven_ranges_cost_little(ber: float) -> None:
         return total
 
     assert lost("auto") < 0.5 * lost("signed")
+
+
+def test_candidates_are_judged_on_images_that_no_derivative_was_taken_on() -> None:
+    images = torch.arange(80.0).reshape(-1, 1, 1, 1)
+    judges = quantising._judges(images).flatten().tolist()
+    assert len(judges) == 32
+    assert not set(judges) & set(quantising._trial(80).tolist())
+    few = images[:40]  # eight are left: too few to say anything
+    assert quantising._judges(few).flatten().tolist() == quantising._trial(40).tolist()
+
+
+def test_without_faults_no_gains_win_where_gains_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gains come with steps far too coarse they are not taken; for a bit error rate there is no such choice."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 3)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3), np.uint8)
+    graph = fold(trace(module, (12, 12, 3)))
+    balance = quantising.balance
+
+    def misled(*given: Any, gains: bool, image: bool) -> Balanced:
+        found = balance(*given, gains=gains, image=image)
+        return Balanced(found.gains, {i: s * 64 if i != INPUT else s for i, s in found.scales.items()}) if gains else found
+
+    monkeypatch.setattr(quantising, "balance", misled)
+    chosen = quantising.quantise(graph, images, MEAN, STD, "x", quantising.Aim())
+    without = quantising.quantise(graph, images, MEAN, STD, "x", quantising.Aim(gains=False))
+    assert digest(chosen) == digest(without)
+    assert {gains for _, gains in quantising._candidates(quantising.Aim(ber=1e-4))} == {True}
+    assert {gains for _, gains in quantising._candidates(quantising.plain(graph))} == {False}

@@ -32,6 +32,8 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}, "param_groups": []}},
     "state_dict": lambda s: {"state_dict": s, "best": np.float32(0.5)},
     "model within state_dict": lambda s: {"state_dict": {"model": s}},
+    "the same under two keys": lambda s: {"model": s, "net": dict(s)},
+    "settings under model": lambda s: {"model": {"depth": 20, "width": {"stem": 16}}, "net": s},
     "module.": lambda s: {f"module.{k}": v for k, v in s.items()},
     "model.": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
     "_orig_mod.": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
@@ -213,6 +215,14 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "a loss within the prefix": (
         lambda s: {f"model.{k}": v for k, v in {**s, "loss_fn.pos_weight": torch.ones(10), "_metric": torch.ones(1)}.items()},
         r"does not fit DigitsCNN under model\.: unexpected: loss_fn\.pos_weight, _metric",
+    ),
+    "two networks": (
+        lambda s: {"model": s, "net": {k: v + 1 for k, v in s.items()}},
+        r"holds several networks, under model, net; save the state dict of one",
+    ),
+    "two of different parts": (
+        lambda s: {"state_dict": s, "weights": {"loss": torch.ones(3)}},
+        r"several networks, under state_d",
     ),
     "student and teacher": (
         lambda s: {f"{who}.{k}": v for who in ("student", "teacher") for k, v in s.items()},
