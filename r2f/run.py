@@ -178,6 +178,10 @@ def _services(settings: Settings, memory: Shares, device_broker: str, server_bro
     codec = ("--arena-mb", str(memory.codec), "--keep-mb", str(memory.keep))
     if settings.array is not None:
         agent += ["--array", settings.array]
+    if settings.fault_map is not None:
+        agent += ["--fault-map", settings.fault_map]
+    if settings.random_faults is not None:
+        agent += ["--random-faults", repr(settings.random_faults), "--chip-seed", str(settings.chip_seed)]
     # Addresses may hold passwords, which everybody on the host would see among the arguments.
     on_device, up, down = ({"R2F_BROKER": broker} for broker in (device_broker, device_broker, server_broker))
     # On a real link, chunks are no longer than two seconds of its rate, and senders wait for credit as long as it takes.

@@ -188,6 +188,19 @@ def random_map(array: Array, rate: float, seed: int, kinds: Sequence[Kind] = STU
     return fault_map(array, faults, f"random, rate {rate:g}, seed {seed}")
 
 
+def of(array: Array, path: str | os.PathLike[str] | None, rate: float | None, seed: int) -> FaultMap | None:
+    """The chip that a user asked for: a file's, a random one, or None for a sound array.
+
+    A rate of 0 is a sound array. Raises ValueError where both are given, and what ``read`` and ``random_map`` raise.
+    """
+    rate = rate or None
+    if path is not None and rate is not None:
+        raise ValueError(f"--fault-map {path} and --random-faults {rate:g} exclude one another: give one")
+    if path is not None:
+        return read(path, array)
+    return None if rate is None else random_map(array, rate, seed)
+
+
 def _kind(fault: Weight | Accumulator | Bypass) -> Kind:
     match fault:
         case Weight():

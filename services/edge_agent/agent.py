@@ -11,7 +11,9 @@ import structlog
 from accelsim.accelerators import Accelerator, Factory, vote_at
 from accelsim.datasets import Dataset
 from accelsim.engine import Engine, shared
-from accelsim.faults import Rates
+from accelsim.faults import Rates, chip
+from accelsim.faults.permanent import FaultMap
+from accelsim.faults.worn import exact
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.timing import Array
@@ -22,7 +24,7 @@ from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.plan import ports_of, thresholded
 from services.edge_agent.running import Running
 from services.edge_agent.table1 import Client
-from services.scheme import Port, Scheme, check
+from services.scheme import Port, Scheme, check, known_faults
 from services.views import seen
 
 log = structlog.get_logger()
@@ -94,8 +96,13 @@ class Agent:
     async def _take(self, message: Message) -> None:
         match message:
             case SetMode():
-                self.mode = message
                 await self._enter(message.session)
+                try:
+                    self._known(message)
+                except ValueError as error:
+                    await self._client().send_ack("mode", message.seq, version=self.session.version, error=str(error))
+                    raise
+                self.mode = message
                 await self._client().send_ack("mode", message.seq, version=self.session.version)
                 await self._start_pending()
             case Deploy():
@@ -203,7 +210,8 @@ class Agent:
             await client.send_outputs(forward, outputs, truth)
             return
         accelerator = await self._accelerator(loaded.network, mode, forward)
-        self.running = Running(self.bus, forward, mode, loaded.network, loaded.engine, accelerator, self.device.array)
+        referee = await asyncio.to_thread(exact, loaded.network, self.device.path, self._known(mode))
+        self.running = Running(self.bus, forward, mode, loaded.network, referee, accelerator, self.device.array)
         direct: frozenset[int] = frozenset()
         if training and thresholded(mode.scheme):
             if self.session.similarity is None:
@@ -212,6 +220,11 @@ class Agent:
         outputs = await self.running.outputs(batch, direct)
         if not training:
             await client.send_outputs(forward, outputs, truth)
+
+    def _known(self, mode: SetMode) -> FaultMap | None:
+        """The permanent faults that the server predicts with. Raises ValueError where they are of another array."""
+        known = known_faults(mode.known, "down/mode: known")
+        return None if known is None else chip.on(known, self.device.array, f"down/mode: known: {known.name or 'a map'}")
 
     async def _accelerator(self, network: Network, mode: SetMode, forward: Forward) -> Accelerator:
         """The one of these faults, made when they change."""

@@ -53,18 +53,19 @@ class Server:
         rates: Rates,
         seed: int,
         scheme: Scheme = CHAINED,
+        known: bytes = b"",
     ) -> None:
         """``server.setAIoTMode``: how the device runs from now on (see ``SetMode``). Returns when it has acknowledged."""
-        known = await self._device(device)
-        known.sequence += 1
+        remote = await self._device(device)
+        remote.sequence += 1
         message = SetMode(
-            session=self.session, seq=known.sequence, mode=mode.value, rates=rates, seed=seed, scheme=scheme
+            session=self.session, seq=remote.sequence, mode=mode.value, rates=rates, seed=seed, scheme=scheme, known=known
         )  # fmt: skip
 
         def send(attempt: int) -> Awaitable[object]:
-            return known.send_mode(message)
+            return remote.send_mode(message)
 
-        await known.until(send, lambda: known.acknowledged("mode", message.seq), f"mode {mode}")
+        await remote.until(send, lambda: remote.acknowledged("mode", message.seq), f"mode {mode}")
 
     async def deploy_model(
         self, device: str, network: Network, *, version: int | None = None, iteration: int = -1, wait: bool = True
