@@ -29,7 +29,8 @@ from services.edge_agent.core.answer import answer
 from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.forward import Done, Executed, Segment, Votes, advance, execute, similarity
 from services.edge_agent.core.plan import plan_of, ports_of, thresholded
-from services.scheme import CHAINED, Scheme, known_faults
+from services.known import known_faults
+from services.scheme import CHAINED, Scheme
 from services.scheme import check as check_scheme
 from services.trainer.core import evaluation, recipe
 from services.trainer.core.course import Answered, Answers, Batch, Deploy, Learnt, Reply, course

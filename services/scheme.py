@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-from accelsim.faults import Site, chip
-from accelsim.faults.permanent import FaultMap
+from accelsim.faults import Site
 from accelsim.int8.network import Network
 
 Codec = Literal["direct", "golden", "chained"]
@@ -129,15 +127,6 @@ class View(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 KNOWN_BYTES = 1 << 20
 """The longest packed map of permanent faults in a message or a job."""
 Known = Annotated[bytes, msgspec.Meta(max_length=KNOWN_BYTES)]
-
-
-@lru_cache(maxsize=8)
-def known_faults(packed: bytes, what: str) -> FaultMap | None:
-    """The permanent faults that both sides of the link know of, from ``accelsim.faults.chip.packed``; none from no bytes.
-
-    Raises ValueError, beginning with ``what``, for bytes that are no such map.
-    """
-    return chip.unpacked(packed, what) if packed else None
 
 
 def check(scheme: Scheme, network: Network) -> None:

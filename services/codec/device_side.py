@@ -39,7 +39,7 @@ from services.bus.messages import (
 from services.codec.core.device_end import DeviceEnd, WrongBase
 from services.codec.core.segments import INPUTS, MODEL, REPAIR
 from services.codec.core.sent import SentLayer, SentModel
-from services.scheme import known_faults
+from services.known import known_faults
 
 KNOWN = "down/mode: known"
 log = structlog.get_logger()

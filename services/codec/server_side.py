@@ -38,7 +38,8 @@ from services.codec.core.rebuild import Rebuild, Wrong
 from services.codec.core.segments import INPUTS, MODEL
 from services.codec.core.sent import SentImages, SentLayer
 from services.codec.core.server_end import ServerEnd
-from services.scheme import SEGMENT_BYTES, known_faults
+from services.known import known_faults
+from services.scheme import SEGMENT_BYTES
 from services.views import seen
 
 KNOWN = "down/mode: known"

@@ -24,7 +24,8 @@ from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.plan import ports_of, thresholded
 from services.edge_agent.running import Running
 from services.edge_agent.table1 import Client
-from services.scheme import Port, Scheme, check, known_faults
+from services.known import known_faults
+from services.scheme import Port, Scheme, check
 from services.views import seen
 
 log = structlog.get_logger()

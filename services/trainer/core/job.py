@@ -11,7 +11,8 @@ import msgspec
 from accelsim.files import write_whole
 from accelsim.int8.network import Network
 from services import scheme
-from services.scheme import Known, known_faults
+from services.known import known_faults
+from services.scheme import Known
 from services.trainer.core.task import Task
 
 FILE = "job.json"

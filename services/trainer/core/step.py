@@ -16,7 +16,7 @@ from accelsim.engine import Engine
 from accelsim.faults.permanent import FaultMap, dead_weights, faulty_network
 from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
-from services.scheme import known_faults
+from services.known import known_faults
 from services.trainer.core import correction, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.job import Job, digest
