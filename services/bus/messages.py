@@ -119,6 +119,9 @@ class Forward(Message):
     """Error rates of this run in place of the mode's."""
     view: View | None = None
     """What the device makes of the images before it runs them; they are named and sent as they were before."""
+    images: bytes = b""
+    """The images themselves, as ``up/inputs`` has fresh ones, in place of the device's own: one for each of ``samples``, whose
+    numbers then say nothing. They have no labels."""
     reliable: bool = False
     """In inference mode: run on the general-purpose processor instead of the accelerator, for the fault-free answers."""
 

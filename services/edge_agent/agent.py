@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import structlog
 
 from accelsim.accelerators import Accelerator, Factory, vote_at
@@ -20,6 +21,8 @@ from accelsim.timing import Array
 from services.boundary import answer
 from services.bus import Bus, BusError, MessageError
 from services.bus.messages import Deploy, Forward, Message, SetMode, Voted
+from services.codec.core import inputs
+from services.codec.core.server_end import MAX_BATCH
 from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.plan import ports_of, thresholded
 from services.edge_agent.running import Running
@@ -193,6 +196,11 @@ class Agent:
         of_split = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
         images, labels = of_split[forward.split]
         chosen = list(forward.samples)
+        if forward.images:
+            if not 0 < len(chosen) <= MAX_BATCH or mode.scheme.jpeg:
+                raise ValueError(f"images: 1 to {MAX_BATCH} are taken, as they are; got {len(chosen)}, JPEG {mode.scheme.jpeg}")
+            images = inputs.decode(forward.images, len(chosen), loaded.network.input_shape)
+            labels, chosen = np.zeros(len(chosen), np.int64), list(range(len(chosen)))
         if not chosen or max(chosen) >= len(images) or min(chosen) < 0:
             raise ValueError(f"samples: {forward.split} has {len(images)} images, asked for {chosen[:8]}")
         if forward.reliable and forward.mode == "training":

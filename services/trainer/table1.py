@@ -100,11 +100,13 @@ class Server:
         rates: Rates | None = None,
         view: View | None = None,
         reliable: bool = False,
+        images: bytes = b"",
     ) -> Data:
         """``server.getData``: run these samples on the device in its present mode and collect what it computed.
 
         ``seed`` and ``rates`` stand in for the mode's; ``view`` has the device change the images first, and those of the Data
-        are then the changed ones; ``reliable`` has an inference run on the general-purpose processor. Images and activations
+        are then the changed ones; ``reliable`` has an inference run on the general-purpose processor;
+        ``images`` are run in place of the device's own (see ``Forward``). Images and activations
         are views into shared memory, good until the next ``get_data`` of that device.
         """
         known = await self._device(device)
@@ -129,6 +131,7 @@ class Server:
                 rates=rates,
                 view=view,
                 reliable=reliable,
+                images=images,
             )
             await known.send_forward(forward, mode, deployed)
 
