@@ -108,9 +108,9 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
     Raises PipelineError with the last word of whatever failed, BusError where the broker is out of reach.
     """
     async with AsyncExitStack() as stack:
-        programs, device_broker, server_broker = _brokers(settings)
+        programs, device_broker, server_broker = broker_programs(settings)
         if settings.launch:
-            programs += _services(settings, prepare.read(folder).memory, device_broker, server_broker)
+            programs += service_programs(settings, prepare.read(folder).memory, device_broker, server_broker)
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
@@ -153,7 +153,7 @@ def finish(settings: Settings, folder: Path) -> report.Report:
     return found
 
 
-def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
+def broker_programs(settings: Settings) -> tuple[list[Program], str, str]:
     """The brokers to start, and the addresses of the device's and the server's. Live, a shaping proxy is between them."""
     if settings.broker is not None:
         return [], settings.broker, settings.broker
@@ -171,7 +171,7 @@ def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
     return brokers, f"mqtt://127.0.0.1:{device}", at
 
 
-def _services(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
+def service_programs(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
     named = ("--device", settings.device)
     agent = [*datasets.arguments(settings.data), f"--accelerator={settings.accelerator}"]
     agent += [f"--fault-model={settings.fault_model}", "--arena-mb", str(memory.agent)]
