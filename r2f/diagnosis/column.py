@@ -254,33 +254,15 @@ def stick(column: Column, row: int, bit: int, value: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_latch(column: Column, seen: Seen, rows: Int64, bits: Int64, out: Int64) -> tuple[Any, Any, Any, Any]:
-    """The stuck (or freed) bit of a latch that leaves the least unexplained: (misfit, row, bit, value), value 2 freeing it."""
-    best: Any = np.int64(1 << 62)
-    at: Any = np.int64(-1)
-    of: Any = np.int64(-1)
-    to: Any = np.int64(-1)
-    for row in rows:
-        for bit in bits:
-            for value in range(3):
-                was = stick(column, row, bit, value)
-                if was != value:
-                    found = misfit(column, seen, out)
-                    if found < best:
-                        best, at, of, to = found, row, bit, value
-                stick(column, row, bit, was)
-    return best, at, of, to
-
-
-@numba.njit(cache=True, nogil=True)
-def _anywhere(
-    column: Column, seen: Seen, bits: Int64, freed: tuple[int, int], left: int, out: Int64
+def _best_latch(
+    column: Column, seen: Seen, rows: Int64, bits: Int64, freed: tuple[int, int], goal: int, out: Int64
 ) -> tuple[Any, Any, Any, Any]:
-    """As ``_best_latch`` over all rows, beside freeing the bit at ``freed`` (row, bit) where that row is not -1.
+    """The stuck (or freed, 2) bit of a latch that leaves the least, below ``goal``: (misfit, row, bit, value), or row -1.
 
-    Walks are looked at first, from the changed row on: few changes leave less of them than what is ``left``.
+    Beside it the bit at ``freed`` (row, bit) is freed where that row is not -1. Walks are looked at first, from the changed
+    row on: few changes leave less of them than the best so far.
     """
-    best: Any = np.int64(left)
+    best: Any = np.int64(goal)
     at: Any = np.int64(-1)
     of: Any = np.int64(-1)
     to: Any = np.int64(-1)
@@ -288,7 +270,7 @@ def _anywhere(
     was = stick(column, origin, out_of, 2) if origin >= 0 else 2
     states = _states(column, seen[4])
     for bit in bits:
-        for row in range(len(column[2])):
+        for row in rows:
             for value in range(2 if origin >= 0 else 3):
                 before = stick(column, row, bit, value)
                 if before != value:
@@ -296,7 +278,7 @@ def _anywhere(
                     if found < best:
                         found += _beside_walks(column, seen, out)
                     if found < best:
-                        best, at, of, to = found, np.int64(row), bit, np.int64(value)
+                        best, at, of, to = found, row, bit, value
                 stick(column, row, bit, before)
     if origin >= 0:
         stick(column, origin, out_of, was)
@@ -304,19 +286,22 @@ def _anywhere(
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_register(column: Column, seen: Seen, rows: Int64, options: Int64, out: Int64) -> tuple[Any, Any, Any]:
-    """The weight register that leaves the least unexplained: (misfit, row, option). ``options`` are (keep, force)."""
+def _best_register(column: Column, seen: Seen, rows: Int64, options: Int64, goal: int, out: Int64) -> tuple[Any, Any, Any]:
+    """The weight register that leaves the least, likewise: (misfit, row, option). ``options`` are (keep, force)."""
     weight_keep, weight_force = column[0], column[1]
-    best: Any = np.int64(1 << 62)
+    best: Any = np.int64(goal)
     at: Any = np.int64(-1)
     of: Any = np.int64(-1)
+    states = _states(column, seen[4])
     for row in rows:
         kept, forced = weight_keep[row], weight_force[row]
         for option in range(len(options)):
             if options[option, 0] == kept and options[option, 1] == forced:
                 continue
             weight_keep[row], weight_force[row] = options[option, 0], options[option, 1]
-            found = misfit(column, seen, out)
+            found = _walk_misfit(column, seen, row, states, best)
+            if found < best:
+                found += _beside_walks(column, seen, out)
             if found < best:
                 best, at, of = found, row, option
         weight_keep[row], weight_force[row] = kept, forced
@@ -352,20 +337,19 @@ def explain(seen: Seen, start: Column, *, least: int = 1, steps: int = 64) -> tu
         near = off.copy()
         near[1:] |= off[:-1]
         near[:-1] |= off[1:]
-        latch = _best_latch(column, seen, np.flatnonzero(near), bits, out)
-        register = _best_register(column, seen, np.flatnonzero(off), options, out)
-        if min(latch[0], register[0]) < goal:
-            if register[0] < latch[0]:
-                left, row, option = register
-                column.weight_keep[row], column.weight_force[row] = options[option]
-            else:
-                left, row, bit, value = latch
-                stick(column, row, bit, value)
+        everywhere = np.arange(len(off))
+        latch = _best_latch(column, seen, np.flatnonzero(near), bits, (-1, 0), goal, out)
+        register = _best_register(column, seen, np.flatnonzero(off), options, min(goal, latch[0]), out)
+        if register[1] >= 0:
+            left, row, option = register
+            column.weight_keep[row], column.weight_force[row] = options[option]
         else:
-            step, freed = _anywhere(column, seen, bits, (-1, 0), goal, out), (-1, 0)
+            step, freed = latch, (-1, 0)
+            if step[1] < 0:
+                step = _best_latch(column, seen, everywhere, bits, freed, goal, out)
             if step[1] < 0:
                 for one in stuck_bits(column):
-                    other = _anywhere(column, seen, bits, one, min(goal, step[0]), out)
+                    other = _best_latch(column, seen, everywhere, bits, one, step[0], out)
                     if other[1] >= 0:
                         step, freed = other, one
             if step[1] < 0:

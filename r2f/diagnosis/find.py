@@ -36,6 +36,8 @@ PULSES: Final = ((0, -1, 1), (0, 1, -1), (0, -128, 64), (1, -1, -1), (-1, 1, 1),
 """(rail, weight, input of the row) of the pulses; the next row has the opposite input."""
 RANDOM: Final = 16
 """Walks beside those by the bits of the row's number."""
+KEPT: Final = 128
+"""The most walks of a column that are looked back at."""
 VECTORS: Final = 512
 """The most vectors that one network is given at once."""
 
@@ -108,7 +110,7 @@ def find(array: Array, *, seed: int = 0, rounds: int = 8, least: int = 1) -> Ste
             walked = np.concatenate([bias[:, c, None], read[:, :, c]], axis=1)
             made = np.ascontiguousarray(weights[:, :, c])
             seen[c] = seen[c]._replace(
-                walks=np.concatenate([seen[c].walks, made]), walked=np.concatenate([seen[c].walked, walked])
+                walks=np.concatenate([seen[c].walks, made])[-KEPT:], walked=np.concatenate([seen[c].walked, walked])[-KEPT:]
             )
             believed[c], left[c] = explain(seen[c], believed[c], least=least)
     unexplained = tuple(np.flatnonzero((left >= least) | (off >= least)).tolist())

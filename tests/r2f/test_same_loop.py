@@ -25,6 +25,7 @@ from accelsim.int8.network import Network
 from accelsim.lowering import lower
 from accelsim.timing import Array
 from r2f import inprocess
+from r2f.diagnosis.drive import over_the_bus as over_the_bus_diagnosed
 from services.bus import Bus
 from services.bus.messages import EncodedInputs, EncodedLayers, EncodedModel, EncodedRepair
 from services.codec.device_side import DeviceCodec
@@ -38,6 +39,7 @@ from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
 from services.trainer.core.task import PAPER, Recipe, Sgd, Source
 from services.trainer.remote import DeviceError
+from services.trainer.table1 import serving
 from services.voter import voter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +265,27 @@ async def test_permanent_faults(name: str, known: bool, broker: str, network: Ne
     assert all(one.mismatched == 0 for one in peer.iterations) or job.scheme.codec == "golden"
     if known and name == "chained":
         assert not any(one.repair_bytes for one in peer.iterations)
+
+
+async def test_a_diagnosis_finds_the_chip_and_then_a_run_knows_it(broker: str, network: Network, tmp_path: Path) -> None:
+    """Soft errors on top; the map that was found is the device's to the bit, so increments are those of soft errors alone."""
+    rates = Rates.uniform(1e-5)
+    async with pipeline(broker, DIGITS, CHIP):
+        async with (
+            Bus(broker, "trainer", "d", arena_bytes=16 << 20, readers=("codec-server",)) as bus,
+            serving(bus, "diagnosis") as server,
+        ):
+            await server.ready("d")
+            found = await over_the_bus_diagnosed(server, "d", Array(), rates, seed=7)
+        assert chip.digest(found.faults) == chip.digest(CHIP)
+        folder = tmp_path / "known"
+        job = write(folder, network, rates=Rates(), known=chip.packed(found.faults))
+        sizes = await over_the_bus(broker, folder)
+    peer = same(job, network, folder, sizes, CHIP)
+    sound = inprocess.retrain(network, DIGITS, replace(job, known=b""), path=PATH)
+    assert [(one.layer_bytes, one.repair_bytes) for one in peer.iterations] == [
+        (one.layer_bytes, 0) for one in sound.iterations
+    ]
 
 
 async def test_a_known_map_of_another_array_is_refused(broker: str, network: Network, tmp_path: Path) -> None:
