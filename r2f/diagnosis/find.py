@@ -113,6 +113,11 @@ def find(array: Array, *, seed: int = 0, rounds: int = 8, least: int = 1) -> Ste
                 walks=np.concatenate([seen[c].walks, made])[-KEPT:], walked=np.concatenate([seen[c].walked, walked])[-KEPT:]
             )
             believed[c], left[c] = explain(seen[c], believed[c], least=least)
+            if left[c] >= least and ran > 1:
+                # The steps so far led astray; from the start, with all that has been seen since then, they may not.
+                again, less = explain(seen[c], sound(rows), least=least)
+                if less < left[c]:
+                    believed[c], left[c] = again, less
     unexplained = tuple(np.flatnonzero((left >= least) | (off >= least)).tolist())
     return Found(as_map(array, believed), unexplained, ran, count.passes, count.vectors, count.answers)
 
