@@ -212,6 +212,39 @@ def protect(
     _guarded(work)
 
 
+DIAGNOSIS = (
+    "fault-map", "random-faults", "chip-seed", "ber", "ber-input", "ber-weight", "ber-output", "ber-accumulator", "fault-model",
+    "accelerator", "modules", "array", "device", "device-memory-mb", "data", "seed", "broker", "launch", "embedded",
+)  # fmt: skip
+"""Settings of ``r2f diagnose``."""
+
+
+@app.command()
+@_options(*DIAGNOSIS, defaults={"ber": 0.0})
+def diagnose(
+    given: dict[str, Any],
+    out: Annotated[Path, typer.Option(help="The chip file that is written.")] = Path("chip.json"),
+    repeat: Annotated[
+        int | None, typer.Option(min=1, max=99, help="Runs of each test that are voted on; 1 without soft errors, else 5.")
+    ] = None,
+) -> None:
+    """Find a device's permanent faults over the bus by test networks, and write them as a chip file (docs/chips.md)."""
+
+    def work() -> None:
+        from rich.console import Console
+
+        from r2f.diagnosis import command
+        from r2f.display import Display
+
+        console = Console()
+        with Display(console) as display:
+            found = command.diagnose(settings_file.parse({"ber": 0.0} | given), out, repeat, display)
+        console.print(command.table(found))
+        console.print(f"\n{out}", soft_wrap=True, markup=False)
+
+    _guarded(work)
+
+
 @app.command()
 def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = RUNS) -> None:
     """List the runs below a folder: network, BER, iterations, top-1 of the faulty device before and after, state."""

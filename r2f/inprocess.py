@@ -19,6 +19,8 @@ from accelsim.accelerators import Factory, build, vote_at
 from accelsim.datasets import Dataset, Int64
 from accelsim.engine import shared
 from accelsim.faults import Rates
+from accelsim.faults.permanent import FaultMap
+from accelsim.faults.worn import exact
 from accelsim.int8.network import Activation, Network, UInt8
 from services.codec.core.device_end import DeviceEnd
 from services.codec.core.rebuild import Rebuild, Wrong
@@ -27,6 +29,7 @@ from services.edge_agent.core.answer import answer
 from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.forward import Done, Executed, Segment, Votes, advance, execute, similarity
 from services.edge_agent.core.plan import plan_of, ports_of, thresholded
+from services.known import known_faults
 from services.scheme import CHAINED, Scheme
 from services.scheme import check as check_scheme
 from services.trainer.core import evaluation, recipe
@@ -93,7 +96,8 @@ def retrain(
     plan = recipe.plan(job, len(data.train_images))
     own = data.train_labels if job.labels == "server" else None
     steps = course(plan, network, start(job, network), path, own, None)
-    device = _Device(job.scheme, job.device, accelerator or build(f"simulated:{path}"), path)
+    known = known_faults(job.known, "job: known")
+    device = _Device(job.scheme, job.device, accelerator or build(f"simulated:{path}"), path, known)
     link = _Link(job.scheme, DeviceEnd(path), ServerEnd(path))
     done = Retrained(network, [])
     on_device, model_bytes, clock = network, 0, _Clock()
@@ -225,11 +229,13 @@ def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:
 class _Device:
     """What a device holds between passes."""
 
-    def __init__(self, scheme: Scheme, name: str, factory: Factory, path: str) -> None:
+    def __init__(self, scheme: Scheme, name: str, factory: Factory, path: str, known: FaultMap | None = None) -> None:
         self.scheme = scheme
         self.name = name
         self.factory = factory
         self.path = path
+        self.known = known
+        """Permanent faults that the server predicts with, and so the referee refers to."""
         self.loaded: tuple[Network, Rates, int] | None = None
         self.shares: dict[int, float] | None = None
 
@@ -239,7 +245,7 @@ class _Device:
             return
         check_scheme(self.scheme, network)
         self.network, self.seed = network, seed
-        self.engine = shared(network, self.path)
+        self.engine = exact(network, self.path, self.known)
         self.accelerator = self.factory(rates, seed, self.name)
         self.accelerator.load(network)
         vote_at(self.accelerator, ports_of(self.scheme))
@@ -340,9 +346,9 @@ class _Link:
     def batch(self, device: _Device, images: UInt8, of: Batch, clock: _Clock) -> _Crossing:
         """A pass of the device on images (N, H, W, C), and all of it over the link."""
         images, files = _photographed(images, self.scheme)
-        sent = self.device.begin(self.scheme, of.iteration, 0, images, files, of.view)
+        sent = self.device.begin(self.scheme, of.iteration, 0, images, files, of.view, device.known)
         clock.tick("compress")
-        rebuild = self.server.begin(self.server.newest, self.scheme)
+        rebuild = self.server.begin(self.server.newest, self.scheme, device.known)
         received = seen(self.server.images(sent, rebuild.network), of.view)
         rebuild.start(received)
         clock.tick("decompress")

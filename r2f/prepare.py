@@ -11,11 +11,13 @@ from torch import nn
 
 from accelsim import accelerators, datasets, faults, zoo
 from accelsim.datasets import Dataset, Int64, spread
-from accelsim.faults import Rates
+from accelsim.faults import Rates, chip
+from accelsim.faults.permanent import FaultMap
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
 from accelsim.named import looking_in
+from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
 from broker.launch import find_mosquitto
 from broker.link import profile
@@ -24,7 +26,7 @@ from r2f import settings as settings_file
 from r2f.display import Display
 from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.protection import plan as plans
-from r2f.settings import DEMO_NETWORK, Settings, SettingsError
+from r2f.settings import DEMO_NETWORK, DEVICES_OWN, Settings, SettingsError
 from services.bus import BusError
 from services.bus.address import broker_address, hidden
 from services.trainer.core import job as jobs
@@ -74,10 +76,10 @@ def check(settings: Settings) -> None:
     if settings.live and settings.broker is None and (settings.embedded or find_mosquitto() is None):
         raise SettingsError("--live joins two brokers by a bridge, which only Mosquitto can: apt-get install mosquitto")
     check_files(settings)
-    if settings.array is not None:
-        read_config(Path(settings.array))
+    worn = permanent(settings)
+    known(settings)
     with looking_in(settings.modules):
-        accelerators.build(settings.accelerator, faults.build(settings.fault_model))
+        accelerators.build(settings.accelerator, faults.build(settings.fault_model), worn)
     if settings.network not in zoo.NETWORKS and ":" not in settings.network:
         zoo.build(settings.network)  # raises, naming those there are
     if settings.weights is None and settings.network != DEMO_NETWORK:
@@ -87,13 +89,41 @@ def check(settings: Settings) -> None:
 def check_files(settings: Settings) -> None:
     """Raises SettingsError where a file or a folder that a setting names is not there."""
     plan = None if settings.plan is None else str(plans.named(settings.plan)[0])
-    files = {"weights": settings.weights, "classes": settings.data.classes, "array": settings.array, "protect": plan}
+    known_map = None if settings.known_map == DEVICES_OWN else settings.known_map
+    files = {
+        "weights": settings.weights, "classes": settings.data.classes, "array": settings.array, "protect": plan,
+        "fault-map": settings.fault_map, "known-map": known_map,
+    }  # fmt: skip
     for option, path in files.items():
         if path is not None and not Path(path).is_file():
             what = "that is a folder, not a file" if Path(path).is_dir() else "no such file"
             raise SettingsError(f"--{option} {path}: {what}")
     if settings.modules is not None and not Path(settings.modules).is_dir():
         raise SettingsError(f"--modules {settings.modules}: no such folder")
+
+
+def array_of(settings: Settings) -> Array:
+    """The array of the device. Raises ValueError naming the file."""
+    return Array() if settings.array is None else read_config(Path(settings.array))
+
+
+def permanent(settings: Settings) -> FaultMap | None:
+    """The permanent faults that the device is given. Raises SettingsError, and ValueError naming the file and the field."""
+    if settings.fault_map is not None and settings.random_faults is not None:
+        raise SettingsError("--fault-map and --random-faults exclude one another: give one")
+    return chip.of(array_of(settings), settings.fault_map, settings.random_faults, settings.chip_seed)
+
+
+def known(settings: Settings) -> FaultMap | None:
+    """The permanent faults that both sides know of; raises what ``permanent`` does."""
+    if settings.known_map is None:
+        return None
+    if settings.known_map != DEVICES_OWN:
+        return chip.read(settings.known_map, array_of(settings))
+    own = permanent(settings)
+    if own is None:
+        raise SettingsError("--known-map device: the device is given none; give --fault-map or --random-faults too, or a file")
+    return own
 
 
 def reach(url: str) -> None:
@@ -222,8 +252,10 @@ def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_
     uplink = 0.0 if settings.link is None else profile(settings.link).up
     task = {name: getattr(settings, name) for name in Task.__struct_fields__}
     task["scheme"] = msgspec.structs.replace(settings.scheme, uplink_bits_per_s=uplink)
+    map_known = known(settings)
     return Job(
         **task,
+        known=b"" if map_known is None else chip.packed(map_known),
         session=session,
         device=settings.device,
         evaluation_seeds=tuple(settings.seed + 1001 + i for i in range(settings.evaluation_seeds)),

@@ -108,9 +108,9 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
     Raises PipelineError with the last word of whatever failed, BusError where the broker is out of reach.
     """
     async with AsyncExitStack() as stack:
-        programs, device_broker, server_broker = _brokers(settings)
+        programs, device_broker, server_broker = broker_programs(settings)
         if settings.launch:
-            programs += _services(settings, prepare.read(folder).memory, device_broker, server_broker)
+            programs += service_programs(settings, prepare.read(folder).memory, device_broker, server_broker)
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
@@ -153,7 +153,7 @@ def finish(settings: Settings, folder: Path) -> report.Report:
     return found
 
 
-def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
+def broker_programs(settings: Settings) -> tuple[list[Program], str, str]:
     """The brokers to start, and the addresses of the device's and the server's. Live, a shaping proxy is between them."""
     if settings.broker is not None:
         return [], settings.broker, settings.broker
@@ -171,13 +171,17 @@ def _brokers(settings: Settings) -> tuple[list[Program], str, str]:
     return brokers, f"mqtt://127.0.0.1:{device}", at
 
 
-def _services(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
+def service_programs(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
     named = ("--device", settings.device)
     agent = [*datasets.arguments(settings.data), f"--accelerator={settings.accelerator}"]
     agent += [f"--fault-model={settings.fault_model}", "--arena-mb", str(memory.agent)]
     codec = ("--arena-mb", str(memory.codec), "--keep-mb", str(memory.keep))
     if settings.array is not None:
         agent += ["--array", settings.array]
+    if settings.fault_map is not None:
+        agent += ["--fault-map", settings.fault_map]
+    if settings.random_faults is not None:
+        agent += ["--random-faults", repr(settings.random_faults), "--chip-seed", str(settings.chip_seed)]
     # Addresses may hold passwords, which everybody on the host would see among the arguments.
     on_device, up, down = ({"R2F_BROKER": broker} for broker in (device_broker, device_broker, server_broker))
     # On a real link, chunks are no longer than two seconds of its rate, and senders wait for credit as long as it takes.

@@ -26,6 +26,8 @@ from services.trainer.core.task import PAPER, Sgd, Task, said
 
 FILE = "run.toml"
 DEMO_NETWORK = "digits_cnn"
+DEVICES_OWN = "device"
+"""``known-map``: the chip that the device is given."""
 LETTERS = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=LETTERS)]
 
@@ -62,6 +64,13 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     device_memory_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
     accelerator: str = "simulated"
     fault_model: str = "soft"
+    fault_map: str | None = None
+    """A chip file: the permanent faults of the device's array."""
+    random_faults: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Share of its processing elements that are faulty, on a random chip in place of a chip file."""
+    chip_seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    known_map: str | None = None
+    """What both sides know of the permanent faults: a chip file, or ``device`` for those that the device is given."""
     array: str | None = None
     broker: str | None = None
     """A broker that is there already, without its password; None starts one."""
@@ -106,6 +115,10 @@ OPTIONS: dict[str, Option] = {
     "ber-output": Option("rates.output", "At outputs alone; --ber where not given.", FAULTS),
     "ber-accumulator": Option("rates.accumulator", "At accumulators.", FAULTS),
     "fault-model": Option("fault_model", "Which bits flip: soft, burst, burst:BITS, or package.module:function.", FAULTS),
+    "fault-map": Option("fault_map", "Chip file of the array's permanent faults (docs/chips.md).", FAULTS),
+    "random-faults": Option("random_faults", "Share of the array's elements that are faulty, 0 to 1: a random chip.", FAULTS),
+    "chip-seed": Option("chip_seed", "Which of the random chips.", FAULTS),
+    "known-map": Option("known_map", "Map that both sides predict with: a chip file, or 'device': the device's own.", FAULTS),
     "codec": Option("scheme.codec", "How outputs cross the link.", DEVICE),
     "vote": Option("scheme.vote", "How replicas are voted on.", DEVICE),
     "replicas": Option("scheme.replicas", "Executions of each layer for the vote, without --referee.", DEVICE),
@@ -231,6 +244,8 @@ def resolved(settings: Settings) -> Settings:
         modules=_absolute(settings.modules or "."),
         weights=_absolute(settings.weights),
         array=_absolute(settings.array),
+        fault_map=_absolute(settings.fault_map),
+        known_map=settings.known_map if settings.known_map == DEVICES_OWN else _absolute(settings.known_map),
         plan=_absolute(settings.plan),
         broker=None if settings.broker is None else without_password(settings.broker),
     )

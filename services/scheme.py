@@ -124,6 +124,11 @@ class View(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Move them by up to so many pixels each way."""
 
 
+KNOWN_BYTES = 1 << 20
+"""The longest packed map of permanent faults in a message or a job."""
+Known = Annotated[bytes, msgspec.Meta(max_length=KNOWN_BYTES)]
+
+
 def check(scheme: Scheme, network: Network) -> None:
     """Raises ValueError where protection names what this network does not have."""
     layers = [index for index, _ in network.convs()]

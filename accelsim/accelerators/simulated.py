@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from accelsim.accelerators.protocol import Ports, layer_by_layer
-from accelsim.engine import Engine, shared
+from accelsim.accelerators.protocol import Ports
+from accelsim.engine import Engine
 from accelsim.faults import SOFT_ERRORS, FaultModel, Flips, Key, Rates, draw
-from accelsim.faults.permanent import FaultMap, faulty_network, replicas
+from accelsim.faults.permanent import FaultMap
+from accelsim.faults.worn import exact
 from accelsim.int8.network import Activation, Int8, Network
 
 
@@ -46,9 +47,7 @@ class Simulated:
 
     def load(self, network: Network) -> None:
         """See Accelerator."""
-        if self.permanent is not None:
-            network = faulty_network(network, self.permanent)
-        self._engine = shared(network, self.path)
+        self._engine = exact(network, self.path, self.permanent)
 
     def vote_at(self, ports: Ports) -> None:
         """See PortVoter. Soft errors in the accumulators cannot be voted on."""
@@ -71,25 +70,18 @@ class Simulated:
     def run_layer(self, index: int, x: Activation, *, iteration: int = 0, replica: int = 0) -> Activation:
         """See Accelerator."""
         flips = self.flips(index, x.shape, iteration=iteration, replica=replica)
-        return self._execute(index, x, [flips])[0]
+        return self.engine.replicas(index, x, [flips])[0]
 
     def run_replicas(
         self, index: int, x: Activation, *, iteration: int = 0, count: int = 3, first: int = 0
     ) -> list[Activation]:
         """See Accelerator."""
         flips = [self.flips(index, x.shape, iteration=iteration, replica=r) for r in range(first, first + count)]
-        return self._execute(index, x, flips)
-
-    def _execute(self, index: int, x: Activation, flips: list[Flips]) -> list[Activation]:
-        if self.permanent is None:
-            return self.engine.replicas(index, x, flips)
-        return replicas(self.engine, self.permanent, index, x, flips)
+        return self.engine.replicas(index, x, flips)
 
     def run(self, x: Int8, *, iteration: int = 0) -> list[Activation]:
         """See Accelerator."""
-        if self.permanent is None:
-            return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, 1))
-        return layer_by_layer(self.engine, x, lambda index, operand: self.run_layer(index, operand, iteration=iteration))
+        return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, 1))
 
     def run_chained(
         self, x: Int8, each: Callable[[int, Sequence[Activation], int], None], *, iteration: int = 0, count: int = 3
@@ -97,10 +89,8 @@ class Simulated:
         """``run``, with ``count`` replicas of every MAC layer on the actual input that it saw (architecture.md, "The link").
 
         ``each(index, replicas, first)`` gets them for some images, ``first`` and on, as soon as they are computed, from
-        any thread. Permanent faults are not for this: raises ValueError.
+        any thread.
         """
-        if self.permanent is not None:
-            raise ValueError("accelerator: with permanent faults, run its layers one by one (run_replicas)")
         return self.engine.run(x, lambda index: self._flips_of(index, len(x), iteration, count), each)
 
     def _flips_of(self, index: int, images: int, iteration: int, count: int) -> list[Flips]:

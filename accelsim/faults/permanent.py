@@ -61,6 +61,8 @@ class FaultMap:
 
     array: Array
     faults: tuple[Fault, ...]
+    name: str
+    """Of the chip; says nothing."""
     weight_keep: UInt8
     weight_force: UInt8
     """(R, C)"""
@@ -69,7 +71,7 @@ class FaultMap:
     """(R, C)"""
 
 
-def fault_map(array: Array, faults: Sequence[Fault]) -> FaultMap:
+def fault_map(array: Array, faults: Sequence[Fault], name: str = "") -> FaultMap:
     """The masks of an array's faults.
 
     Raises ValueError naming a fault outside the array, of an unknown kind, with a bit or value out of range, or one
@@ -97,6 +99,7 @@ def fault_map(array: Array, faults: Sequence[Fault]) -> FaultMap:
     return FaultMap(
         array=array,
         faults=tuple(faults),
+        name=name,
         weight_keep=np.where(bypassed, 0, ~(weight_zero | weight_one) & 0xFF).astype(np.uint8),
         weight_force=np.where(bypassed, 0, weight_one).astype(np.uint8),
         sum_keep=np.where(bypassed, -1, ~(sum_zero | sum_one)).astype(np.uint32).view(np.int32),
@@ -110,6 +113,13 @@ def faulty_weights(conv: Conv, faults: FaultMap) -> Int8:
     loaded = conv.weight.reshape(-1).view(np.uint8)
     held = (loaded & faults.weight_keep[row, column]) | faults.weight_force[row, column]
     return held.view(np.int8).reshape(conv.weight.shape)
+
+
+def dead_weights(conv: Conv, faults: FaultMap) -> npt.NDArray[np.bool_]:
+    """Where no bit of the weight register can change, bypassed PEs among them: (O, I/groups, R, S) bool."""
+    row, column = _places(conv, np.arange(conv.weight.size), faults.array)
+    dead: npt.NDArray[np.bool_] = (faults.weight_keep[row, column] == 0).reshape(conv.weight.shape)
+    return dead
 
 
 def faulty_network(network: Network, faults: FaultMap) -> Network:
@@ -159,7 +169,7 @@ def accumulators(conv: Conv, x: Activation, weight: Int8, faults: FaultMap) -> I
             padded,
             np.ascontiguousarray(held[mine]),
             mine // filters * depth,
-            _stops(faults, int(column), held.shape[1]),
+            stops(faults, int(column), held.shape[1]),
             taps_y * dy,
             taps_x * dx,
             conv.stride,
@@ -169,7 +179,7 @@ def accumulators(conv: Conv, x: Activation, weight: Int8, faults: FaultMap) -> I
     return out
 
 
-def _stops(faults: FaultMap, column: int, depth: int) -> Int64:
+def stops(faults: FaultMap, column: int, depth: int) -> Int64:
     """Where a partial sum is changed on its way down a column, K tile after K tile: rows of (k, keep, force, leaves).
 
     The products before k are in the sum when it is masked; with ``leaves`` it then leaves the array, and the next begins.
@@ -266,7 +276,7 @@ def replicas(engine: Engine, faults: FaultMap, index: int, x: Activation, flips:
     """
     conv = engine.conv(index)
     flips = [replace(f, weight=surviving(conv, faults, f.weight)) for f in flips]
-    outputs = engine.replicas(index, x, flips)
+    outputs = Engine.replicas(engine, index, x, flips)  # of a Worn engine too, which calls this
     channels = faulty_channels(conv, faults)
     if not len(channels):
         return outputs

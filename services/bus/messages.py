@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from accelsim.faults import Rates
-from services.scheme import CHAINED, Scheme, View, Vote
+from services.scheme import CHAINED, Known, Scheme, View, Vote
 
 VERSION = 1
 ROOT = f"r2f/v{VERSION}"
@@ -98,6 +98,9 @@ class SetMode(Message):
     rates: Rates = Rates()
     seed: int = 0
     scheme: Scheme = CHAINED
+    known: Known = b""
+    """The device's permanent faults as far as both sides know them: a chip file (docs/chips.md) as one zstd frame. What the
+    receiver predicts has these faults; empty where none are known."""
 
 
 class Forward(Message):
@@ -116,6 +119,9 @@ class Forward(Message):
     """Error rates of this run in place of the mode's."""
     view: View | None = None
     """What the device makes of the images before it runs them; they are named and sent as they were before."""
+    images: bytes = b""
+    """The images themselves, as ``up/inputs`` has fresh ones, in place of the device's own: one for each of ``samples``, whose
+    numbers then say nothing. They have no labels."""
     reliable: bool = False
     """In inference mode: run on the general-purpose processor instead of the accelerator, for the fault-free answers."""
 

@@ -39,7 +39,9 @@ from services.bus.messages import (
 from services.codec.core.device_end import DeviceEnd, WrongBase
 from services.codec.core.segments import INPUTS, MODEL, REPAIR
 from services.codec.core.sent import SentLayer, SentModel
+from services.known import known_faults
 
+KNOWN = "down/mode: known"
 log = structlog.get_logger()
 
 
@@ -78,6 +80,7 @@ class DeviceCodec:
         """One message. Raises ValueError for one that is wrong, and is then as before."""
         match message:
             case SetMode():
+                known_faults(message.known, KNOWN)
                 self.mode = message
             case EncodedModel():
                 self._enter(message.session)
@@ -166,9 +169,10 @@ class DeviceCodec:
             self.bus.release(message.images)
             raise ValueError(f"images of session {message.session!r}, whose model or mode has not come")
         end, images, files = self.session.end, self.bus.open(message.images), message.files
+        known = known_faults(self.mode.known, KNOWN)
         try:
             sent = await asyncio.to_thread(
-                end.begin, self.mode.scheme, message.iteration, message.attempt, images, files, message.view
+                end.begin, self.mode.scheme, message.iteration, message.attempt, images, files, message.view, known
             )
         finally:
             intact = self.bus.release(message.images)

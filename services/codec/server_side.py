@@ -38,9 +38,11 @@ from services.codec.core.rebuild import Rebuild, Wrong
 from services.codec.core.segments import INPUTS, MODEL
 from services.codec.core.sent import SentImages, SentLayer
 from services.codec.core.server_end import ServerEnd
+from services.known import known_faults
 from services.scheme import SEGMENT_BYTES
 from services.views import seen
 
+KNOWN = "down/mode: known"
 log = structlog.get_logger()
 
 
@@ -86,6 +88,7 @@ class ServerCodec:
         """One message. Raises ValueError for one that is wrong, and is then as before."""
         match message:
             case SetMode():
+                known_faults(message.known, KNOWN)
                 self.mode = message
             case Deploy():
                 self._enter(message.session)
@@ -176,7 +179,8 @@ class ServerCodec:
             return
         if self.mode is None or self.mode.session != message.session:
             raise ValueError(f"a pass of session {message.session!r}, whose mode has not come")
-        rebuild = self.session.end.begin(message.version, self.mode.scheme)
+        known = known_faults(self.mode.known, KNOWN)
+        rebuild = self.session.end.begin(message.version, self.mode.scheme, known)
         self._end_pass()
         self.session.now = Pass(message, rebuild)
 

@@ -9,6 +9,7 @@ import typer
 
 from accelsim import accelerators, datasets, faults
 from accelsim.engine import keep_idle
+from accelsim.faults import chip
 from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
 from services import memory
@@ -31,6 +32,19 @@ def main(
         str, typer.Option(help="Which bits flip, at the rates of the run: soft, burst, or package.module:function.")
     ] = "soft",
     array: Annotated[Path | None, typer.Option(help="Array that is timed: a SCALE-Sim .cfg; 32x32 without.")] = None,
+    fault_map: Annotated[
+        Path | None, typer.Option(envvar="R2F_FAULT_MAP", help="Chip file (docs/chips.md) of the array's permanent faults.")
+    ] = None,
+    random_faults: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            envvar="R2F_RANDOM_FAULTS",
+            help="Share of the array's elements that are faulty, in place of a map.",
+        ),
+    ] = None,
+    chip_seed: Annotated[int, typer.Option(min=0, envvar="R2F_CHIP_SEED", help="Which of the random chips.")] = 0,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
     arena_mb: service.ArenaMb = service.ARENA_MB,
     json_logs: service.JsonLogs = None,
@@ -45,8 +59,8 @@ def main(
     def made() -> Device:
         spec = datasets.spec_of(data, image_size=image_size, mean=mean, std=std, classes=classes)
         runs = f"simulated:{path}" if accelerator == "simulated" else accelerator
-        factory = accelerators.build(runs, faults.build(fault_model))
         timed = Array() if array is None else read_config(array)
+        factory = accelerators.build(runs, faults.build(fault_model), chip.of(timed, fault_map, random_faults, chip_seed))
         return Device(datasets.open(spec), factory, timed, path)
 
     memory.give_memory_back()

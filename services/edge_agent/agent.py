@@ -6,22 +6,28 @@ import asyncio
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import structlog
 
 from accelsim.accelerators import Accelerator, Factory, vote_at
 from accelsim.datasets import Dataset
 from accelsim.engine import Engine, shared
-from accelsim.faults import Rates
+from accelsim.faults import Rates, chip
+from accelsim.faults.permanent import FaultMap
+from accelsim.faults.worn import exact
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.timing import Array
 from services.boundary import answer
 from services.bus import Bus, BusError, MessageError
 from services.bus.messages import Deploy, Forward, Message, SetMode, Voted
+from services.codec.core import inputs
+from services.codec.core.server_end import MAX_BATCH
 from services.edge_agent.core.camera import photograph
 from services.edge_agent.core.plan import ports_of, thresholded
 from services.edge_agent.running import Running
 from services.edge_agent.table1 import Client
+from services.known import known_faults
 from services.scheme import Port, Scheme, check
 from services.views import seen
 
@@ -94,8 +100,13 @@ class Agent:
     async def _take(self, message: Message) -> None:
         match message:
             case SetMode():
-                self.mode = message
                 await self._enter(message.session)
+                try:
+                    self._known(message)
+                except ValueError as error:
+                    await self._client().send_ack("mode", message.seq, version=self.session.version, error=str(error))
+                    raise
+                self.mode = message
                 await self._client().send_ack("mode", message.seq, version=self.session.version)
                 await self._start_pending()
             case Deploy():
@@ -185,6 +196,11 @@ class Agent:
         of_split = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
         images, labels = of_split[forward.split]
         chosen = list(forward.samples)
+        if forward.images:
+            if not 0 < len(chosen) <= MAX_BATCH or mode.scheme.jpeg:
+                raise ValueError(f"images: 1 to {MAX_BATCH} are taken, as they are; got {len(chosen)}, JPEG {mode.scheme.jpeg}")
+            images = inputs.decode(forward.images, len(chosen), loaded.network.input_shape)
+            labels, chosen = np.zeros(len(chosen), np.int64), list(range(len(chosen)))
         if not chosen or max(chosen) >= len(images) or min(chosen) < 0:
             raise ValueError(f"samples: {forward.split} has {len(images)} images, asked for {chosen[:8]}")
         if forward.reliable and forward.mode == "training":
@@ -203,7 +219,8 @@ class Agent:
             await client.send_outputs(forward, outputs, truth)
             return
         accelerator = await self._accelerator(loaded.network, mode, forward)
-        self.running = Running(self.bus, forward, mode, loaded.network, loaded.engine, accelerator, self.device.array)
+        referee = await asyncio.to_thread(exact, loaded.network, self.device.path, self._known(mode))
+        self.running = Running(self.bus, forward, mode, loaded.network, referee, accelerator, self.device.array)
         direct: frozenset[int] = frozenset()
         if training and thresholded(mode.scheme):
             if self.session.similarity is None:
@@ -212,6 +229,11 @@ class Agent:
         outputs = await self.running.outputs(batch, direct)
         if not training:
             await client.send_outputs(forward, outputs, truth)
+
+    def _known(self, mode: SetMode) -> FaultMap | None:
+        """The permanent faults that the server predicts with. Raises ValueError where they are of another array."""
+        known = known_faults(mode.known, "down/mode: known")
+        return None if known is None else chip.on(known, self.device.array, f"down/mode: known: {known.name or 'a map'}")
 
     async def _accelerator(self, network: Network, mode: SetMode, forward: Forward) -> Accelerator:
         """The one of these faults, made when they change."""

@@ -53,18 +53,19 @@ class Server:
         rates: Rates,
         seed: int,
         scheme: Scheme = CHAINED,
+        known: bytes = b"",
     ) -> None:
         """``server.setAIoTMode``: how the device runs from now on (see ``SetMode``). Returns when it has acknowledged."""
-        known = await self._device(device)
-        known.sequence += 1
+        remote = await self._device(device)
+        remote.sequence += 1
         message = SetMode(
-            session=self.session, seq=known.sequence, mode=mode.value, rates=rates, seed=seed, scheme=scheme
+            session=self.session, seq=remote.sequence, mode=mode.value, rates=rates, seed=seed, scheme=scheme, known=known
         )  # fmt: skip
 
         def send(attempt: int) -> Awaitable[object]:
-            return known.send_mode(message)
+            return remote.send_mode(message)
 
-        await known.until(send, lambda: known.acknowledged("mode", message.seq), f"mode {mode}")
+        await remote.until(send, lambda: remote.acknowledged("mode", message.seq), f"mode {mode}")
 
     async def deploy_model(
         self, device: str, network: Network, *, version: int | None = None, iteration: int = -1, wait: bool = True
@@ -99,11 +100,13 @@ class Server:
         rates: Rates | None = None,
         view: View | None = None,
         reliable: bool = False,
+        images: bytes = b"",
     ) -> Data:
         """``server.getData``: run these samples on the device in its present mode and collect what it computed.
 
         ``seed`` and ``rates`` stand in for the mode's; ``view`` has the device change the images first, and those of the Data
-        are then the changed ones; ``reliable`` has an inference run on the general-purpose processor. Images and activations
+        are then the changed ones; ``reliable`` has an inference run on the general-purpose processor;
+        ``images`` are run in place of the device's own (see ``Forward``). Images and activations
         are views into shared memory, good until the next ``get_data`` of that device.
         """
         known = await self._device(device)
@@ -128,6 +131,7 @@ class Server:
                 rates=rates,
                 view=view,
                 reliable=reliable,
+                images=images,
             )
             await known.send_forward(forward, mode, deployed)
 

@@ -137,7 +137,9 @@ class _Training:
     async def _enter(self, mode: Mode) -> None:
         if self.mode is not mode:
             todo = self.job
-            await self.server.set_mode(todo.device, mode, rates=todo.rates, seed=todo.seed, scheme=todo.scheme)
+            # What is known of the chip is for predictions, and only training has such.
+            known = todo.known if mode is Mode.TRAINING else b""
+            await self.server.set_mode(todo.device, mode, rates=todo.rates, seed=todo.seed, scheme=todo.scheme, known=known)
             self.mode = mode
 
     async def _batch(self, command: Batch) -> Received:

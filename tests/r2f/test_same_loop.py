@@ -18,12 +18,14 @@ from torch import nn
 
 from accelsim.accelerators import build
 from accelsim.datasets import Dataset, load, spread
-from accelsim.faults import Rates
+from accelsim.faults import Rates, chip
+from accelsim.faults.permanent import FaultMap
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
 from accelsim.timing import Array
 from r2f import inprocess
+from r2f.diagnosis.drive import over_the_bus as over_the_bus_diagnosed
 from services.bus import Bus
 from services.bus.messages import EncodedInputs, EncodedLayers, EncodedModel, EncodedRepair
 from services.codec.device_side import DeviceCodec
@@ -36,6 +38,8 @@ from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
 from services.trainer.core.task import PAPER, Recipe, Sgd, Source
+from services.trainer.remote import DeviceError
+from services.trainer.table1 import serving
 from services.voter import voter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,11 +67,12 @@ def network(trained: nn.Module) -> Network:
 
 
 @asynccontextmanager
-async def pipeline(url: str, data: Dataset) -> AsyncIterator[None]:
-    """Every service but the trainer, each on a connection of its own."""
+async def pipeline(url: str, data: Dataset, worn: FaultMap | None = None) -> AsyncIterator[None]:
+    """Every service but the trainer, each on a connection of its own. ``worn``: permanent faults of the device."""
+    factory = build("simulated", permanent=worn)
 
     served: dict[str, tuple[tuple[str, ...], Callable[[Bus], Coroutine[Any, Any, None]]]] = {
-        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, build("simulated"), Array(), PATH)).serve()),
+        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, factory, Array(), PATH)).serve()),
         "voter": (("codec-device", "agent"), voter.serve),
         "codec-device": (("agent",), lambda bus: DeviceCodec(bus, PATH, 64 << 20).serve()),
         "codec-server": (("trainer",), lambda bus: ServerCodec(bus, PATH).serve()),
@@ -130,36 +135,37 @@ def write(folder: Path, network: Network, **settings: Any) -> Job:
     return job
 
 
-def evaluate(network: Network, rates: Rates, job: Job, scheme: Scheme) -> Evaluation:
+def evaluate(network: Network, rates: Rates, job: Job, scheme: Scheme, worn: FaultMap | None = None) -> Evaluation:
     chosen = spread(job.evaluation_samples, len(DIGITS.test_images))
     return inprocess.evaluate(
         network, DIGITS.test_images[chosen], DIGITS.test_labels[chosen], rates, job.evaluation_seeds, scheme=scheme,
-        device=job.device, batch=job.evaluation_batch, path=PATH,
+        device=job.device, batch=job.evaluation_batch, path=PATH, accelerator=build("simulated", permanent=worn),
     )  # fmt: skip
 
 
-def same(job: Job, network: Network, folder: Path, sizes: Sizes) -> None:
+def same(job: Job, network: Network, folder: Path, sizes: Sizes, worn: FaultMap | None = None) -> inprocess.Retrained:
     """One process ends where the bus did, with as many bytes on the way."""
-    peer = inprocess.retrain(network, DIGITS, job, path=PATH)
+    peer = inprocess.retrain(network, DIGITS, job, path=PATH, accelerator=build("simulated", permanent=worn))
     found = results.read(folder)
     assert found.model_sha256 == storage.digest(peer.network)
     assert (found.iterations, found.selection) == (len(peer.iterations), peer.selection)
     kept = found.selection is not None and found.selection.deployed == "before"
     assert kept == (storage.digest(peer.network) == storage.digest(network))
     plain = job.scheme.bare
-    assert found.clean_before == evaluate(network, Rates(), job, plain)
-    assert found.faulty_before == evaluate(network, job.rates, job, job.scheme)
-    assert found.clean_after == evaluate(peer.network, Rates(), job, plain)
-    assert found.faulty_after == evaluate(peer.network, job.rates, job, job.scheme)
+    assert found.clean_before == evaluate(network, Rates(), job, plain, worn)
+    assert found.faulty_before == evaluate(network, job.rates, job, job.scheme, worn)
+    assert found.clean_after == evaluate(peer.network, Rates(), job, plain, worn)
+    assert found.faulty_after == evaluate(peer.network, job.rates, job, job.scheme, worn)
     for record in peer.iterations:
         sent = sizes[record.iteration]
         assert sent["inputs"] == record.input_bytes
-        if record.repair_bytes and job.scheme.protected:
+        if record.repair_bytes and (job.scheme.protected or worn is not None):
             # In segments: the further the device has got when it is asked, the more it has sent that is to be mended.
             assert sent["layers"] + sent["repairs"] > record.layer_bytes
         else:
             assert (sent["layers"], sent["repairs"]) == (record.layer_bytes, record.repair_bytes)
         assert sent["model"] == record.model_bytes
+    return peer
 
 
 SCHEMES = {
@@ -242,6 +248,52 @@ async def test_every_recipe(name: str, scheme: str, broker: str, network: Networ
     if name == "labelled":
         assert found is not None
         assert (found.against, found.deployed) == ("labels", "before")
+
+
+CHIP = chip.random_map(Array(), 0.02, 1)
+"""20 of 1024 elements: half of them have a stuck bit of the weight, half one of the accumulator."""
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
+@pytest.mark.parametrize("name", ["chained", "chained-voted", "chained-protected", "chained-ports", "direct", "golden-layer"])
+async def test_permanent_faults(name: str, known: bool, broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    job = write(folder, network, scheme=SCHEMES[name], rates=Rates.uniform(1e-4), known=chip.packed(CHIP) if known else b"")
+    async with pipeline(broker, DIGITS, CHIP):
+        sizes = await over_the_bus(broker, folder)
+    peer = same(job, network, folder, sizes, CHIP)
+    assert all(one.mismatched == 0 for one in peer.iterations) or job.scheme.codec == "golden"
+    if known and name == "chained":
+        assert not any(one.repair_bytes for one in peer.iterations)
+
+
+async def test_a_diagnosis_finds_the_chip_and_then_a_run_knows_it(broker: str, network: Network, tmp_path: Path) -> None:
+    """Soft errors on top; the map that was found is the device's to the bit, so increments are those of soft errors alone."""
+    rates = Rates.uniform(1e-5)
+    async with pipeline(broker, DIGITS, CHIP):
+        async with (
+            Bus(broker, "trainer", "d", arena_bytes=16 << 20, readers=("codec-server",)) as bus,
+            serving(bus, "diagnosis") as server,
+        ):
+            await server.ready("d")
+            found = await over_the_bus_diagnosed(server, "d", Array(), rates, seed=7)
+        assert chip.digest(found.faults) == chip.digest(CHIP)
+        folder = tmp_path / "known"
+        job = write(folder, network, rates=Rates(), known=chip.packed(found.faults))
+        sizes = await over_the_bus(broker, folder)
+    peer = same(job, network, folder, sizes, CHIP)
+    sound = inprocess.retrain(network, DIGITS, replace(job, known=b""), path=PATH)
+    assert [(one.layer_bytes, one.repair_bytes) for one in peer.iterations] == [
+        (one.layer_bytes, 0) for one in sound.iterations
+    ]
+
+
+async def test_a_known_map_of_another_array_is_refused(broker: str, network: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    write(folder, network, known=chip.packed(chip.random_map(Array(rows=16, columns=16), 0.02, 1)))
+    async with pipeline(broker, DIGITS, CHIP):
+        with pytest.raises(DeviceError, match=r"refused mode .* a chip with an array of 16x16, but --array has 32x32"):
+            await over_the_bus(broker, folder)
 
 
 async def test_runs_one_after_another_on_the_same_services(broker: str, network: Network, tmp_path: Path) -> None:

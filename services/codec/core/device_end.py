@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from accelsim.faults.permanent import FaultMap
 from accelsim.int8.network import Activation, Conv, Network, UInt8
 from services.codec.core import inputs, layers, model
 from services.codec.core.bodies import CodecError
@@ -79,11 +80,13 @@ class DeviceEnd:
         images: UInt8,
         files: Sequence[bytes] = (),
         view: View | None = None,
+        known: FaultMap | None = None,
     ) -> SentImages:
         """Begin a pass on images, uint8 (N, H, W, C), and end the one before.
 
         ``files`` are image files of just these pixels, where the camera gives such: then they cross the link. With a ``view``
         the device runs on what that makes of the images; what crosses the link are the images as they were before.
+        ``known`` are the permanent faults that the server predicts with.
         """
         network = self._network()
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0 or images.shape[1:] != network.input_shape:
@@ -94,8 +97,8 @@ class DeviceEnd:
             raise ValueError(f"{len(files)} files for {len(images)} images")
         hashes = tuple(inputs.sample_hash(image) for image in images)
         # A repeat is sent whole: what the first attempt sent may be what got lost.
-        known = self.known if attempt == 0 and not scheme.float_inputs else frozenset[bytes]()
-        fresh = [i for i, name in enumerate(hashes) if name not in known]
+        there = self.known if attempt == 0 and not scheme.float_inputs else frozenset[bytes]()
+        fresh = [i for i, name in enumerate(hashes) if name not in there]
         if scheme.float_inputs:
             body = inputs.floats(images[fresh])
         else:
@@ -103,7 +106,8 @@ class DeviceEnd:
         self.end()
         self.known.update(hashes)
         self.running, self.scheme, self.batch = (iteration, attempt), scheme, len(images)
-        self.kept = Kept(network, self.path, iteration, network.quantize_images(seen(images, view))) if scheme.repairs else None
+        x = network.quantize_images(seen(images, view))
+        self.kept = Kept(network, self.path, iteration, x, known) if scheme.repairs else None
         return SentImages(hashes, network.input_shape, body, tuple(fresh))
 
     def end(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from accelsim.engine import Engine, shared
+from accelsim.engine import Engine
+from accelsim.faults.permanent import FaultMap
+from accelsim.faults.worn import exact
 from accelsim.int8.network import INPUT, Activation, Network
 from services.codec.core import layers, repair
 from services.codec.core.bodies import CodecError
@@ -14,13 +16,14 @@ class Kept:
     """Of each layer that the server has not confirmed: the actual output, and the body that was sent of it.
 
     The vote that a body's increments are against follows from the two. ``nbytes`` is what all of it takes; ``x`` is the
-    network's input, int8 (N, H, W, C).
+    network's input, int8 (N, H, W, C), ``known`` the permanent faults that the server predicts with.
     """
 
-    def __init__(self, network: Network, path: str, iteration: int, x: Activation) -> None:
+    def __init__(self, network: Network, path: str, iteration: int, x: Activation, known: FaultMap | None = None) -> None:
         self.network = network
         self.iteration = iteration
         self._path = path
+        self._known = known
         self._engine: Engine | None = None
         self._actual: dict[int, Activation] = {INPUT: x}
         self._body: dict[int, bytes] = {}
@@ -34,8 +37,8 @@ class Kept:
     def reference(self, index: int, vote: Activation | None) -> Activation | None:
         """What the increments of MAC layer ``index`` are to be against, like its outputs, given its vote.
 
-        That is the vote, until the server has asked for everything from an earlier layer on: then it is the fault-free
-        output itself, and nothing can be left to correct.
+        That is the vote, until the server has asked for everything from an earlier layer on: then it is just what the server
+        predicts, and nothing can be left to correct.
         """
         if vote is not None and self._right_from is not None and index >= self._right_from:
             return self._runs().fault_free(index, [self._input(index, {})])
@@ -100,5 +103,5 @@ class Kept:
 
     def _runs(self) -> Engine:
         if self._engine is None:
-            self._engine = shared(self.network, self._path)
+            self._engine = exact(self.network, self._path, self._known)
         return self._engine

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from accelsim.engine import Engine
+from accelsim.faults.permanent import FaultMap
+from accelsim.faults.worn import exact
 from accelsim.int8.network import Network, UInt8
 from services.codec.core import inputs, model
 from services.codec.core.rebuild import Rebuild
@@ -27,6 +29,7 @@ class Version(NamedTuple):
     iteration: int
     network: Network
     engine: Engine
+    """That predicts: of the known permanent faults."""
 
 
 class ServerEnd:
@@ -43,13 +46,15 @@ class ServerEnd:
         """Version number, 0 for none."""
         self.acknowledged = 0
         """The version that the device is known to have, 0 for none."""
+        self.known: FaultMap | None = None
+        """The device's permanent faults, as far as they were known in the last pass."""
         self.samples = Samples(SAMPLE_CACHE_BYTES, MAX_BATCH)
 
     # ---- the network, down ----
 
     def deploy(self, number: int, iteration: int, network: Network) -> None:
         """Take a network from the trainer: the newest version."""
-        self.versions[number] = Version(number, iteration, network, Engine(network, self.path))
+        self.versions[number] = Version(number, iteration, network, exact(network, self.path, self.known))
         self.newest = number
 
     def model(self) -> SentModel:
@@ -70,11 +75,18 @@ class ServerEnd:
 
     # ---- what the device computed, up ----
 
-    def begin(self, number: int, scheme: Scheme) -> Rebuild:
-        """A pass of the device on version ``number``. Raises ValueError for one that is not here."""
+    def begin(self, number: int, scheme: Scheme, known: FaultMap | None = None) -> Rebuild:
+        """A pass of the device on version ``number``, predicted with the ``known`` permanent faults.
+
+        Raises ValueError for a version that is not here.
+        """
         version = self.versions.get(number)
         if version is None:
             raise ValueError(f"version {number} of the network is not here, {sorted(self.versions)} are")
+        if known is not self.known:
+            self.known = known
+            version = version._replace(engine=exact(version.network, self.path, known))
+            self.versions[number] = version
         return Rebuild(version.network, version.engine, scheme)
 
     def images(self, sent: SentImages, network: Network) -> UInt8:

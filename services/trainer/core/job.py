@@ -11,6 +11,8 @@ import msgspec
 from accelsim.files import write_whole
 from accelsim.int8.network import Network
 from services import scheme
+from services.known import known_faults
+from services.scheme import Known
 from services.trainer.core.task import Task
 
 FILE = "job.json"
@@ -29,6 +31,8 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     evaluation_batch: int = 128
     patience_s: float = 20.0
     """Silence of the device after which it is asked again."""
+    known: Known = b""
+    """The device's permanent faults, as far as the server is to know them (``accelsim.faults.chip.packed``)."""
     data: str = ""
     """Digest of the data that the run was prepared with (``accelsim.datasets.Dataset.digest``): the device's must be the
     same, for else they number classes differently. Not looked at where it is empty, or the device gives none."""
@@ -44,6 +48,7 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")
         if self.scheme.protected and self.scheme.way.reference == "run":
             raise ValueError(f"job: with codec {self.scheme.codec} no layers are protected in training; take chained or direct")
+        known_faults(self.known, "job: known")
         if self.seed in self.evaluation_seeds or not self.evaluation_seeds:
             raise ValueError("job: evaluation_seeds must not be empty, nor hold the training's seed")
 

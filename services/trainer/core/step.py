@@ -10,16 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from accelsim.engine import Engine
+from accelsim.faults.permanent import FaultMap, dead_weights, faulty_network
 from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
+from services.known import known_faults
 from services.trainer.core import correction, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.job import Job, digest
 from services.trainer.core.loss import Labels, loss
 from services.trainer.core.recipe import Plan
-from services.trainer.core.replay import Gradients, activations, replay
+from services.trainer.core.replay import Gradients, Replay, activations, replay
 
 Int64 = npt.NDArray[np.int64]
 
@@ -108,7 +111,11 @@ def step(learner: Learner, engine: Engine, received: Received, saved: Path | Non
     recipe, learnt = plan.job.recipe, state.iteration - plan.corrections
     truth = _labels(learner, received)
     x = network.quantize_images(received.images)
-    found = replay(network, x, received.activations, truth, engine.fault_free)
+    known = known_faults(plan.job.known, "job: known")
+    ran = network if known is None else faulty_network(network, known)
+    found = replay(ran, x, received.activations, truth, engine.fault_free)
+    if known is not None:
+        found = held_back(found, network, known)
     optimiser.guard(found, state.iteration, str(saved) if saved is not None and saved.exists() else None)
     gradients = found.gradients
     if recipe.clean:
@@ -131,6 +138,18 @@ def step(learner: Learner, engine: Engine, received: Received, saved: Path | Non
     following = quantize(network, state.parameters)
     learner.state = state._replace(network=following, seen=seen)
     return Step(following, found.loss, found.correct, found.norm, stepped - begin, time.perf_counter() - stepped)
+
+
+def held_back(found: Replay, network: Network, known: FaultMap) -> Replay:
+    """The gradients without those of weights that no bit of the register holds: what is loaded there changes nothing.
+
+    Such are the weights on bypassed elements. A weight of which some bits are stuck keeps its gradient, straight through.
+    """
+    gradients = {}
+    for index, conv in network.convs():
+        weight, bias = found.gradients[index]
+        gradients[index] = weight.masked_fill(torch.from_numpy(dead_weights(conv, known)), 0.0), bias
+    return found._replace(gradients=gradients, norm=optimiser.norm(gradients))
 
 
 def averaged(learner: Learner) -> Network:

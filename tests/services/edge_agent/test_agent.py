@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import structlog
@@ -17,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from accelsim import zoo
 from accelsim.accelerators import Simulated
 from accelsim.datasets import Dataset
-from accelsim.faults import Rates
+from accelsim.faults import Rates, chip
+from accelsim.faults.permanent import fault_map
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
@@ -36,6 +38,7 @@ from services.bus.messages import (
     Tensor,
     Voted,
 )
+from services.codec.core import inputs
 from services.edge_agent.agent import Agent, Device
 from services.scheme import Scheme
 from services.voter.core.vote import vote
@@ -302,3 +305,54 @@ class Runs(RuleBasedStateMachine):
 
 Runs.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
 test_runs = Runs.TestCase
+
+
+async def test_images_that_come_with_the_command_are_run_in_place_of_the_devices_own(networks: list[Network]) -> None:
+    images = IMAGES[[3, 1, 2]] ^ 255
+    bus = await serve(
+        mode(), deploy(networks[0]),
+        forward(samples=(0, 0, 0), images=inputs.encode(images)),
+        forward(iteration=1, samples=(0, 1), images=inputs.encode(images)),
+        forward(iteration=2, samples=tuple(range(2000)), images=inputs.encode(images)),
+    )  # fmt: skip
+    (answer,) = bus.of(Outputs)
+    accelerator = simulated(RATES, 0, "d")
+    accelerator.load(networks[0])
+    wanted = accelerator.run(networks[0].quantize_images(images), iteration=0)[-1]
+    np.testing.assert_array_equal(encoding.view(answer.outputs), wanted)
+    refused = [ack.error for ack in bus.of(Ack) if ack.of == "forward"]
+    assert len(refused) == 2
+    assert "images" in refused[0]
+    assert "1 to 1024 are taken" in refused[1]
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (b"nonsense", "down/mode: known: no packed chip file"),
+        (chip.packed(fault_map(Array(rows=16, columns=8), [])), "a chip with an array of 16x8, but --array has 32x32"),
+    ],
+)
+async def test_a_mode_with_a_map_that_does_not_fit_is_refused(known: bytes, said: str) -> None:
+    bus = await serve(msgspec.structs.replace(mode(), known=known))
+    (ack,) = bus.of(Ack)
+    assert not ack.ok
+    assert said in ack.error
+
+
+async def test_a_known_map_is_what_the_referee_refers_to(networks: list[Network]) -> None:
+    """A chip without soft errors: what it computes is what a referee that knows it predicts, and of one that does not, not."""
+    worn = chip.random_map(Array(), 0.05, 1)
+
+    def factory(rates: Rates, seed: int, device: str) -> Simulated:
+        return Simulated(Rates(), seed, device, "portable", permanent=worn)
+
+    for known, alike in ((chip.packed(worn), True), (b"", False)):
+        told = msgspec.structs.replace(mode(referee=True), known=known, rates=Rates())
+        bus = await serve(told, deploy(networks[0]), forward(mode="training", split="train"), accelerator=factory)
+        # The first layer has nine products a sum: the referee computes it whole.
+        first = bus.of(Replicas)[0].layers[0]
+        assert first.positions is None
+        assert first.values is not None
+        same = np.array_equal(encoding.view(first.values), encoding.view(first.replicas[0]).reshape(-1))
+        assert same is alike

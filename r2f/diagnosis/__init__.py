@@ -1,0 +1,1 @@
+"""Finding a chip's permanent faults by running test networks on it (docs/chips.md, "Diagnosis")."""
