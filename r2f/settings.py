@@ -22,12 +22,12 @@ from accelsim.datasets import DIGITS, Spec
 from accelsim.faults import Rates
 from accelsim.files import write_whole
 from accelsim.int8.network import Activations
-from services.trainer.core.task import PAPER, Sgd, Task, said
+from services import devices
+from services.trainer.core.task import PAPER, Sgd, Sharing, Task, said
 
 FILE = "run.toml"
 DEMO_NETWORK = "digits_cnn"
-LETTERS = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=LETTERS)]
+Devices = Annotated[str, Meta(min_length=1, max_length=1 << 18)]
 
 
 RecipeName = Literal["ours", "paper"]
@@ -58,7 +58,13 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     link: str | None = None
     live: bool = False
     """Make the link real: two brokers joined by a bridge through a shaping proxy."""
-    device: Name = "edge-0"
+    device: Devices = "edge-0"
+    """One; several with commas; or a pattern of those that are announced on the broker."""
+    sharing: Sharing = "own"
+    hosts: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    """Of several devices that are started here: processes of each of their services. None takes one a core."""
+    codecs: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    """Of several devices: processes of the codec's server side. None takes one a core, and none where nothing is launched."""
     device_memory_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
     accelerator: str = "simulated"
     fault_model: str = "soft"
@@ -123,7 +129,10 @@ OPTIONS: dict[str, Option] = {
     "uncertain": Option("scheme.uncertain", "With --tmr: only where the two largest outputs are closer than that.", DEVICE),
     "accelerator": Option("accelerator", "What the agent drives: simulated, onnxruntime, or package.module:function.", DEVICE),
     "array": Option("array", "SCALE-Sim .cfg of the array whose time is modelled; a 32x32 one where not given.", DEVICE),
-    "device": Option("device", "Name of the device.", DEVICE),
+    "device": Option("device", "Name of the device; several with commas, or a pattern such as fleet-* of those there.", DEVICE),
+    "fleet": Option("sharing", "Of several devices: each has a model of its own, or all share one.", DEVICE),
+    "hosts": Option("hosts", "Processes of each service that several devices started here share.", PIPELINE),
+    "codecs": Option("codecs", "Processes of the codec's server side that several devices share.", PIPELINE),
     "device-memory-mb": Option("device_memory_mb", "Memory of the device; its services wait rather than use more.", DEVICE),
     "method": Option("method", "Retrain, or correct biases alone: a few passes, no labels, no gradients.", TRAINING),
     "recipe": Option("", "How to retrain: ours, or the paper's plain descent on the device's labels.", TRAINING),
@@ -269,6 +278,11 @@ def _typed(name: str, value: Any) -> Any:
         raise SettingsError(f"--{name} {found}: expected a finite number")
     if name == "protect":
         return tuple(sorted(set(found)))
+    if name == "device":
+        try:
+            devices.checked(found)
+        except ValueError as error:
+            raise SettingsError(f"--device {found[:200]}: {error}") from None
     return found
 
 
@@ -287,7 +301,6 @@ def _plain(error: str, range_: str) -> str:
     """What msgspec says of a value, in the words of somebody who knows no types; of a range it says both ends."""
     words = {
         "`int`": "a whole number", "`float`": "a number", "`str`": "text", "`bool`": "true or false", "`array`": "a list",
-        f"text matching regex '{LETTERS}'": "letters, digits, '_', '.' and '-', beginning with a letter or a digit",
     }  # fmt: skip
     found = re.sub(r"`(\w+) \| null`", r"`\1`", error)
     for typed, plain in words.items():

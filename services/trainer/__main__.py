@@ -13,8 +13,9 @@ import typer
 
 from services import memory
 from services.bus import Bus, service
+from services.trainer import fleet as fleets
 from services.trainer import training, waiting
-from services.trainer.core import job
+from services.trainer.core import fleet, job
 
 
 def main(
@@ -43,6 +44,7 @@ def main(
     else:
         raise typer.BadParameter("give --run or --next, and not both")
     try:
+        several = fleet.read(folder)
         device = job.read(folder).device
     except (ValueError, OSError) as error:
         if next is not None:
@@ -57,7 +59,11 @@ def main(
                 waiting.give_up(folder, error)
             raise
 
-    service.run("trainer", service.Common(broker, device, json_logs, log_level, patience), serve, readers=("codec-server",))
+    common = service.Common(broker, device, json_logs, log_level, patience)
+    if several is None:
+        service.run("trainer", common, serve, readers=("codec-server",))
+    else:
+        service.run_all("trainer", common, fleets.own(several, folder, common, path))
 
 
 if __name__ == "__main__":

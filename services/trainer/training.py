@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,10 +43,14 @@ from services.trainer.table1 import Mode, Server, serving
 log = structlog.get_logger()
 
 Int64 = npt.NDArray[np.int64]
+Turn = AbstractAsyncContextManager[Any]
 
 
-async def run(bus: Bus, folder: Path, path: str) -> None:
+async def run(bus: Bus, folder: Path, path: str, turn: Turn | None = None) -> None:
     """The whole job of a run's folder, from wherever an earlier process left it.
+
+    ``turn`` is held while the server computes: where one process learns for several devices, one of them at a time has torch's
+    threads, all of them, as it has alone.
 
     Leaves ``result.json``, ``progress.jsonl`` and ``retrained.safetensors`` there. Raises DeviceError, TrainingDiverged,
     or ValueError for files that do not fit together; each says what to do next.
@@ -73,7 +78,7 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
                 result.write(folder, found)
             found.faulty_before = await _evaluate(server, todo, "before", agent.samples["test"], faults=True)
             result.write(folder, found)
-        outcome = await _Training(server, folder, plan).run(initial, state, path)
+        outcome = await _Training(server, folder, plan, turn or nullcontext()).run(initial, state, path)
         found.selection = outcome.selection
         if found.faulty_after is None:
             storage.save(outcome.network, folder / result.RETRAINED)
@@ -91,8 +96,9 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
 class _Training:
     """Drives the course of a run on the device."""
 
-    def __init__(self, server: Server, folder: Path, plan: Plan) -> None:
+    def __init__(self, server: Server, folder: Path, plan: Plan, turn: Turn) -> None:
         self.server = server
+        self.turn = turn
         self.folder = folder
         self.plan = plan
         self.job = plan.job
@@ -114,7 +120,8 @@ class _Training:
         steps = course(self.plan, initial, state, path, own, file)
         reply: Reply = None
         while True:
-            command = await asyncio.to_thread(_advance, steps, reply)
+            async with self.turn:
+                command = await asyncio.to_thread(_advance, steps, reply)
             reply = None
             match command:
                 case Outcome():

@@ -16,6 +16,8 @@ probabilities."""
 Method = Literal["retrain", "correct"]
 """What is done to the network: ``correct`` shifts biases by what faults do to a channel's mean and is done with that."""
 Schedule = Literal["cosine", "constant"]
+Sharing = Literal["own", "common"]
+"""Of several devices: a model for each, or one model that learns from all."""
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Whole = Annotated[int, Meta(ge=0, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
