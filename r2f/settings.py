@@ -61,6 +61,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     device: Devices = "edge-0"
     """One; several with commas; or a pattern of those that are announced on the broker."""
     sharing: Sharing = "own"
+    wait_s: Annotated[float, Meta(gt=0, le=86400)] = 30.0
+    """With one model for several devices: how much longer than half of them another may take."""
     hosts: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Of several devices that are started here: processes of each of their services. None takes one a core."""
     codecs: Annotated[int, Meta(ge=0, le=1024)] | None = None
@@ -131,6 +133,7 @@ OPTIONS: dict[str, Option] = {
     "array": Option("array", "SCALE-Sim .cfg of the array whose time is modelled; a 32x32 one where not given.", DEVICE),
     "device": Option("device", "Name of the device; several with commas, or a pattern such as fleet-* of those there.", DEVICE),
     "fleet": Option("sharing", "Of several devices: each has a model of its own, or all share one.", DEVICE),
+    "wait": Option("wait_s", "With --fleet common: seconds that a device may be later than half of them.", DEVICE),
     "hosts": Option("hosts", "Processes of each service that several devices started here share.", PIPELINE),
     "codecs": Option("codecs", "Processes of the codec's server side that several devices share.", PIPELINE),
     "device-memory-mb": Option("device_memory_mb", "Memory of the device; its services wait rather than use more.", DEVICE),
@@ -140,6 +143,7 @@ OPTIONS: dict[str, Option] = {
     "iterations": Option("iterations", "Batches in all, corrections too, in place of --epochs.", TRAINING),
     "batch": Option("batch", "Images an iteration.", TRAINING),
     "accumulate": Option("recipe.accumulate", "Batches whose gradients make one update.", TRAINING),
+    "chunks": Option("recipe.chunks", "Parts that a batch is replayed in, which --ranks processes can share.", TRAINING),
     "lr": Option("sgd.rate", "Highest learning rate, at most 100; chosen from network and faults where not given.", TRAINING),
     "schedule": Option("recipe.schedule", "Of the learning rate behind the warm-up.", TRAINING),
     "warmup": Option("recipe.warmup", "Share of the iterations in which the learning rate rises.", TRAINING),

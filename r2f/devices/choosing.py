@@ -37,6 +37,8 @@ def fleet_of(settings: Settings) -> Fleet | None:
         if settings.sharing == "common":
             raise SettingsError(f"--fleet common: --device {settings.device} is one device; name several, or leave it out")
         return None
+    if settings.sharing == "common" and settings.labels == "server":
+        raise SettingsError("--labels server: with --fleet common each device has images of its own; take device or teacher")
     if settings.link is not None and settings.live:
         raise SettingsError("--live joins one device to the server; leave it out, or name one --device")
     pattern = devices.is_pattern(settings.device)
@@ -47,7 +49,7 @@ def fleet_of(settings: Settings) -> Fleet | None:
                 "and leave out --launch, or name the devices to start with commas"
             )
         if settings.broker is None:
-            return Fleet(sharing=settings.sharing, devices=tuple(sorted(devices.listed(settings.device))))
+            return _fleet(settings, tuple(sorted(devices.listed(settings.device))))
     there = asyncio.run(look(settings.broker))
     found = devices.matching(settings.device, there.agents) if pattern else tuple(sorted(devices.listed(settings.device)))
     if not found:
@@ -62,9 +64,11 @@ def fleet_of(settings: Settings) -> Fleet | None:
             raise SettingsError(
                 f"--device {name}: another run has this device, its trainer is on the broker; leave it out or wait"
             )
-    return Fleet(
-        sharing=settings.sharing, devices=found, pattern=settings.device if pattern and settings.sharing == "common" else ""
-    )
+    return _fleet(settings, found, settings.device if pattern and settings.sharing == "common" else "")
+
+
+def _fleet(settings: Settings, names: tuple[str, ...], pattern: str = "") -> Fleet:
+    return Fleet(sharing=settings.sharing, devices=names, pattern=pattern, wait_s=settings.wait_s)
 
 
 async def look(broker: str) -> There:

@@ -32,6 +32,8 @@ def divide(settings: Settings, folder: Path, fleet: Fleet, files: tuple[str, ...
                     shutil.copyfile(folder / name, own / name)
             jobs.write(own, msgspec.structs.replace(todo, device=device))
             settings_file.write(own, msgspec.structs.replace(settings, device=device))
+        elif (folder / jobs.PLAIN).exists():
+            shutil.copyfile(folder / jobs.PLAIN, own / jobs.PLAIN)
     fleets.write(folder, fleet)
 
 

@@ -13,6 +13,7 @@ import typer
 
 from services import memory
 from services.bus import Bus, service
+from services.trainer import common as shared
 from services.trainer import fleet as fleets
 from services.trainer import training, waiting
 from services.trainer.core import fleet, job
@@ -63,7 +64,20 @@ def main(
     if several is None:
         service.run("trainer", common, serve, readers=("codec-server",))
     else:
-        service.run_all("trainer", common, fleets.own(several, folder, common, path))
+        service.run_all("trainer", common, _of_several(several, folder, common, path, next is not None))
+
+
+async def _of_several(several: fleet.Fleet, folder: Path, options: service.Common, path: str, awaited: bool) -> None:
+    """A run of several devices; ``awaited``: somebody elsewhere waits for it, and hears of a failure by the folder."""
+    try:
+        if several.sharing == "own":
+            await fleets.own(several, folder, options, path)
+        else:
+            await shared.run(several, folder, options, path)
+    except Exception as error:
+        if awaited:
+            waiting.give_up(folder, error)
+        raise
 
 
 if __name__ == "__main__":

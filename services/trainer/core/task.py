@@ -71,6 +71,9 @@ class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """Of the running average of the weights, which is deployed: what is kept of it an update; 0 takes the last weights."""
     accumulate: Count = 1
     """Batches whose gradients make one update."""
+    chunks: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Parts that a batch is replayed in, so that several processes can share it (``services.trainer.core.parts``). The model
+    depends on their number, and not on who replays them."""
     temperature: Annotated[float, Meta(ge=0.01, le=100)] = 2.0
     """Of soft labels: teacher's and device's outputs are divided by it. At 0.01 labels are as hard as the teacher's own
     answer, at 100 all classes are alike."""
