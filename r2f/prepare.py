@@ -67,6 +67,13 @@ def check(settings: Settings) -> None:
         if settings.scheme != settings.scheme.bare:
             raise SettingsError(f"--protect {settings.plan}: a plan says it all; leave out layers, --tmr and --uncertain")
         plans.named(settings.plan)
+    if settings.ranks > settings.recipe.chunks:
+        raise SettingsError(
+            f"--ranks {settings.ranks}: a batch is replayed in {settings.recipe.chunks} chunks, so some would idle; give "
+            f"--chunks {settings.ranks} or more"
+        )
+    if settings.ranks > 1 and not settings.trainer:
+        raise SettingsError(f"--ranks {settings.ranks}: the trainer is started elsewhere (--no-trainer), and its ranks with it")
     if not settings.data.source:
         raise SettingsError("--data is empty: give 'digits', an .npz file or a folder of images")
     if settings.link is not None:

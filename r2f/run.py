@@ -132,7 +132,12 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
-        trainer = Program("trainer", "services.trainer", ("--run", str(folder)), {"R2F_BROKER": server_broker})
+        ranks = ("--ranks", str(settings.ranks), "--meet", f"127.0.0.1:{free_port()}") if settings.ranks > 1 else ()
+        trainer = Program("trainer", "services.trainer", ("--run", str(folder), *ranks), {"R2F_BROKER": server_broker})
+        programs += [
+            Program(f"trainer-rank-{rank}", "services.trainer.ranks", ("--rank", str(rank), *ranks))
+            for rank in range(1, settings.ranks)
+        ]
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
         listening = asyncio.Event()

@@ -65,6 +65,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """With one model for several devices: how much longer than half of them another may take."""
     hosts: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Of several devices that are started here: processes of each of their services. None takes one a core."""
+    ranks: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Processes that share the trainer's replay."""
     codecs: Annotated[int, Meta(ge=0, le=1024)] | None = None
     """Of several devices: processes of the codec's server side. None takes one a core, and none where nothing is launched."""
     device_memory_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
@@ -135,6 +137,7 @@ OPTIONS: dict[str, Option] = {
     "fleet": Option("sharing", "Of several devices: each has a model of its own, or all share one.", DEVICE),
     "wait": Option("wait_s", "With --fleet common: seconds that a device may be later than half of them.", DEVICE),
     "hosts": Option("hosts", "Processes of each service that several devices started here share.", PIPELINE),
+    "ranks": Option("ranks", "Processes that share the trainer's replay, at most --chunks; the model is the same.", PIPELINE),
     "codecs": Option("codecs", "Processes of the codec's server side that several devices share.", PIPELINE),
     "device-memory-mb": Option("device_memory_mb", "Memory of the device; its services wait rather than use more.", DEVICE),
     "method": Option("method", "Retrain, or correct biases alone: a few passes, no labels, no gradients.", TRAINING),

@@ -57,6 +57,10 @@ ArenaMb = Annotated[
 ]
 
 
+class StartOver(RuntimeError):
+    """This process cannot go on, and one that is started in its place can: it ends by SIGTERM, as if somebody had ended it."""
+
+
 class Common(NamedTuple):
     """The options that every service has."""
 
@@ -112,6 +116,10 @@ def run_all(service: str, common: Common, work: Coroutine[Any, Any, None]) -> No
         stopped = asyncio.run(until_signal(work))
     except (BusError, ValueError, OSError) as error:
         fail(service, error)
+    except StartOver as error:
+        log.warning("starting over", reason=str(error))
+        end_by_sigterm()
+        return
     except Exception as error:
         log.error("ended by a mistake of its own, please report it", exc_info=error)
         fail(service, error)

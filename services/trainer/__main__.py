@@ -15,8 +15,11 @@ from services import memory
 from services.bus import Bus, service
 from services.trainer import common as shared
 from services.trainer import fleet as fleets
+from services.trainer import ranks as distributed
 from services.trainer import training, waiting
 from services.trainer.core import fleet, job
+from services.trainer.core.fleet import Fleet
+from services.trainer.core.parts import Replaying
 
 
 def main(
@@ -26,7 +29,9 @@ def main(
     ] = None,
     broker: service.Broker = service.DEFAULT_BROKER,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the backward pass; the same number gives the same bits.")] = 2,
+    threads: distributed.Threads = 2,
+    ranks: distributed.RanksOption = 1,
+    meet: distributed.Meet = "127.0.0.1:29500",
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
@@ -44,40 +49,41 @@ def main(
         folder = run
     else:
         raise typer.BadParameter("give --run or --next, and not both")
-    try:
-        several = fleet.read(folder)
-        device = job.read(folder).device
-    except (ValueError, OSError) as error:
-        if next is not None:
-            waiting.give_up(folder, error)
-        service.fail("trainer", error)
 
-    async def serve(bus: Bus) -> None:
+    def fail(error: BaseException) -> None:
+        if next is not None:  # whatever it is, whoever waits for the run must hear of it
+            waiting.give_up(folder, error)
+
+    try:
+        several, todo = fleet.read(folder), job.read(folder)
+    except (ValueError, OSError) as error:
+        fail(error)
+        service.fail("trainer", error)
+    common = service.Common(broker, todo.device, json_logs, log_level, patience)
+
+    async def serve(bus: Bus, replaying: Replaying | None) -> None:
         try:
-            await training.run(bus, folder, path)
-        except Exception as error:  # whatever it is, whoever waits for the run must hear of it
-            if next is not None:
-                waiting.give_up(folder, error)
+            await training.run(bus, folder, path, replaying=replaying)
+        except Exception as error:
+            fail(error)
             raise
 
-    common = service.Common(broker, device, json_logs, log_level, patience)
-    if several is None:
-        service.run("trainer", common, serve, readers=("codec-server",))
-    else:
-        service.run_all("trainer", common, _of_several(several, folder, common, path, next is not None))
+    async def serve_all(of: Fleet, replaying: Replaying | None) -> None:
+        try:
+            await (fleets.own if of.sharing == "own" else shared.run)(of, folder, common, path, replaying)
+        except Exception as error:
+            fail(error)
+            raise
 
-
-async def _of_several(several: fleet.Fleet, folder: Path, options: service.Common, path: str, awaited: bool) -> None:
-    """A run of several devices; ``awaited``: somebody elsewhere waits for it, and hears of a failure by the folder."""
     try:
-        if several.sharing == "own":
-            await fleets.own(several, folder, options, path)
-        else:
-            await shared.run(several, folder, options, path)
-    except Exception as error:
-        if awaited:
-            waiting.give_up(folder, error)
-        raise
+        with distributed.sharing(ranks, todo.recipe.chunks, meet) as replaying:
+            if several is None:
+                service.run("trainer", common, lambda bus: serve(bus, replaying), readers=("codec-server",))
+            else:
+                service.run_all("trainer", common, serve_all(several, replaying))
+    except (ValueError, OSError) as error:
+        fail(error)
+        service.fail("trainer", error)
 
 
 if __name__ == "__main__":

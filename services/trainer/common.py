@@ -164,10 +164,13 @@ class Company:
         fresh = list(self._ready.values())
         self.members |= self._ready
         self._ready = {}
-        if not self.members:
+        self._need_one()
+        return fresh
+
+    def _need_one(self) -> None:
+        if not self.members and not self._ready:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.lost.items()))
             raise DeviceError(f"no device is left to learn from: {reasons[:2000]}")
-        return fresh
 
     def plan_for(self, iterations: int) -> None:
         """Give every device the plan of a run of so many iterations."""
@@ -225,7 +228,7 @@ class Company:
     # ---- what they do ----
 
     async def every(self, work: Callable[[Member], Coroutine[Any, Any, None]]) -> None:
-        """Work with every device, side by side, however long it takes. One that fails is lost; raises as ``admit`` does."""
+        """Work with every device, side by side, however long it takes. One that fails is lost; DeviceError where all did."""
         members = list(self.members.values())
         ends = await asyncio.gather(*(work(one) for one in members), return_exceptions=True)
         for one, end in zip(members, ends, strict=True):
@@ -233,7 +236,7 @@ class Company:
                 await self._part(one, end)
             elif end is not None:
                 raise end
-        self.admit()
+        self._need_one()
 
     async def follow(self, steps: common.Course, plan: Plan, done: int, config: str) -> Outcome:
         """Do what the course says, from iteration ``done`` on."""
@@ -318,7 +321,7 @@ class Company:
             else:
                 one.late = 0
                 found[name] = task.result()
-        self.admit()
+        self._need_one()
         return found
 
     def _may_be_cut(self, tasks: dict[str, asyncio.Task[object]], task: asyncio.Task[object]) -> bool:

@@ -10,15 +10,19 @@ import structlog
 from services.bus import BusError, service
 from services.trainer import training, waiting
 from services.trainer.core.fleet import Fleet
+from services.trainer.core.parts import Replaying
+from services.trainer.ranks import Gone
 
 log = structlog.get_logger()
 
 
-async def own(fleet: Fleet, folder: Path, common: service.Common, path: str) -> None:
+async def own(
+    fleet: Fleet, folder: Path, common: service.Common, path: str, replaying: Replaying | None = None
+) -> None:  # fmt: skip
     """Each device's own run, in ``folder/{device}``, until every one is done or given up with the reason in its folder.
 
     A device that gives up disturbs no other. What a device's run ends with does not depend on the others: it is what it would
-    end with alone.
+    end with alone. ``replaying``: see ``Learner``.
     """
     turn = asyncio.Lock()
 
@@ -29,10 +33,12 @@ async def own(fleet: Fleet, folder: Path, common: service.Common, path: str) -> 
             return
         try:
             async with service.bus_of("trainer", common, device, readers=("codec-server",)) as bus:
-                await training.run(bus, mine, path, turn)
+                await training.run(bus, mine, path, turn, replaying)
         except (BusError, ValueError, OSError) as error:
             log.error("device given up", error=str(error))
             waiting.give_up(mine, error)
+        except Gone:
+            raise  # no device's fault: the trainer starts over
         except Exception as error:
             log.error("ended by a mistake of its own, please report it", exc_info=error)
             waiting.give_up(mine, error)

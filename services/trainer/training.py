@@ -35,6 +35,7 @@ from services.trainer.core.course import (
 )
 from services.trainer.core.evaluation import Counts, Evaluation
 from services.trainer.core.job import Job
+from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.core.result import Result
 from services.trainer.core.step import INITIAL_VERSION, Received, Step, start
@@ -47,11 +48,13 @@ Int64 = npt.NDArray[np.int64]
 Turn = AbstractAsyncContextManager[Any]
 
 
-async def run(bus: Bus, folder: Path, path: str, turn: Turn | None = None) -> None:
+async def run(
+    bus: Bus, folder: Path, path: str, turn: Turn | None = None, replaying: Replaying | None = None
+) -> None:  # fmt: skip
     """The whole job of a run's folder, from wherever an earlier process left it.
 
     ``turn`` is held while the server computes: where one process learns for several devices, one of them at a time has torch's
-    threads, all of them, as it has alone.
+    threads, all of them, as it has alone. ``replaying``: see ``Learner``.
 
     Leaves ``result.json``, ``progress.jsonl`` and ``retrained.safetensors`` there. Raises DeviceError, TrainingDiverged,
     or ValueError for files that do not fit together; each says what to do next.
@@ -68,7 +71,7 @@ async def run(bus: Bus, folder: Path, path: str, turn: Turn | None = None) -> No
         found.iterations = plan.iterations
         state = resumed(folder, todo, initial)
         await before(server, todo, folder, found, agent, initial)
-        outcome = await Training(server, folder, plan, turn or nullcontext()).run(initial, state, path)
+        outcome = await Training(server, folder, plan, turn or nullcontext()).run(initial, state, path, replaying)
         found.selection = outcome.selection
         if found.faulty_after is None:
             storage.save(outcome.network, folder / result.RETRAINED)
@@ -125,12 +128,12 @@ class Training:
         """Iterations that the last checkpoint holds."""
         self.begun = 0.0
 
-    async def run(self, initial: Network, state: Checkpoint, path: str) -> Outcome:
+    async def run(self, initial: Network, state: Checkpoint, path: str, replaying: Replaying | None) -> Outcome:
         """What the run ends with, from a state on, whose arrays are updated in place."""
         await self.begin(state.iteration)
         file = self.folder / checkpoint.FILE
         own = _server_labels(self.folder, self.job, len(self.plan.pool) + len(self.plan.selection))
-        steps = course(self.plan, initial, state, path, own, file)
+        steps = course(self.plan, initial, state, path, own, file, replaying)
         reply: Reply = None
         while True:
             async with self.turn:

@@ -165,6 +165,30 @@ def test_killed_trainer_and_codec_go_on(prepared: Path, alone: dict[str, str], t
     assert digests(tmp_path / "run") == alone
 
 
+def test_several_ranks_give_the_model_of_one(make: Callable[..., None], tmp_path: Path) -> None:
+    """Replays shared by two processes, one of which is killed."""
+    settings = replace(SETTINGS, device="a,b", recipe=replace(SETTINGS.recipe, chunks=4), ranks=2)
+    folder = tmp_path / "run"
+    make(settings, folder)
+    network = storage.load(folder / jobs.NETWORK)
+    wanted = {}
+    for device in "ab":
+        job = jobs.read(folder / device)
+        assert job.recipe.chunks == 4
+        wanted[device] = storage.digest(inprocess.retrain(network, DIGITS, job).network)
+    killed: list[int] = []
+
+    def each(pipeline: Pipeline, message: Progress) -> None:
+        if not killed and message.step >= 8:
+            killed.append(pipeline.pids["trainer-rank-1"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    display = Watching(each)
+    asyncio.run(run.execute(settings, folder, display))
+    assert {"trainer", "trainer-rank-1"} <= set(display.restarts)
+    assert {device: results.read(folder / device).model_sha256 for device in "ab"} == wanted
+
+
 def test_one_device_that_gives_up_stops_no_other(prepared: Path, alone: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(prepared, folder)
@@ -235,11 +259,19 @@ async def test_devices_of_a_pattern() -> None:
         ({"fleet": "common"}, "--fleet common: --device edge-0 is one device"),
         ({"device": "a,b", "link": "lora", "live": True}, "--live joins one device"),
         ({"device": "a,b", "hosts": 0}, "--hosts 0"),
+        ({"device": "a,b", "fleet": "common", "labels": "server"}, "--labels server: with --fleet common"),
+        ({"ranks": 4, "chunks": 2}, "--ranks 4: a batch is replayed in 2 chunks"),
+        ({"ranks": 2, "chunks": 2, "trainer": False}, "--ranks 2: the trainer is started elsewhere"),
     ],
 )
 def test_what_is_refused(given: dict[str, object], said: str) -> None:
+    def asked() -> None:
+        settings = parse(given)
+        choosing.fleet_of(settings)
+        prepare.check(settings)
+
     with pytest.raises(SettingsError, match=said):
-        choosing.fleet_of(parse(given))
+        asked()
 
 
 def test_a_fleet_that_is_damaged(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from services.scheme import View
 from services.trainer.core import evaluation, selection
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.labels import probabilities
+from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.core.selection import SEEDS, Agreement, Float32, Selection
 from services.trainer.core.step import Learner, Received, Step, averaged, correct, restarted, step
@@ -91,14 +92,22 @@ class Outcome(NamedTuple):
     """How it was chosen; None where nothing was held back for that."""
 
 
-def course(plan: Plan, initial: Network, state: Checkpoint, path: str, own: Int64 | None, saved: Path | None) -> Steps[Outcome]:
+def course(
+    plan: Plan,
+    initial: Network,
+    state: Checkpoint,
+    path: str,
+    own: Int64 | None,
+    saved: Path | None,
+    replaying: Replaying | None = None,
+) -> Steps[Outcome]:
     """The commands of a run from a state on, whose arrays become the course's own.
 
     ``path`` is that of the engines, ``own`` the server's labels of the device's training samples, ``saved`` where the driver
-    puts checkpoints, if it does.
+    puts checkpoints, if it does. ``replaying`` is the ``Learner``'s.
     Raises TrainingDiverged, and ValueError where labels or tensors do not fit.
     """
-    learner = Learner(plan, Engine(initial, path), state)
+    learner = Learner(plan, Engine(initial, path), state, replaying=replaying)
     if state.iteration < plan.iterations:
         yield Deploy(state.network, state.version)
         if len(plan.selection) and state.tried is None:
