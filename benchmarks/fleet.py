@@ -1,6 +1,6 @@
 """``python -m benchmarks.fleet``: several simulated devices on one Mosquitto, a model for each, all on this machine.
 
-The digits network (``--network resnet20`` takes random weights and images), batch 32, chained, BER 1e-3. Every device's model is
+The digits network (``--network resnet20``: random weights and images), batch 32, chained, BER 1e-3. Every device's model is
 held against the one that the same device gets in one process without any bus; one that differs ends the benchmark. What is
 timed is the training: from the first iteration's end of any device to the last one's, evaluations before and after left out.
 """
@@ -37,6 +37,7 @@ from r2f.memory import shares
 from r2f.pipeline import Pipeline
 from r2f.settings import Settings
 from services.bus.messages import Progress
+from services.trainer import waiting
 from services.trainer.core import job as jobs
 from services.trainer.core import ledger
 from services.trainer.core import result as results
@@ -143,7 +144,8 @@ def _found(
         wanted = storage.digest(inprocess.retrain(network, data, jobs.read(where)).network)
         got = results.read(where).model_sha256
         if got != wanted:
-            raise SystemExit(f"{name} ended with the model {got[:12]}, alone it gets {wanted[:12]}")
+            why = waiting.outcome(where) or f"it ended with the model {got[:12]}, alone it gets {wanted[:12]}"
+            raise SystemExit(f"{name}: {why}")
     rows = [row for where in own.values() for row in ledger.read(where / results.PROGRESS)]
     busy = {name: watch.cpu[-1].get(name, 0.0) - before for name, before in watch.cpu[0].items()}
     steps = len(watch.times) - 1

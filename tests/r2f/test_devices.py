@@ -18,7 +18,7 @@ from accelsim.datasets import load
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from broker.launch import find_mosquitto, launch
-from r2f import inprocess, prepare, run
+from r2f import folders, inprocess, prepare, run
 from r2f.devices import choosing
 from r2f.devices import report as of_devices
 from r2f.display import Display
@@ -274,6 +274,22 @@ def test_what_is_refused(given: dict[str, object], said: str) -> None:
         asked()
 
 
+def test_a_run_of_several_is_one_line_of_runs(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "run")
+    (tmp_path / "run" / folders.BROKER).write_text("mqtt://127.0.0.1:1\n")
+    (one,) = folders.all_runs(tmp_path)
+    assert (one.state, one.iterations, one.total) == ("stopped", 0, 24)
+    assert one.why == f"go on with: r2f retrain --resume {tmp_path / 'run'}"
+    assert folders.broker_of(tmp_path / "run", tmp_path) == ("mqtt://127.0.0.1:1", "+"), "r2f tap shows all of them"
+    for device in "abc":
+        results.write(tmp_path / "run" / device, results.Result(model_sha256="0"))
+    assert folders.all_runs(tmp_path)[0].state == "done"
+    waiting.give_up(tmp_path / "run" / "b", ValueError("no power"))
+    (one,) = folders.all_runs(tmp_path)
+    assert one.state == "given up"
+    assert one.why == f"b: no power; go on with: r2f retrain --resume {tmp_path / 'run'}"
+
+
 def test_a_fleet_that_is_damaged(tmp_path: Path) -> None:
     assert fleets.read(tmp_path) is None
     for text, said in (
@@ -286,3 +302,18 @@ def test_a_fleet_that_is_damaged(tmp_path: Path) -> None:
         (tmp_path / fleets.FILE).write_text(text)
         with pytest.raises(ValueError, match=said):
             fleets.read(tmp_path)
+
+
+def test_eight_devices_at_once(make: Callable[..., None], tmp_path: Path) -> None:
+    """Two processes of each service for all eight, and every device's model is right."""
+    names = [f"fleet-{i}" for i in range(8)]
+    settings = replace(SETTINGS, device=",".join(names), iterations=4, recipe=replace(SETTINGS.recipe, selection=0), hosts=2)
+    make(settings, tmp_path / "run")
+    display = Watching()
+    asyncio.run(run.execute(settings, tmp_path / "run", display))
+    assert display.pipeline is not None
+    network = storage.load(tmp_path / "run" / jobs.NETWORK)
+    for name in names:
+        wanted = inprocess.retrain(network, DIGITS, jobs.read(tmp_path / "run" / name)).network
+        assert results.read(tmp_path / "run" / name).model_sha256 == storage.digest(wanted)
+    assert waiting.outcome(tmp_path / "run") == ""
