@@ -41,7 +41,6 @@ R = TypeVar("R")
 
 LATE: Final = 3
 """Iterations in a row that a device may miss before it is not asked any more."""
-READY_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -147,7 +146,7 @@ class Company:
         try:
             bus = await stack.enter_async_context(service.bus_of("trainer", self.options, name, readers=("codec-server",)))
             server = await stack.enter_async_context(serving(bus, self.job.session, patience=self.job.patience_s))
-            agent = await server.ready(name, READY_S)
+            agent = await server.ready(name, max(training.READY_S, 3 * self.job.patience_s))
             plan = common.member(self.job, name, agent.samples.get("train", 0), self.iterations)
             training.check_device(plan.job, agent)
         except (BusError, ValueError, OSError) as error:

@@ -46,6 +46,8 @@ log = structlog.get_logger()
 
 Int64 = npt.NDArray[np.int64]
 Turn = AbstractAsyncContextManager[Any]
+READY_S = 60.0
+"""How long the services of a device may take to be there, at least."""
 
 
 async def run(
@@ -65,7 +67,8 @@ async def run(
     found = result.read(folder)
 
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
-        agent = await server.ready(todo.device)
+        # Many devices that start on one machine take longer; their patience says so.
+        agent = await server.ready(todo.device, max(READY_S, 3 * todo.patience_s))
         check_device(todo, agent)
         plan = recipe.plan(todo, agent.samples["train"])
         found.iterations = plan.iterations
