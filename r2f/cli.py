@@ -19,6 +19,7 @@ from r2f.protection.words import SETTINGS, Cost, Grain, Search
 from r2f.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
+    from r2f.devices.report import FleetReport
     from r2f.display import Display
     from r2f.report import Report
 
@@ -341,10 +342,11 @@ def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
     _shown(folder, log_level, lambda display: run.go_on(folder, display, broker))
 
 
-def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) -> None:
+def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report | FleetReport]) -> None:
     from rich.console import Console
 
     from r2f import folders
+    from r2f.devices import report as of_devices
     from r2f.display import Display
     from r2f.tables import table
 
@@ -360,6 +362,14 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if isinstance(report, of_devices.FleetReport):
+        console.print(of_devices.table(report))
+        console.print(f"\n{folder}: report.json, logs/, and a folder for each device", soft_wrap=True, markup=False)
+        if report.given_up:
+            again = f"go on with: r2f retrain --resume {shlex.quote(str(folder.absolute()))}"
+            print(f"r2f: {len(report.given_up)} of {len(report.devices)} devices gave up; {again}", file=sys.stderr)
+            raise typer.Exit(1)
+        return
     console.print(table(report))
     console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
 

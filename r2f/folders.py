@@ -20,6 +20,7 @@ import msgspec
 from r2f import settings as settings_file
 from r2f.settings import Settings, SettingsError
 from services.trainer import waiting
+from services.trainer.core import fleet as fleets
 from services.trainer.core import ledger, result
 from services.trainer.core.evaluation import Evaluation
 
@@ -116,6 +117,9 @@ def look(folder: Path) -> Run:
     """What has become of one run."""
     try:
         settings = settings_file.read(folder / settings_file.FILE)
+        fleet = fleets.read(folder)
+        if fleet is not None and fleet.sharing == "own":
+            return _together(folder, settings, [look(folder / device) for device in fleet.devices])
         found = result.read(folder)
         done = len(ledger.read(folder / result.PROGRESS))
         outcome = waiting.outcome(folder)
@@ -132,8 +136,31 @@ def look(folder: Path) -> Run:
     return Run(folder, state, settings, done, total, _mean(found.faulty_before), _mean(found.faulty_after), why)
 
 
+def _together(folder: Path, settings: Settings, each: list[Run]) -> Run:
+    """A run of several devices, each with a run of its own: iterations of all, means of those that have been measured."""
+    done = all(one.state == "done" for one in each)
+    failed = [one for one in each if one.state in ("given up", "damaged")]
+    state: State = "running" if is_running(folder) else "done" if done else "given up" if failed else "stopped"
+    why = "; ".join(f"{one.folder.name}: {one.why}" for one in failed)
+    if state == "stopped" or failed:
+        why += f"{'; ' if why else ''}go on with: r2f retrain --resume {folder}"
+    totals = [one.total for one in each if one.total is not None]
+    before = [one.before for one in each if one.before is not None]
+    after = [one.after for one in each if one.after is not None]
+    return Run(
+        folder,
+        state,
+        settings,
+        sum(one.iterations for one in each),
+        sum(totals) if len(totals) == len(each) else None,
+        sum(before) / len(before) if before else None,
+        sum(after) / len(after) if after else None,
+        "" if state == "running" else why,
+    )
+
+
 def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
-    """(address, device) of the broker of a run, or of the newest running one below ``parent``.
+    """(address, device) of the broker of a run, or of the newest running one below ``parent``; ``+`` for several devices.
 
     Raises ValueError saying which runs there are and what to do.
     """
@@ -145,7 +172,9 @@ def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
     address = run / BROKER
     if not address.exists():
         raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on")
-    return address.read_text(encoding="utf-8").strip(), settings_file.read(run / settings_file.FILE).device
+    fleet = fleets.read(run)
+    device = settings_file.read(run / settings_file.FILE).device if fleet is None else "+"
+    return address.read_text(encoding="utf-8").strip(), device
 
 
 def _mean(found: Evaluation | None) -> float | None:
