@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accelsim.engine import Engine
+from accelsim.faults.pruning import Kept
 from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
 from services.trainer.core import correction, labels, optimiser, rate
@@ -64,6 +65,9 @@ class Learner:
     state: Checkpoint
     gathered: Gradients | None = None
     """Mean of the gradients since the last update."""
+    kept: Kept | None = None
+    """Weights that the device can hold; the others get no gradient, so from ``holding`` on they and all that is kept of them
+    are 0. None where it can hold all."""
 
 
 def start(job: Job, initial: Network) -> Checkpoint:
@@ -81,6 +85,12 @@ def restarted(state: Checkpoint, initial: Network) -> Checkpoint:
         average=optimiser.copied(parameters),
         network=initial,
     )
+
+
+def holding(state: Checkpoint, kept: Kept) -> Checkpoint:
+    """A state before its first iteration, with the weights that the device cannot hold at 0."""
+    parameters = {index: (weight * kept[index], bias) for index, (weight, bias) in state.parameters.items()}
+    return restarted(state, quantize(state.network, parameters))
 
 
 def correct(learner: Learner, engine: Engine, received: Received) -> Step:
@@ -114,6 +124,8 @@ def step(learner: Learner, engine: Engine, received: Received, saved: Path | Non
     if recipe.clean:
         clean = replay(network, x, dict(enumerate(engine.run(x))), truth, engine.fault_free)
         gradients = optimiser.mean(gradients, clean.gradients, recipe.clean)
+    if learner.kept is not None:
+        gradients = optimiser.masked(gradients, learner.kept)
     update, place = divmod(learnt, recipe.accumulate)
     if learner.gathered is not None:
         gradients = optimiser.mean(learner.gathered, gradients, 1 / (place + 1))
