@@ -61,6 +61,8 @@ class FaultMap:
 
     array: Array
     faults: tuple[Fault, ...]
+    name: str
+    """Of the chip; says nothing."""
     weight_keep: UInt8
     weight_force: UInt8
     """(R, C)"""
@@ -69,7 +71,7 @@ class FaultMap:
     """(R, C)"""
 
 
-def fault_map(array: Array, faults: Sequence[Fault]) -> FaultMap:
+def fault_map(array: Array, faults: Sequence[Fault], name: str = "") -> FaultMap:
     """The masks of an array's faults.
 
     Raises ValueError naming a fault outside the array, of an unknown kind, with a bit or value out of range, or one
@@ -97,6 +99,7 @@ def fault_map(array: Array, faults: Sequence[Fault]) -> FaultMap:
     return FaultMap(
         array=array,
         faults=tuple(faults),
+        name=name,
         weight_keep=np.where(bypassed, 0, ~(weight_zero | weight_one) & 0xFF).astype(np.uint8),
         weight_force=np.where(bypassed, 0, weight_one).astype(np.uint8),
         sum_keep=np.where(bypassed, -1, ~(sum_zero | sum_one)).astype(np.uint32).view(np.int32),
