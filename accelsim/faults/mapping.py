@@ -1,19 +1,19 @@
 """Saliency-driven mapping: channels in such an order that the least important weights land on faulty elements.
 
 SalvageDNN (Hanif and Shafique, "SalvageDNN: salvaging deep neural network accelerators with permanent faults through
-saliency-driven fault-aware mapping", Phil. Trans. R. Soc. A 2020). Filter n of a layer lies in column ``n % C``, and the weights
-that read channel c of its operand in rows that follow from c, so to order a layer's filters moves weights between columns there,
-and between rows in the layers that read them. The network is the same function to the bit on a healthy array, since int32 sums
+saliency-driven fault-aware mapping", Phil. Trans. R. Soc. A 2020). Filter n of a layer lies in column ``n % C``, and the
+weights that read channel c of its operand in rows that follow from c, so to order a layer's filters moves weights between
+columns there, and between rows in the layers that read them. The network is the same function to the bit on a healthy array, since int32 sums
 do not depend on their order, and takes no more time anywhere.
 
 A *wire* is all channels, of several activations, that have to move together: the operands and the output of a residual sum, the
-two sides of a pool, the pixels of one channel behind a flatten. Wires that go through the same activations may change places. For
-one such class of wires, all others in their places, what is lost is a sum over (wire, place), so the best order is a linear
-assignment (``scipy.optimize.linear_sum_assignment``); class after class until nothing gets better. Each step lowers what is lost,
-or leaves it. Where that ends depends on where it began: it is a local optimum.
+two sides of a pool, the pixels of one channel behind a flatten. Wires that go through the same activations may change
+places. For one such class of wires, all others in their places, what is lost is a sum over (wire, place), so the best order is a linear
+assignment (``scipy.optimize.linear_sum_assignment``); class after class until nothing gets better. Each step lowers what
+is lost, or leaves it. Where that ends depends on where it began: it is a local optimum.
 
-A network's input and output, and what a grouped convolution reads and writes, stay as they are. A depthwise layer's channels all lie
-in column 0, wherever they are, so it carries an order through and gains nothing.
+A network's input and output, and what a grouped convolution reads and writes, stay as they are. A depthwise layer's
+channels all lie in column 0, wherever they are, so it carries an order through and gains nothing.
 """
 
 from __future__ import annotations
@@ -61,12 +61,13 @@ Node = tuple[int, int]
 
 
 class Wires(NamedTuple):
-    """Wires that may change places. ``places[activation]`` (wires, channels a wire) are their channels; those of one column play one part."""
+    """Wires that may change places. ``places[activation]`` (wires, channels a wire) are their channels; those of one
+    column play one part."""
 
     places: dict[int, Int64]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Of the wires."""
         return len(next(iter(self.places.values())))
 
@@ -102,7 +103,8 @@ def mapped(network: Network, faults: FaultMap, saliency: Saliency) -> tuple[Netw
         return network, order
     given = wires(network)
     for _ in range(SWEEPS):
-        if not any([_improve(network, order, each, saliency, bad) for each in given]):
+        better = [_improve(network, order, each, saliency, bad) for each in given]
+        if not any(better):
             break
     return ordered(network, order), order
 
@@ -131,7 +133,7 @@ def _ordered(index: int, layer: Layer, order: Order) -> Layer:
 
 def _improve(network: Network, order: Order, group: Wires, saliency: Saliency, bad: Bool) -> bool:
     """Puts one class of wires into its best places, all others staying; whether that is better than before."""
-    cost = np.zeros((group.count, group.count))  # by (present place of a wire, place where it might go)
+    cost = np.zeros((group.size, group.size))  # by (present place of a wire, place where it might go)
     for index, layer in network.convs():
         if layer.groups > 1:
             continue
@@ -143,7 +145,7 @@ def _improve(network: Network, order: Order, group: Wires, saliency: Saliency, b
         if source in group.places:
             cost += _gathered(_as_operands(present, bad), group.places[source])
     _, place = linear_sum_assignment(cost)
-    gained = float(np.trace(cost)) - float(cost[np.arange(group.count), place].sum())
+    gained = float(np.trace(cost)) - float(cost[np.arange(group.size), place].sum())
     if gained <= 1e-12 * float(cost.max()):
         return False
     for activation, channels in group.places.items():

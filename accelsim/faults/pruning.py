@@ -1,8 +1,9 @@
 """Fault-aware pruning: every faulty element bypassed, so that the weights that land on it are 0 (FAP; Zhang, Gu, Basu and Garg,
 "Analyzing and mitigating the impact of permanent faults on a systolic array based neural network accelerator", VTS 2018).
 
-A stuck bit sits where it can do most harm; a missing product is one that a network can learn to do without. FAP needs nothing of the
-array but the bypass, and costs no time there. What is left of each layer is told by ``kept``, which retraining (FAP+T) holds to.
+A stuck bit sits where it can do most harm; a missing product is one that a network can learn to do without. FAP needs
+nothing of the array but the bypass, and costs no time there. What is left of each layer is told by ``kept``, which retraining (FAP+T)
+holds to.
 """
 
 from __future__ import annotations
@@ -49,4 +50,5 @@ def pruned(network: Network, faults: FaultMap) -> Network:
 def _kept(conv: Conv, around: FaultMap) -> Bool:
     # What a bypassed element holds is 0 whatever is loaded, so ones show which elements are not.
     ones = replace(conv, weight=np.ones_like(conv.weight))
-    return faulty_weights(ones, around) != 0
+    held: Bool = faulty_weights(ones, around) != 0
+    return held

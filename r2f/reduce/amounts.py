@@ -1,19 +1,20 @@
 """How much retraining a chip is given: a fixed amount, by its fault rate, by what its own map does, or until it is good enough.
 
-Reduce (Hanif and Shafique, DATE 2023) takes the amount from a table of accuracy by fault rate and amount. It leaves open what to do
-about maps of one rate that differ, rates between and beyond those measured, and chips that nothing helps. Here:
+Reduce (Hanif and Shafique, DATE 2023) takes the amount from a table of accuracy by fault rate and amount. It leaves open
+what to do about maps of one rate that differ, rates between and beyond those measured, and chips that nothing helps. Here:
 
 - *spread*: of the maps of one rate the worst counts, or the ``share`` that is asked for (0.75: three of four are helped);
 - *noise*: an accuracy is taken for good enough where it is so by ``SURE`` standard errors, and a course that is good enough and
   then is not again counts from where it stays good enough;
 - *order*: no rate is given less than a smaller one: the amount is the running maximum over rising rates;
 - *between* two measured rates a chip gets the amount of the higher one;
-- *beyond* the highest measured rate, and from the lowest rate on at which too few maps were helped by the largest amount, a chip
+- *beyond* the highest measured rate, and from the lowest rate on at which too few maps were helped by the largest
+  amount, a chip
   is beyond help: it is named so and not retrained.
 
-The amount by a chip's own map goes by the same rules, with a score of the map in place of the rate: the course of the chip itself
-over its first iterations, which correct biases and cost next to nothing, or what of the network's saliency its map takes. A map that
-is worse than any of the table, at a rate within it, gets the fixed amount.
+The amount by a chip's own map goes by the same rules, with a score of the map in place of the rate: the course of the
+chip itself over its first iterations, which correct biases and cost next to nothing, or what of the network's saliency its map
+takes. A map that is worse than any of the table, at a rate within it, gets the fixed amount.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ SURE: Final = 1.0
 FORMAT: Final = "r2f-resilience/1"
 
 By = Literal["rate", "damage", "accuracy"]
-"""What an amount may be read off by: the share of faulty elements, the saliency lost, the accuracy behind the first iterations."""
+"""What an amount may be read off by: the share of faulty elements, the saliency lost, the accuracy behind the first
+iterations."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

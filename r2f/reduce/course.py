@@ -1,4 +1,5 @@
-"""What retraining does to one chip, measured stop by stop: the raw material of the table, and of every way to choose an amount."""
+"""What retraining does to one chip, measured stop by stop: the raw material of the table, and of every way to choose an
+amount."""
 
 from __future__ import annotations
 
@@ -75,12 +76,15 @@ class Placed(NamedTuple):
 
 
 def placed(network: Network, faults: FaultMap, saliency: Saliency, *, mapping: bool) -> Placed:
-    """The network on a chip whose faulty elements are bypassed: in its own order, or, with ``mapping``, in the least harmful."""
+    """The network on a chip whose faulty elements are bypassed: in its own order, or, with ``mapping``, in the least
+    harmful."""
     own = saliency
     if mapping:
         network, order = mapped(network, faults, saliency)
         own = {
-            index: saliency[index][order[index]] if layer.groups > 1 else saliency[index][order[index]][:, order[layer.inputs[0]]]
+            index: saliency[index][order[index]]
+            if layer.groups > 1
+            else saliency[index][order[index]][:, order[layer.inputs[0]]]
             for index, layer in network.convs()
         }
     return Placed(network, kept(network, faults), lost(network, faults, own))

@@ -1,9 +1,9 @@
 """What it costs a network to lose a weight, from its own gradients, before any chip is seen.
 
-The saliency of a weight is ``1/2 F w^2``: what its loss adds to the cross-entropy, to the first order that is not 0 at a trained
-network, with the empirical Fisher information F = E[g^2] in place of the curvature (LeCun et al., "Optimal brain damage", NeurIPS 1989,
-eq. 5; Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8, has g^2 w^2). The labels are drawn from the
-network's own answers, so none are needed, and gradients do not vanish where it is always right.
+The saliency of a weight is ``1/2 F w^2``: what its loss adds to the cross-entropy, to the first order that is not 0 at a
+trained network, with the empirical Fisher information F = E[g^2] in place of the curvature (LeCun et al., "Optimal brain
+damage", NeurIPS 1989, eq. 5; Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8, has g^2 w^2). The labels
+are drawn from the network's own answers, so none are needed, and gradients do not vanish where it is always right.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BATCH: Final = 8
 def saliency(network: Network, images: UInt8, seed: int = 0) -> dict[int, Float32]:
     """What the loss rises by, in nats an image, where each weight (O, I/groups, R, S) of each MAC layer is lost.
 
-    ``images`` (N, H, W, C) are run fault-free on this network. The mean of a batch's g is squared and multiplied by the batch's size,
-    which is E[g^2] where the images' gradients are independent, as they are with drawn labels.
+    ``images`` (N, H, W, C) are run fault-free on this network. The mean of a batch's g is squared and multiplied by the
+    batch's size, which is E[g^2] where the images' gradients are independent, as they are with drawn labels.
     """
     engine = Engine(network)
     generator = np.random.Generator(np.random.PCG64([seed, len(images)]))
@@ -48,4 +48,4 @@ def saliency(network: Network, images: UInt8, seed: int = 0) -> dict[int, Float3
 def _drawn(given: Float32, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     """A class (N,) for each row of probabilities (N, classes)."""
     reached = given.cumsum(axis=1) >= generator.random((len(given), 1)) * given.sum(axis=1, keepdims=True)
-    return reached.argmax(axis=1).astype(np.int64)
+    return np.asarray(reached.argmax(axis=1), np.int64)

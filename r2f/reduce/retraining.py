@@ -1,20 +1,24 @@
 """Fault-aware retraining of one chip (FAP+T): the weights that it cannot hold stay 0, the others learn to do without them.
 
-A chip's amount of retraining is a number of iterations. The learning rate, the order of the images and the running average that is
-deployed do not depend on the amount, only on the largest one that the job allows. So what a chip has after 40 iterations is the same
-model whether it then goes on or not, and one course shows what any amount would have given.
+A chip's amount of retraining is a number of iterations. The learning rate, the order of the images and the running
+average that is deployed do not depend on the amount, only on the largest one that the job allows. So what a chip has after 40 iterations
+is the same model whether it then goes on or not, and one course shows what any amount would have given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from accelsim.accelerators import Simulated
 from accelsim.datasets import Dataset
 from accelsim.engine import Engine
 from accelsim.faults.pruning import Kept
 from accelsim.int8.network import Network
-from services.trainer.core import recipe
+from r2f import prepare
+from r2f.settings import Settings
+from services.trainer.core import recipe, viewing
 from services.trainer.core.job import Job
 from services.trainer.core.step import Learner, Received, averaged, correct, holding, start, step
 from services.views import seen
@@ -41,12 +45,12 @@ def networks(network: Network, kept: Kept, data: Dataset, job: Job, stops: Seque
             yield stop, averaged(learner)
             stop = next(due, None)
             continue
-        engine = Engine(learner.state.network)
+        present = learner.state.network
         device = Simulated(plan.rates(done), job.seed, job.device)
-        device.load(learner.state.network)
+        device.load(present)
         samples = plan.samples(done)
         images = seen(data.train_images[samples], plan.view(done))
-        outputs = device.run(learner.state.network.quantize_images(images), iteration=done)
+        outputs = device.run(present.quantize_images(images), iteration=done)
         received = Received(
             images,
             {index: outputs[index] for index, _ in network.convs()},
@@ -54,6 +58,20 @@ def networks(network: Network, kept: Kept, data: Dataset, job: Job, stops: Seque
             None if own is None else own[samples],
         )
         if done < plan.corrections:
-            correct(learner, engine, received)
+            correct(learner, device.engine, received)
         else:
-            step(learner, engine, received, None)
+            step(learner, device.engine, received, None)
+
+
+def job_of(settings: Settings, network: Network, data: Dataset, largest: int) -> Job:
+    """How every chip of a table or a fleet is retrained, as far as ``largest`` iterations, by settings of ``r2f retrain``.
+
+    The learning rate stays where it is behind its warm-up, and nothing is kept for deciding what is deployed: that is
+    what the amount is for. Raises ValueError where a setting does not fit that.
+    """
+    if settings.method != "retrain":
+        raise ValueError(f"--method {settings.method}: a chip's amount of retraining is of --method retrain")
+    fixed = msgspec.structs.replace(settings.recipe, schedule="constant", selection=0)
+    whole = msgspec.structs.replace(settings, recipe=fixed, iterations=largest)
+    job = prepare.job_of(whole, "chip", data=data.digest())
+    return viewing.decided(job, network, data.train_images[prepare.calibration(data)])
