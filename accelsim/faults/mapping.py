@@ -3,17 +3,17 @@
 SalvageDNN (Hanif and Shafique, "SalvageDNN: salvaging deep neural network accelerators with permanent faults through
 saliency-driven fault-aware mapping", Phil. Trans. R. Soc. A 2020). Filter n of a layer lies in column ``n % C``, and the
 weights that read channel c of its operand in rows that follow from c, so to order a layer's filters moves weights between
-columns there, and between rows in the layers that read them. The network is the same function to the bit on a healthy array, since int32 sums
-do not depend on their order, and takes no more time anywhere.
+columns there, and between rows in the layers that read them. The network is the same function to the bit on a healthy array,
+since int32 sums do not depend on their order, and takes no more time anywhere.
 
-A *wire* is all channels, of several activations, that have to move together: the operands and the output of a residual sum, the
-two sides of a pool, the pixels of one channel behind a flatten. Wires that go through the same activations may change
-places. For one such class of wires, all others in their places, what is lost is a sum over (wire, place), so the best order is a linear
-assignment (``scipy.optimize.linear_sum_assignment``); class after class until nothing gets better. Each step lowers what
-is lost, or leaves it. Where that ends depends on where it began: it is a local optimum.
+A *wire* is all channels, of several activations, that have to move together: the operands and the output of a residual sum,
+the two sides of a pool, the pixels of one channel behind a flatten. Wires that go through the same activations may change
+places. For one such class of wires, all others in their places, what is lost is a sum over (wire, place), so the best order
+is a linear assignment (``scipy.optimize.linear_sum_assignment``); class after class until nothing gets better. Each step
+lowers what is lost, or leaves it. Where that ends depends on where it began: it is a local optimum.
 
-A network's input and output, and what a grouped convolution reads and writes, stay as they are. A depthwise layer's
-channels all lie in column 0, wherever they are, so it carries an order through and gains nothing.
+A network's input and output, and what a grouped convolution reads and writes, stay as they are. A depthwise layer's channels
+all lie in column 0, wherever they are, so it carries an order through and gains nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fault-aware pruning: every faulty element bypassed, so that the weights that land on it are 0 (FAP; Zhang, Gu, Basu and Garg,
 "Analyzing and mitigating the impact of permanent faults on a systolic array based neural network accelerator", VTS 2018).
 
-A stuck bit sits where it can do most harm; a missing product is one that a network can learn to do without. FAP needs
-nothing of the array but the bypass, and costs no time there. What is left of each layer is told by ``kept``, which retraining (FAP+T)
+A stuck bit sits where it can do most harm; a missing product is one that a network can learn to do without. FAP needs nothing
+of the array but the bypass, and costs no time there. What is left of each layer is told by ``kept``, which retraining (FAP+T)
 holds to.
 """
 

@@ -1,8 +1,8 @@
 """What it costs a network to lose a weight, from its own gradients, before any chip is seen.
 
 The saliency of a weight is ``1/2 F w^2``: what its loss adds to the cross-entropy, to the first order that is not 0 at a
-trained network, with the empirical Fisher information F = E[g^2] in place of the curvature (LeCun et al., "Optimal brain
-damage", NeurIPS 1989, eq. 5; Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8, has g^2 w^2). The labels
+trained network, with the Fisher information F = E[g^2] in place of the curvature (LeCun et al., "Optimal brain damage", NeurIPS
+1989, eq. 5; Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, eq. 8, has g^2 w^2). The labels
 are drawn from the network's own answers, so none are needed, and gradients do not vanish where it is always right.
 """
 

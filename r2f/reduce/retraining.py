@@ -1,8 +1,8 @@
 """Fault-aware retraining of one chip (FAP+T): the weights that it cannot hold stay 0, the others learn to do without them.
 
-A chip's amount of retraining is a number of iterations. The learning rate, the order of the images and the running
-average that is deployed do not depend on the amount, only on the largest one that the job allows. So what a chip has after 40 iterations
-is the same model whether it then goes on or not, and one course shows what any amount would have given.
+A chip's amount of retraining is a number of iterations. The learning rate, the order of the images and the running average that
+is deployed do not depend on the amount, only on the largest one that the job allows. So what a chip has after 40 iterations is
+the same model whether it then goes on or not, and one course shows what any amount would have given.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def two_layers() -> Network:
         count = shape[0]
         return Conv(
             name=name, inputs=(source,), shape=(1, 1, count), scale=1.0, weight=random.integers(-127, 128, shape, np.int8),
-            bias=np.zeros(count, np.int32), weight_scale=np.ones(count, np.float32), multiplier=np.full(count, 0.01, np.float32),
+            bias=np.zeros(count, np.int32), weight_scale=np.ones(count, np.float32),
+            multiplier=np.full(count, 0.01, np.float32),
         )  # fmt: skip
 
     layers = (conv("first", INPUT, (5, 3, 1, 1)), conv("second", 0, (2, 5, 1, 1)))

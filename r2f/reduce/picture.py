@@ -1,0 +1,99 @@
+"""A resilience table for people: rows in a terminal, a heat map and the required amounts as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table as Grid
+from rich.text import Text
+
+from r2f.plots import AFTER, BEFORE, GRID, HOST, QUIET, STYLE
+from r2f.reduce.amounts import Table, by_rate, steps
+from r2f.reduce.resilience import cells
+
+PICTURE: Final = "resilience.png"
+LOSSES: Final = (2.0, 4.0, 6.0)
+"""Points below the healthy network of the targets that are shown where none is named."""
+_LOOKS: Final = ((HOST, "-", "o"), (AFTER, "--", "s"), (BEFORE, ":", "^"))
+
+
+def targets_of(table: Table, given: Sequence[float]) -> list[float]:
+    """The target accuracies that are shown, in per cent."""
+    return list(given) or [round(table.clean - loss, 1) for loss in LOSSES]
+
+
+def rows(table: Table, targets: Sequence[float]) -> Grid:
+    """A row a rate: mean, deviation and worst accuracy by amount, and what each target needs."""
+    found = cells(table)
+    amounts = sorted({cell.iterations for cell in found})
+    size = len(table.courses) // max(1, len(table.rates()))
+    title = (
+        f"{table.network} on a {table.rows}x{table.columns} array{', channels mapped' if table.mapping else ''}: top-1 of "
+        f"{table.images} images, {size} chips a rate, mean ± std (worst); fault-free {table.clean:.1f} %; an epoch is "
+        f"{table.an_epoch} iterations"
+    )
+    grid = Grid(title=Text(title), box=None, pad_edge=False)
+    grid.add_column("faulty")
+    for amount in amounts:
+        grid.add_column(f"{amount} its", justify="right")
+    for target in targets:
+        grid.add_column(f"for {target:g} %", justify="right")
+    for rate in table.rates():
+        own = [cell for cell in found if cell.rate == rate]
+        values = [f"{cell.mean:.1f} ± {cell.std:.1f} ({cell.worst:.1f})" for cell in own]
+        grid.add_row(f"{100 * rate:.3g} %", *values, *(_need(table, rate, target) for target in targets))
+    return grid
+
+
+def _need(table: Table, rate: float, target: float) -> str:
+    amount = by_rate(table, rate, target).iterations
+    return "beyond help" if amount is None else str(amount)
+
+
+def draw(table: Table, targets: Sequence[float], path: Path) -> None:
+    """Mean accuracy by rate and amount as a heat map; beside it what each target needs, by rate."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11.5, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        heat(left, table)
+        required(right, table, targets)
+        figure.suptitle(f"{table.network}, {table.rows}x{table.columns} array{', channels mapped' if table.mapping else ''}")
+        figure.savefig(path, dpi=150, facecolor="white")
+
+
+def heat(axes: Axes, table: Table) -> None:
+    """The heat map, with the mean and the worst chip in every field."""
+    found = cells(table)
+    rates, amounts = table.rates(), sorted({cell.iterations for cell in found})
+    mean = np.array([[cell.mean for cell in found if cell.rate == rate] for rate in rates])
+    low = max(0.0, min(table.clean - 30, float(np.median(mean)) - 10))
+    axes.imshow(mean, cmap="cividis", vmin=low, vmax=table.clean, aspect="auto", origin="lower")
+    for cell in found:
+        x, y = amounts.index(cell.iterations), rates.index(cell.rate)
+        ink = "white" if cell.mean < (low + table.clean) / 2 else "black"
+        axes.text(x, y, f"{cell.mean:.1f}\n{cell.worst:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
+    axes.set_xticks(range(len(amounts)), [f"{amount}" for amount in amounts])
+    axes.set_yticks(range(len(rates)), [f"{100 * rate:.3g} %" for rate in rates])
+    axes.set(xlabel=f"iterations of retraining (an epoch is {table.an_epoch})", ylabel="faulty elements")
+    axes.set_title(f"Top-1, mean over the rate's chips and below it the worst (fault-free {table.clean:.1f} %)")
+
+
+def required(axes: Axes, table: Table, targets: Sequence[float]) -> None:
+    """The required amount by rate, a line a target; it ends where chips are beyond help."""
+    for place, target in enumerate(targets):
+        colour, dashes, mark = _LOOKS[place % len(_LOOKS)]
+        curve = [(100 * rate, need) for rate, need in steps(table, "rate", target) if need is not None]
+        label = f"{target:g} %" if curve else f"{target:g} %: no rate"
+        axes.plot(*zip(*curve, strict=True) if curve else ([], []), color=colour, linestyle=dashes, marker=mark, label=label)
+    largest = table.courses[0].points[-1].iterations
+    axes.set(xlabel="faulty elements, %", ylabel="iterations", ylim=(-0.04 * largest, 1.08 * largest))
+    axes.axhline(largest, color=QUIET, linewidth=0.8)
+    axes.yaxis.grid(True, color=GRID)
+    axes.set_title("What the worst chip of a rate needs for a top-1 of")
+    axes.legend(loc="best")
