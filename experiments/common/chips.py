@@ -69,12 +69,6 @@ def reads(cell: ChipCell) -> tuple[str, ...]:
     return cells.reads_of(cell.network)
 
 
-def about(cell: ChipCell, shared: Path) -> tuple[Network, Job, int]:
-    """The healthy network of a cell, how its chip is retrained, and how many training images there are."""
-    network, _, data, job = subject(cell.network, cell.recipe, cell.stops[-1], shared)
-    return network, job, len(data.train_images)
-
-
 @functools.lru_cache(maxsize=2)
 def subject(network: str, recipe: Recipe, largest: int, shared: Path) -> tuple[Network, Saliency, Dataset, Job]:
     """What all chips of an experiment share: the int8 network, its saliency, its data and the job."""

@@ -60,7 +60,7 @@ def draw(table: Table, targets: Sequence[float], path: Path) -> None:
     """Mean accuracy by rate and amount as a heat map; beside it what each target needs, by rate."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.5, 4.4), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
         heat(left, table)
         required(right, table, targets)
         figure.suptitle(f"{table.network}, {table.rows}x{table.columns} array{', channels mapped' if table.mapping else ''}")
@@ -81,7 +81,7 @@ def heat(axes: Axes, table: Table) -> None:
     axes.set_xticks(range(len(amounts)), [f"{amount}" for amount in amounts])
     axes.set_yticks(range(len(rates)), [f"{100 * rate:.3g} %" for rate in rates])
     axes.set(xlabel=f"iterations of retraining (an epoch is {table.an_epoch})", ylabel="faulty elements")
-    axes.set_title(f"Top-1, mean over the rate's chips and below it the worst (fault-free {table.clean:.1f} %)")
+    axes.set_title(f"Top-1: mean of a rate's chips, below it the worst ({table.clean:.1f} % fault-free)")
 
 
 def required(axes: Axes, table: Table, targets: Sequence[float]) -> None:
@@ -90,10 +90,12 @@ def required(axes: Axes, table: Table, targets: Sequence[float]) -> None:
         colour, dashes, mark = _LOOKS[place % len(_LOOKS)]
         curve = [(100 * rate, need) for rate, need in steps(table, "rate", target) if need is not None]
         label = f"{target:g} %" if curve else f"{target:g} %: no rate"
-        axes.plot(*zip(*curve, strict=True) if curve else ([], []), color=colour, linestyle=dashes, marker=mark, label=label)
+        x, y = zip(*curve, strict=True) if curve else ((), ())
+        # A chip between two measured rates gets the amount of the higher one.
+        axes.plot(x, y, color=colour, linestyle=dashes, marker=mark, drawstyle="steps-pre", label=label)
     largest = table.courses[0].points[-1].iterations
     axes.set(xlabel="faulty elements, %", ylabel="iterations", ylim=(-0.04 * largest, 1.08 * largest))
     axes.axhline(largest, color=QUIET, linewidth=0.8)
     axes.yaxis.grid(True, color=GRID)
-    axes.set_title("What the worst chip of a rate needs for a top-1 of")
-    axes.legend(loc="best")
+    axes.set_title("Amount required by rate")
+    axes.legend(loc="best", title="for a top-1 of")

@@ -1,8 +1,8 @@
 """``r2f resilience``: how accuracy depends on the share of faulty elements and on the amount of retraining (Reduce, step 1).
 
-Random chips of each rate are retrained as far as the largest amount and judged at each. What was measured is kept in the folder, a
-line a chip under a digest of all that it depends on but R2F's own code, so a measurement that was stopped goes on, and one with more
-rates or maps adds to it.
+Random chips of each rate are retrained as far as the largest amount and judged at each. What was measured is kept in the
+folder, a line a chip under a digest of all that it depends on but R2F's own code, so a measurement that was stopped goes on,
+and one with more rates or maps adds to it.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def iterations(text: str, an_epoch: int) -> int:
     except ValueError:
         value = math.nan
     if not 0 <= value <= MOST or (not text.endswith("e") and value != int(value)):
-        raise SettingsError(f"--amounts {text!r}: expected iterations, such as 40, or epochs, such as 0.5e, up to {MOST} iterations")
+        raise SettingsError(
+            f"--amounts {text!r}: expected iterations, such as 40, or epochs, such as 0.5e, up to {MOST} iterations"
+        )
     return round(value)
 
 
@@ -222,12 +224,10 @@ def _base(subject: Subject) -> str:
 def course_of(subject: Subject, faults: FaultMap) -> Course:
     """One chip, through all stops."""
     saliency = magnitude(subject.network)
-    found: tuple[Course, ...] = ()
-    for _, found in courses(
+    *_, (_, (found,)) = courses(
         subject.network, faults, saliency, subject.data, subject.job, subject.stops, [subject.judged], mapping=subject.mapping
-    ):
-        pass
-    return found[0]
+    )
+    return found
 
 
 def _courses(

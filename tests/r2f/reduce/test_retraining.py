@@ -23,7 +23,7 @@ from r2f import prepare, settings
 from r2f.reduce import course, damage
 from r2f.reduce.course import Images
 from r2f.reduce.retraining import job_of, networks
-from services.trainer.core import recipe, rate
+from services.trainer.core import rate, recipe
 from services.trainer.core.job import Job
 from services.trainer.core.optimiser import masked
 from services.trainer.core.step import Learner, Received, averaged, holding, start, step
@@ -72,7 +72,7 @@ def test_weights_that_the_chip_cannot_hold_stay_zero(network: Network, data: Dat
     for each in found.values():
         for index, layer in each.convs():
             assert not layer.weight[~sound[index]].any()
-    last = {index: layer for index, layer in found[12].convs()}
+    last = dict(found[12].convs())
     assert any((layer.weight != last[index].weight).any() for index, layer in found[4].convs())
 
 
@@ -169,7 +169,9 @@ def test_retraining_wins_back_what_pruning_lost(network: Network, data: Dataset,
 
 
 @pytest.mark.parametrize("stops", [(4, 4), (5, 3), (-1, 2), (0, 13)])
-def test_stops_that_are_none_are_named(network: Network, data: Dataset, job: Job, faults: FaultMap, stops: tuple[int, ...]) -> None:
+def test_stops_that_are_none_are_named(
+    network: Network, data: Dataset, job: Job, faults: FaultMap, stops: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match=r"expected ascending numbers from 0 to the job's 12 iterations"):
         list(networks(network, kept(network, faults), data, job, stops))
 
