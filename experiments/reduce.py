@@ -27,6 +27,7 @@ from experiments.common import cells as retrained
 from experiments.common import chip_figure, chips, command, figure, runner, splits, style
 from experiments.common.chip_policies import Reduced, policies
 from experiments.common.chips import ChipCell, Measured
+from r2f.reduce import amounts
 from r2f.reduce.amounts import Table
 from r2f.reduce.resilience import cells
 from services.trainer.core import recipe
@@ -44,24 +45,36 @@ LOST: Final = 6.0
 """Points below the fault-free network that are allowed."""
 
 
-def wanted(network: str, maps: int, count: int, mapping: bool) -> tuple[ChipCell, list[ChipCell], list[ChipCell]]:
-    """The healthy network, the table's chips and the others."""
-    healthy = ChipCell(network=network, mapping=mapping, stops=STOPS, rate=0.0, seed=0)
-    replace = msgspec.structs.replace
-    table = [replace(healthy, rate=rate, seed=seed) for rate in RATES for seed in range(1, maps + 1)]
+def for_table(network: str, maps: int, mapping: bool) -> list[ChipCell]:
+    """The healthy network and the table's chips."""
+    healthy = ChipCell(network=network, mapping=mapping, stops=STOPS, largest=STOPS[-1], rate=0.0, seed=0)
+    chosen = [(rate, seed) for rate in RATES for seed in range(1, maps + 1)]
+    return [healthy, *(msgspec.structs.replace(healthy, rate=rate, seed=seed) for rate, seed in chosen)]
+
+
+def for_amounts(healthy: ChipCell, count: int, most: int) -> list[ChipCell]:
+    """The chips that are given amounts, as far as ``most`` iterations, more than which no policy gives."""
     drawn = np.random.default_rng(10).uniform(LOWEST, HIGHEST, count).round(4)
-    fleet = [replace(healthy, rate=float(rate), seed=FIRST_CHIP + place) for place, rate in enumerate(drawn)]
-    return healthy, table, fleet
+    stops = tuple(stop for stop in healthy.stops if stop <= most)
+    return [
+        msgspec.structs.replace(healthy, stops=stops, rate=float(rate), seed=FIRST_CHIP + place)
+        for place, rate in enumerate(drawn)
+    ]
 
 
 def measure(network: str, maps: int, count: int, mapping: bool, lost: float, shared: Path, pool: runner.Pool) -> Reduced:
-    """One network. Raises InputError where data are missing, and what the runner raises."""
-    healthy, of_table, of_fleet = wanted(network, maps, count, mapping)
-    found = runner.run(
-        chips.measured, [healthy, *of_table, *of_fleet], Measured, shared=shared, reads=chips.reads, pool=pool
-    )  # fmt: skip
-    sound, courses, fleet = found[0], found[1 : 1 + len(of_table)], found[1 + len(of_table) :]
-    int8, _, data, job = chips.subject(network, healthy.recipe, STOPS[-1], shared)
+    """One network.
+
+    Raises InputError where data are missing or no chip of the table reaches the target, and what the runner raises.
+    """
+
+    def measured(of: list[ChipCell]) -> list[Measured]:
+        return runner.run(chips.measured, of, Measured, shared=shared, reads=chips.reads, pool=pool)
+
+    asked = for_table(network, maps, mapping)
+    sound, *courses = measured(asked)
+    healthy = asked[0]
+    int8, _, data, job = chips.subject(network, healthy.recipe, healthy.largest, shared)
     choosing, reporting = splits.halved(data)
     table = Table(
         network=network,
@@ -75,6 +88,10 @@ def measure(network: str, maps: int, count: int, mapping: bool, lost: float, sha
         clean=sound.chosen.points[0].accuracy,
         courses=tuple(each.chosen for each in courses),
     )
+    fixed = amounts.fixed(table, table.clean - lost)
+    if fixed.iterations is None:
+        raise command.InputError(f"--lost {lost:g}: {fixed.why}; allow more")
+    fleet = measured(for_amounts(healthy, count, max(FIRST, fixed.iterations)))
     clean = sound.reported.points[0].accuracy
     return Reduced(
         network=network,
@@ -90,7 +107,7 @@ def measure(network: str, maps: int, count: int, mapping: bool, lost: float, sha
         cells=tuple(cells(table)),
         rates=tuple(each.chosen.rate for each in fleet),
         policies=tuple(policies(table, fleet, lost, clean, FIRST)),
-        seconds=round(sum(each.chosen.seconds for each in found), 1),
+        seconds=round(sum(each.chosen.seconds for each in (*courses, *fleet)), 1),
         recipe=msgspec.to_builtins(job.recipe) | {"batch": job.batch, "labels": job.labels},
     )
 

@@ -94,9 +94,10 @@ def policies(table: Table, chips: Sequence[Measured], lost: float, clean: float,
         return found.iterations, 0
 
     def until(course: Course) -> Choice:
+        # A chip that does not get there with the fixed amount is left at that.
+        stops = [point.iterations for point in course.points if point.iterations <= (fixed or 0)]
         found = amounts.reached(course, target)
-        stops = [point.iterations for point in course.points]
-        return stops[-1] if found is None else found, len(stops) if found is None else stops.index(found) + 1
+        return (found, stops.index(found) + 1) if found in stops else (stops[-1], len(stops))
 
     ways: dict[str, Callable[[Course], Choice]] = {
         NONE: lambda course: (0, 0),

@@ -35,6 +35,8 @@ class ChipCell(msgspec.Struct, kw_only=True, frozen=True):
     mapping: bool
     stops: tuple[int, ...]
     """Iterations behind which it is judged."""
+    largest: int
+    """Amount that its job is made for; where the stops end before, the course is the same as far as they go."""
     recipe: Recipe = ()
     rows: int = ROWS
     columns: int = ROWS
@@ -49,7 +51,7 @@ class Measured(msgspec.Struct, kw_only=True, frozen=True):
 
 def measured(cell: ChipCell, shared: Path) -> Measured:
     """Retrains one chip, or judges the healthy network. Raises what ``cells`` and ``r2f.reduce`` raise."""
-    network, saliency, data, job = subject(cell.network, cell.recipe, cell.stops[-1], shared)
+    network, saliency, data, job = subject(cell.network, cell.recipe, cell.largest, shared)
     judges = [Images(half.test_images, half.test_labels) for half in splits.halved(data)]
     faults = chip.random_map(Array(rows=cell.rows, columns=cell.columns), cell.rate, cell.seed)
     found: list[Course] = []

@@ -65,14 +65,17 @@ def test_a_stop_that_is_not_there_is_named() -> None:
 
 
 def test_the_chips_are_others_than_the_tables_and_within_the_rates() -> None:
-    healthy, table, fleet = reduce.wanted("resnet20", 3, 100, False)
+    healthy, *table = reduce.for_table("resnet20", 3, False)
+    fleet = reduce.for_amounts(healthy, 100, 70)
     assert healthy.rate == 0
+    assert {cell.stops for cell in fleet} == {(0, 4, 16, 32, 64)}
+    assert {cell.largest for cell in (*table, *fleet)} == {160}
     assert len(table) == 21
     assert len(fleet) == 100
     assert not {cell.seed for cell in table} & {cell.seed for cell in fleet}
     assert all(0.01 <= cell.rate <= 0.1 for cell in fleet)
     assert len({cell.seed for cell in fleet}) == 100
-    assert reduce.wanted("resnet20", 3, 6, False)[2] == fleet[:6]
+    assert reduce.for_amounts(healthy, 6, 70) == fleet[:6]
 
 
 def test_the_halves_share_no_image(tmp_path: Path) -> None:
@@ -85,13 +88,13 @@ def test_the_halves_share_no_image(tmp_path: Path) -> None:
 
 
 def test_a_cell_judges_both_halves(tmp_path: Path) -> None:
-    cell = ChipCell(network="digits_cnn", rate=0.05, seed=1, mapping=True, stops=(0, 4))
+    cell = ChipCell(network="digits_cnn", rate=0.05, seed=1, mapping=True, stops=(0, 4), largest=4)
     found = chips.measured(cell, tmp_path)
     assert [p.iterations for p in found.chosen.points] == [0, 4]
     assert found.chosen.chip == found.reported.chip
     assert found.chosen.damage == found.reported.damage > 0
     assert found.chosen.points != found.reported.points
-    healthy = chips.measured(ChipCell(network="digits_cnn", rate=0.0, seed=0, mapping=True, stops=(0, 4)), tmp_path)
+    healthy = chips.measured(ChipCell(network="digits_cnn", rate=0.0, seed=0, mapping=True, stops=(0, 4), largest=4), tmp_path)
     assert healthy.chosen.points[0].accuracy > 95
     assert healthy.chosen.points[0].error == 0
     assert len(healthy.chosen.points) == 1
