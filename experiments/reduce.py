@@ -41,7 +41,7 @@ STOPS: Final = (0, 4, 16, 32, 64, 96, 128, 160)
 FIRST: Final = 4
 FIRST_CHIP: Final = 10_001
 """Seed of the first chip that is given an amount; the table's are from 1 on."""
-LOST: Final = 6.0
+LOST: Final = 7.0
 """Points below the fault-free network that are allowed."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -14,16 +14,25 @@ from r2f.reduce.amounts import Table
 from r2f.reduce.course import Course, Point
 from r2f.reduce.resilience import Cell
 
-Choice = tuple[int | None, int]
-"""Iterations that a chip is given, None where it is named beyond help, and how often it is judged to find out."""
-
 NONE: Final = "no retraining"
 FIXED: Final = "fixed"
 RATE: Final = "by rate"
 DAMAGE: Final = "by saliency lost"
 MAP: Final = "by first iterations"
 UNTIL: Final = "until met"
-POLICIES: Final = (NONE, FIXED, RATE, DAMAGE, MAP, UNTIL)
+BOTH: Final = "by first iterations, until met"
+POLICIES: Final = (NONE, FIXED, RATE, DAMAGE, MAP, UNTIL, BOTH)
+
+
+class Choice(NamedTuple):
+    """What a policy gives one chip."""
+
+    given: int | None
+    """Iterations; None where it is named beyond help."""
+    judged: int = 0
+    """How often it is judged to find out."""
+    spent: int = 0
+    """Iterations before it was named beyond help."""
 
 
 class Policy(msgspec.Struct, kw_only=True, frozen=True):
@@ -86,26 +95,29 @@ def policies(table: Table, chips: Sequence[Measured], lost: float, clean: float,
 
     def by_map(course: Course) -> Choice:
         begun = msgspec.structs.replace(course, points=tuple(p for p in course.points if p.iterations <= first))
-        return amounts.by_map(table, begun, target, first=first).iterations, len(begun.points)
+        return Choice(amounts.by_map(table, begun, target, first=first).iterations, len(begun.points), first)
 
     def by_damage(course: Course) -> Choice:
-        required = amounts.steps(table, "damage", target)
-        found = amounts.chosen(required, min(course.damage, required[-1][0]), lambda at: f"{at:.3g}")
-        return found.iterations, 0
+        return Choice(amounts.by_damage(table, course.damage, course.rate, target).iterations)
 
-    def until(course: Course) -> Choice:
-        # A chip that does not get there with the fixed amount is left at that.
-        stops = [point.iterations for point in course.points if point.iterations <= (fixed or 0)]
-        found = amounts.reached(course, target)
-        return (found, stops.index(found) + 1) if found in stops else (stops[-1], len(stops))
+    def until(course: Course, most: int | None) -> Choice:
+        """As far as ``most`` iterations; a chip that does not get there is left at that."""
+        stops = [point.iterations for point in course.points if point.iterations <= (most or 0)]
+        met = amounts.reached(course, target)
+        return Choice(met, stops.index(met) + 1) if met in stops else Choice(stops[-1], len(stops))
+
+    def both(course: Course) -> Choice:
+        begun = by_map(course)
+        return begun if begun.given is None else until(course, begun.given)
 
     ways: dict[str, Callable[[Course], Choice]] = {
-        NONE: lambda course: (0, 0),
-        FIXED: lambda course: (fixed, 0),
-        RATE: lambda course: (amounts.by_rate(table, course.rate, target).iterations, 0),
+        NONE: lambda course: Choice(0),
+        FIXED: lambda course: Choice(fixed),
+        RATE: lambda course: Choice(amounts.by_rate(table, course.rate, target).iterations),
         DAMAGE: by_damage,
         MAP: by_map,
-        UNTIL: until,
+        UNTIL: lambda course: until(course, fixed),
+        BOTH: both,
     }
     total = len(chips) * (fixed or 0)
     return [
@@ -117,9 +129,9 @@ def policies(table: Table, chips: Sequence[Measured], lost: float, clean: float,
 def _policy(
     name: str, choices: Sequence[Choice], chips: Sequence[Measured], target: float, fixed: int, an_epoch: int
 ) -> Policy:  # fmt: skip
-    given = [iterations for iterations, _ in choices]
+    given = [choice.given for choice in choices]
     found = [at(chip.reported, iterations or 0).accuracy for iterations, chip in zip(given, chips, strict=True)]
-    total = sum(iterations or 0 for iterations in given)
+    total = sum(choice.spent if choice.given is None else choice.given for choice in choices)
     return Policy(
         name=name,
         iterations=total,
@@ -129,7 +141,7 @@ def _policy(
         beyond=given.count(None),
         mean=round(fmean(found), 3),
         worst=round(min(found), 3),
-        judged=round(fmean(times for _, times in choices), 2),
+        judged=round(fmean(choice.judged for choice in choices), 2),
         amounts=tuple(given),
     )
 

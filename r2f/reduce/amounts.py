@@ -29,8 +29,8 @@ from msgspec import Meta
 from r2f.reduce.course import Course
 from services.trainer.core.job import Job
 
-SURE: Final = 1.0
-"""Standard errors by which a chip must be good enough where it is decided how much retraining it needs."""
+SURE: Final = 1.645
+"""Standard errors by which a chip must be good enough where its amount is decided: sure to 95 %, one-sided."""
 FORMAT: Final = "r2f-resilience/1"
 
 By = Literal["rate", "damage", "accuracy"]
@@ -159,23 +159,32 @@ def by_rate(table: Table, rate: float, target: float, *, sure: float = SURE, sha
     return chosen(steps(table, "rate", target, sure=sure, share=share), rate, lambda at: f"{100 * at:.3g} % faulty elements")
 
 
-def by_map(table: Table, begun: Course, target: float, *, first: int, by: By = "accuracy", sure: float = SURE) -> Amount:
-    """The amount that a chip's own map asks for, given its course up to the stop ``first``.
+def by_damage(table: Table, damage: float, rate: float, target: float, *, sure: float = SURE) -> Amount:
+    """The amount of a chip by what of the network's saliency its map takes, which is known without running anything."""
+    return _by_score(table, "damage", damage, rate, target, sure, 0, lambda at: f"{at:.3g} of the saliency lost")
+
+
+def by_map(table: Table, begun: Course, target: float, *, first: int, sure: float = SURE) -> Amount:
+    """The amount that a chip's own map asks for, by its course up to the stop ``first``.
 
     One that is good enough by then is done. Never less than ``first`` else, which has been spent.
     """
     already = reached(begun, target, sure)
     if already is not None and already <= first:
         return Amount(iterations=already, why=f"good enough behind {already} iterations")
-    words: dict[By, Callable[[float], str]] = {
-        "rate": lambda at: f"{100 * at:.3g} % faulty elements",
-        "damage": lambda at: f"{at:.3g} of the saliency lost",
-        "accuracy": lambda at: f"{-at:.1f} % behind {first} iterations",
-    }
-    required, at = steps(table, by, target, sure=sure, first=first), score(begun, by, first)
-    if required and at > required[-1][0] and begun.rate <= table.rates()[-1]:
+    bad = score(begun, "accuracy", first)
+    found = _by_score(
+        table, "accuracy", bad, begun.rate, target, sure, first, lambda at: f"{-at:.1f} % behind {first} iterations"
+    )
+    return found if found.iterations is None or found.iterations >= first else Amount(iterations=first, why=found.why)
+
+
+def _by_score(
+    table: Table, by: By, bad: float, rate: float, target: float, sure: float, first: int, said: Callable[[float], str]
+) -> Amount:
+    required = steps(table, by, target, sure=sure, first=first)
+    if required and bad > required[-1][0] and rate <= table.rates()[-1]:
         # Of many chips some are worse than the worst of few, without being of another kind.
         most = fixed(table, target, sure)
-        return Amount(iterations=most.iterations, why=f"{words[by](at)}, worse than any of the table: {most.why}")
-    found = chosen(required, at, words[by])
-    return found if found.iterations is None or found.iterations >= first else Amount(iterations=first, why=found.why)
+        return Amount(iterations=most.iterations, why=f"{said(bad)}, worse than any of the table: {most.why}")
+    return chosen(required, bad, said)

@@ -43,7 +43,8 @@ def test_needed_is_from_where_it_stays_good_enough() -> None:
 def test_noise_is_not_taken_for_good_enough() -> None:
     noisy = course(0.1, 88, 90.5, 91, 92, error=1.0)
     assert amounts.needed(noisy, 90, sure=0) == 4
-    assert amounts.needed(noisy, 90) == 10
+    assert amounts.needed(noisy, 90) == 20
+    assert amounts.needed(noisy, 90, sure=1) == 10
     assert amounts.needed(noisy, 90, sure=2) == 20
     assert amounts.reached(noisy, 90, sure=2.5) is None
 
@@ -102,7 +103,10 @@ def test_by_map_the_chips_own_first_iterations_decide() -> None:
 
 def test_by_map_by_the_saliency_that_it_takes() -> None:
     light = course(0.05, 70, 75, stops=(0, 4))
-    assert amounts.by_map(MEASURED, light, 90, first=4, by="damage").iterations == 20
     assert amounts.score(light, "damage") == 0.5
+    assert amounts.by_damage(MEASURED, 0.1, 0.05, 90).iterations == 4
+    assert amounts.by_damage(MEASURED, 0.4, 0.05, 90).iterations == 20
+    assert amounts.by_damage(MEASURED, 0.6, 0.05, 90).why.startswith("0.6 of the saliency lost, worse than any of the table")
+    assert amounts.by_damage(MEASURED, 0.6, 0.06, 90).iterations is None
     with pytest.raises(ValueError, match="it was not judged at 10 iterations, only at 0, 4"):
         amounts.by_map(MEASURED, light, 90, first=10)

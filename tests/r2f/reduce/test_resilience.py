@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -153,6 +155,16 @@ def test_a_table_of_another_network_is_named(table: Table) -> None:
         patch.setattr(resilience.storage, "digest", lambda network: "f" * 64)
         with pytest.raises(ValueError, match=r"t.json: it is of another network: digits_cnn with sha256"):
             resilience.of_network(table, network, Path("t.json"))
+
+
+def test_the_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reduce.md").read_text("utf-8")
+    found = re.search(r"```sh\nr2f (resilience .+)\n```", page)
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*shlex.split(found[1]), "--eval-samples", "100"])
+    assert result.exit_code == 0, result.output
+    assert len(resilience.read(tmp_path / "resilience" / "digits" / resilience.FILE).courses) == 4
 
 
 def test_rates_that_break_no_element_are_named() -> None:
