@@ -34,18 +34,26 @@ def resilience(axes: Axes, found: Reduced) -> None:
         axes.errorbar(
             x, mean, [down, [0.0] * len(own)], label=label, capsize=2, linewidth=1.2, markersize=4, **style.line(place)
         )
-    axes.axhline(found.clean, color="grey", linewidth=0.8)
-    axes.axhline(found.target, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="faulty elements, %", ylabel="top-1, %", title=f"{found.network}: mean, down to the worst chip")
+    target = found.chosen_clean - found.lost  # the table is of the images that choose
+    axes.set_ylim(max(0.0, target - 35), found.chosen_clean + 2)
+    axes.axhline(found.chosen_clean, color="grey", linewidth=0.8)
+    axes.axhline(target, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="faulty elements, %", ylabel="top-1, %", title=f"{_of(found)}: mean, down to the worst chip")
     axes.legend(title="epochs (lines: fault-free, target)", title_fontsize=7, fontsize=8, loc="lower left")
     axes.grid(alpha=0.3)
+
+
+def _of(found: Reduced) -> str:
+    return f"{found.network}{', mapped' if found.mapping else ''}"
 
 
 def each_chip(axes: Axes, found: Reduced) -> None:
     """Epochs that each policy gives each chip, by its rate; an x on the axis where it is named beyond help."""
     for place, policy in enumerate(p for p in found.policies if p.name != NONE):
         look = style.line(place) | {"linestyle": ""}
-        given = [(100 * rate, n / found.an_epoch) for rate, n in zip(found.rates, policy.amounts, strict=True) if n is not None]
+        aside = 0.06 * (place - 2.5)  # so that marks of one amount lie side by side
+        pairs = zip(found.rates, policy.amounts, strict=True)
+        given = [(100 * rate + aside, n / found.an_epoch) for rate, n in pairs if n is not None]
         x, y = zip(*given, strict=True) if given else ((), ())
         axes.plot(x, y, label=policy.name, markersize=4, alpha=0.75, fillstyle="none", **look)
         beyond = [100 * rate for rate, n in zip(found.rates, policy.amounts, strict=True) if n is None]
@@ -63,7 +71,7 @@ def total(axes: Axes, found: Reduced) -> None:
         said = f"{100 * policy.share_of_fixed:.0f} %\n{policy.reached}/{len(found.rates)}"
         axes.text(place, 100 * policy.share_of_fixed + 2, said, ha="center", va="bottom", fontsize=8)
     none = next(policy for policy in found.policies if policy.name == NONE)
-    axes.set_xticks(range(len(shown)), [policy.name.replace(" ", "\n", 1) for policy in shown], fontsize=8)
+    axes.set_xticks(range(len(shown)), [policy.name.replace(" ", "\n") for policy in shown], fontsize=8)
     axes.set_ylim(0, 125)
     fixed = next(policy for policy in shown if policy.name == FIXED)
     axes.set(ylabel="epochs, % of fixed")

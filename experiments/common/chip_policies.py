@@ -17,10 +17,10 @@ from r2f.reduce.resilience import Cell
 NONE: Final = "no retraining"
 FIXED: Final = "fixed"
 RATE: Final = "by rate"
-DAMAGE: Final = "by saliency lost"
-MAP: Final = "by first iterations"
+DAMAGE: Final = "by saliency"
+MAP: Final = "by map"
 UNTIL: Final = "until met"
-BOTH: Final = "by first iterations, until met"
+BOTH: Final = "by map, until met"
 POLICIES: Final = (NONE, FIXED, RATE, DAMAGE, MAP, UNTIL, BOTH)
 
 
