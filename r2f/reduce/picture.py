@@ -29,25 +29,24 @@ def targets_of(table: Table, given: Sequence[float]) -> list[float]:
 
 
 def rows(table: Table, targets: Sequence[float]) -> Grid:
-    """A row a rate: mean, deviation and worst accuracy by amount, and what each target needs."""
+    """A column a rate and a row an amount: mean, deviation and worst accuracy; below, what each target needs."""
     found = cells(table)
-    amounts = sorted({cell.iterations for cell in found})
-    size = len(table.courses) // max(1, len(table.rates()))
+    each = len(table.courses) // max(1, len(table.rates()))
     title = (
         f"{table.network} on a {table.rows}x{table.columns} array{', channels mapped' if table.mapping else ''}: top-1 of "
-        f"{table.images} images, {size} chips a rate, mean ± std (worst); fault-free {table.clean:.1f} %; an epoch is "
-        f"{table.an_epoch} iterations"
+        f"{table.images} images in per cent, mean ± std and worst of {each} chips; fault-free {table.clean:.1f}"
     )
-    grid = Grid(title=Text(title), box=None, pad_edge=False)
-    grid.add_column("faulty")
-    for amount in amounts:
-        grid.add_column(f"{amount} its", justify="right")
-    for target in targets:
-        grid.add_column(f"for {target:g} %", justify="right")
+    grid = Grid(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    grid.add_column("iterations (epochs)")
     for rate in table.rates():
-        own = [cell for cell in found if cell.rate == rate]
-        values = [f"{cell.mean:.1f} ± {cell.std:.1f} ({cell.worst:.1f})" for cell in own]
-        grid.add_row(f"{100 * rate:.3g} %", *values, *(_need(table, rate, target) for target in targets))
+        grid.add_column(f"{100 * rate:.3g} % faulty", justify="right")
+    for amount in sorted({cell.iterations for cell in found}):
+        own = [cell for cell in found if cell.iterations == amount]
+        values = (f"{cell.mean:.1f} ± {cell.std:.1f}\n{cell.worst:.1f}" for cell in own)
+        grid.add_row(f"{amount} ({amount / table.an_epoch:.2g})", *values)
+    grid.add_section()
+    for target in targets:
+        grid.add_row(f"iterations for {target:g} %", *(_need(table, rate, target) for rate in table.rates()))
     return grid
 
 
