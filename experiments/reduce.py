@@ -4,8 +4,8 @@
 retraining, reads from it how much each of 100 other random chips is given, by every policy of
 ``experiments.common.chip_policies``, and writes what came of that: total epochs, and how many chips are at the target on images
 that chose nothing. ``reduce.csv`` and ``.png`` go into --out. Chips are retrained with the weights on faulty elements held at 0
-(FAP+T), with --mapping in the order of channels that loses least (SalvageDNN). A chip's course is measured once as far as the
-largest amount; every policy is read off it, since a course's stops do not depend on where it ends
+(FAP+T), as they are, and with channels in the order that loses least (SalvageDNN). A chip's course is measured once as far as
+the fixed amount; every policy is read off it, since a course's stops do not depend on where it ends
 (tests/r2f/reduce/test_retraining.py).
 
 The target is so many points below the fault-free network; the fixed amount is what the table's worst chip needs for it.
@@ -62,8 +62,10 @@ def for_amounts(healthy: ChipCell, count: int, most: int) -> list[ChipCell]:
     ]
 
 
-def measure(network: str, maps: int, count: int, mapping: bool, lost: float, shared: Path, pool: runner.Pool) -> Reduced:
-    """One network.
+def measure(
+    network: str, maps: int, count: int, lost: float, shared: Path, pool: runner.Pool, plain: Reduced | None = None
+) -> Reduced:
+    """One network; with its channels mapped where it is given what came of it in its ``plain`` order.
 
     Raises InputError where data are missing or no chip of the table reaches the target, and what the runner raises.
     """
@@ -71,6 +73,7 @@ def measure(network: str, maps: int, count: int, mapping: bool, lost: float, sha
     def measured(of: list[ChipCell]) -> list[Measured]:
         return runner.run(chips.measured, of, Measured, shared=shared, reads=chips.reads, pool=pool)
 
+    mapping = plain is not None
     asked = for_table(network, maps, mapping)
     sound, *courses = measured(asked)
     healthy = asked[0]
@@ -93,6 +96,7 @@ def measure(network: str, maps: int, count: int, mapping: bool, lost: float, sha
         raise command.InputError(f"--lost {lost:g}: {fixed.why}; allow more")
     fleet = measured(for_amounts(healthy, count, max(FIRST, fixed.iterations)))
     clean = sound.reported.points[0].accuracy
+    against = None if plain is None else plain.fixed
     return Reduced(
         network=network,
         mapping=mapping,
@@ -106,7 +110,8 @@ def measure(network: str, maps: int, count: int, mapping: bool, lost: float, sha
         maps=maps,
         cells=tuple(cells(table)),
         rates=tuple(each.chosen.rate for each in fleet),
-        policies=tuple(policies(table, fleet, lost, clean, FIRST)),
+        fixed=fixed.iterations,
+        policies=tuple(policies(table, fleet, lost, clean, FIRST, against)),
         seconds=round(sum(each.chosen.seconds for each in (*courses, *fleet)), 1),
         recipe=msgspec.to_builtins(job.recipe) | {"batch": job.batch, "labels": job.labels},
     )
@@ -151,7 +156,7 @@ def main() -> None:
     parser.add_argument("--maps", type=command.positive, default=3, help="chips of the table, a rate [%(default)s]")
     parser.add_argument("--chips", type=command.positive, default=100, help="chips that are given an amount [%(default)s]")
     parser.add_argument("--lost", type=float, default=LOST, help="points below fault-free that are allowed [%(default)s]")
-    parser.add_argument("--mapping", action="store_true", help="order channels to suit each chip first")
+    parser.add_argument("--no-mapping", action="store_true", help="leave out what ordering channels to suit each chip brings")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result")
     parser.add_argument("--out", type=Path, default=figure.OUT, metavar="FOLDER", help="for the CSV and the PNG [%(default)s]")
     runner.add_pool(parser)
@@ -159,10 +164,14 @@ def main() -> None:
     if not 0 < given.lost < 100:
         raise command.InputError(f"--lost {given.lost:g}: expected points of accuracy, above 0 and below 100")
     pool = runner.pool_of(given)
-    found = [measure(name, given.maps, given.chips, given.mapping, given.lost, given.shared, pool) for name in given.network]
-    stem = "reduce_mapped" if given.mapping else "reduce"
-    write(found, given.out / f"{stem}.csv")
-    chip_figure.draw(found, given.out / f"{stem}.png")
+    found = []
+    for name in given.network:
+        how = (name, given.maps, given.chips, given.lost, given.shared, pool)
+        found.append(measure(*how))
+        if not given.no_mapping:
+            found.append(measure(*how, plain=found[-1]))
+    write(found, given.out / "reduce.csv")
+    chip_figure.draw(found, given.out / "reduce.png")
     print(f"{table(found)}\n")
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)

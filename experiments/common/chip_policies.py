@@ -43,7 +43,7 @@ class Policy(msgspec.Struct, kw_only=True, frozen=True):
     """Over all chips."""
     epochs: float
     share_of_fixed: float
-    """Of the fixed policy's iterations."""
+    """Of the fixed policy's iterations; where channels were mapped too, of those of the fixed policy without mapping."""
     reached: int
     """Chips that are at the target on the images that chose nothing."""
     beyond: int
@@ -78,17 +78,22 @@ class Reduced(msgspec.Struct, kw_only=True, frozen=True):
     """Of the table, on the images that choose."""
     rates: tuple[float, ...]
     """Of the chips that are given an amount."""
+    fixed: int
+    """Iterations that the fixed policy gives, those that the table's worst chip needs."""
     policies: tuple[Policy, ...]
     seconds: float
     """Processor time of training all courses."""
     recipe: dict[str, Any]
 
 
-def policies(table: Table, chips: Sequence[Measured], lost: float, clean: float, first: int) -> list[Policy]:
+def policies(
+    table: Table, chips: Sequence[Measured], lost: float, clean: float, first: int, against: int | None = None
+) -> list[Policy]:
     """Every policy on these chips, of which the table has none. The target is ``lost`` points below the healthy network.
 
     ``table`` was judged on the images that choose, as the ``chosen`` half of each chip is; ``clean`` is the healthy network's
-    accuracy on the others. ``first`` is the stop behind the iterations that correct biases.
+    accuracy on the others. ``first`` is the stop behind the iterations that correct biases. Costs are shares of ``against``
+    iterations a chip, those of the table's own fixed policy where None.
     """
     target = table.clean - lost
     fixed = amounts.fixed(table, target).iterations
@@ -119,7 +124,7 @@ def policies(table: Table, chips: Sequence[Measured], lost: float, clean: float,
         UNTIL: lambda course: until(course, fixed),
         BOTH: both,
     }
-    total = len(chips) * (fixed or 0)
+    total = len(chips) * ((fixed or 0) if against is None else against)
     return [
         _policy(name, [ways[name](chip.chosen) for chip in chips], chips, clean - lost, total, table.an_epoch)
         for name in POLICIES

@@ -110,7 +110,11 @@ def test_the_program_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     options = ["--network", "digits_cnn", "--maps", "2", "--chips", "3", "--jobs", "1", "--lost", "10", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["reduce", *options, "--cache", str(tmp_path / "cells"), "--json", str(file)])
     reduce.main()
-    (found,) = json.loads(file.read_text())
+    found, mapped = json.loads(file.read_text())
+    assert (mapped["network"], mapped["mapping"], mapped["target"]) == ("digits_cnn", True, found["target"])
+    assert mapped["rates"] == found["rates"]
+    for policy in mapped["policies"]:
+        assert policy["share_of_fixed"] == pytest.approx(policy["iterations"] / (3 * found["fixed"]), abs=1e-4)
     assert (found["network"], found["maps"], found["array"]) == ("digits_cnn", 2, [32, 32])
     assert sum(found["images"]) == 445
     assert found["target"] == pytest.approx(found["clean"] - 10, abs=1e-3)
@@ -119,7 +123,7 @@ def test_the_program_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     fixed = found["policies"][1]
     assert fixed["iterations"] == 3 * fixed["amounts"][0] > 0
     with (out / "reduce.csv").open(newline="") as rows:
-        assert [row["policy"] for row in csv.DictReader(rows)] == list(POLICIES)
+        assert [row["policy"] for row in csv.DictReader(rows)] == 2 * list(POLICIES)
     with Image.open(out / "reduce.png") as picture:
         assert picture.size[0] > 1000
     assert "| digits_cnn | until met |" in capsys.readouterr().out
