@@ -16,6 +16,8 @@ import typer
 
 from r2f import settings as settings_file
 from r2f.protection.words import SETTINGS, Cost, Grain, Search
+from r2f.reduce.words import AMOUNTS, RATES
+from r2f.reduce.words import SETTINGS as CHIP_SETTINGS
 from r2f.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
@@ -242,6 +244,58 @@ def diagnose(
             found = command.diagnose(settings_file.parse({"ber": 0.0} | given), out, repeat, display)
         console.print(command.table(found))
         console.print(f"\n{out}", soft_wrap=True, markup=False)
+
+    _guarded(work)
+
+
+@app.command()
+@_options(*CHIP_SETTINGS)
+def resilience(
+    given: dict[str, Any],
+    rates: Annotated[str, typer.Option(help="Shares of faulty processing elements, several with commas.")] = RATES,
+    maps_per_rate: Annotated[int, typer.Option(min=1, max=10_000, help="Random chips of each rate.")] = 4,
+    amounts: Annotated[
+        str, typer.Option(help="Amounts of retraining, with commas: iterations, or epochs with an e, as 0.5e.")
+    ] = AMOUNTS,
+    target: Annotated[
+        str | None,
+        typer.Option(help=r"Accuracies in per cent whose amounts are shown \[default: 2, 4 and 6 points below fault-free]"),
+    ] = None,
+    mapping: Annotated[
+        bool, typer.Option("--mapping/--no-mapping", help="Order channels so that least of importance lies on faults.")
+    ] = False,
+    chip_seed: Annotated[int, typer.Option(min=0, help="Seed of the first random chip of each rate.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=4096, help="Chips at a time, a process each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help=r"Folder for resilience.json and all else \[default: resilience/NETWORK]")
+    ] = None,
+) -> None:
+    """Measure accuracy by the share of faulty elements and the amount of retraining, with random chips (docs/reduce.md).
+
+    A measurement that was stopped goes on with the same command.
+    """
+
+    def work() -> None:
+        from rich.console import Console
+
+        from r2f.display import Display
+        from r2f.reduce import picture
+        from r2f.reduce import resilience as measuring
+
+        settings = settings_file.parse(given)
+        asked = measuring.Asked(
+            rates=tuple(measuring.share(text, "--rates") for text in rates.split(",")), maps=maps_per_rate,
+            amounts=tuple(text.strip() for text in amounts.split(",")), mapping=mapping, chip_seed=chip_seed, jobs=jobs,
+        )  # fmt: skip
+        wanted = [] if target is None else [measuring.per_cent(text, "--target") for text in target.split(",")]
+        folder = out or Path("resilience") / settings.network.replace(":", ".")
+        console = Console()
+        with Display(console) as display:
+            table = measuring.measure(settings, asked, folder, display)
+        targets = picture.targets_of(table, wanted)
+        picture.draw(table, targets, folder / picture.PICTURE)
+        console.print(picture.rows(table, targets))
+        console.print(f"\n{folder}: resilience.json, resilience.png, courses.jsonl", soft_wrap=True, markup=False)
 
     _guarded(work)
 

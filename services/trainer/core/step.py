@@ -15,6 +15,7 @@ import torch
 
 from accelsim.engine import Engine
 from accelsim.faults.permanent import FaultMap, dead_weights, faulty_network
+from accelsim.faults.pruning import Kept
 from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
 from services.known import known_faults
@@ -80,6 +81,9 @@ class Learner:
     """Mean of the gradients since the last update."""
     replaying: Replaying | None = None
     """Who replays batches; None for this process, in the recipe's chunks."""
+    kept: Kept | None = None
+    """Weights that the device can hold; the others get no gradient, so from ``holding`` on they and all that is kept of them
+    are 0. None where it can hold all."""
 
 
 def start(job: Job, initial: Network) -> Checkpoint:
@@ -97,6 +101,12 @@ def restarted(state: Checkpoint, initial: Network) -> Checkpoint:
         average=optimiser.copied(parameters),
         network=initial,
     )
+
+
+def holding(state: Checkpoint, kept: Kept) -> Checkpoint:
+    """A state before its first iteration, with the weights that the device cannot hold at 0."""
+    parameters = {index: (weight * kept[index], bias) for index, (weight, bias) in state.parameters.items()}
+    return restarted(state, quantize(state.network, parameters))
 
 
 def correct(learner: Learner, engine: Engine, received: Received) -> Step:
@@ -161,6 +171,8 @@ def learn(learner: Learner, found: Replay, saved: Path | None, begin: float) -> 
     recipe, learnt = plan.job.recipe, state.iteration - plan.corrections
     optimiser.guard(found, state.iteration, str(saved) if saved is not None and saved.exists() else None)
     gradients = found.gradients
+    if learner.kept is not None:
+        gradients = optimiser.masked(gradients, learner.kept)
     update, place = divmod(learnt, recipe.accumulate)
     if learner.gathered is not None:
         gradients = optimiser.mean(learner.gathered, gradients, 1 / (place + 1))
