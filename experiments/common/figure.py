@@ -132,7 +132,7 @@ def panels(points: Sequence[Point], path: Path, xlabel: str, *, base: int = 10) 
         if base == 2:
             axis.set_xticks(sorted({p.x for p in own}), [f"{x:g}" for x in sorted({p.x for p in own})])
         axis.grid(alpha=0.3)
-    axes[0].legend(loc="best", title="grey: Base without faults; X: diverged", title_fontsize=7)
+    style.legend(drawn, axes[0], "grey: Base without faults; X: diverged")
     style.save(drawn, path)
 
 
