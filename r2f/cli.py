@@ -226,7 +226,7 @@ DIAGNOSIS = (
 @_options(*DIAGNOSIS, defaults={"ber": 0.0})
 def diagnose(
     given: dict[str, Any],
-    out: Annotated[Path, typer.Option(help="The chip file that is written.")] = Path("chip.json"),
+    out: Annotated[Path, typer.Option(help="The chip file that is written; there must be none yet.")] = Path("found.json"),
     repeat: Annotated[
         int | None, typer.Option(min=1, max=99, help="Runs of each test that are voted on; 1 without soft errors, else 5.")
     ] = None,

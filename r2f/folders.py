@@ -10,9 +10,10 @@ import fcntl
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -120,8 +121,10 @@ def look(folder: Path) -> Run:
         fleet = fleets.read(folder)
         if fleet is not None and fleet.sharing == "own":
             return _together(folder, settings, [look(folder / device) for device in fleet.devices])
-        found = result.read(folder)
-        done = len(ledger.read(folder / result.PROGRESS))
+        # One model of several devices is measured on each of them.
+        parts = [folder] if fleet is None else sorted(path.parent for path in folder.glob(f"*/{result.FILE}"))
+        each = [result.read(part) for part in parts] or [result.read(folder)]
+        done = max((len(ledger.read(part / result.PROGRESS)) for part in parts), default=0)
         outcome = waiting.outcome(folder)
     except (SettingsError, ValueError, msgspec.MsgspecError) as error:
         return Run(folder, "damaged", None, 0, None, None, None, str(error))
@@ -132,8 +135,9 @@ def look(folder: Path) -> Run:
         state, why = "stopped", f"go on with: r2f retrain --resume {folder}"
     else:
         state, why = ("done", "") if outcome == "" else ("given up", outcome)
-    total = settings.iterations if found.iterations is None else found.iterations
-    return Run(folder, state, settings, done, total, _mean(found.faulty_before), _mean(found.faulty_after), why)
+    total = next((found.iterations for found in each if found.iterations is not None), settings.iterations)
+    before, after = _mean([found.faulty_before for found in each]), _mean([found.faulty_after for found in each])
+    return Run(folder, state, settings, done, total, before, after, why)
 
 
 def _together(folder: Path, settings: Settings, each: list[Run]) -> Run:
@@ -177,5 +181,7 @@ def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
     return address.read_text(encoding="utf-8").strip(), device
 
 
-def _mean(found: Evaluation | None) -> float | None:
-    return None if found is None else sum(found.top1) / len(found.top1)
+def _mean(found: Sequence[Evaluation | None]) -> float | None:
+    """Of the evaluations that were made."""
+    means = [fmean(one.top1) for one in found if one is not None]
+    return fmean(means) if means else None

@@ -54,6 +54,8 @@ class Prepared(msgspec.Struct, kw_only=True):
     """The normalisation that device and server use."""
     memory: Shares
     """Of the device."""
+    chip: str = ""
+    """The permanent faults that the device is given, in words; empty where there are none."""
 
 
 def check(settings: Settings) -> None:
@@ -123,6 +125,20 @@ def permanent(settings: Settings) -> FaultMap | None:
     return chip.of(array_of(settings), settings.fault_map, settings.random_faults, settings.chip_seed)
 
 
+def chip_words(settings: Settings) -> str:
+    """What is said of the device's permanent faults in a report; raises what ``permanent`` and ``known`` do."""
+    worn, both = permanent(settings), known(settings)
+    if worn is None:
+        return ""
+    count = len({(fault.row, fault.column) for fault in worn.faults})
+    named = f"chip {worn.name}" if worn.name else "chip"
+    told = "nobody knows of them" if both is None else "both ends of the link know them"
+    if both is not None and chip.digest(both) != chip.digest(worn):
+        told = f"both ends of the link take them for map {chip.digest(both)}"
+    elements = worn.array.rows * worn.array.columns
+    return f"{named}: {count} of {elements} elements faulty (map {chip.digest(worn)}), {told}"
+
+
 def known(settings: Settings) -> FaultMap | None:
     """The permanent faults that both sides know of; raises what ``permanent`` does."""
     if settings.known_map is None:
@@ -182,7 +198,9 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     storage.save(network, folder / jobs.NETWORK)
     if plain is not None:
         storage.save(plain, folder / jobs.PLAIN)
-    prepared = Prepared(float_accuracy=accuracy, classes=data.classes, mean=data.mean, std=data.std, memory=memory)
+    prepared = Prepared(
+        float_accuracy=accuracy, classes=data.classes, mean=data.mean, std=data.std, memory=memory, chip=chip_words(settings)
+    )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
         np.save(folder / "train_labels.npy", data.train_labels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
@@ -126,7 +126,7 @@ OPTIONS: dict[str, Option] = {
     "ber-accumulator": Option("rates.accumulator", "At accumulators.", FAULTS),
     "fault-model": Option("fault_model", "Which bits flip: soft, burst, burst:BITS, or package.module:function.", FAULTS),
     "fault-map": Option("fault_map", "Chip file of the array's permanent faults (docs/chips.md).", FAULTS),
-    "random-faults": Option("random_faults", "Share of the array's elements that are faulty, 0 to 1: a random chip.", FAULTS),
+    "random-faults": Option("random_faults", "Share of the array that is faulty, 2% or 0.02: a random chip.", FAULTS),
     "chip-seed": Option("chip_seed", "Which of the random chips.", FAULTS),
     "known-map": Option("known_map", "Map that both sides predict with: a chip file, or 'device': the device's own.", FAULTS),
     "codec": Option("scheme.codec", "How outputs cross the link.", DEVICE),
@@ -359,8 +359,21 @@ def _indices(name: str, text: str) -> tuple[int, ...]:
     return found
 
 
-_WORDS = {"image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices}
-"""Settings that are several numbers, and how a command line writes them."""
+def _share(name: str, text: str) -> float:
+    number, percent, rest = text.strip().partition("%")
+    try:
+        found = float(number) / (100 if percent else 1)
+    except ValueError:
+        found = math.nan
+    if rest or not math.isfinite(found):
+        raise SettingsError(f"--{name} {text!r}: expected a share, such as 2% or 0.02")
+    return found
+
+
+_WORDS: dict[str, Callable[[str, str], Any]] = {
+    "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices,
+}  # fmt: skip
+"""Settings that a command line writes in words of their own: several numbers, or a share."""
 
 
 def _replaced(struct: Any, path: list[str], value: Any) -> Any:

@@ -43,6 +43,8 @@ def diagnose(settings: Settings, out: Path, repeat: int | None, say: Display) ->
         prepare.reach(settings.broker)
     if not out.absolute().parent.is_dir():
         raise SettingsError(f"--out {out}: no such folder: {out.absolute().parent}")
+    if out.exists():
+        raise SettingsError(f"--out {out}: is there already, and may be a chip of yours; give another name or move it away")
     array = prepare.array_of(settings)
     if max(array.rows, array.columns) > chip.SIDE:
         raise SettingsError(f"--array {settings.array}: chip files have at most {chip.SIDE} rows and columns")

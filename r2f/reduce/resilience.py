@@ -165,7 +165,7 @@ def share(text: str, option: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise SettingsError(f"{option} {text!r}: expected a share of the processing elements above 0, such as 2% or 0.02")
+        raise SettingsError(f"{option} {text!r}: expected a share of the elements, above 0 and at most 1, as 2% or 0.02")
     return value
 
 

@@ -31,6 +31,7 @@ from services.trainer.core import fleet as fleets
 from services.trainer.core import job as jobs
 from services.trainer.core import ledger
 from services.trainer.core import result as results
+from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.fleet import Fleet
 from services.trainer.core.task import Recipe, Sgd
 
@@ -317,3 +318,19 @@ def test_eight_devices_at_once(make: Callable[..., None], tmp_path: Path) -> Non
         wanted = inprocess.retrain(network, DIGITS, jobs.read(tmp_path / "run" / name)).network
         assert results.read(tmp_path / "run" / name).model_sha256 == storage.digest(wanted)
     assert waiting.outcome(tmp_path / "run") == ""
+
+
+def test_a_run_with_a_common_model_is_one_line_of_runs(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "run")
+    fleet = fleets.read(tmp_path / "run")
+    assert fleet is not None
+    fleets.write(tmp_path / "run", replace(fleet, sharing="common"))
+    (one,) = folders.all_runs(tmp_path)
+    assert (one.state, one.before, one.after) == ("stopped", None, None)
+    for device, before, after in (("a", 70.0, 90.0), ("b", 80.0, 92.0)):
+        measured = [Evaluation(top1=[value], samples=10) for value in (before, after)]
+        found = results.Result(iterations=8, faulty_before=measured[0], faulty_after=measured[1], model_sha256="0")
+        results.write(tmp_path / "run" / device, found)
+    results.write(tmp_path / "run", results.Result(model_sha256="0"))
+    (one,) = folders.all_runs(tmp_path)
+    assert (one.state, one.total, one.before, one.after) == ("done", 8, 75.0, 91.0)
