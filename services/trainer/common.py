@@ -298,8 +298,8 @@ class Company:
                 await one.training.begin(command.iteration)
                 if self.deployed is not None:
                     await one.training.carry(self.deployed)
-            except (BusError, ValueError, OSError) as error:
-                await self._part(one, error)
+            except (BusError, ValueError, OSError) as failed:
+                await self._part(one, failed)
             else:
                 self.joined.append(one.name)
         self._need_one()
