@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,6 +32,7 @@ from services.trainer import waiting
 from services.trainer.core import fleet as fleets
 from services.trainer.core.fleet import Fleet
 
+T = TypeVar("T")
 _ALONE = {"OMP_NUM_THREADS": "1"}
 """Of processes that are as many as the cores: more threads would only wait for one another."""
 LISTEN_S = 15.0
@@ -72,13 +73,13 @@ def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Repor
                 stack.enter_context(folders.locked(folder / device))
             dividing.again(folder, fleet)
         try:
-            asyncio.run(_until_sigterm(execute(settings, folder, say)))
+            asyncio.run(until_sigterm(execute(settings, folder, say)))
         except BaseExceptionGroup as group:
             raise first(group) from group
     return finish(settings, folder)
 
 
-async def _until_sigterm(work: Coroutine[Any, Any, None]) -> None:
+async def until_sigterm(work: Coroutine[Any, Any, T]) -> T:
     """Does the work; at SIGTERM stops it in order, as Ctrl-C does, and raises KeyboardInterrupt. Elsewhere than in the main
     thread nobody hears signals."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -95,7 +96,7 @@ async def _until_sigterm(work: Coroutine[Any, Any, None]) -> None:
     if hears:
         loop.add_signal_handler(signal.SIGTERM, stop)
     try:
-        await work
+        return await work
     except asyncio.CancelledError:
         if stopped:
             raise KeyboardInterrupt from None

@@ -9,8 +9,9 @@ since int32 sums do not depend on their order, and takes no more time anywhere.
 A *wire* is all channels, of several activations, that have to move together: the operands and the output of a residual sum,
 the two sides of a pool, the pixels of one channel behind a flatten. Wires that go through the same activations may change
 places. For one such class of wires, all others in their places, what is lost is a sum over (wire, place), so the best order
-is a linear assignment (``scipy.optimize.linear_sum_assignment``); class after class until nothing gets better. Each step
-lowers what is lost, or leaves it. Where that ends depends on where it began: it is a local optimum.
+is a linear assignment (``scipy.optimize.linear_sum_assignment``); class after class until nothing gets better. Where a layer
+reads and writes one class it is none, and the assignment is a guess. Each step lowers what is lost, or is not taken. Where
+that ends depends on where it began: it is a local optimum.
 
 A network's input and output, and what a grouped convolution reads and writes, stay as they are. A depthwise layer's channels
 all lie in column 0, wherever they are, so it carries an order through and gains nothing.
@@ -134,6 +135,7 @@ def _ordered(index: int, layer: Layer, order: Order) -> Layer:
 def _improve(network: Network, order: Order, group: Wires, saliency: Saliency, bad: Bool) -> bool:
     """Puts one class of wires into its best places, all others staying; whether that is better than before."""
     cost = np.zeros((group.size, group.size))  # by (present place of a wire, place where it might go)
+    both = False
     for index, layer in network.convs():
         if layer.groups > 1:
             continue
@@ -144,15 +146,32 @@ def _improve(network: Network, order: Order, group: Wires, saliency: Saliency, b
             cost += _gathered(_as_filters(present, bad), group.places[index])
         if source in group.places:
             cost += _gathered(_as_operands(present, bad), group.places[source])
+        both |= index in group.places and source in group.places
     _, place = linear_sum_assignment(cost)
     gained = float(np.trace(cost)) - float(cost[np.arange(group.size), place].sum())
     if gained <= 1e-12 * float(cost.max()):
         return False
+    before = {activation: order[activation] for activation in group.places}
+    least = _taken(network, order, saliency, bad) if both else 0.0
     for activation, channels in group.places.items():
         moved = order[activation].copy()
         moved[channels[place]] = order[activation][channels]
         order[activation] = moved
+    if both and _taken(network, order, saliency, bad) >= least:
+        # A layer reads and writes these wires: what it loses is no sum over (wire, place), and the guess was none.
+        order.update(before)
+        return False
     return True
+
+
+def _taken(network: Network, order: Order, saliency: Saliency, bad: Bool) -> float:
+    """Of the saliency what lies on faulty elements in an order, of layers that are not grouped."""
+    total = 0.0
+    for index, layer in network.convs():
+        if layer.groups == 1:
+            present = saliency[index][order[index]][:, order[layer.inputs[0]]].astype(np.float64)
+            total += float(np.trace(_as_filters(present, bad)))
+    return total
 
 
 def _gathered(cost: Float64, channels: Int64) -> Float64:
@@ -200,7 +219,10 @@ def wires(network: Network) -> list[Wires]:
     alike: dict[tuple[tuple[int, int], ...], list[list[Node]]] = defaultdict(list)
     for wire in joined.wires(nodes):
         wire.sort(key=lambda node: (node[0], role[node]))
-        alike[tuple((node[0], role[node]) for node in wire)].append(wire)
+        parts = tuple((node[0], role[node]) for node in wire)
+        # Channels that play one part, as of a sum of x and x shuffled: which of them is which of another wire's is not known.
+        if len(set(parts)) == len(parts):
+            alike[parts].append(wire)
     return [_class(group) for group in alike.values() if len(group) > 1]
 
 

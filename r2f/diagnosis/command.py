@@ -52,7 +52,7 @@ def diagnose(settings: Settings, out: Path, repeat: int | None, say: Display) ->
         accelerators.build(settings.accelerator, faults.build(settings.fault_model), prepare.permanent(settings))
     try:
         with say.step(f"diagnosing {array.rows}x{array.columns} elements"):
-            found = asyncio.run(_over_the_bus(settings, array, repeat, say))
+            found = asyncio.run(run.until_sigterm(_over_the_bus(settings, array, repeat, say)))
     except BaseExceptionGroup as group:
         raise first(group) from group
     chip.write(out, found.faults)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
@@ -147,8 +148,8 @@ class Company:
             bus = await stack.enter_async_context(service.bus_of("trainer", self.options, name, readers=("codec-server",)))
             server = await stack.enter_async_context(serving(bus, self.job.session, patience=self.job.patience_s))
             agent = await server.ready(name, max(training.READY_S, 3 * self.job.patience_s))
-            plan = common.member(self.job, name, agent.samples.get("train", 0), self.iterations)
-            training.check_device(plan.job, agent)
+            training.check_device(replace(self.job, device=name), agent)
+            plan = common.member(self.job, name, agent.samples["train"], self.iterations)
         except (BusError, ValueError, OSError) as error:
             await stack.aclose()
             self._lose(name, error)
@@ -293,10 +294,15 @@ class Company:
     async def _each(self, command: common.Each) -> dict[str, object]:
         """What the devices' steps came to, of those that were in time."""
         for one in self.admit():
-            self.joined.append(one.name)
-            await one.training.begin(command.iteration)
-            if self.deployed is not None:
-                await one.training.carry(self.deployed)
+            try:
+                await one.training.begin(command.iteration)
+                if self.deployed is not None:
+                    await one.training.carry(self.deployed)
+            except (BusError, ValueError, OSError) as failed:
+                await self._part(one, failed)
+            else:
+                self.joined.append(one.name)
+        self._need_one()
         tasks = {name: asyncio.create_task(self._driven(one, command.steps)) for name, one in self.members.items()}
         try:
             late = await _in_time(tasks, lambda name: self.members[name].arrived, self.fleet.wait_s)

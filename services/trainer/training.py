@@ -48,6 +48,8 @@ Int64 = npt.NDArray[np.int64]
 Turn = AbstractAsyncContextManager[Any]
 READY_S = 60.0
 """How long the services of a device may take to be there, at least."""
+MOST_SAMPLES = 1 << 26
+"""That a device may say it has of a split: a plan numbers them all."""
 
 
 async def run(
@@ -277,6 +279,10 @@ def check_device(todo: Job, agent: State) -> None:
     for split in ("train", "test"):
         if agent.samples.get(split, 0) < 1:
             raise ValueError(f"device {todo.device!r} has no {split} samples; it reports {agent.samples}")
+        if agent.samples[split] > MOST_SAMPLES:
+            raise ValueError(
+                f"device {todo.device!r} reports {agent.samples[split]} {split} samples; {MOST_SAMPLES} are the most"
+            )
     if todo.data and agent.data and todo.data != agent.data:
         raise ValueError(
             f"device {todo.device!r} has other classes or images of another size than this run: the digest of its data is "

@@ -13,7 +13,7 @@ from accelsim import zoo
 from accelsim.engine import Engine
 from accelsim.faults import chip, mapping
 from accelsim.faults.permanent import Fault, fault_map
-from accelsim.int8.network import INPUT, Conv, Network
+from accelsim.int8.network import INPUT, Add, Channels, Conv, Layer, Network
 from accelsim.lowering import lower
 from accelsim.timing import Array
 from tests.accelsim.faults.networks import mixed
@@ -119,3 +119,46 @@ def test_parts_of_one_wire_that_lie_crosswise_do_not_mix() -> None:
     for index, (new, old) in enumerate(zip(Engine(found).run(x), Engine(network).run(x), strict=True)):
         assert np.array_equal(new, old[..., order[index]])
     assert (np.diff(order[10]) != 1).any()
+
+
+def of_layers(*middle: Layer, seed: int, channels: int = 6) -> Network:
+    """A convolution to so many channels, these layers on it, and a classifier of the last."""
+    random = np.random.default_rng(seed)
+
+    def conv(name: str, source: int, out: int, depth: int) -> Conv:
+        return Conv(
+            name=name, inputs=(source,), shape=(1, 1, out), scale=1.0,
+            weight=random.integers(-127, 128, (out, depth, 1, 1), np.int8), bias=random.integers(-99, 99, out, np.int32),
+            weight_scale=np.ones(out, np.float32), multiplier=np.full(out, 0.005, np.float32),
+        )  # fmt: skip
+
+    given = tuple(conv(layer.name, 0, channels, channels) if isinstance(layer, Conv) else layer for layer in middle)
+    layers = (conv("first", INPUT, channels, 3), *given, conv("head", len(middle), 4, channels))
+    return Network(name="made", input_shape=(1, 1, 3), input_scale=1.0, input_table=np.zeros((3, 256), np.int8), layers=layers)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_sum_of_channels_with_channels_of_the_same_layer_stays_itself(seed: int) -> None:
+    """Channels go round in two circles of three, one this way and one that way."""
+    network = of_layers(
+        Channels(name="turned", inputs=(0,), shape=(1, 1, 6), scale=1.0, order=np.array([1, 2, 0, 5, 3, 4], np.int32)),
+        Add(name="sum", inputs=(0, 1), shape=(1, 1, 6), scale=1.0, multipliers=(0.7, 0.4)),
+        seed=seed,
+    )
+    found, _ = mapping.mapped(network, chip.random_map(Array(rows=4, columns=4), 0.3, seed), mapping.magnitude(network))
+    x = np.random.default_rng(seed).integers(-128, 128, (9, 1, 1, 3), np.int8)
+    assert np.array_equal(Engine(found).run(x)[-1], Engine(network).run(x)[-1])
+
+
+def test_a_layer_that_reads_and_writes_one_class_of_wires_loses_no_more() -> None:
+    for seed in range(60):
+        network = of_layers(
+            two_layers().layers[0],  # stands for a convolution of the first
+            Add(name="sum", inputs=(0, 1), shape=(1, 1, 6), scale=1.0, multipliers=(0.5, 0.5)),
+            seed=seed,
+        )
+        saliency = mapping.magnitude(network)
+        faults = chip.random_map(Array(rows=4, columns=4), 0.3, seed)
+        found, order = mapping.mapped(network, faults, saliency)
+        after = mapping.lost(found, faults, in_order(network, order, saliency))
+        assert after <= mapping.lost(network, faults, saliency) * (1 + 1e-12)
