@@ -10,7 +10,7 @@ from r2f.settings import Settings, SettingsError
 from services import devices
 from services.bus import Bus, topics
 from services.bus.messages import ROOT, State
-from services.trainer.core.fleet import Fleet
+from services.trainer.core.fleet import TAKEN, Fleet
 
 QUIET_S = 1.0
 """The broker says all that is retained in one go: who is not heard by then is not there."""
@@ -52,6 +52,8 @@ def fleet_of(settings: Settings) -> Fleet | None:
             return _fleet(settings, tuple(sorted(devices.listed(settings.device))))
     there = asyncio.run(look(settings.broker))
     found = devices.matching(settings.device, there.agents) if pattern else tuple(sorted(devices.listed(settings.device)))
+    if pattern:  # whoever is announced under a file's name stops nobody
+        found = tuple(name for name in found if not TAKEN.fullmatch(name))
     if not found:
         known = ", ".join(sorted(there.agents)[:8]) or "none at all"
         raise SettingsError(

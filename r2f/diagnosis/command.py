@@ -17,6 +17,7 @@ from accelsim.named import looking_in
 from accelsim.timing import Array
 from r2f import pipeline, prepare, run
 from r2f import settings as settings_file
+from r2f.devices.choosing import are_several
 from r2f.diagnosis.drive import over_the_bus
 from r2f.diagnosis.find import VECTORS, Found
 from r2f.diagnosis.probes import Tile, probe
@@ -43,6 +44,8 @@ def diagnose(settings: Settings, out: Path, repeat: int | None, say: Display) ->
         prepare.reach(settings.broker)
     if not out.absolute().parent.is_dir():
         raise SettingsError(f"--out {out}: no such folder: {out.absolute().parent}")
+    if are_several(settings):
+        raise SettingsError(f"--device {settings.device}: a diagnosis is of one device; name it")
     if out.exists():
         raise SettingsError(f"--out {out}: is there already, and may be a chip of yours; give another name or move it away")
     array = prepare.array_of(settings)

@@ -121,7 +121,7 @@ def steps(
     most, found = 0.0, []
     for at in sorted(by_score):
         needs = sorted(by_score[at])
-        most = max(most, needs[math.ceil(share * len(needs)) - 1])
+        most = max(most, needs[math.ceil(share * len(needs) - 1e-9) - 1])
         found.append((at, None if math.isinf(most) else int(most)))
     return found
 

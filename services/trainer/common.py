@@ -101,6 +101,12 @@ async def run(fleet: Fleet, folder: Path, options: service.Common, path: str, re
         await company.leave()
 
 
+def _noted(invited: asyncio.Task[None]) -> None:
+    """An invitation that failed as none should is not forgotten in silence."""
+    if not invited.cancelled() and (error := invited.exception()) is not None:
+        log.error("a device could not be invited", error=repr(error))
+
+
 async def _before(one: Member, initial: Network) -> None:
     folder = one.training.folder
     await training.before(one.server, one.job, folder, result.read(folder), one.agent, initial)
@@ -196,9 +202,12 @@ class Company:
             async for topic, message in bus:
                 name = topics.parse(topic).device
                 if isinstance(message, State) and message.online and message.samples and self._is_wanted(name, message):
-                    self._inviting[name] = asyncio.create_task(self.invite(name))
+                    self._inviting[name] = task = asyncio.create_task(self.invite(name))
+                    task.add_done_callback(_noted)
 
     def _is_wanted(self, name: str, state: State) -> bool:
+        if fleets.TAKEN.fullmatch(name):
+            return False
         under_way = name in self._inviting and not self._inviting[name].done()
         if name in self.members or name in self._ready or under_way or len(self.members) >= devices.MOST:
             return False

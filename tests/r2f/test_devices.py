@@ -334,3 +334,9 @@ def test_a_run_with_a_common_model_is_one_line_of_runs(prepared: Path, tmp_path:
     results.write(tmp_path / "run", results.Result(model_sha256="0"))
     (one,) = folders.all_runs(tmp_path)
     assert (one.state, one.total, one.before, one.after) == ("done", 8, 75.0, 91.0)
+
+
+@pytest.mark.parametrize("name", ["job.json", "fleet.json", "report.json", "logs", "lock", "steps.jsonl", "model.safetensors"])
+def test_a_device_cannot_have_the_name_of_a_runs_file(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"device {name}: a run's folder has a file of that kind"):
+        choosing.fleet_of(parse({"device": f"b,{name}"}))

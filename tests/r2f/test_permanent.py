@@ -192,3 +192,10 @@ def test_a_diagnosis_overwrites_no_chip(tmp_path: Path) -> None:
     assert found.exit_code == 1
     assert "is there already" in found.output.replace("\n", " ")
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("devices", ["a,b", "*"])
+def test_a_diagnosis_is_of_one_device(devices: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["diagnose", "--device", devices, "--out", str(tmp_path / "found.json")])
+    assert found.exit_code == 1
+    assert "a diagnosis is of one device" in found.output.replace("\n", " ")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +14,8 @@ from services.trainer.core.task import Sharing
 
 FILE = "fleet.json"
 STEPS = "steps.jsonl"
+TAKEN: Final = re.compile(r"logs|lock|.*\.(json|jsonl|toml|safetensors|npy|png|txt)")
+"""What else is in a run's folder, beside a folder for each device."""
 Named = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -30,6 +33,8 @@ class Fleet(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if len(set(self.devices)) != len(self.devices):
             raise ValueError("devices: one is there twice")
+        if taken := [name for name in self.devices if TAKEN.fullmatch(name)]:
+            raise ValueError(f"device {taken[0]}: a run's folder has a file of that kind; name the device otherwise")
 
 
 class Shared(msgspec.Struct, kw_only=True, frozen=True):
