@@ -19,7 +19,7 @@ from accelsim.faults import Rates
 from accelsim.int8 import storage
 from broker.launch import find_mosquitto, launch
 from r2f import folders, inprocess, prepare, run
-from r2f.devices import choosing
+from r2f.devices import choosing, dividing
 from r2f.devices import report as of_devices
 from r2f.display import Display
 from r2f.pipeline import Pipeline
@@ -305,16 +305,19 @@ def test_a_fleet_that_is_damaged(tmp_path: Path) -> None:
             fleets.read(tmp_path)
 
 
-def test_eight_devices_at_once(make: Callable[..., None], tmp_path: Path) -> None:
+def test_eight_devices_at_once(make: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes of each service for all eight, and every device's model is right."""
+    monkeypatch.setattr(dividing, "MORE_PATIENCE_S", 10.0)  # other tests may run beside it
     names = [f"fleet-{i}" for i in range(8)]
-    settings = replace(SETTINGS, device=",".join(names), iterations=4, recipe=replace(SETTINGS.recipe, selection=0), hosts=2)
+    few = replace(SETTINGS.recipe, selection=0)
+    settings = replace(SETTINGS, device=",".join(names), iterations=4, recipe=few, hosts=2)
     make(settings, tmp_path / "run")
     display = Watching()
     asyncio.run(run.execute(settings, tmp_path / "run", display))
     assert display.pipeline is not None
     network = storage.load(tmp_path / "run" / jobs.NETWORK)
     for name in names:
+        assert waiting.outcome(tmp_path / "run" / name) == "", name
         wanted = inprocess.retrain(network, DIGITS, jobs.read(tmp_path / "run" / name)).network
         assert results.read(tmp_path / "run" / name).model_sha256 == storage.digest(wanted)
     assert waiting.outcome(tmp_path / "run") == ""
