@@ -87,7 +87,7 @@ class Dataset:
         of = hashlib.sha256(msgspec.json.encode((self.mean, self.std)))
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             of.update(repr((array.shape, array.dtype.str)).encode())
-            of.update(np.ascontiguousarray(array))
+            of.update(np.ascontiguousarray(array).data)
         return of.hexdigest()
 
 

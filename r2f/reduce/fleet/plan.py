@@ -29,8 +29,8 @@ from r2f.pool import Pool, each
 from r2f.reduce import amounts, resilience
 from r2f.reduce.amounts import Amount, Table
 from r2f.reduce.course import rate_of
-from r2f.reduce.fleet.work import Order, Shared, opened, work
 from r2f.reduce.fleet.words import Policy
+from r2f.reduce.fleet.work import Order, Shared, opened, work
 from r2f.settings import Settings, SettingsError
 from services.trainer.core.job import Job
 from services.trainer.core.task import Task
@@ -206,9 +206,7 @@ def planned(
 def of_table(settings: Settings, table: Table) -> Settings:
     """The settings with what the table's chips were retrained with, and judged by."""
     task = {name: getattr(table.job, name) for name in Task.__struct_fields__}
-    return msgspec.structs.replace(
-        settings, **task, evaluation_seeds=len(table.job.evaluation_seeds), device=table.job.device
-    )
+    return msgspec.structs.replace(settings, **task, evaluation_seeds=len(table.job.evaluation_seeds), device=table.job.device)
 
 
 def of_data(table: Table, data: Dataset, path: Path) -> None:
@@ -226,11 +224,19 @@ def stops_of(table: Table) -> tuple[int, ...]:
 
 
 def decided(
-    found: Sequence[Listed], table: Table, table_file: Path, policy: Policy, target: float, shared: Shared, pool: Pool, say: Display
+    found: Sequence[Listed],
+    table: Table,
+    table_file: Path,
+    policy: Policy,
+    target: float,
+    shared: Shared,
+    pool: Pool,
+    say: Display,
 ) -> list[Amount]:
     """The amount of each chip. By map, each chip's first iterations are run for it; by damage, none."""
     first = table.job.recipe.corrections
     healthy = Amount(iterations=0, why="no fault")
+    stops: tuple[int, ...] = ()
     match policy:
         case "fixed" | "until-met":
             most = amounts.fixed(table, target)
@@ -238,7 +244,7 @@ def decided(
         case "by-rate":
             return [amounts.by_rate(table, rate_of(one.faults), target) for one in found]
         case "by-damage":
-            stops: tuple[int, ...] = ()
+            pass
         case "by-map" | "by-map-until-met":
             stops = tuple(stop for stop in stops_of(table) if stop <= first)
             if first not in stops:
@@ -311,9 +317,7 @@ def chips_of(plan: Plan, path: Path) -> list[FaultMap]:
             raise ValueError(f"{path}: chips[{place}].file {one.file}: {error.strerror}; plan anew") from error
         own = chips.digest(faults)
         if own != one.chip:
-            raise ValueError(
-                f"{path}: chips[{place}].chip: {one.file} is another map now: {own}, not {one.chip}; plan anew"
-            )
+            raise ValueError(f"{path}: chips[{place}].chip: {one.file} is another map now: {own}, not {one.chip}; plan anew")
         of_size(faults, Array(rows=plan.rows, columns=plan.columns), one.file)
         found.append(faults)
     return found
@@ -328,9 +332,7 @@ def checked_table(plan: Plan, path: Path) -> None:
             f"{path}: resilience {plan.resilience}: {error.strerror}; put the table there, or plan anew"
         ) from error
     if found != plan.resilience_sha256:
-        raise ValueError(
-            f"{path}: resilience_sha256: {plan.resilience} is another table than it was planned with; plan anew with r2f fleet plan"
-        )
+        raise ValueError(f"{path}: resilience_sha256: {plan.resilience} is another table than it was planned with; plan anew")
 
 
 def data_of(plan: Plan, path: Path) -> Dataset:

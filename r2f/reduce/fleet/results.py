@@ -80,7 +80,12 @@ def write_parquet(path: Path, found: list[Row], plan: Plan) -> None:
     import pyarrow.parquet
 
     types = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int64()}
-    about = {"r2f.network": plan.network, "r2f.sha256": plan.sha256, "r2f.policy": plan.policy, "r2f.target": f"{plan.target:g}"}
+    about = {
+        "network": plan.network,
+        "sha256": plan.sha256,
+        "policy": plan.policy,
+        "target": f"{plan.target:g}",
+    }
     schema = pyarrow.schema([(name, types[kind]) for name, kind in COLUMNS.items()], metadata=about)
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found, schema), sink)
@@ -126,7 +131,9 @@ def summary(fleet: Fleet) -> str:
     """What a fleet came to, in a line."""
     spent = sum(one.iterations for one in fleet.done.values())
     beyond = sum(one.iterations is None for one in fleet.plan.chips)
-    said = f"{_more(fleet.plan)}{_cost(fleet.plan, spent, len(fleet.done))}; {fleet.reached} at the target, {beyond} beyond help"
+    said = (
+        f"{_more(fleet.plan)}{_cost(fleet.plan, spent, len(fleet.done))}; {fleet.reached} at the target, {beyond} beyond help"
+    )
     return said + (f", {len(fleet.failed)} failed" if fleet.failed else "")
 
 
@@ -139,7 +146,8 @@ def _cost(plan: Plan, iterations: int, count: int, most: str = "") -> str:
 
 def _title(plan: Plan) -> str:
     mapped = ", channels mapped" if plan.mapping else ""
-    return f"{plan.network} on {plan.rows}x{plan.columns} arrays{mapped}: {plan.policy}, target {plan.target:g} % of {plan.clean:.1f}"
+    what = f"{plan.network} on {plan.rows}x{plan.columns} arrays{mapped}"
+    return f"{what}: {plan.policy}, target {plan.target:g} %, fault-free {plan.clean:.1f} %"
 
 
 def _more(plan: Plan) -> str:

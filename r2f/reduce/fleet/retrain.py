@@ -68,7 +68,7 @@ def at_target(plan: Plan, course: Course) -> bool:
 def retrained(path: Path, out: Path, pool: Pool, say: Display) -> Fleet:
     """Every chip of the plan in ``path`` that is not beyond help, left in ``out``.
 
-    Raises ValueError where plan, network, data, table, a chip or an earlier result do not fit, PoolError where workers are lost.
+    Raises ValueError where plan, network, data, table, a chip or an earlier result do not fit, PoolError where workers die.
     Whatever is raised, what was finished before stays, and the same call goes on.
     """
     plan = plans.read(path)
@@ -100,12 +100,10 @@ def retrained(path: Path, out: Path, pool: Pool, say: Display) -> Fleet:
 
 
 def order_of(plan: Plan, one: Planned, faults: FaultMap) -> Order:
-    """A chip's job: judged before and behind its amount, or where it may end earlier, at all of the table's stops on the way."""
+    """A chip's job: judged before and behind its amount; where it may end earlier, at the table's stops between, too."""
     most = one.iterations or 0
     between = [stop for stop in plan.stops if stop < most] if plan.until is not None else []
-    return Order(
-        name=one.name, chip=chips.packed(faults), stops=tuple(sorted({0, *between, most})), until=plan.until
-    )
+    return Order(name=one.name, chip=chips.packed(faults), stops=tuple(sorted({0, *between, most})), until=plan.until)
 
 
 def _run(shared: Shared, orders: Sequence[Order], pool: Pool) -> Iterator[tuple[Order, Done]]:
@@ -121,9 +119,7 @@ def _kept(out: Path, name: str, key: str, found: Done) -> Retrained:
     """Leaves a chip's network, and then its result. Raises ValueError where a worker sent what is no network."""
     sha256 = storage.digest(storage.from_bytes(found.network))
     course = found.course
-    one = Retrained(
-        key=key, name=name, chip=course.chip, iterations=course.points[-1].iterations, sha256=sha256, course=course
-    )
+    one = Retrained(key=key, name=name, chip=course.chip, iterations=course.points[-1].iterations, sha256=sha256, course=course)
     write_whole(model_file(out, name), found.network)
     write_whole(result_file(out, name), msgspec.json.format(msgspec.json.encode(one)) + b"\n")
     return one

@@ -13,6 +13,7 @@ from accelsim import datasets
 from accelsim.datasets import Dataset, Spec, spread
 from accelsim.faults import chip as chips
 from accelsim.faults.mapping import Saliency, magnitude
+from accelsim.faults.permanent import FaultMap
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from r2f.reduce.amounts import reached
@@ -72,16 +73,24 @@ def work(shared: bytes, order: Order) -> Done:
         if not order.stops:
             damage = placed(subject.network, faults, subject.saliency, mapping=common.mapping).damage
             return Done(course=msgspec.structs.replace(course, damage=damage))
-        found = subject.network
-        for found, (course,) in courses(
-            subject.network, faults, subject.saliency, subject.data, common.job, order.stops, [subject.judged],
-            mapping=common.mapping,
-        ):  # fmt: skip
-            if order.until is not None and reached(course, order.until) is not None:
-                break
+        network, course = _retrained(subject, faults, common, order)
     except (ValueError, OSError) as error:
         return Done(course=course, failed=" ".join(str(error).split()))
-    return Done(course=course, network=storage.to_bytes(found))
+    return Done(course=course, network=storage.to_bytes(network))
+
+
+def _retrained(subject: _Subject, faults: FaultMap, common: Shared, order: Order) -> tuple[Network, Course]:
+    found = courses(
+        subject.network, faults, subject.saliency, subject.data, common.job, order.stops, [subject.judged],
+        mapping=common.mapping,
+    )  # fmt: skip
+    network, (course,) = next(found)
+    while order.until is None or reached(course, order.until) is None:
+        further = next(found, None)
+        if further is None:
+            break
+        network, (course,) = further
+    return network, course
 
 
 def opened(spec: Spec, sha256: str) -> Dataset:
@@ -90,8 +99,8 @@ def opened(spec: Spec, sha256: str) -> Dataset:
     found = data.sha256()
     if found != sha256:
         raise ValueError(
-            f"{data.name}: these are other images or labels than the plan's: sha256 {found[:16]}..., not {sha256[:16]}...; give "
-            "every machine the same data at this path, or plan anew"
+            f"{data.name}: these are other images or labels than the plan's: sha256 {found[:16]}..., not {sha256[:16]}...; "
+            "give every machine the same data at this path, or plan anew"
         )
     return data
 
