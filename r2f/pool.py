@@ -95,7 +95,11 @@ def _on_cores(work: Callable[[C, T], R], common: C, tasks: Sequence[T], jobs: in
             # loky takes the networks that a worker keeps for a leak, and starts another in its place: no harm done.
             warnings.filterwarnings("ignore", "A worker stopped while some jobs")
             parallel = joblib.Parallel(
-                n_jobs=min(jobs, len(due)), batch_size=1, pre_dispatch="all", return_as="generator_unordered"
+                # Not 1, of which joblib makes this very process.
+                n_jobs=min(jobs, max(2, len(due))),
+                batch_size=1,
+                pre_dispatch="all",
+                return_as="generator_unordered",
             )
             try:
                 with closing(parallel(due)) as found:

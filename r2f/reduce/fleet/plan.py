@@ -125,6 +125,8 @@ def listed(paths: Sequence[Path], array: Array) -> list[Listed]:
     by_map: dict[str, Path] = {}
     found = []
     for file in files:
+        if file.stem.startswith(".") or len(file.stem) > 200:
+            raise ValueError(f"{file}: a chip's name begins with no dot, and has at most 200 characters; rename it")
         before = by_name.setdefault(file.stem, file)
         if before is not file:
             same = "this chip is listed twice; name it once" if before == file else f"{before} has that name too; rename one"
