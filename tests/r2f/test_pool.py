@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,32 @@ def waits(common, task):
 """
 
 
-@pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    (tmp_path / "some_tasks.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
-    return importlib.reload(importlib.import_module("some_tasks"))
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "some_tasks.py").write_text(MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+        yield importlib.import_module("some_tasks")
 
 
-@pytest.fixture
-def dask_cluster(tasks: Any) -> Iterator[Any]:
+@contextmanager
+def cluster_of(workers: int) -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
     ):
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def dask_cluster(tasks: Any) -> Iterator[Any]:
+    """Whose workers come again where they are killed."""
+    with cluster_of(2) as cluster:
         yield cluster
 
 
@@ -137,19 +147,19 @@ def test_a_task_that_kills_every_dask_worker_is_named(tasks: Any, dask_cluster: 
     assert sorted(found) == [(0, 0), (2, 4), (3, 9)]
 
 
-def test_a_dask_cluster_that_loses_all_workers_ends_it(
-    tasks: Any, dask_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dask_cluster_that_loses_all_workers_ends_it(tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "PATIENCE_S", 1.0)
-    threading.Thread(target=once_begun, args=(tmp_path, lambda: dask_cluster.scale(0))).start()
-    with pytest.raises(WorkerLost, match=r"no worker for 1 s; start some \(dask worker tcp://"):
-        list(each(tasks.waits, str(tmp_path), range(2), Pool(dask=dask_cluster.scheduler_address)))
+    with cluster_of(1) as cluster:
+        threading.Thread(target=once_begun, args=(tmp_path, lambda: cluster.scale(0))).start()
+        with pytest.raises(WorkerLost, match=r"no worker for 1 s; start some \(dask worker tcp://"):
+            list(each(tasks.waits, str(tmp_path), range(2), Pool(dask=cluster.scheduler_address)))
 
 
-def test_a_dask_scheduler_that_goes_away_ends_it(tasks: Any, dask_cluster: Any, tmp_path: Path) -> None:
-    threading.Thread(target=once_begun, args=(tmp_path, lambda: dask_cluster.sync(dask_cluster.scheduler.close))).start()
-    with pytest.raises(PoolError, match=r"the scheduler is gone.*the same command goes on"):
-        list(each(tasks.waits, str(tmp_path), range(2), Pool(dask=dask_cluster.scheduler_address)))
+def test_a_dask_scheduler_that_goes_away_ends_it(tasks: Any, tmp_path: Path) -> None:
+    with cluster_of(1) as cluster:
+        threading.Thread(target=once_begun, args=(tmp_path, lambda: cluster.sync(cluster.scheduler.close))).start()
+        with pytest.raises(PoolError, match=r"the scheduler is gone.*the same command goes on"):
+            list(each(tasks.waits, str(tmp_path), range(2), Pool(dask=cluster.scheduler_address)))
 
 
 def once_begun(folder: Path, act: Any) -> None:

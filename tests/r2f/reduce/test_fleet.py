@@ -179,13 +179,18 @@ def test_a_chip_s_result_is_its_course_behind_that_amount(planned: Path, serial:
         assert np.asarray(page).std() > 10
 
 
-def test_on_cores_and_on_dask_the_models_are_the_same(planned: Path, serial: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def dask_cluster() -> Iterator[Any]:
     from distributed import LocalCluster
 
+    with LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None) as cluster:
+        yield cluster
+
+
+def test_on_cores_and_on_dask_the_models_are_the_same(planned: Path, serial: Path, tmp_path: Path, dask_cluster: Any) -> None:
     run("fleet", "retrain", planned, "--out", tmp_path / "cores", "--jobs", "2")
     assert models(tmp_path / "cores") == models(serial)
-    with LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None) as cluster:
-        run("fleet", "retrain", planned, "--out", tmp_path / "dask", "--dask", cluster.scheduler_address)
+    run("fleet", "retrain", planned, "--out", tmp_path / "dask", "--dask", dask_cluster.scheduler_address)
     assert models(tmp_path / "dask") == models(serial)
 
 
@@ -202,19 +207,16 @@ def test_on_ray_the_models_are_the_same(planned: Path, serial: Path, tmp_path: P
     assert models(tmp_path) == models(serial)
 
 
-def test_a_killed_dask_worker_s_chips_go_to_others(planned: Path, serial: Path, tmp_path: Path) -> None:
-    from distributed import LocalCluster
-
+def test_a_killed_dask_worker_s_chips_go_to_others(planned: Path, serial: Path, tmp_path: Path, dask_cluster: Any) -> None:
     killed = []
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
 
-        def kill(done: int) -> None:
-            if done == 1 and not killed:
-                # One that has a job of its own: both have, until the last chips.
-                killed.append(cluster.workers[0].process.process.pid)
-                os.kill(killed[0], signal.SIGKILL)
+    def kill(done: int) -> None:
+        if done == 1 and not killed:
+            # Both have jobs, until the last chips.
+            killed.append(dask_cluster.workers[0].process.process.pid)
+            os.kill(killed[0], signal.SIGKILL)
 
-        fleet = retrained(planned, tmp_path, Pool(dask=cluster.scheduler_address), Telling(kill))
+    fleet = retrained(planned, tmp_path, Pool(dask=dask_cluster.scheduler_address), Telling(kill))
     assert killed
     assert not fleet.failed
     assert models(tmp_path) == models(serial)
