@@ -94,6 +94,8 @@ def _on_cores(work: Callable[[C, T], R], common: C, tasks: Sequence[T], jobs: in
         with joblib.parallel_config(backend="loky", inner_max_num_threads=1), warnings.catch_warnings():
             # loky takes the networks that a worker keeps for a leak, and starts another in its place: no harm done.
             warnings.filterwarnings("ignore", "A worker stopped while some jobs")
+            # Whoever stops asking knows that.
+            warnings.filterwarnings("ignore", ".*You could benefit from adjusting")
             parallel = joblib.Parallel(
                 # Not 1, of which joblib makes this very process.
                 n_jobs=min(jobs, max(2, len(due))),

@@ -110,8 +110,10 @@ def retrain_command(
         except BaseException:
             if (out / CHIPS).is_dir():
                 kept = sum(1 for _ in (out / CHIPS).glob("*.json"))
-                again = f"r2f fleet retrain {shlex.quote(str(plan))} --out {shlex.quote(str(out))}"
-                print(f"stopped; {kept} chips are done and kept in {out}; go on with: {again}", file=sys.stderr)
+                where = (("--jobs", jobs), ("--dask", dask), ("--ray", ray))
+                words = ["r2f", "fleet", "retrain", str(plan), "--out", str(out)]
+                words += [str(word) for option in where if option[1] is not None for word in option]
+                print(f"stopped; chips done and kept in {out}: {kept}; go on with: {shlex.join(words)}", file=sys.stderr)
             raise
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -30,7 +30,7 @@ from r2f.reduce import amounts, resilience
 from r2f.reduce.amounts import Amount, Table
 from r2f.reduce.course import rate_of
 from r2f.reduce.fleet.words import Policy
-from r2f.reduce.fleet.work import Order, Shared, opened, work
+from r2f.reduce.fleet.work import Order, Shared, code, opened, work
 from r2f.settings import Settings, SettingsError
 from services.trainer.core.job import Job
 from services.trainer.core.task import Task
@@ -170,7 +170,12 @@ def planned(
     resilience.of_network(table, network, table_file)
     of_data(table, data, table_file)
     shared = Shared(
-        network=storage.to_bytes(network), data=settings.data, images=data.sha256(), job=table.job, mapping=table.mapping
+        network=storage.to_bytes(network),
+        data=settings.data,
+        images=data.sha256(),
+        job=table.job,
+        mapping=table.mapping,
+        code=code(),
     )
     given_amounts = decided(found, table, table_file, policy, target, shared, pool, say)
     fixed = amounts.fixed(table, target).iterations

@@ -24,7 +24,7 @@ from r2f.reduce.amounts import SURE
 from r2f.reduce.course import Course
 from r2f.reduce.fleet import plan as plans
 from r2f.reduce.fleet.plan import Plan, Planned
-from r2f.reduce.fleet.work import Done, Order, Shared, digest, work
+from r2f.reduce.fleet.work import Done, Order, Shared, code, digest, work
 
 CHIPS: Final = "chips"
 
@@ -78,7 +78,12 @@ def retrained(path: Path, out: Path, pool: Pool, say: Display) -> Fleet:
     with say.step("reading the data"):
         plans.data_of(plan, path)
     shared = Shared(
-        network=storage.to_bytes(network), data=plan.data, images=plan.data_sha256, job=plan.job, mapping=plan.mapping
+        network=storage.to_bytes(network),
+        data=plan.data,
+        images=plan.data_sha256,
+        job=plan.job,
+        mapping=plan.mapping,
+        code=code(),
     )
     orders = [order_of(plan, one, faults) for one, faults in zip(plan.chips, maps, strict=True) if one.iterations is not None]
     keys = {order.name: digest(shared, order) for order in orders}

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import socket
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import msgspec
+import numpy as np
+import torch
 from msgspec import Meta
 
+import accelsim
+import r2f
+import services
 from accelsim import datasets
 from accelsim.datasets import Dataset, Spec, spread
 from accelsim.faults import chip as chips
@@ -31,6 +38,8 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of the data (``accelsim.datasets.Dataset.sha256``)."""
     job: Job
     mapping: bool
+    code: str
+    """Digest of the R2F that sends it (``code``)."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,9 +126,26 @@ def digest(shared: Shared, order: Order) -> str:
     return hashlib.sha256(msgspec.json.encode((network, shared.images, shared.job, shared.mapping, order))).hexdigest()
 
 
+@functools.cache
+def code() -> str:
+    """SHA-256 of the source of R2F's packages and the versions of the libraries that learn: workers must have the same."""
+    of = hashlib.sha256(repr((np.__version__, torch.__version__.partition("+")[0])).encode())
+    for package in (accelsim, services, r2f):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            of.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0".encode())
+            of.update(path.read_bytes())
+    return of.hexdigest()
+
+
 @functools.lru_cache(maxsize=1)
 def _subject(shared: bytes) -> _Subject:
     common = msgspec.msgpack.decode(shared, type=Shared)
+    if common.code != code():
+        raise ValueError(
+            f"{socket.gethostname()}: the worker's R2F, NumPy or PyTorch is another than the command's ("
+            f"digest {code()[:16]}..., not {common.code[:16]}...), and would make another model; install the same there"
+        )
     network = storage.from_bytes(common.network)
     data = opened(common.data, common.images)
     data.check(network)

@@ -8,6 +8,9 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,14 +246,26 @@ def test_it_goes_on_where_it_was_stopped(planned: Path, serial: Path, tmp_path: 
     assert models(tmp_path) == models(serial)
 
 
-def test_ctrl_c_says_what_is_kept_and_how_to_go_on(planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(shared: Any, orders: Any, pool: Any) -> Iterator[Any]:
-        yield from ()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(retrain, "_run", stopped)
-    said = run("fleet", "retrain", planned, "--out", tmp_path, code=130)
-    assert f"stopped; 0 chips are done and kept in {tmp_path}; go on with: r2f fleet retrain {planned} --out {tmp_path}" in said
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(planned: Path, serial: Path, tmp_path: Path, jobs: str) -> None:
+    """As a terminal sends it: to the command and to its workers."""
+    command = ["r2f", "fleet", "retrain", str(planned), "--out", str(tmp_path), "--jobs", jobs]
+    # A shell that starts something in the background has it ignore Ctrl-C.
+    code = "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]"
+    begun = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; runpy.run_module('r2f.cli', run_name='__main__')", *command],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    while begun.poll() is None and not list(tmp_path.glob("chips/*.json")):
+        time.sleep(0.02)
+    os.killpg(begun.pid, signal.SIGINT)
+    _, said = begun.communicate(timeout=60)
+    assert begun.returncode == 130, said
+    kept = {name: body for name, body in models(tmp_path).items() if (tmp_path / "chips" / name).with_suffix(".json").exists()}
+    assert 1 <= len(kept) < len(models(serial))
+    again = f"r2f fleet retrain {planned} --out {tmp_path} --jobs {jobs}"
+    assert said == f"stopped; chips done and kept in {tmp_path}: {len(kept)}; go on with: {again}\n"
+    assert kept.items() <= models(serial).items()
 
 
 def test_until_met_ends_at_the_first_stop_that_is_good_enough(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -289,7 +304,7 @@ def test_a_chip_that_kills_its_workers_is_named(planned: Path, tmp_path: Path, m
 
     monkeypatch.setattr(retrain, "each", lost)
     said = run("fleet", "retrain", planned, "--out", tmp_path, code=1)
-    assert "stopped; 1 chips are done and kept" in said
+    assert "stopped; chips done and kept in" in said
     assert "r2f: chip one: 4 workers died of it" in said
 
 
@@ -306,8 +321,6 @@ def test_parquet_has_what_the_csv_has(planned: Path, serial: Path, tmp_path: Pat
 
 
 def test_parquet_without_pyarrow_is_said_first(planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     said = run("fleet", "retrain", planned, "--out", tmp_path / "x", "--parquet", code=1)
     assert "--parquet needs the package pyarrow: pip install 'r2f[parquet]'" in said
@@ -435,8 +448,8 @@ def test_a_cluster_that_is_not_there_is_one_line(planned: Path, tmp_path: Path, 
     assert "r2f: --dask tcp://127.0.0.1:9: no scheduler answers there" in said
 
 
-def test_a_worker_without_the_data_says_so(planned: Path) -> None:
-    from r2f.reduce.fleet.work import Order, Shared, work
+def test_a_worker_without_the_data_or_with_another_code_says_so(planned: Path) -> None:
+    from r2f.reduce.fleet.work import Order, Shared, code, work
 
     found: Plan = plan.read(planned)
     data = msgspec.structs.replace(found.data, source="/nowhere/cifar10.npz")
@@ -446,20 +459,26 @@ def test_a_worker_without_the_data_says_so(planned: Path) -> None:
         images=found.data_sha256,
         job=found.job,
         mapping=False,
+        code=code(),
     )
     order = Order(name="one", chip=chip.packed(chip.read(found.chips[2].file)), stops=(0,))
     assert "/nowhere/cifar10.npz" in work(msgspec.msgpack.encode(shared), order).failed
     shared = msgspec.structs.replace(shared, data=found.data, images="f" * 64)
     assert "other images or labels than the plan's" in work(msgspec.msgpack.encode(shared), order).failed
+    shared = msgspec.structs.replace(shared, images=found.data_sha256, code="0" * 64)
+    assert "the worker's R2F, NumPy or PyTorch is another" in work(msgspec.msgpack.encode(shared), order).failed
+    assert not work(msgspec.msgpack.encode(msgspec.structs.replace(shared, code=code())), order).failed
 
 
-def test_a_long_fleet_s_table_is_cut_in_a_terminal_alone(planned: Path) -> None:
+def test_a_long_fleet_s_table_is_cut_in_a_terminal_alone(planned: Path, tmp_path: Path) -> None:
     found = plan.read(planned)
     many = msgspec.structs.replace(found, chips=tuple(found.chips[i % 7] for i in range(100)))
     fleet = Fleet(many, {}, {})
     assert len(results.rows(fleet)) == 100
     assert results.grid(many, results.rows(fleet)).row_count == results.SHOWN
     assert "and 60 more chips" in results.summary(fleet)
+    picture.draw(many, results.rows(fleet), tmp_path / picture.PICTURE)
+    assert (tmp_path / picture.PICTURE).stat().st_size > 10_000
 
 
 def test_the_commands_of_the_page_run(table: Path, chips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
