@@ -45,6 +45,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     network: str
     sha256: str
     """Of the int8 network (``accelsim.int8.storage.digest``)."""
+    data: str = ""
+    """Of the data (``accelsim.datasets.Dataset.sha256``); empty in tables from before it was written down."""
     rows: Annotated[int, Meta(ge=1)]
     columns: Annotated[int, Meta(ge=1)]
     """Of the array."""

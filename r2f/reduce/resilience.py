@@ -100,6 +100,7 @@ def measure(settings: Settings, asked: Asked, out: Path, say: Display) -> Table:
     table = Table(
         network=network.name,
         sha256=storage.digest(network),
+        data=data.sha256(),
         rows=array.rows,
         columns=array.columns,
         mapping=asked.mapping,

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.common import code_version, command, runner
 from experiments.common.runner import Pool
+from r2f import pool
 
 MODULE = """
 import os
@@ -133,8 +134,8 @@ def test_on_a_dask_cluster_it_gives_the_same(go: Callable[..., list[Any]], tmp_p
 
 
 def test_a_cluster_that_is_not_there_is_named(go: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "CONNECT_S", 0.5)
-    with pytest.raises(command.InputError, match=r"--dask tcp://127\.0\.0\.1:9"):
+    monkeypatch.setattr(pool, "CONNECT_S", 0.5)
+    with pytest.raises(pool.PoolError, match=r"--dask tcp://127\.0\.0\.1:9"):
         go(1, pool=Pool(dask="tcp://127.0.0.1:9"))
 
 
