@@ -194,7 +194,7 @@ def diagnose(
 
 
 @app.command()
-@options(*CHIP_SETTINGS)
+@options(*CHIP_SETTINGS, defaults={"ber": 0.0})
 def resilience(
     given: dict[str, Any],
     rates: Annotated[str, typer.Option(help="Shares of faulty processing elements, several with commas.")] = RATES,
@@ -227,7 +227,7 @@ def resilience(
         from r2f.reduce import picture
         from r2f.reduce import resilience as measuring
 
-        settings = settings_file.parse(given)
+        settings = settings_file.parse({"ber": 0.0} | given)
         asked = measuring.Asked(
             rates=tuple(measuring.share(text, "--rates") for text in rates.split(",")), maps=maps_per_rate,
             amounts=tuple(text.strip() for text in amounts.split(",")), mapping=mapping, chip_seed=chip_seed, jobs=jobs,

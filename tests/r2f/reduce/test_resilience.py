@@ -109,7 +109,7 @@ def test_mapping_loses_less(table: Table, weights: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--rates", "0"), "--rates '0': expected a share of the processing elements above 0"),
+        (("--rates", "0"), "--rates '0': expected a share of the elements, above 0"),
         (("--rates", "2%,x"), "--rates 'x': expected a share"),
         (("--rates", "150%"), "--rates '150%': expected a share"),
         (("--rates", "0.0001"), "--rates 0.0001: of 1024 processing elements that is none; give 0.00098 or more"),
