@@ -59,7 +59,8 @@ def each(work: Callable[[C, T], R], common: C, tasks: Sequence[T], pool: Pool) -
     """(place of a task, ``work(common, task)``), as they are finished. ``work`` is a module's function.
 
     What a task raises ends it, and so does the end of the iteration: what has not begun is then not begun.
-    Raises PoolError where a cluster does not answer or is lost, WorkerLost where workers die again and again.
+    Raises PoolError where a cluster does not answer or is lost, WorkerLost where workers die again and again; where it is one
+    task that they die of, once the others are done, as far as the engine allows.
     """
     if pool.dask is not None:
         return _on_dask(work, common, tasks, pool.dask)
@@ -139,6 +140,7 @@ def _on_dask(work: Callable[[C, T], R], common: C, tasks: Sequence[T], address: 
         due = {client.submit(alone, work, shared, task, pure=False): place for place, task in enumerate(tasks)}
         completed = as_completed(due, loop=client.loop)
         seen = time.monotonic()
+        lost: WorkerLost | None = None
         while due:
             ready = completed.next_batch(block=False)
             if ready:
@@ -160,15 +162,18 @@ def _on_dask(work: Callable[[C, T], R], common: C, tasks: Sequence[T], address: 
                 try:
                     yield place, future.result()
                 except KilledWorker as error:
-                    raise WorkerLost(
+                    # The others' results first: nothing that is done is lost.
+                    lost = WorkerLost(
                         place,
                         f"--dask {address}: {error.allowed_failures + 1} workers died of it, the last at "
                         f"{error.last_worker.address}; their logs say why, too little memory in most cases",
-                    ) from error
+                    )
                 except CancelledError as error:
                     raise PoolError(
                         f"--dask {address}: the scheduler is gone or gave a task up ({_short(error)}); the same command goes on"
                     ) from error
+        if lost is not None:
+            raise lost
 
 
 def _on_ray(work: Callable[[C, T], R], common: C, tasks: Sequence[T], address: str) -> Iterator[tuple[int, R]]:
@@ -187,6 +192,7 @@ def _on_ray(work: Callable[[C, T], R], common: C, tasks: Sequence[T], address: s
         run = ray.remote(num_cpus=1, max_retries=DEATHS)(alone)
         due = {run.remote(work, shared, task): place for place, task in enumerate(tasks)}
         seen = time.monotonic()
+        lost: WorkerLost | None = None
         while due:
             ready, _ = ray.wait([*due], num_returns=1, timeout=1.0)
             if ready or ray.cluster_resources().get("CPU", 0) >= 1:
@@ -204,12 +210,14 @@ def _on_ray(work: Callable[[C, T], R], common: C, tasks: Sequence[T], address: s
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-                    raise WorkerLost(
+                    lost = WorkerLost(
                         place,
                         f"--ray {address}: {DEATHS + 1} workers died of it ({_short(error)}); too little memory in most cases",
-                    ) from error
+                    )
                 except ray.exceptions.RayError as error:
                     raise PoolError(f"--ray {address}: {_short(error)}; the same command goes on") from error
+        if lost is not None:
+            raise lost
     finally:
         for reference in due:
             ray.cancel(reference, force=True)

@@ -70,7 +70,7 @@ def cluster_of(workers: int) -> Iterator[Any]:
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
     ):
         yield cluster
 
@@ -173,7 +173,7 @@ def test_a_dask_scheduler_without_workers_is_named(tasks: Any, monkeypatch: pyte
 
     monkeypatch.setattr(pool, "CONNECT_S", 1.0)
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as cluster,
         pytest.raises(PoolError, match=r"--dask \S+: no worker there; start some: dask worker"),
     ):
         list(each(tasks.square, {"factor": 1}, [1], Pool(dask=cluster.scheduler_address)))

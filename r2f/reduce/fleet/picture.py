@@ -102,7 +102,7 @@ def cost(axes: Axes, plan: Plan, rows: list[Row]) -> None:
     for place, (_, value, colour) in enumerate(bars):
         axes.barh(place, value, color=colour, height=0.55)
         axes.annotate(
-            f"{value:.1f}", (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontweight="bold"
+            f"{value:.3g}", (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontweight="bold"
         )  # fmt: skip
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.tick_params(axis="y", length=0, labelcolor=INK)

@@ -138,7 +138,7 @@ def summary(fleet: Fleet) -> str:
 
 
 def _cost(plan: Plan, iterations: int, count: int, most: str = "") -> str:
-    said = f"{count} chips, {most}{iterations} iterations in all, {iterations / plan.an_epoch:.1f} epochs"
+    said = f"{count} chips, {most}{iterations} iterations in all, {iterations / plan.an_epoch:.3g} epochs"
     if plan.fixed:
         said += f", {100 * iterations / (plan.fixed * len(plan.chips)):.0f} % of {plan.fixed} for each of {len(plan.chips)}"
     return said

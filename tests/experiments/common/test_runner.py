@@ -126,7 +126,7 @@ def test_on_a_dask_cluster_it_gives_the_same(go: Callable[..., list[Any]], tmp_p
 
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
         found = go(*range(1, 7), pool=Pool(dask=cluster.scheduler_address))
     assert [each.value for each in found] == [3, 6, 9, 12, 15, 18]
     assert os.getpid() not in {each.process for each in found}

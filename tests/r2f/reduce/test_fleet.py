@@ -186,7 +186,7 @@ def test_a_chip_s_result_is_its_course_behind_that_amount(planned: Path, serial:
 def dask_cluster() -> Iterator[Any]:
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster:
         yield cluster
 
 
