@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from r2f import pool
 from r2f.pool import Pool, PoolError, WorkerLost, each
@@ -60,6 +61,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+        # Processes that another test left idle do not know of the folder.
+        get_reusable_executor().shutdown(wait=True)
         yield importlib.import_module("some_tasks")
 
 
