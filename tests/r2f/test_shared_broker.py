@@ -97,6 +97,8 @@ def test_a_second_device_of_one_name_ends_with_one_line(prepared: Path, undistur
         options = ("--data", str(tmp_path / "other.npz"), "--broker", broker, "--log-level", "error")
         command = python("services.edge_agent", *options)
         twins.append(subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True))
+        # The run may be done before the twin is up. Its services and its broker stay until this returns.
+        twins[0].wait(timeout=100)
 
     result = execute(prepared, tmp_path / "run", second)
     (twin,) = twins
