@@ -56,6 +56,8 @@ class Prepared(msgspec.Struct, kw_only=True):
     """Of the device."""
     chip: str = ""
     """The permanent faults that the device is given, in words; empty where there are none."""
+    class_names: tuple[str, ...] | None = None
+    """Of class k at place k, where the data has names."""
 
 
 def check(settings: Settings) -> None:
@@ -199,7 +201,13 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     if plain is not None:
         storage.save(plain, folder / jobs.PLAIN)
     prepared = Prepared(
-        float_accuracy=accuracy, classes=data.classes, mean=data.mean, std=data.std, memory=memory, chip=chip_words(settings)
+        float_accuracy=accuracy,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        memory=memory,
+        chip=chip_words(settings),
+        class_names=data.class_names,
     )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":

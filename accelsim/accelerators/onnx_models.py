@@ -46,7 +46,7 @@ def layer_model(network: Network, index: int, weight_is_input: bool = False) -> 
     layer = network.layers[index]
     if not isinstance(layer, Conv):
         raise ValueError(f"layer {index} ({layer.name}) is a {type(layer).__name__}; only MAC layers run on their own")
-    model = _Model(network)
+    model = Model(network)
     source = layer.inputs[0]
     inputs = [_value("x", network.shape_of(source), network.dtype_of(source))]
     if weight_is_input:
@@ -61,13 +61,8 @@ def network_model(network: Network, every_layer: bool = False, exact: bool = Tru
     With ``exact`` the layers of the general-purpose processor give the network's own integers; else they are ONNX
     Runtime's quantised operators, which are faster and round differently: the peer of the benchmarks.
     """
-    model = _Model(network)
-    names = {INPUT: "x"}
-    for index, layer, operands in walk(network, names, keep=True):
-        scales = [network.scale_of(i) for i in layer.inputs]
-        shapes = [network.shape_of(i) for i in layer.inputs]
-        dtypes = [network.dtype_of(i) for i in layer.inputs]
-        names[index] = model.layer(layer, operands, scales, shapes, dtypes, exact)
+    model = Model(network)
+    names = _body(model, network, {INPUT: "x"}, exact)
     wanted = range(len(network.layers)) if every_layer else [len(network.layers) - 1]
     outputs = []
     for index in wanted:
@@ -77,11 +72,51 @@ def network_model(network: Network, every_layer: bool = False, exact: bool = Tru
     return model.finish([_value("x", network.input_shape, network.dtype_of(INPUT))], outputs)
 
 
-class _Model:
+def pixels_model(network: Network) -> bytes:
+    """The whole network, to be deployed: ``images`` uint8 (N, H, W, C), as image files are read, to ``outputs`` and ``values``.
+
+    ``outputs`` (N, H, W, C) are the network's integers, the same as every path of the engine gives; ``values`` are the real
+    numbers that they stand for, float32. What was done to pixels in training lies in the model's own table.
+    """
+    model = Model(network, in_steps=True)
+    h, w, channels = network.input_shape
+    pixels = model.cast("images", TensorProto.INT32)
+    if channels > 1:
+        pixels = model.add("Add", [pixels, model.constant(256 * np.arange(channels).reshape(1, 1, 1, -1), np.int32)])
+    table = model.constant(network.input_table.reshape(-1), np.int8)
+    x = model.add("Transpose", [model.add("Gather", [table, pixels], axis=0)], perm=[0, 3, 1, 2])
+    y = _body(model, network, {INPUT: x}, exact=True)[len(network.layers) - 1]
+    last = network.layers[-1]
+    integers = model.add("Transpose", [y], perm=[0, 2, 3, 1])
+    values = model.add("Mul", [model.cast(integers, TensorProto.FLOAT), model.scale(last.scale)])
+    names = {"outputs": integers, "values": values}
+    for name, of in names.items():
+        model.nodes.append(helper.make_node("Identity", [of], [name]))
+    taken = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", h, w, channels])
+    shape = ["N", *last.shape]
+    given = [helper.make_tensor_value_info("outputs", _onnx(last.dtype), shape)]
+    given.append(helper.make_tensor_value_info("values", TensorProto.FLOAT, shape))
+    return model.finish([taken], given)
+
+
+def _body(model: Model, network: Network, names: dict[int, str], exact: bool) -> dict[int, str]:
+    """The network's layers behind its input, which ``names`` has; the names of all of them."""
+    for index, layer, operands in walk(network, names, keep=True):
+        scales = [network.scale_of(i) for i in layer.inputs]
+        shapes = [network.shape_of(i) for i in layer.inputs]
+        dtypes = [network.dtype_of(i) for i in layer.inputs]
+        names[index] = model.layer(layer, operands, scales, shapes, dtypes, exact)
+    return names
+
+
+class Model:
     """Collects nodes and constants of one ONNX graph; every method returns the name of its result."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, in_steps: bool = False) -> None:
         self.name = network.name
+        self.in_steps = in_steps
+        """Say that a step of every activation is 1, and a weight's is the layer's multiplier: ONNX Runtime then multiplies
+        by just that, where of real scales it makes a factor of its own, a rounding away from ours."""
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -118,8 +153,11 @@ class _Model:
         moved = 0 if dtype == layer.dtype else 128 if layer.signed else -128
         weight = self.constant(layer.weight, np.int8) if weight is None else weight
         zeros = self.constant(np.zeros(len(layer.bias)), np.int8)
-        inputs = [x, self.scale(scale), self.zero(dtype), weight, self.scale(layer.weight_scale), zeros]
-        inputs += [self.scale(layer.scale), self.constant(moved, dtype), self.constant(layer.bias, np.int32)]
+        before, of_weights, behind = scale, layer.weight_scale, layer.scale
+        if self.in_steps:
+            before, of_weights, behind = 1.0, layer.multiplier, 1.0
+        inputs = [x, self.scale(before), self.zero(dtype), weight, self.scale(of_weights), zeros]
+        inputs += [self.scale(behind), self.constant(moved, dtype), self.constant(layer.bias, np.int32)]
         y = self.add(
             "QLinearConv", inputs, kernel_shape=layer.weight.shape[2:], strides=layer.stride, dilations=layer.dilation,
             group=layer.groups, pads=[*layer.padding, *layer.padding],
@@ -153,17 +191,9 @@ class _Model:
                 y = self.add("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
                 return self.bounds(y, layer)
             case MaxPool():
-                # Enough padding behind that whole windows give ``shape``: ceil_mode without its special cases.
-                ends = [
-                    max(0, (n - 1) * s + d * (k - 1) + 1 - size - p)
-                    for n, s, d, k, size, p in zip(
-                        layer.shape[:2], layer.stride, layer.dilation, layer.kernel, shapes[0][:2], layer.padding,
-                        strict=True,
-                    )
-                ]  # fmt: skip
                 return self.add(
                     "MaxPool", operands, kernel_shape=layer.kernel, strides=layer.stride, dilations=layer.dilation,
-                    pads=[*layer.padding, *ends],
+                    pads=[*layer.padding, *pool_ends(layer, shapes[0])],
                 )  # fmt: skip
             case MeanPool():
                 return self._mean(layer, operands[0], scales[0], shapes[0], exact)
@@ -254,6 +284,16 @@ class _Model:
         onnx.checker.check_model(model)
         body: bytes = model.SerializeToString()
         return body
+
+
+def pool_ends(layer: MaxPool, shape: tuple[int, int, int]) -> list[int]:
+    """Padding behind an image (H, W, C) with which whole windows give the layer's shape, ceil_mode or not."""
+    return [
+        max(0, (n - 1) * s + d * (k - 1) + 1 - size - p)
+        for n, s, d, k, size, p in zip(
+            layer.shape[:2], layer.stride, layer.dilation, layer.kernel, shape[:2], layer.padding, strict=True
+        )
+    ]
 
 
 def _value(name: str, shape: tuple[int, int, int], dtype: Byte) -> Any:

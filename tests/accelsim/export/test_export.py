@@ -1,0 +1,150 @@
+"""A network as a file for other programs: each format run by a program that is not ours, against the engine's integers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from accelsim.engine import Engine
+from accelsim.export import c_header, program
+from accelsim.export.c_header import identifier
+from accelsim.int8.network import Activation, Network, UInt8
+from accelsim.lowering import lower
+from accelsim.zoo import build
+
+SHAPES = {"digits_cnn": (8, 8, 1), "resnet20": (32, 32, 3), "mixed": (12, 12, 3)}
+NAMES = ["digits_cnn", "resnet20", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed"]
+
+
+class Mixed(nn.Module):
+    """What the zoo does not have: tables, a gate, a crop with zeros, pools with padding, a bounded sum, an even kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.c, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(8 * 5 * 5, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.hardswish(self.a(x))
+        y = nn.functional.avg_pool2d(self.b(x), 3, 2, 1) + nn.functional.max_pool2d(x, 3, 2, 1) * 0.3
+        y = y * torch.sigmoid(self.c(y.mean((2, 3), keepdim=True)))
+        y = nn.functional.relu6(nn.functional.pad(y[:, :, 1:, :4], (0, 1, 2, 0))[:, :, 1:6])
+        out: torch.Tensor = self.fc(y.flatten(1))
+        return out
+
+
+def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activation]:
+    """(network, images (5, H, W, C), the engine's outputs)"""
+    torch.manual_seed(2)
+    shape = SHAPES.get(name, (48, 48, 3))
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    module = Mixed() if name == "mixed" else build(name, 10)
+    mean, std = (0.5, 0.4, 0.45)[: shape[2]], (0.25, 0.2, 0.3)[: shape[2]]
+    network = lower(module, images, mean, std, name, activations=activations)  # type: ignore[arg-type]
+    return network, images, Engine(network).run(network.quantize_images(images))[-1]
+
+
+@pytest.mark.parametrize("activations", ["auto", "signed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx_gives_our_integers(name: str, activations: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'r2f[onnx]' for ONNX files")
+    from accelsim.accelerators.onnx_models import pixels_model
+
+    network, images, want = lowered(name, activations)
+    session = onnxruntime.InferenceSession(pixels_model(network), providers=["CPUExecutionProvider"])
+    outputs, values = session.run(["outputs", "values"], {"images": images})
+    assert outputs.dtype == want.dtype
+    assert np.array_equal(outputs, want)
+    assert np.array_equal(values, want.astype(np.float32) * np.float32(network.layers[-1].scale))
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+@pytest.mark.parametrize("activations", ["auto", "signed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_qdq_is_steps_away_at_most(name: str, activations: str, optimised: bool) -> None:
+    """As ONNX Runtime fuses it into quantised operators, and as it stands, in float."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'r2f[onnx]' for ONNX files")
+    from accelsim.export.qdq import qdq_model
+
+    network, images, want = lowered(name, activations)
+    options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(qdq_model(network), options, providers=["CPUExecutionProvider"])
+    mean, std = (0.5, 0.4, 0.45)[: images.shape[3]], (0.25, 0.2, 0.3)[: images.shape[3]]
+    pixels = ((images / 255.0 - mean) / std).astype(np.float32).transpose(0, 3, 1, 2)
+    (y,) = session.run(None, {"input": pixels})
+    steps = np.rint(y / network.layers[-1].scale).reshape(len(images), -1)
+    assert np.abs(steps - want.reshape(len(images), -1)).max() <= 6
+    assert np.abs(steps - want.reshape(len(images), -1)).mean() < 1.0
+
+
+@pytest.mark.parametrize("activations", ["auto", "signed"])
+@pytest.mark.parametrize("name", ["digits_cnn", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed"])
+def test_torch_program_gives_our_integers(name: str, activations: str, tmp_path: Path) -> None:
+    network, images, want = lowered(name, activations)
+    (tmp_path / "model.pt2").write_bytes(program.to_bytes(network))
+    loaded = torch.export.load(str(tmp_path / "model.pt2")).module()
+    for part in (slice(0, 5), slice(1, 2)):
+        values = loaded(torch.from_numpy(images[part])).numpy()
+        assert np.array_equal(values, want[part].astype(np.float32) * np.float32(network.layers[-1].scale))
+
+
+MAIN = r"""
+#include <stdio.h>
+#include "model.h"
+int main(void)
+{
+    static uint8_t pixels[INPUTS];
+    static BYTE outputs[OUTPUTS];
+    while (fread(pixels, 1, sizeof pixels, stdin) == sizeof pixels) {
+        RUN(pixels, outputs);
+        fwrite(outputs, 1, sizeof outputs, stdout);
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (apt-get install gcc libc6-dev)")
+@pytest.mark.parametrize("activations", ["auto", "signed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_c_header_gives_our_integers(name: str, activations: str, tmp_path: Path) -> None:
+    network, images, want = lowered(name, activations)
+    (tmp_path / "model.h").write_text(c_header.c_header(network))
+    (tmp_path / "main.c").write_text(MAIN)
+    of = identifier(network.name)
+    defined = [f"-DINPUTS={of.upper()}_INPUTS", f"-DOUTPUTS={of.upper()}_OUTPUTS", f"-DRUN={of}_run"]
+    byte = "-DBYTE=int8_t" if network.layers[-1].signed else "-DBYTE=uint8_t"
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O2"]
+    command = ["cc", *flags, *defined, byte, "main.c", "-o", "model", "-lm"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[:2000]
+    ran = subprocess.run(["./model"], cwd=tmp_path, input=images.tobytes(), capture_output=True, check=True)
+    assert np.array_equal(np.frombuffer(ran.stdout, want.dtype).reshape(want.shape), want)
+
+
+def test_names_are_what_c_allows() -> None:
+    assert identifier("my.module:build") == "my_module_build"
+    assert identifier("3d-net") == "n_3d_net"
+    assert identifier("日本") == "network"
+
+
+def test_activations_share_memory_and_never_overlap() -> None:
+    network, _, _ = lowered("squeezenet1_1")
+    size = {index: int(np.prod(network.shape_of(index))) for index in range(-1, len(network.layers))}
+    places, total = c_header.plan(network, size)
+    assert total < 0.5 * sum(size.values())
+    from accelsim.int8.walk import last_uses
+
+    last = last_uses(network)
+    for i in size:
+        for j in range(i + 1, min(last.get(i, len(network.layers)), len(network.layers) - 1) + 1):
+            apart = places[i] + size[i] <= places[j] or places[j] + size[j] <= places[i]
+            assert apart, (i, j)
