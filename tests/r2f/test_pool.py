@@ -160,7 +160,10 @@ def test_a_dask_cluster_that_loses_all_workers_ends_it(tasks: Any, tmp_path: Pat
 
 
 def test_a_dask_scheduler_that_goes_away_ends_it(tasks: Any, tmp_path: Path) -> None:
-    with cluster_of(1) as cluster:
+    import dask
+
+    # Clients look for it for half a minute otherwise.
+    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}), cluster_of(1) as cluster:
         threading.Thread(target=once_begun, args=(tmp_path, lambda: cluster.sync(cluster.scheduler.close))).start()
         with pytest.raises(PoolError, match=r"the scheduler is gone.*the same command goes on"):
             list(each(tasks.waits, str(tmp_path), range(2), Pool(dask=cluster.scheduler_address)))
