@@ -43,7 +43,7 @@ class Conv(Node):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     origins: frozenset[Origin] = frozenset()
-    """The module's parameters that ``weight`` comes from."""
+    """The module's parameters that ``weight`` and ``bias`` come from."""
     gain: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
     """(O,) or (1,) float64, what the layer's results are scaled up by; a finite ``high`` is scaled up with them."""
 

@@ -78,16 +78,19 @@ def lower(
 
 
 def _no_shared_weights(traced: Graph) -> None:
-    """Raises LoweringError where one weight serves several layers: each would become a weight of its own in training."""
+    """Raises LoweringError where one weight or bias serves several layers: each would become a weight of its own in training."""
     users: dict[str, dict[str, None]] = defaultdict(dict)
     weighted = [node for node in traced.nodes if isinstance(node, graph.Conv | graph.Affine)]
     for one, other in itertools.combinations(weighted, 2):
         for mine, its in itertools.product(one.origins, other.origins):
             if mine.overlaps(its):
                 users[mine.parameter].update({one.name: None, other.name: None})
-    for parameter, names in users.items():
+    biases = {parameter: parameter.rpartition(".")[2].startswith("bias") for parameter in users}
+    for parameter in sorted(users, key=lambda one: (biases[one], one)):
+        names = users[parameter]
+        kind = "bias" if biases[parameter] else "weight"
         raise LoweringError(
-            f"{parameter} is the weight of {len(names)} layers ({', '.join(names)}): an int8 network has a weight a layer, "
+            f"{parameter} is the {kind} of {len(names)} layers ({', '.join(names)}): an int8 network has a {kind} a layer, "
             "so retraining would pull them apart; give each its own, e.g. a copy.deepcopy of the module for each call"
         )
 

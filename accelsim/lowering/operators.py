@@ -95,7 +95,7 @@ def _convolution(
     h, w, c = b.built.shape_of(operand)
     if c != weight.shape[1] * groups:
         raise b.refuse(f"a convolution of {c} channels", f"its weight wants {weight.shape[1] * groups}")
-    origins = b.origins(weight)
+    origins = b.origins(weight) if bias is None else b.origins(weight) | b.origins(bias)
     weight = weight.detach().double().reshape(*weight.shape, *(1,) * (4 - weight.dim()))
     size = [
         (v + 2 * p - d * (k - 1) - 1) // s + 1

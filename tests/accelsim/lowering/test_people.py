@@ -163,6 +163,12 @@ def _tied() -> nn.Module:
     return module
 
 
+def _tied_biases() -> nn.Module:
+    module = Fn(lambda m, x: m.b(F.relu(m.a(x))), a=_conv(3, 8), b=_conv(8, 8))
+    module.b.bias = module.a.bias
+    return module
+
+
 def _class_token(m: Any, x: Tensor) -> Tensor:
     tokens = m.a(x).flatten(2).transpose(1, 2)
     return torch.cat([torch.ones(x.size(0), 1, 8), tokens], 1)
@@ -177,6 +183,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Fn(lambda m, x: m.f(m.f(x.mean((2, 3)))), f=nn.Linear(3, 3)),
         r"^f\.weight is the weight of 2 layers",
     ),
+    "tied biases": (_tied_biases, r"^a\.bias is the bias of 2 layers \(a, b\).*a bias a layer"),
     "tied weights": (_tied, r"^a\.weight is the weight of 2 layers \(a, b\)"),
     "a pruned layer applied twice": (
         lambda: Fn(lambda m, x: m.b(m.b(x)), b=prune.l1_unstructured(_conv(3, 3), "weight", 0.3)),
