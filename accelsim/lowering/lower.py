@@ -78,7 +78,7 @@ def lower(
 
 
 def _no_shared_weights(traced: Graph) -> None:
-    """Raises LoweringError where one weight or bias serves several layers: each would become a weight of its own in training."""
+    """Raises LoweringError where a weight or bias serves several layers: each would become one of its own in training."""
     users: dict[str, dict[str, None]] = defaultdict(dict)
     weighted = [node for node in traced.nodes if isinstance(node, graph.Conv | graph.Affine)]
     for one, other in itertools.combinations(weighted, 2):
