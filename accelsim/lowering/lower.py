@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from accelsim.int8.network import Activations, Network, UInt8
 from accelsim.int8.storage import validate
 from accelsim.lowering import graph
+from accelsim.lowering.deconv import Way
 from accelsim.lowering.errors import LoweringError
 from accelsim.lowering.fold import fold
 from accelsim.lowering.graph import Graph
@@ -38,6 +39,7 @@ def lower(
     classifier: bool = False,
     activations: Activations = "auto",
     ber: float = 0.0,
+    deconvolution: Way = "auto",
 ) -> Network:
     """The int8 network of a float module, calibrated on real images.
 
@@ -48,6 +50,8 @@ def lower(
     ``ber`` is the bit error rate, 0 to 1, at inputs, weights and outputs of the accelerator that the network is made for:
     gains, scales and where a classifier's outputs lie are chosen so that flips do least harm. With "signed" it counts for
     nothing: that is the base of every comparison.
+    ``deconvolution`` is how transposed convolutions run as ordinary ones (``accelsim.lowering.deconv``): all ways give the same
+    integers.
     Raises LoweringError where the module cannot be traced or an operator cannot be lowered.
     """
     images = calibration_images_u8
@@ -70,7 +74,7 @@ def lower(
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
     try:
         aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier)
-        network = quantise(lowered, images, mean, std, name, aim)
+        network = quantise(lowered, images, mean, std, name, aim, deconvolution)
     except ValueError as error:
         raise LoweringError(str(error)) from error
     validate(network)
