@@ -28,6 +28,9 @@ from accelsim.lowering.trace import duplicate, trace
 _SAME = 2e-3
 """Largest relative difference of the float graph from the module: more than float32 rounding, less than any mistake."""
 
+_AGAIN = 1e-5
+"""Largest relative difference of the module from itself: the order of float32 sums."""
+
 
 def lower(
     module: nn.Module,
@@ -105,7 +108,9 @@ def _compare(module: nn.Module, lowered: Graph, x: Tensor) -> None:
         want, again = module(x.clone()), module(x.clone())
     except Exception as error:  # the module's own code runs here
         raise LoweringError(f"{type(module).__name__}: forward() fails on calibration images: {error}") from error
-    if not torch.equal(torch.nan_to_num(want), torch.nan_to_num(again)):
+    # Not to the bit: torch's transposed convolutions sum in one order today and in another tomorrow.
+    first, second = torch.nan_to_num(want), torch.nan_to_num(again)
+    if float((first - second).abs().max()) > _AGAIN * float(first.abs().max()):
         raise LoweringError(
             f"{type(module).__name__}: gives other outputs when it runs again on the same images; in evaluation mode it must "
             "not draw random numbers (dropout, stochastic depth) or remember earlier images"

@@ -159,9 +159,9 @@ def _interpolate(
 ) -> Traced:  # fmt: skip
     operand = b.image(input)
     h, w, c = b.built.shape_of(operand)
-    wanted = [float(v) for v in pooling.pair(scale_factor)] if size is None else [
-        int(v) / n for v, n in zip(pooling.pair(size), (h, w), strict=True)
-    ]  # fmt: skip
+    asked = scale_factor if size is None else size
+    sides = [float(v) for v in (asked if isinstance(asked, Sequence) else (asked, asked))]
+    wanted = sides if size is None else [side / n for side, n in zip(sides, (h, w), strict=True)]
     if mode not in ("nearest", "nearest-exact") or any(v != int(v) or v < 1 for v in wanted):
         raise b.refuse(
             f"interpolate to {wanted[0]:g} by {wanted[1]:g} times the size, mode {mode!r}",

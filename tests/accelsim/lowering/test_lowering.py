@@ -309,7 +309,10 @@ def test_convolutions_of_all_shapes(kernel: int, stride: int, padding: int, dila
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "softmax": (lambda: nn.Sequential(_conv(3, 8), nn.Softmax(1)), r"^1: Softmax.*leave it out"),
     "group norm": (lambda: nn.Sequential(_conv(3, 8), nn.GroupNorm(2, 8)), r"^1: GroupNorm.*BatchNorm2d"),
-    "transposed, dilated": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 2, dilation=2)), r"^0: .*dilation 2.*=1 works"),
+    "transposed, dilated": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 2, dilation=2)),
+        r"^0: .*dilation \(2, 2\).*=1 works",
+    ),
     "transposed, weight computed": (
         lambda: Fn(lambda m, x: F.conv_transpose2d(x, m.a(x)[:1, :3]), a=_conv(3, 3)),
         r"weight is computed from an activation",
