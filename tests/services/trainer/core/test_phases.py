@@ -92,10 +92,11 @@ def test_what_is_no_tap_stays_0_and_biases_stay_one(way: Way) -> None:
         nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 5, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(245, 10)
     )
     before = lower(module.eval(), digits.train_images[::9], digits.mean, digits.std, deconvolution=way)
+    recipe = replace(PAPER, corrections=2, average=0.5)
     job = Job(
-        session="s", device="d", rates=Rates.uniform(1e-3), iterations=6, batch=16, seed=3,
-        sgd=Sgd(rate=0.05, weight_decay=1e-3), recipe=replace(PAPER, corrections=2, average=0.5), labels="device", evaluation_seeds=(1,), evaluation_samples=8,
-        evaluation_batch=8, scheme=Scheme(codec="direct"),
+        session="s", device="d", rates=Rates.uniform(1e-3), iterations=6, batch=16, seed=3, recipe=recipe, labels="device",
+        sgd=Sgd(rate=0.05, weight_decay=1e-3), evaluation_seeds=(1,), evaluation_samples=8, evaluation_batch=8,
+        scheme=Scheme(codec="direct"),
     )  # fmt: skip
     after = inprocess.retrain(before, digits, job).network
     (groups,) = bias_groups(after)
