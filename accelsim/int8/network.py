@@ -24,6 +24,8 @@ UINT8_MAX = 255
 
 Activations = Literal["auto", "signed"]
 """Which activations are uint8: those that cannot be negative, or none."""
+Way = Literal["auto", "phases", "merged", "split", "zero-padded"]
+"""How a transposed convolution runs as ordinary ones (``accelsim.lowering.deconv``)."""
 Shape = tuple[int, int, int]
 """(H, W, C) of one image's activation."""
 

@@ -17,16 +17,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from accelsim.int8 import network as net
-from accelsim.int8.network import Int8, Shape
+from accelsim.int8.network import Int8, Shape, Way
 from accelsim.timing import Array
 from accelsim.timing.array import layer_cycles
-
-Way = Literal["auto", "phases", "merged", "split", "zero-padded"]
 
 
 class Phase(NamedTuple):

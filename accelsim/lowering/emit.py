@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from accelsim.int8 import network as net
-from accelsim.int8.network import INPUT, Float32, Int32
+from accelsim.int8.network import INPUT, Float32, Int32, Way
 from accelsim.lowering import graph as real
-from accelsim.lowering.deconv import Operand, Way, convolutions
+from accelsim.lowering.deconv import Operand, convolutions
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.weights import Weight
 

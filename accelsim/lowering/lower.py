@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accelsim.int8.network import Activations, Network, UInt8
+from accelsim.int8.network import Activations, Network, UInt8, Way
 from accelsim.int8.storage import validate
 from accelsim.lowering import graph
-from accelsim.lowering.deconv import Way
 from accelsim.lowering.errors import LoweringError
 from accelsim.lowering.fold import fold
 from accelsim.lowering.graph import Graph

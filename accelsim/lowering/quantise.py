@@ -16,11 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from accelsim.int8.network import INPUT, Network, UInt8
+from accelsim.int8.network import INPUT, Network, UInt8, Way
 from accelsim.lowering import graph as real
 from accelsim.lowering.answer import place
 from accelsim.lowering.balance import Balanced, balance, widest
-from accelsim.lowering.deconv import Way
 from accelsim.lowering.emit import Choice, emit
 from accelsim.lowering.equalise import equalise, join
 from accelsim.lowering.flips import further

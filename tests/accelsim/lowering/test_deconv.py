@@ -15,9 +15,9 @@ from torch import nn
 from accelsim.engine import Engine, probe, reference
 from accelsim.int8 import network as net
 from accelsim.int8.checks import validate
-from accelsim.int8.network import INPUT, Activation, Network
+from accelsim.int8.network import INPUT, Activation, Network, Way
 from accelsim.lowering import lower
-from accelsim.lowering.deconv import Operand, Way, convolutions, macs
+from accelsim.lowering.deconv import Operand, convolutions, macs
 
 WAYS: tuple[Way, ...] = ("phases", "merged", "split", "zero-padded")
 PATHS = [name for name, works, _ in probe() if works]

@@ -12,10 +12,10 @@ from accelsim.datasets import load
 from accelsim.engine import Engine
 from accelsim.faults import Rates
 from accelsim.int8 import network as net
-from accelsim.int8.network import INPUT, Conv, Interleave, Network
+from accelsim.int8.network import INPUT, Conv, Interleave, Network, Way
 from accelsim.int8.phases import bias_groups, taps_of
 from accelsim.lowering import lower
-from accelsim.lowering.deconv import Operand, Way, convolutions
+from accelsim.lowering.deconv import Operand, convolutions
 from r2f import inprocess
 from services.scheme import Scheme
 from services.trainer.core.job import Job
