@@ -21,7 +21,7 @@ from msgspec import Meta
 from accelsim.datasets import DIGITS, Spec
 from accelsim.faults import Rates
 from accelsim.files import write_whole
-from accelsim.int8.network import Activations
+from accelsim.int8.network import Activations, Way
 from services import devices
 from services.trainer.core.task import PAPER, Sgd, Sharing, Task, said
 
@@ -55,6 +55,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
     activations: Activations = "auto"
+    deconvolution: Way = "auto"
+    """How transposed convolutions run as ordinary ones."""
     baseline: bool = False
     """Measure what the paper's arithmetic would come to as well."""
     link: str | None = None
@@ -107,6 +109,7 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
     "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
+    "deconvolution": Option("deconvolution", "How transposed convolutions run (docs/generative.md).", NETWORK),
     "baseline": Option("baseline", "Evaluate the paper's arithmetic too, for what is won in all.", EVALUATION),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
     "modules": Option(

@@ -21,6 +21,7 @@ from accelsim.int8.network import (
     Conv,
     Flatten,
     Float32,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
@@ -217,6 +218,8 @@ class Model:
                 return self.add("Reshape", [operands[0], self.constant([0, -1, 1, 1], np.int64)])
             case Slice():
                 return self._slice(layer, operands[0], shapes[0])
+            case Interleave():
+                return self._interleave(layer, operands, shapes)
             case _:
                 assert_never(layer)
 
@@ -276,6 +279,31 @@ class Model:
             return y
         pads = [0, *(before[i] for i in order), 0, *(after[i] for i in order)]
         return self.add("Pad", [y, self.constant(pads, np.int64), self.zero(layer.dtype)])
+
+    def _interleave(self, layer: Interleave, operands: list[str], shapes: list[tuple[int, int, int]]) -> str:
+        """Every phase on one coarse grid, then rows and columns of the phases side by side, cut to size."""
+        h, w, c = layer.shape
+        sy, sx = layer.step
+        grid = (-(-h // sy), -(-w // sx), c)
+        found = {}
+        for number, channel, row, column in layer.blocks.tolist():
+            window = Slice(
+                name=layer.name, inputs=(0,), shape=grid, scale=layer.scale, offset=(-(row // sy), -(column // sx), channel),
+                signed=layer.signed,
+            )  # fmt: skip
+            found[row % sy, column % sx] = self._slice(window, operands[number], shapes[number])
+        phases = [(i, j) for i in range(sy) for j in range(sx)]
+        if len(found) < len(phases):
+            some = self.cast(next(iter(found.values())), TensorProto.INT32)
+            nothing = self.cast(self.add("Mul", [some, self.constant(0, np.int32)]), layer.dtype)
+            found = dict.fromkeys(phases, nothing) | found
+        axes = self.constant([3, 5], np.int64)
+        wide = {phase: self.add("Unsqueeze", [found[phase], axes]) for phase in phases}
+        rows = [self.add("Concat", [wide[i, j] for j in range(sx)], axis=5) for i in range(sy)]
+        y = self.add("Concat", rows, axis=3)
+        y = self.add("Reshape", [y, self.constant([0, c, grid[0] * sy, grid[1] * sx], np.int64)])
+        ends = [self.constant(v, np.int64) for v in ([0, 0], [h, w], [2, 3])]
+        return self.add("Slice", [y, *ends])
 
     def finish(self, inputs: list[Any], outputs: list[Any]) -> bytes:
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.constants)

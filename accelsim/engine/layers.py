@@ -20,12 +20,14 @@ from accelsim.int8.network import (
     Concat,
     Exact,
     Flatten,
+    Interleave,
     MaxPool,
     MeanPool,
     Mul,
     Slice,
     Table,
 )
+from accelsim.int8.walk import windows
 
 _WHOLE = {True: (INT8_MIN, INT8_MAX), False: (0, UINT8_MAX)}
 """Bounds that clamp nothing, of signed and other integers."""
@@ -64,5 +66,17 @@ def into(layer: Exact, xs: Sequence[Activation], y: Activation) -> None:
             kernels.move_channels(a, layer.order, out, n * h * w, shape[2])
         case Flatten() | Slice():
             y[...] = reference.layer(layer, xs)
+        case Interleave():
+            interleave(layer, xs, y)
         case _:
             assert_never(layer)
+
+
+def interleave(layer: Interleave, xs: Sequence[Activation], y: Activation) -> None:
+    """Write the blocks of xs into y, a strided copy each."""
+    shapes = [(x.shape[1], x.shape[2], x.shape[3]) for x in xs]
+    parts = [(to, xs[number][:, of[0], of[1], channels]) for number, channels, of, to in windows(layer, shapes)]
+    if sum(part.size for _, part in parts) < y.size:
+        y[...] = 0
+    for (rows, columns), part in parts:
+        y[:, rows, columns] = part

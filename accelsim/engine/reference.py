@@ -23,6 +23,7 @@ from accelsim.int8.network import (
     Flatten,
     Int8,
     Int32,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
@@ -65,6 +66,8 @@ def layer(layer: Layer, operands: Sequence[Activation]) -> Activation:
             return _slice(layer, x)
         case Flatten():
             return np.ascontiguousarray(x.transpose(0, 3, 1, 2).reshape(len(x), 1, 1, -1))
+        case Interleave():
+            return _interleave(layer, operands)
         case _:
             assert_never(layer)
 
@@ -129,6 +132,20 @@ def _slice(layer: Slice, x: Activation) -> Activation:
     # Places outside the operand stay zero.
     to = [np.flatnonzero((a >= 0) & (a < size)) for a, size in zip(at, x.shape[1:], strict=True)]
     y[np.ix_(np.arange(len(x)), *to)] = x[np.ix_(np.arange(len(x)), *(a[t] for a, t in zip(at, to, strict=True)))]
+    return y
+
+
+def _interleave(layer: Interleave, operands: Sequence[Activation]) -> Activation:
+    """A pixel at a time."""
+    h, w, c = layer.shape
+    y: Activation = np.zeros((len(operands[0]), h, w, c), layer.dtype)
+    for number, channel, row, column in layer.blocks.tolist():
+        x = operands[number]
+        for i in range(x.shape[1]):
+            for j in range(x.shape[2]):
+                a, b = row + i * layer.step[0], column + j * layer.step[1]
+                if 0 <= a < h and 0 <= b < w:
+                    y[:, a, b] = x[:, i, j, channel : channel + c]
     return y
 
 

@@ -21,6 +21,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
@@ -58,7 +59,7 @@ def c_header(network: Network) -> str:
         made, arguments = _arguments(f"{name}_{index}", layer)
         arrays += made
         x = f"{at(operands[0])}, {_shape(network, operands[0])}"
-        if isinstance(layer, Add | Concat | Mul):
+        if isinstance(layer, Add | Concat | Mul | Interleave):
             pointers = ", ".join(at(i) for i in operands)
             shapes = ", ".join(_shape(network, i)[len("(r2f_shape)") :] for i in operands)
             x = f"(const uint8_t *const[]){{{pointers}}}, (const r2f_shape[]){{{shapes}}}, {len(operands)}"
@@ -142,6 +143,8 @@ def _arguments(name: str, layer: Layer) -> tuple[list[str], list[object]]:
             return [], []
         case Slice():
             return [], [*layer.offset, *layer.step]
+        case Interleave():
+            return [_array(f"{name}_blocks", layer.blocks)], [f"{name}_blocks", len(layer.blocks), *layer.step]
         case _:
             assert_never(layer)
     return [_array(f"{name}_{key}", array) for key, array in arrays.items()], [*(f"{name}_{key}" for key in arrays), *numbers]

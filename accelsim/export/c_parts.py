@@ -164,6 +164,22 @@ static inline void r2f_slice(const uint8_t *x, r2f_shape in, uint8_t *y, r2f_sha
             }
 }
 """,
+        "Interleave": r"""
+static inline void r2f_interleave(const uint8_t *const *x, const r2f_shape *in, int count, uint8_t *y, r2f_shape out,
+                                  const int32_t *blocks, int number, int step_h, int step_w)
+{
+    (void)count;
+    memset(y, 0, (size_t)r2f_size(out));
+    for (int b = 0; b < number; b++, blocks += 4)
+        for (int i = 0; i < in[blocks[0]].h; i++)
+            for (int j = 0; j < in[blocks[0]].w; j++) {
+                const int h = blocks[2] + i * step_h, w = blocks[3] + j * step_w;
+                if (h < 0 || h >= out.h || w < 0 || w >= out.w) continue;
+                const uint8_t *from = x[blocks[0]] + (i * in[blocks[0]].w + j) * in[blocks[0]].c + blocks[1];
+                memcpy(y + (h * out.w + w) * out.c, from, (size_t)out.c);
+            }
+}
+""",
     }.items()
 }
 """By the name of the layer type."""

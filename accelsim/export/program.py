@@ -22,6 +22,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
@@ -30,7 +31,7 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
-from accelsim.int8.walk import walk
+from accelsim.int8.walk import walk, windows
 
 
 class Program(nn.Module):
@@ -95,6 +96,13 @@ class Program(nn.Module):
                 return x.reshape(x.shape[0], -1, 1, 1)
             case Slice():
                 return _slice(layer, x)
+            case Interleave():
+                h, w, c = layer.shape
+                y = x.new_zeros((x.shape[0], c, h, w))
+                shapes = [self.network.shape_of(i) for i in layer.inputs]
+                for number, channels, of, to in windows(layer, shapes):
+                    y[:, :, to[0], to[1]] = operands[number][:, channels, of[0], of[1]]
+                return y
             case _:
                 assert_never(layer)
 

@@ -37,6 +37,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
@@ -253,6 +254,9 @@ def _sources(network: Network, layer: Layer) -> list[tuple[int, tuple[Node, ...]
         case Slice():
             shifted = (layer.offset[2] + c for c in range(count))
             return [(1, ((source, c),)) if 0 <= c < depth else (0, ()) for c in shifted]
+        case Interleave():
+            blocks = layer.blocks.tolist()
+            return [(0, tuple((layer.inputs[of], first + c) for of, first, _, _ in blocks)) for c in range(count)]
         case Flatten():
             return [(pixel, ((source, c),)) for c in range(depth) for pixel in range(height * width)]
         case _:

@@ -19,6 +19,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
@@ -106,6 +107,8 @@ def _check_layer(layer: Layer, operands: list[_Operand], where: str) -> None:
             _check_mul(layer, operands, where)
         case Slice():
             _check_slice(layer, operands, where)
+        case Interleave():
+            _check_interleave(layer, operands, where)
         case _:
             assert_never(layer)
 
@@ -234,6 +237,28 @@ def _check_slice(layer: Slice, operands: list[_Operand], where: str) -> None:
         f"{where}: offset {layer.offset} or step {layer.step} out of range",
     )
     _check_moved(layer, operand, where)
+
+
+def _check_interleave(layer: Interleave, operands: list[_Operand], where: str) -> None:
+    _some(operands, where)
+    count = len(layer.blocks) if layer.blocks.ndim == 2 else 0
+    _check_array(f"{where}: blocks", layer.blocks, np.int32, (count, 4))
+    _require(0 < count <= 4096, f"{where}: {count} blocks, expected 1 to 4096")
+    _check_array(f"{where}: taps", layer.taps, np.int32, (count if len(layer.taps) else 0, 2))
+    _require(min(layer.step) > 0 and max(layer.step) < 1 << 12, f"{where}: step {layer.step} out of range")
+    _require(bool((layer.taps >= 0).all() and (layer.taps < 1 << 16).all()), f"{where}: taps out of range")
+    for operand in operands:
+        _check_moved(layer, operand, where)
+    seen: set[tuple[int, int]] = set()
+    for block, (number, channel, row, column) in enumerate(layer.blocks.tolist()):
+        _require(0 <= number < len(operands), f"{where}: block {block} is of operand {number} of {len(operands)}")
+        _require(
+            0 <= channel <= operands[number].shape[2] - layer.shape[2] and max(abs(row), abs(column)) < 1 << 20,
+            f"{where}: block {block} starts at channel {channel}, row {row}, column {column}",
+        )
+        phase = (row % layer.step[0], column % layer.step[1])
+        _require(phase not in seen, f"{where}: block {block} lies where an earlier one does")
+        seen.add(phase)
 
 
 def _one(operands: list[_Operand], where: str) -> _Operand:

@@ -24,6 +24,8 @@ UINT8_MAX = 255
 
 Activations = Literal["auto", "signed"]
 """Which activations are uint8: those that cannot be negative, or none."""
+Way = Literal["auto", "phases", "merged", "split", "zero-padded"]
+"""How a transposed convolution runs as ordinary ones (``accelsim.lowering.deconv``)."""
 Shape = tuple[int, int, int]
 """(H, W, C) of one image's activation."""
 
@@ -180,7 +182,25 @@ class Slice(_Node):
     step: tuple[int, int] = (1, 1)
 
 
-Exact = Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Interleave(_Node):
+    """Puts images into one: each block to every ``step``-th row and column, zero where there is none.
+
+    ``y[:, row + i * step[0], column + j * step[1], :] = x[:, i, j, channel : channel + C]`` of operand x for each block
+    (operand, channel, row, column) and all (i, j) whose place is inside. This is depth-to-space, an image made larger by
+    repetition, zeros between pixels, and how the phases of a transposed convolution come together.
+    """
+
+    step: tuple[int, int]
+    blocks: Int32
+    """(B, 4): number of the operand, its first channel, row and column of its first pixel. No two of a row and a column that
+    are the same modulo ``step``."""
+    taps: Int32
+    """(B, 2): rows and columns of weights, counted from the last, that each block's MAC layer has of one transposed
+    convolution; the others are and stay 0, and the blocks have one bias. (0, 2) where the layer only moves."""
+
+
+Exact = Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice | Interleave
 """Layers that the device's general-purpose processor runs: they cannot fail."""
 
 Layer = Conv | Exact

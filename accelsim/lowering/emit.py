@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from accelsim.int8 import network as net
-from accelsim.int8.network import Float32, Int32
+from accelsim.int8.network import INPUT, Float32, Int32, Way
 from accelsim.lowering import graph as real
+from accelsim.lowering.deconv import Operand, convolutions
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.weights import Weight
 
@@ -42,8 +43,26 @@ def bounds(node: real.Node, scale: float, level: int) -> tuple[int, Int32]:
     return min(low, level), high
 
 
-def emit(index: int, choice: Choice) -> net.Layer:
-    """The int8 layer of a node."""
+def emit(choice: Choice, way: Way) -> tuple[net.Layer, ...]:
+    """The int8 layers of all nodes, a transposed convolution's by its ``way``."""
+    layers: list[net.Layer] = []
+    at = {INPUT: INPUT}
+    for index, node in enumerate(choice.graph.nodes):
+        made = _layer(index, choice)
+        made = replace(made, inputs=tuple(at[i] for i in made.inputs))
+        if isinstance(node, real.Deconv):
+            assert isinstance(made, net.Conv)
+            source = node.inputs[0]
+            operand = Operand(choice.graph.shape_of(source), choice.scales[source], choice.levels[source] == 127)
+            layers += convolutions(made, operand, len(layers), way)
+        else:
+            layers.append(made)
+        at[index] = len(layers) - 1
+    return tuple(layers)
+
+
+def _layer(index: int, choice: Choice) -> net.Layer:
+    """The int8 layer of a node, its operands by their nodes; a transposed convolution's is not yet one that can run."""
     scales = choice.scales
     node = choice.graph.nodes[index]
     operands = [scales[i] for i in node.inputs]
@@ -88,6 +107,9 @@ def emit(index: int, choice: Choice) -> net.Layer:
             return net.Slice(**common, offset=node.offset, step=node.step)
         case real.Flatten():
             return net.Flatten(**common)
+        case real.Interleave():
+            blocks = np.array([(0, *block) for block in node.blocks], np.int32)
+            return net.Interleave(**common, step=node.step, blocks=blocks, taps=np.zeros((0, 2), np.int32))
     raise TypeError(f"{node.name}: {type(node).__name__} was not folded into another layer")
 
 

@@ -49,6 +49,14 @@ class Conv(Node):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Deconv(Conv):
+    """Transposed convolution: input pixel (i, j) adds its products to output (i * stride + r - padding, ...) for each tap.
+
+    ``weight`` is (O, I/groups, R, S) like a convolution's, taps in torch's order; ``shape`` has the output padding.
+    """
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Affine(Node):
     """``x * factor + shift``, each (C,) float64: batch norm before it is folded."""
 
@@ -120,11 +128,19 @@ class Slice(Node):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Interleave(Node):
+    """Blocks (channel, row, column) of the operand's channels, put together as in ``network.Interleave``."""
+
+    step: tuple[int, int]
+    blocks: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Flatten(Node):
     """(N, C, H, W) to (N, C*H*W, 1, 1)."""
 
 
-MOVES = (MaxPool, Channels, Slice, Flatten)
+MOVES = (MaxPool, Channels, Slice, Flatten, Interleave)
 """Nodes that hand on their operand's values, so that they keep its scale, and that a ReLU may pass."""
 
 
@@ -201,12 +217,40 @@ def apply(node: Node, xs: list[Tensor]) -> Tensor:
             return _window(node, x)
         case Flatten():
             return x.flatten(1)[:, :, None, None]
+        case Interleave():
+            return _interleave(node, x)
     raise TypeError(f"{node.name}: {type(node).__name__} has no float operation")
 
 
 def convolve(node: Conv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The node's convolution with other weights than its own, e.g. quantised ones."""
+    if isinstance(node, Deconv):
+        return _deconvolve(node, x, weight, bias)
     return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
+
+
+def _deconvolve(node: Deconv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    out, fan_in, *kernel = weight.shape
+    grouped = weight.reshape(node.groups, out // node.groups, fan_in, *kernel).transpose(1, 2)
+    weight = grouped.reshape(node.groups * fan_in, out // node.groups, *kernel)
+    extra = [
+        n - ((size - 1) * s - 2 * p + k)
+        for n, size, s, p, k in zip(node.shape[:2], x.shape[2:], node.stride, node.padding, kernel, strict=True)
+    ]
+    return F.conv_transpose2d(x, weight, bias, node.stride, node.padding, extra, node.groups)
+
+
+def _interleave(node: Interleave, x: Tensor) -> Tensor:
+    h, w, c = node.shape
+    y = x.new_zeros(x.shape[0], c, h, w)
+    for channel, row, column in node.blocks:
+        to, of = [], []
+        for first, size, inside, step in zip((row, column), x.shape[2:], (h, w), node.step, strict=True):
+            places = range(max(0, -(first // step)), min(size, (inside - 1 - first) // step + 1))
+            of.append(slice(places.start, max(places.start, places.stop)))
+            to.append(slice(first + places.start * step, first + places.stop * step, step) if len(places) else slice(0, 0))
+        y[:, :, to[0], to[1]] = x[:, channel : channel + c, of[0], of[1]]
+    return y
 
 
 def _window(node: Slice, x: Tensor) -> Tensor:

@@ -28,8 +28,10 @@ _NEAREST_MODULES: tuple[tuple[Any, str], ...] = (
         _NORM,
     ),
     ((nn.Softmax, nn.LogSoftmax, nn.Softmax2d), _SOFTMAX),
-    ((nn.ConvTranspose2d,), "nn.Conv2d can"),
-    ((nn.Upsample,), "a strided nn.Conv2d can be taken out of the encoder instead"),
+    (
+        (nn.ConvTranspose1d, nn.ConvTranspose3d),
+        "nn.ConvTranspose2d can, of one dimension with a height of 1: a kernel (1, K) on x[:, :, None]",
+    ),
     ((nn.Conv1d, nn.Conv3d), "nn.Conv2d can"),
     (
         (nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.Embedding, nn.Transformer,
@@ -55,9 +57,6 @@ _NEAREST_CALLS = {
     "einsum": _MATMUL,
     "conv1d": "nn.Conv2d can",
     "conv3d": "nn.Conv2d can",
-    "conv_transpose2d": "nn.Conv2d can",
-    "interpolate": _RESIZE,
-    "upsample": _RESIZE,
     "grid_sample": _RESIZE,
     "prelu": "F.leaky_relu can, its slope is the same for all channels",
     "stack": "torch.cat over channels can",

@@ -25,6 +25,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
@@ -34,7 +35,8 @@ from accelsim.int8.network import (
     Table,
     UInt8,
 )
-from accelsim.int8.walk import walk
+from accelsim.int8.phases import bias_groups, taps_of
+from accelsim.int8.walk import walk, windows
 from services.trainer.core import elementwise
 from services.trainer.core.loss import Labels, loss
 
@@ -178,6 +180,9 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
                 send(source, elementwise.move_channels(gradient, layer.order, shape[3]))
             case Slice():
                 send(source, _through_slice(layer, shape, gradient))
+            case Interleave():
+                for source, part in _through_interleave(layer, network, batch, gradient).items():
+                    send(source, part)
             case Mul():
                 first, second = layer.inputs
                 at_first, at_second = _through_mul(plane(first), plane(second), gradient)
@@ -191,7 +196,22 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
     for index, layer in network.convs():
         if index not in found:
             raise ValueError(f"layer {index} ({layer.name}): the network's output does not depend on it")
+    _as_one(network, found)
     return found
+
+
+def _as_one(network: Network, found: Gradients) -> None:
+    """The phases of a transposed convolution learn as the one filter that they are parts of.
+
+    Each tap is in one phase, so its gradient is there already; the bias is in all, and has the sum. What is 0 for there is no
+    tap has none.
+    """
+    for parts in bias_groups(network):
+        total = torch.stack([found[index][1][channels] for index, channels in parts]).sum(0)
+        for index, channels in parts:
+            found[index][1][channels] = total
+    for index, taps in taps_of(network).items():
+        found[index][0].mul_(torch.from_numpy(taps))
 
 
 def _limits(network: Network, layer: Layer) -> UInt8 | None:
@@ -269,6 +289,17 @@ def _through_slice(layer: Slice, shape: tuple[int, ...], gradient: Tensor) -> Te
         to.append(slice(offset + first * step, offset + max(first, end) * step, step))
     whole[tuple(to)] = gradient.permute(0, 2, 3, 1)[tuple(of)]
     return whole.permute(0, 3, 1, 2)
+
+
+def _through_interleave(layer: Interleave, network: Network, batch: int, gradient: Tensor) -> dict[int, Tensor]:
+    """Each gradient to the element that lies there, by operand."""
+    shapes = [network.shape_of(source) for source in layer.inputs]
+    found: dict[int, Tensor] = {}
+    for number, channels, of, to in windows(layer, shapes):
+        h, w, c = shapes[number]
+        whole = found.setdefault(layer.inputs[number], torch.zeros(batch, h, w, c).permute(0, 3, 1, 2))
+        whole[:, channels, of[0], of[1]] += gradient[:, :, to[0], to[1]]
+    return found
 
 
 def _through_mul(a: Tensor, b: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

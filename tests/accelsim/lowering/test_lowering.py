@@ -309,8 +309,16 @@ def test_convolutions_of_all_shapes(kernel: int, stride: int, padding: int, dila
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "softmax": (lambda: nn.Sequential(_conv(3, 8), nn.Softmax(1)), r"^1: Softmax.*leave it out"),
     "group norm": (lambda: nn.Sequential(_conv(3, 8), nn.GroupNorm(2, 8)), r"^1: GroupNorm.*BatchNorm2d"),
-    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 2)), r"^0: ConvTranspose2d.*Conv2d"),
-    "upsample": (lambda: Fn(lambda m, x: F.interpolate(x, scale_factor=2)), r"interpolate.*pooling"),
+    "transposed, dilated": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 2, dilation=2)),
+        r"dilation \(2, 2\).*=1 works",
+    ),
+    "transposed, weight computed": (
+        lambda: Fn(lambda m, x: F.conv_transpose2d(x, m.a(x)[:1, :3]), a=_conv(3, 3)),
+        r"weight is computed from an activation",
+    ),
+    "upsample": (lambda: nn.Sequential(_conv(3, 4), nn.Upsample(scale_factor=2, mode="bilinear")), r"bilinear.*nearest.*whole"),
+    "upsample by a half": (lambda: Fn(lambda m, x: F.interpolate(x, scale_factor=1.5)), r"1.5 by 1.5 times.*nearest.*whole"),
     "matmul": (lambda: Fn(lambda m, x: x @ x), r"matmul.*nn.Linear"),
     "reflect": (lambda: nn.Sequential(_conv(3, 8, padding_mode="reflect")), r"padding_mode='reflect'.*zeros"),
     "linear on an image": (lambda: nn.Linear(12, 4), r"linear layer on 4 dimensions.*flatten"),
@@ -327,7 +335,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"^sum: .*shapes may.*values.*may not",
     ),
     "transposed image": (lambda: Fn(lambda m, x: m.a(x.transpose(2, 3)), a=_conv(3, 3)), r"moves elements"),
-    "pixel shuffle": (lambda: nn.Sequential(_conv(3, 4), nn.PixelShuffle(2), _conv(1, 1)), r"moves elements"),
     "batch mixed": (lambda: Fn(lambda m, x: m.a(x.flip(0)), a=_conv(3, 3)), r"mixes the images"),
     "shapes that differ": (lambda: Fn(lambda m, x: m.a(x) + m.b(x), a=_conv(3, 3), b=_conv(3, 1)), r"one shape"),
     "image too small": (lambda: nn.Sequential(nn.Conv2d(3, 8, 14)), r"^0: gives an empty image.*larger images"),
