@@ -194,6 +194,10 @@ static void put_bytes_at(msgpack_packer *packer, const char *key, const void *da
 
 void put_tensor_at(msgpack_packer *packer, const char *key, const struct tensor *tensor) {
     put_text(packer, key);
+    put_tensor(packer, tensor);
+}
+
+void put_tensor(msgpack_packer *packer, const struct tensor *tensor) {
     msgpack_pack_map(packer, 3);
     put_text_at(packer, "dtype", tensor->dtype);
     put_text(packer, "shape");

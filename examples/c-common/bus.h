@@ -61,6 +61,7 @@ void put_text(msgpack_packer *packer, const char *text);
 void put_text_at(msgpack_packer *packer, const char *key, const char *text);
 void put_int_at(msgpack_packer *packer, const char *key, int64_t value);
 void put_bool_at(msgpack_packer *packer, const char *key, bool value);
+void put_tensor(msgpack_packer *packer, const struct tensor *tensor);
 void put_tensor_at(msgpack_packer *packer, const char *key, const struct tensor *tensor);
 
 #endif

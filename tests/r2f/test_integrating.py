@@ -9,11 +9,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
+from accelsim.datasets import load
 from accelsim.faults import Rates
 from broker.launch import launch
 from r2f import run, settings
@@ -46,7 +49,9 @@ def built(name: str, folder: Path) -> Path:
     lines = "".join(f"#include <{header}>\n" for header in headers)
     found = subprocess.run(["cc", "-E", "-xc", "-"], input=lines, capture_output=True, text=True, check=False)
     if found.returncode:
-        pytest.skip("libmosquitto-dev, libmsgpack-dev, libxxhash-dev or libcjson-dev is not here: the programs in C are not built")
+        pytest.skip(
+            "libmosquitto-dev, libmsgpack-dev, libxxhash-dev or libcjson-dev is not here: the programs in C are not built"
+        )
     made = subprocess.run(["make", f"OUT={folder}"], cwd=ROOT / "examples" / name, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     return folder / name
@@ -65,7 +70,9 @@ def beside(command: list[str], log: Path, env: dict[str, str] | None = None) -> 
         assert code == 0, log.read_text()
 
 
-def execute(asked: Settings, prepared: Path, folder: Path, external: Callable[[str], list[str]] | None = None) -> results.Result:
+def execute(
+    asked: Settings, prepared: Path, folder: Path, external: Callable[[str], list[str]] | None = None
+) -> results.Result:
     """The run on a broker of its own, where ``external`` (the broker's address to a command) stands in for one of our services."""
     shutil.copytree(prepared, folder)
 
@@ -98,6 +105,61 @@ def test_a_voter_in_c_gives_the_model_that_ours_gives(
     assert theirs == ours
     assert "dropped" not in (tmp_path / "theirs" / "external.log").read_text()
     assert not (tmp_path / "theirs" / "logs" / "voter.log").exists(), "ours did not run"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as the agent in C reads them: the files in an .npz."""
+    folder, data = tmp_path_factory.mktemp("digits"), load("digits")
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.save(folder / f"{name}.npy", getattr(data, name))
+    return folder
+
+
+CLEAN = msgspec.structs.replace(
+    FAULTY,
+    rates=Rates(input=0.0, weight=0.0, output=0.0),
+    recipe=msgspec.structs.replace(PAPER, flip=True, shift=1),
+    scheme=Scheme(protected=(0,), referee=False),
+)
+"""A device without faults: another program's outputs are then the same integers, and so is the model. With views."""
+
+
+@pytest.mark.parametrize("packet", [None, 4096], ids=["in packets of 127 KiB", "of 4 KiB"])
+def test_an_agent_in_c_gives_the_model_that_ours_gives(
+    packet: int | None,
+    photographs: Path,
+    prepare: Callable[[Settings, Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = built("c-agent", tmp_path)
+    prepare(CLEAN, tmp_path / "prepared")
+    ours = execute(CLEAN, tmp_path / "prepared", tmp_path / "ours")
+    if packet is not None:
+        monkeypatch.setenv("R2F_PACKET_BYTES", str(packet))
+    asked = msgspec.structs.replace(CLEAN, external=("agent",))
+    theirs = execute(
+        asked, tmp_path / "prepared", tmp_path / "theirs", lambda url: [str(agent), url, "edge-0", str(photographs)]
+    )
+    assert theirs == ours
+    assert "dropped" not in (tmp_path / "theirs" / "external.log").read_text()
+
+
+@pytest.mark.parametrize("codec", ["chained", "direct"])
+def test_an_agent_in_c_whose_chip_makes_errors_is_retrained(
+    codec: Literal["chained", "direct"], photographs: Path, prepare: Callable[[Settings, Path], None], tmp_path: Path
+) -> None:
+    """Its errors are its own, and every one of them reaches the trainer: no layer is left with another digest."""
+    agent = built("c-agent", tmp_path)
+    asked = msgspec.structs.replace(FAULTY, scheme=Scheme(codec=codec), external=("agent",), iterations=5)
+    prepare(asked, tmp_path / "prepared")
+    command = lambda url: [str(agent), url, "edge-0", str(photographs)]  # noqa: E731
+    once = execute(asked, tmp_path / "prepared", tmp_path / "once", command)
+    again = execute(asked, tmp_path / "prepared", tmp_path / "again", command)
+    assert once == again, "the same run gives the same faults"
+    faultless = execute(msgspec.structs.replace(asked, external=()), tmp_path / "prepared", tmp_path / "ours")
+    assert once != faultless
 
 
 def test_what_is_external_needs_a_broker_that_it_can_find() -> None:
