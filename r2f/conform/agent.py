@@ -1,4 +1,4 @@
-"""What an agent must do (docs/bus.md), with a tiny network, against the reference's integers. The kit is its server and its voter."""
+"""What an agent must do (docs/bus.md), on a tiny network, by the reference's integers. The kit is its server and voter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from accelsim.faults import Rates
 from accelsim.int8 import storage
 from accelsim.int8.network import INPUT, Activation, Conv, Network, Shape
 from accelsim.int8.walk import walk
+from r2f.conform.inline import array, equal, tiny
 from r2f.conform.probe import Check, Failed, Probe, Skipped, damaged, present, survives
 from services.bus import encoding
-from services.bus.encoding import inline, view
+from services.bus.encoding import inline
 from services.bus.messages import (
     Ack,
     Command,
@@ -32,7 +33,6 @@ from services.bus.messages import (
     Replicas,
     SetMode,
     State,
-    Tensor,
     Voted,
 )
 from services.scheme import Scheme, View
@@ -44,23 +44,6 @@ CLEAN = Rates(input=0.0, weight=0.0, accumulator=0.0, output=0.0)
 DIRECT = Scheme(codec="direct")
 CHAINED = Scheme(referee=False)
 Split = Literal["train", "test"]
-
-
-def tiny(shape: Shape) -> Network:
-    """A network of three MAC layers, a max pool and a flatten, for images of (H, W, C), 8 by 8 at least; the same each time."""
-    import torch  # slow to import, and no other role needs it
-    from torch import nn
-
-    from accelsim.lowering import lower
-
-    torch.manual_seed(0)
-    height, width, channels = shape
-    module = nn.Sequential(
-        nn.Conv2d(channels, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(8 * ((height + 1) // 4) * ((width + 1) // 4), 10),
-    )  # fmt: skip
-    images = np.random.default_rng(0).integers(0, 256, (16, *shape), np.uint8)
-    return lower(module.eval(), images, (0.5,) * channels, (0.5,) * channels, name="conform")
 
 
 @dataclass(slots=True)
@@ -102,7 +85,13 @@ class Server:
 
     async def forward(self, probe: Probe, mode: Literal["training", "inference"], **more: Any) -> tuple[Forward, Pass, str]:
         """Run a pass and collect it. Raises Failed where it is refused or does not come whole."""
-        fields: dict[str, Any] = {"iteration": next(self.numbers), "attempt": 0, "version": 1, "split": "train", "samples": (1, 0, 2)}
+        fields: dict[str, Any] = {
+            "iteration": next(self.numbers),
+            "attempt": 0,
+            "version": 1,
+            "split": "train",
+            "samples": (1, 0, 2),
+        }
         asked = Forward(session=probe.session, mode=mode, **fields | more)
         sent = f"a forward, {mode}, iteration {asked.iteration}"
         await probe.send("down/forward", asked)
@@ -118,7 +107,9 @@ class Server:
             match message:
                 case None:
                     have = sorted(layer.index for layer in found.layers)
-                    raise Failed(sent, "Inputs and every MAC layer" if asked.mode == "training" else "up/outputs", f"layers {have}")
+                    raise Failed(
+                        sent, "Inputs and every MAC layer" if asked.mode == "training" else "up/outputs", f"layers {have}"
+                    )
                 case Ack(of="forward", ok=False):
                     raise Failed(sent, "the pass", f"a refusal: {message.error}")
                 case Inputs():
@@ -157,7 +148,11 @@ class Server:
                     away = int(np.abs(run.astype(np.int32) - expected.astype(np.int32)).max())
                     if exact and away > self.steps:
                         share = float(np.mean(run == expected))
-                        raise Failed(sent, f"layer {index} within {self.steps} steps of the reference", f"{away} steps away, {share:.2%} equal")
+                        raise Failed(
+                            sent,
+                            f"layer {index} within {self.steps} steps of the reference",
+                            f"{away} steps away, {share:.2%} equal",
+                        )
                 values[index] = _actual(by_index[index], sent)
 
 
@@ -168,13 +163,6 @@ async def acknowledged(probe: Probe, of: Command, seq: int, sent: str, *, ok: bo
         said = "nothing in time" if ack is None else f"ok: {ack.ok}, error {ack.error!r}"
         raise Failed(sent, f"an Ack of {of} {seq} with ok: {ok}{'' if ok else ' and the reason'}", said)
     return ack
-
-
-def array(tensor: Tensor, where: str, sent: str) -> npt.NDArray[Any]:
-    """A tensor's elements. Raises Failed for one in shared memory."""
-    if tensor.data is None:
-        raise Failed(sent, f"{where} inline", "a tensor in shared memory; start the program with R2F_SHM_DIR=")
-    return view(tensor)
 
 
 def _actual(layer: LayerReplicas, sent: str) -> Activation:
@@ -246,14 +234,14 @@ def checks(shape: Shape, steps: int) -> Sequence[Check]:
         """The same pass again gives the same bytes."""
         asked, before, sent = await server.forward(probe, "training")
         _, again, _ = await server.forward(probe, "training", iteration=asked.iteration, attempt=1)
-        if before.layers != again.layers or not np.array_equal(before.images, again.images):
+        if before.layers != again.layers or not equal(before.images, again.images):
             raise Failed(f"{sent}, and attempt 1", "the same bytes", "others")
 
     async def order(probe: Probe) -> None:
         """Samples come in the order that was asked for."""
         _, found, sent = await server.forward(probe, "training", samples=(0, 2, 1))
         expected = None if "direct" not in first else first["direct"].images
-        if expected is not None and not np.array_equal(found.images, expected[[1, 2, 0]]):
+        if expected is not None and not equal(found.images, expected[[1, 2, 0]]):
             raise Failed(sent + ", samples 0, 2, 1", "the images of 1, 0, 2 in that order", "others")
 
     async def chained(probe: Probe) -> None:
@@ -278,7 +266,7 @@ def checks(shape: Shape, steps: int) -> Sequence[Check]:
         _, found, sent = await server.forward(probe, "training", view=asked)
         if found.view != asked:
             raise Failed(sent, f"Inputs with {asked}", f"{found.view}")
-        if "direct" in first and not np.array_equal(found.images, first["direct"].images):
+        if "direct" in first and not equal(found.images, first["direct"].images):
             raise Failed(sent, "the images as they were before the view", "others")
         server.compare(found, sent, 1)
 
@@ -352,7 +340,9 @@ def checks(shape: Shape, steps: int) -> Sequence[Check]:
     async def early(probe: Probe) -> None:
         """A forward that comes before its network waits for it."""
         number = next(server.numbers)
-        asked = Forward(session=probe.session, iteration=number, attempt=0, mode="training", version=3, split="train", samples=(0,))
+        asked = Forward(
+            session=probe.session, iteration=number, attempt=0, mode="training", version=3, split="train", samples=(0,)
+        )
         await probe.send("down/forward", asked)
         if await probe.hear(Replicas, within_s=0.5) is not None:
             raise Failed("a forward of version 3, which it has not", "nothing yet", "a pass")
@@ -365,14 +355,16 @@ def checks(shape: Shape, steps: int) -> Sequence[Check]:
         """A forward of another run is not run; a new run begins without a network."""
         stray = Forward(session="another-run", iteration=5, attempt=0, mode="training", version=1, split="train", samples=(0,))
         await probe.send("down/forward", stray)
-        if await probe.hear(Inputs, lambda message: message.session == "another-run", 0.5) is not None:
+        if await probe.hear(Inputs, within_s=0.5) is not None:
             raise Failed("a forward of another run", "nothing", "a pass")
         probe.session += "-next"
         await server.mode(probe, "training", DIRECT)
         early = msgspec.structs.replace(stray, session=probe.session)
         await probe.send("down/forward", early)
         if await probe.hear(Inputs, within_s=0.5) is not None:
-            raise Failed("a forward of a new run, before its network", "nothing yet", "a pass with the network of the run before")
+            raise Failed(
+                "a forward of a new run, before its network", "nothing yet", "a pass with the network of the run before"
+            )
         await server.model(probe, 1)
         await server._collected(probe, early, "a forward of a new run, then its network")
 
@@ -399,14 +391,9 @@ def checks(shape: Shape, steps: int) -> Sequence[Check]:
             _, found, sent = await server.forward(probe, "training")
             server.compare(found, sent, 1)
 
-        await present(probe, "agent") if "agent" not in probe.states else None
         await survives(probe, "agent", packets, alive)
-
-    async def clear(probe: Probe) -> None:
-        """Nothing of the kit stays behind on the broker."""
-        await probe.raw("down/mode", b"", retain=True)
 
     return (
         there, told, direct, repeated, order, chained, protected, viewed, inference, faulty, unknown, broken, chunked, early,
-        other_session, hostile, clear,
+        other_session, hostile,
     )  # fmt: skip

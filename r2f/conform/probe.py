@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from services.bus.address import BusError, Tls, broker_address
 from services.bus.chunks import CHUNK, split
 from services.bus.messages import Ack, Chunk, Manifest, Message, State
 
+SETTLE_S = 2.0
+"""A service may say that it is there before it listens (docs/bus.md, "Names"); what is sent meanwhile goes unheard."""
 Word = Literal["PASS", "FAIL", "SKIP"]
 M = TypeVar("M", bound=Message)
 
@@ -75,7 +78,9 @@ class Probe:
         for part in parts:
             await self.raw(key, part, retain=retain)
 
-    async def hear(self, kind: type[M], wanted: Callable[[M], bool] = lambda _: True, within_s: float | None = None) -> M | None:
+    async def hear(
+        self, kind: type[M], wanted: Callable[[M], bool] = lambda _: True, within_s: float | None = None
+    ) -> M | None:
         """The next message of a type that is wanted; others are passed over. None where none comes in time."""
         until = time.monotonic() + (self.within_s if within_s is None else within_s)
         while (left := until - time.monotonic()) > 0:
@@ -139,10 +144,13 @@ async def present(probe: Probe, service: str) -> State:
     if state is None or not state.online:
         said = "none" if state is None else "online: false"
         raise Failed("nothing", f"a retained state/{service} with online: true", said)
+    await asyncio.sleep(min(SETTLE_S, probe.within_s / 4))
     return state
 
 
-async def survives(probe: Probe, service: str, hostile: Sequence[tuple[str, str, bytes]], alive: Callable[[], Awaitable[None]]) -> None:
+async def survives(
+    probe: Probe, service: str, hostile: Sequence[tuple[str, str, bytes]], alive: Callable[[], Awaitable[None]]
+) -> None:
     """Send each of (what, topic, bytes), and see after each that the program does its work as before.
 
     Raises Failed naming the first that it did not take well: it died, started anew, or answered it.
@@ -181,4 +189,7 @@ def damaged(message: Message) -> Iterator[tuple[str, bytes]]:
     whole = msgspec.structs.replace(manifest, length=600, chunk=300)
     yield "a manifest whose digest is another's", encoding.encode(whole)
     for index in (0, 1, 2**40):
-        yield f"chunk {index} of it", encoding.encode(Chunk(session=message.session, digest=digest, index=index, data=good[:300].ljust(300)))
+        yield (
+            f"chunk {index} of it",
+            encoding.encode(Chunk(session=message.session, digest=digest, index=index, data=good[:300].ljust(300))),
+        )

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from accelsim.int8.network import Activation
+from r2f.conform.inline import array
 from r2f.conform.probe import Check, Failed, Probe, damaged, present, survives
 from services.bus import encoding
 from services.bus.chunks import split
 from services.bus.encoding import inline, view
-from services.bus.messages import LayerReplicas, Manifest, Replicas, Tensor, Voted
+from services.bus.messages import LayerReplicas, Manifest, Replicas, Voted
 from services.scheme import Vote
 from services.voter.core.ballot import count
 
@@ -27,23 +28,20 @@ def _runs(number: int, *, dtype: Any = np.int8, seed: int = 0, shape: tuple[int,
     info = np.iinfo(dtype)
     generator = np.random.default_rng([seed, number])
     base = generator.integers(info.min, info.max + 1, shape, dtype)
-    return [np.where(generator.random(shape) < 0.4, generator.integers(info.min, info.max + 1, shape, dtype), base) for _ in range(number)]
+    return [
+        np.where(generator.random(shape) < 0.4, generator.integers(info.min, info.max + 1, shape, dtype), base)
+        for _ in range(number)
+    ]
 
 
 def _layer(index: int, runs: Sequence[Activation], **more: Any) -> LayerReplicas:
-    tensors = {name: inline(value) if isinstance(value, np.ndarray) else value for name, value in more.items()}
+    tensors: dict[str, Any] = {name: inline(value) if isinstance(value, np.ndarray) else value for name, value in more.items()}
     return LayerReplicas(index=index, replicas=tuple(map(inline, runs)), **tensors)
 
 
 def _question(probe: Probe, *layers: LayerReplicas, vote: Vote = "median", iteration: int = 1, **more: Any) -> Replicas:
-    same = {"session": probe.session, "attempt": 0, "segment": 0, "mode": "training"} | more
+    same: dict[str, Any] = {"session": probe.session, "attempt": 0, "segment": 0, "mode": "training"} | more
     return Replicas(iteration=iteration, vote=vote, layers=layers, **same)
-
-
-def _array(tensor: Tensor, where: str, sent: str) -> npt.NDArray[Any]:
-    if tensor.data is None:
-        raise Failed(sent, f"{where} inline", "a tensor in shared memory; start the voter with R2F_SHM_DIR=")
-    return view(tensor)
 
 
 def _compare(question: Replicas, answer: Voted | None, sent: str) -> None:
@@ -54,20 +52,24 @@ def _compare(question: Replicas, answer: Voted | None, sent: str) -> None:
         if getattr(answer, name) != getattr(question, name):
             raise Failed(sent, f"{name} {getattr(question, name)}", f"{getattr(answer, name)}")
     if [layer.index for layer in answer.layers] != [layer.index for layer in question.layers]:
-        raise Failed(sent, f"layers {[layer.index for layer in question.layers]}", f"{[layer.index for layer in answer.layers]}")
+        raise Failed(
+            sent, f"layers {[layer.index for layer in question.layers]}", f"{[layer.index for layer in answer.layers]}"
+        )
     for asked, voted in zip(question.layers, answer.layers, strict=True):
         runs = [view(run) for run in asked.replicas]
         positions, values = (None if one is None else view(one) for one in (asked.positions, asked.values))
         ballot = count(runs, question.vote, protected=asked.protected, positions=positions, values=values)
-        actual = view(asked.replicas[0] if asked.actual is None else asked.actual) if ballot.protected is None else ballot.protected
-        _same(actual, _array(voted.actual, "actual", sent), "actual", sent)
+        actual = (
+            view(asked.replicas[0] if asked.actual is None else asked.actual) if ballot.protected is None else ballot.protected
+        )
+        _same(actual, array(voted.actual, "actual", sent), "actual", sent)
         if voted.direct != asked.direct:
             raise Failed(sent, f"direct {asked.direct}", f"{voted.direct}")
         if ballot.vote is None:
             if voted.vote is not None:
                 raise Failed(sent, "no vote over one execution", "a vote")
         elif voted.vote is not None:
-            _same(ballot.vote, _array(voted.vote, "vote", sent), "vote", sent)
+            _same(ballot.vote, array(voted.vote, "vote", sent), "vote", sent)
         elif (question.mode == "training" and not asked.direct) or asked.awaited:  # nobody else reads it
             raise Failed(sent, "a vote", "none")
 
@@ -127,7 +129,9 @@ async def _values(probe: Probe) -> None:
     runs = _runs(5)
     positions = np.flatnonzero(np.random.default_rng(1).random(runs[0].size) < 0.3).astype(np.int32)
     values = np.random.default_rng(2).integers(-128, 128, positions.size, np.int8)
-    await _ask(probe, _question(probe, _layer(0, runs, positions=positions, values=values)), "five executions and values at positions")
+    await _ask(
+        probe, _question(probe, _layer(0, runs, positions=positions, values=values)), "five executions and values at positions"
+    )
     whole = np.random.default_rng(3).integers(-128, 128, runs[0].size, np.int8)
     await _ask(probe, _question(probe, _layer(0, _runs(1), values=whole)), "one execution and values of the whole layer")
 
@@ -137,7 +141,9 @@ async def _two(probe: Probe) -> None:
     first, second = _runs(2)
     positions = np.flatnonzero(first.reshape(-1) != second.reshape(-1)).astype(np.int32)
     values = np.random.default_rng(4).integers(-128, 128, positions.size, np.int8)
-    await _ask(probe, _question(probe, _layer(0, [first, second], positions=positions, values=values)), "two executions and values")
+    await _ask(
+        probe, _question(probe, _layer(0, [first, second], positions=positions, values=values)), "two executions and values"
+    )
 
 
 async def _actual(probe: Probe) -> None:
@@ -149,9 +155,8 @@ async def _actual(probe: Probe) -> None:
 async def _protected(probe: Probe) -> None:
     """Of a protected layer the vote of the first three executions goes on, also in inference mode."""
     await _ask(probe, _question(probe, _layer(0, _runs(7), protected=True)), "seven executions of a protected layer")
-    await _ask(
-        probe, _question(probe, _layer(0, _runs(3), protected=True), vote="bitwise", mode="inference"), "a protected layer, inference"
-    )  # fmt: skip
+    question = _question(probe, _layer(0, _runs(3), protected=True), vote="bitwise", mode="inference")
+    await _ask(probe, question, "a protected layer in inference mode")
 
 
 async def _direct(probe: Probe) -> None:
@@ -205,7 +210,6 @@ async def _disordered(probe: Probe) -> None:
 
 async def _hostile(probe: Probe) -> None:
     """What is no question is dropped, and the next question answered."""
-    await present_again(probe)
     good = _question(probe, _layer(0, _runs(3)))
     wrong = {
         "replicas of different shapes": _layer(0, [_runs(1)[0], np.zeros((1, 1, 1, 1), np.int8), _runs(1)[0]]),
@@ -213,12 +217,17 @@ async def _hostile(probe: Probe) -> None:
         "no replicas": LayerReplicas(index=0, replicas=()),
         "two replicas that differ, without values": _layer(0, _runs(2)),
         "four replicas": _layer(0, _runs(4)),
-        "a position behind the end": _layer(0, _runs(3), positions=np.array([2**31 - 1], np.int32), values=np.zeros(1, np.int8)),
+        "a position behind the end": _layer(
+            0, _runs(3), positions=np.array([2**31 - 1], np.int32), values=np.zeros(1, np.int8)
+        ),
         "a position before the beginning": _layer(0, _runs(3), positions=np.array([-1], np.int32), values=np.zeros(1, np.int8)),
         "positions that fall": _layer(0, _runs(3), positions=np.array([5, 4], np.int32), values=np.zeros(2, np.int8)),
         "more values than positions": _layer(0, _runs(3), positions=np.array([5], np.int32), values=np.zeros(2, np.int8)),
     }
-    packets = [*damaged(good), *((what, encoding.encode(_question(probe, layer, iteration=99))) for what, layer in wrong.items())]
+    packets = [
+        *damaged(good),
+        *((what, encoding.encode(_question(probe, layer, iteration=99))) for what, layer in wrong.items()),
+    ]
     for what, shape, data in (
         ("a tensor with too few bytes", [2, 3], b"12345"),
         ("a tensor whose size overflows", [2**32, 2**32], b""),
@@ -234,12 +243,6 @@ async def _hostile(probe: Probe) -> None:
         await _ask(probe, question, "a right question")
 
     await survives(probe, "voter", [(what, "edge/replicas", payload) for what, payload in packets], alive)
-
-
-async def present_again(probe: Probe) -> None:
-    """Its State, as it is now, known to the probe."""
-    if "voter" not in probe.states:
-        await present(probe, "voter")
 
 
 CHECKS: Sequence[Check] = (

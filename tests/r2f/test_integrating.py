@@ -73,7 +73,7 @@ def beside(command: list[str], log: Path, env: dict[str, str] | None = None) -> 
 def execute(
     asked: Settings, prepared: Path, folder: Path, external: Callable[[str], list[str]] | None = None
 ) -> results.Result:
-    """The run on a broker of its own, where ``external`` (the broker's address to a command) stands in for one of our services."""
+    """The run on a broker of its own, where ``external``, a command by the broker's address, stands in for one of ours."""
     shutil.copytree(prepared, folder)
 
     async def on_broker() -> None:
