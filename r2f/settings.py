@@ -32,6 +32,9 @@ DEVICES_OWN = "device"
 Devices = Annotated[str, Meta(min_length=1, max_length=1 << 18)]
 
 
+External = Annotated[tuple[Literal["agent", "voter", "codec-device"], ...], Meta(max_length=3)]
+
+
 RecipeName = Literal["ours", "paper"]
 """Of the recipes that ``--recipe`` takes; what a run was given is in its own settings, one by one."""
 PLAIN: dict[str, Any] = {"recipe": PAPER, "labels": "device", "iterations": 100, "sgd": Sgd(rate=1e-3, clip=5.0)}
@@ -88,6 +91,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A broker that is there already, without its password; None starts one."""
     launch: bool = True
     """Start the device's and the codec's services; False where they run elsewhere."""
+    external: External = ()
+    """Of the services that are started: those of the device that are not, for programs of somebody else do their work."""
     trainer: bool = True
     """Start the trainer; False where one waits for runs below the folder that this run's is in."""
     embedded: bool = False
@@ -191,6 +196,9 @@ OPTIONS: dict[str, Option] = {
     "live": Option("live", "Make the link real: a shaping proxy between two brokers.", PIPELINE),
     "broker": Option("broker", "A broker that runs already; one is started where not given.", PIPELINE),
     "launch": Option("launch", "Start the services too; the default without --broker.", PIPELINE),
+    "external": Option(
+        "external", "Services not started, for other programs are: agent, voter, codec-device, with commas.", PIPELINE
+    ),
     "trainer": Option("trainer", "Start the trainer too; without, one waits: services.trainer --next OUT.", PIPELINE),
     "embedded": Option("embedded", "Start the embedded broker even where Mosquitto is installed.", PIPELINE),
 }
@@ -235,7 +243,10 @@ def parse(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
     for name in (name for name in OPTIONS if name in typed):
         settings = _replaced(settings, OPTIONS[name].field.split("."), typed[name])
     if "launch" not in typed and typed.get("broker") is not None:
-        settings = msgspec.structs.replace(settings, launch=False)
+        settings = msgspec.structs.replace(settings, launch=bool(settings.external))
+    if settings.external and (settings.broker is None or not settings.launch):
+        what = "without --launch none is started" if settings.broker else "give --broker, on which it is to be found"
+        raise SettingsError(f"--external {','.join(settings.external)}: {what}")
     return settings
 
 
@@ -301,6 +312,8 @@ def _typed(name: str, value: Any) -> Any:
         raise SettingsError(f"--{name} {_said(value)}: {_plain(str(error), bounds(name))}") from None
     if isinstance(found, float) and not math.isfinite(found):
         raise SettingsError(f"--{name} {found}: expected a finite number")
+    if name == "external":
+        return tuple(dict.fromkeys(found))
     if name == "protect":
         return tuple(sorted(set(found)))
     if name == "device":
@@ -362,6 +375,10 @@ def _indices(name: str, text: str) -> tuple[int, ...]:
     return found
 
 
+def _several(name: str, text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _share(name: str, text: str) -> float:
     number, percent, rest = text.strip().partition("%")
     try:
@@ -374,7 +391,7 @@ def _share(name: str, text: str) -> float:
 
 
 _WORDS: dict[str, Callable[[str, str], Any]] = {
-    "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices,
+    "external": _several, "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices,
 }  # fmt: skip
 """Settings that a command line writes in words of their own: several numbers, or a share."""
 
