@@ -27,10 +27,11 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
-from accelsim.int8.walk import walk
+from accelsim.int8.walk import dense, walk
 
 _Bounded = Conv | Add | Concat | MeanPool | Mul
 _OPSET = 17
@@ -209,9 +210,11 @@ class Model:
                 product = self.cast(self.add("Mul", wide), TensorProto.FLOAT)
                 return self.requantise(product, layer.multiplier, layer)
             case Table():
-                first = 128 if dtypes[0] == np.int8 else 0
-                places = self.add("Add", [self.cast(operands[0], TensorProto.INT32), self.constant(first, np.int32)])
-                return self.add("Gather", [self.constant(layer.table, layer.dtype), places], axis=0)
+                zero = 128 if dtypes[0] == np.int8 else 0
+                tables = np.arange(0, layer.table.size, 256).reshape(1, -1, 1, 1)
+                first = self.constant(zero if layer.table.ndim == 1 else zero + tables, np.int32)
+                places = self.add("Add", [self.cast(operands[0], TensorProto.INT32), first])
+                return self.add("Gather", [self.constant(layer.table.reshape(-1), layer.dtype), places], axis=0)
             case Channels():
                 return self.add("Gather", [operands[0], self.constant(layer.order, np.int64)], axis=1)
             case Flatten():
@@ -220,6 +223,8 @@ class Model:
                 return self._slice(layer, operands[0], shapes[0])
             case Interleave():
                 return self._interleave(layer, operands, shapes)
+            case Resample():
+                return self._resample(layer, operands[0], shapes[0])
             case _:
                 assert_never(layer)
 
@@ -304,6 +309,18 @@ class Model:
         y = self.add("Reshape", [y, self.constant([0, c, grid[0] * sy, grid[1] * sx], np.int64)])
         ends = [self.constant(v, np.int64) for v in ([0, 0], [h, w], [2, 3])]
         return self.add("Slice", [y, *ends])
+
+    def _resample(self, layer: Resample, x: str, shape: tuple[int, int, int]) -> str:
+        if layer.moves:
+            for axis, places in ((2, layer.rows), (3, layer.columns)):
+                x = self.add("Gather", [x, self.constant(places[:, 0], np.int64)], axis=axis)
+            return x
+        # In float64 the sums are exact, whatever their order.
+        wide = self.cast(x, TensorProto.DOUBLE)
+        by_row = self.constant(dense(layer.rows, layer.row_weights, shape[0]), np.float64)
+        by_column = self.constant(dense(layer.columns, layer.column_weights, shape[1]).T, np.float64)
+        total = self.add("MatMul", [self.add("MatMul", [by_row, wide]), by_column])
+        return self.cast(self.rounded(self.cast(total, TensorProto.FLOAT), layer.multiplier), layer.dtype)
 
     def finish(self, inputs: list[Any], outputs: list[Any]) -> bytes:
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.constants)

@@ -20,6 +20,7 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -62,6 +63,10 @@ def every_layer() -> Network:
         Interleave(
             **here | {"shape": (4, 4, 2)}, name="interleave", step=(2, 2), blocks=np.array([[0, 0, 1, 1]], np.int32),
             taps=np.zeros((0, 2), np.int32),
+        ),
+        Resample(
+            **here, name="resample", rows=np.zeros((2, 1), np.int32), row_weights=np.ones((2, 1), np.int32),
+            columns=np.zeros((2, 1), np.int32), column_weights=np.ones((2, 1), np.int32), multiplier=1.0,
         ),
     )  # fmt: skip
     table = np.zeros((2, 256), np.int8)

@@ -27,6 +27,7 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -136,7 +137,7 @@ def _arguments(name: str, layer: Layer) -> tuple[list[str], list[object]]:
         case MeanPool():
             return [], [*layer.kernel, *layer.stride, *layer.padding, _float(layer.multiplier), layer.low, layer.high]
         case Table():
-            arrays, numbers = {"table": layer.table.view(np.uint8)}, ()
+            arrays, numbers = {"table": layer.table.view(np.uint8)}, (layer.table.size // 256,)
         case Channels():
             arrays, numbers = {"order": layer.order}, ()
         case Flatten():
@@ -145,6 +146,12 @@ def _arguments(name: str, layer: Layer) -> tuple[list[str], list[object]]:
             return [], [*layer.offset, *layer.step]
         case Interleave():
             return [_array(f"{name}_blocks", layer.blocks)], [f"{name}_blocks", len(layer.blocks), *layer.step]
+        case Resample():
+            arrays = {"rows": layer.rows, "row_weights": layer.row_weights}
+            arrays |= {"columns": layer.columns, "column_weights": layer.column_weights}
+            made = [_array(f"{name}_{key}", array) for key, array in arrays.items()]
+            counts = (layer.rows.shape[1], layer.columns.shape[1])
+            return made, [*(f"{name}_{key}" for key in arrays), *counts, _float(layer.multiplier)]
         case _:
             assert_never(layer)
     return [_array(f"{name}_{key}", array) for key, array in arrays.items()], [*(f"{name}_{key}" for key in arrays), *numbers]

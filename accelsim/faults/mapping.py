@@ -43,6 +43,7 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -244,7 +245,7 @@ def _sources(network: Network, layer: Layer) -> list[tuple[int, tuple[Node, ...]
             return [(0, ((source, c),) if _is_depthwise(layer) else ()) for c in range(count)]
         case Add() | Mul():
             return [(0, tuple((operand, c) for operand in layer.inputs)) for c in range(count)]
-        case Table() | MaxPool() | MeanPool():
+        case Table() | MaxPool() | MeanPool() | Resample():
             return [(0, ((source, c),)) for c in range(count)]
         case Concat():
             sizes = [network.shape_of(operand)[2] for operand in layer.inputs]

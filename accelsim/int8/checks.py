@@ -25,6 +25,7 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Shape,
     Slice,
     Table,
@@ -34,6 +35,8 @@ from accelsim.int8.network import (
 
 MAX_LAYERS = 1 << 14
 _MAX_ELEMENTS = 1 << 28
+MOST_STEPS = 1 << 22
+"""Largest sum of a Resample's weights over rows and columns: times 255 it is an int32"""
 
 
 class NetworkError(ValueError):
@@ -109,6 +112,8 @@ def _check_layer(layer: Layer, operands: list[_Operand], where: str) -> None:
             _check_slice(layer, operands, where)
         case Interleave():
             _check_interleave(layer, operands, where)
+        case Resample():
+            _check_resample(layer, operands, where)
         case _:
             assert_never(layer)
 
@@ -193,8 +198,9 @@ def _check_mean(layer: MeanPool, operands: list[_Operand], where: str) -> None:
 def _check_table(layer: Table, operands: list[_Operand], where: str) -> None:
     shape = _one(operands, where).shape
     _require(layer.shape == shape, f"{where}: shape {layer.shape} of a table, its operand has {shape}")
-    _check_array(f"{where}: table", layer.table, np.int8 if layer.signed else np.uint8, (256,))
-    _check_array(f"{where}: slope", layer.slope, np.float32, (256,))
+    size = (256,) if layer.table.ndim == 1 else (shape[2], 256)
+    _check_array(f"{where}: table", layer.table, np.int8 if layer.signed else np.uint8, size)
+    _check_array(f"{where}: slope", layer.slope, np.float32, size)
     _require(bool(np.isfinite(layer.slope).all()), f"{where}: slope is not finite")
 
 
@@ -259,6 +265,30 @@ def _check_interleave(layer: Interleave, operands: list[_Operand], where: str) -
         phase = (row % layer.step[0], column % layer.step[1])
         _require(phase not in seen, f"{where}: block {block} lies where an earlier one does")
         seen.add(phase)
+
+
+def _check_resample(layer: Resample, operands: list[_Operand], where: str) -> None:
+    operand = _one(operands, where)
+    _check_moved(layer, operand, where)
+    _require(layer.shape[2] == operand.shape[2], f"{where}: {layer.shape[2]} channels, the operand has {operand.shape[2]}")
+    total = 1
+    for what, size, inside, places, weights in (
+        ("row", layer.shape[0], operand.shape[0], layer.rows, layer.row_weights),
+        ("column", layer.shape[1], operand.shape[1], layer.columns, layer.column_weights),
+    ):
+        count = places.shape[1] if places.ndim == 2 else 0
+        _require(0 < count <= 64, f"{where}: {count} {what}s a pixel, expected 1 to 64")
+        _check_array(f"{where}: {what}s", places, np.int32, (size, count))
+        _check_array(f"{where}: {what}_weights", weights, np.int32, (size, count))
+        _require(bool(((places >= 0) & (places < inside)).all()), f"{where}: {what}s must be below {inside}")
+        sums = weights.sum(axis=1, dtype=np.int64)
+        _require(
+            bool((weights >= 0).all() and sums[0] > 0 and (sums == sums[0]).all() and sums[0] <= MOST_STEPS),
+            f"{where}: {what}_weights must be 0 or more, with one sum of 1 to {MOST_STEPS}",
+        )
+        total *= int(sums[0])
+    _require(total <= MOST_STEPS, f"{where}: a mean in steps of 1/{total}, expected at most 1/{MOST_STEPS}")
+    _check_multipliers((layer.multiplier,), [operand_multiplier(1.0, 1.0, total)], where)
 
 
 def _one(operands: list[_Operand], where: str) -> _Operand:

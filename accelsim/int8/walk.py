@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
-from accelsim.int8.network import Interleave, Layer, Network, Shape
+import numpy as np
+
+from accelsim.int8.network import Int32, Interleave, Layer, Network, Shape
 
 T = TypeVar("T")
 Window = tuple[slice, slice]
@@ -49,3 +51,10 @@ def windows(layer: Interleave, shapes: list[Shape]) -> Iterator[tuple[int, slice
             to.append(slice(at + begin * step, at + (end - 1) * step + 1, step))
         if all(part.stop > part.start for part in of):
             yield number, slice(channel, channel + layer.shape[2]), (of[0], of[1]), (to[0], to[1])
+
+
+def dense(places: Int32, weights: Int32, size: int) -> Int32:
+    """(H, size): of a ``Resample``'s rows (H, A), or columns, the weight of each place, which may be named twice."""
+    matrix = np.zeros((len(places), size), np.int32)
+    np.add.at(matrix, (np.arange(len(places))[:, None], places), weights)
+    return matrix

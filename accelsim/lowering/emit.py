@@ -100,11 +100,19 @@ def _layer(index: int, choice: Choice) -> net.Layer:
             )  # fmt: skip
         case real.Pointwise():
             table, slope = _table(node, operands[0], choice.levels[node.inputs[0]], scale, low, high)
-            return net.Table(**common, table=table.astype(np.int8 if common["signed"] else np.uint8), slope=slope)
+            return net.Table(
+                **common, table=np.ascontiguousarray(table, np.int8 if common["signed"] else np.uint8), slope=slope
+            )
         case real.Channels():
             return net.Channels(**common, order=np.array(node.order, np.int32))
         case real.Slice():
             return net.Slice(**common, offset=node.offset, step=node.step)
+        case real.Resample():
+            shares = int(node.row_weights[0].sum()) * int(node.column_weights[0].sum())
+            return net.Resample(
+                **common, rows=node.rows, row_weights=node.row_weights, columns=node.columns,
+                column_weights=node.column_weights, multiplier=net.operand_multiplier(1.0, 1.0, shares),
+            )  # fmt: skip
         case real.Flatten():
             return net.Flatten(**common)
         case real.Interleave():
@@ -126,10 +134,14 @@ class Common(TypedDict):
 def _table(
     node: real.Pointwise, operand: float, level: int, scale: float, low: int, high: int
 ) -> tuple[npt.NDArray[np.float64], Float32]:
-    """The function at all 256 inputs, in steps of the output, and its derivative there."""
+    """The function at all 256 inputs, in steps of the output, and its derivative there: (256,), or (C, 256)."""
+    x = (torch.arange(level - 255, level + 1, dtype=torch.float64) * operand)[:, None, None, None]
+    channels = node.function(x).shape[1]
     with torch.enable_grad():
-        x = (torch.arange(level - 255, level + 1, dtype=torch.float64) * operand).requires_grad_()
+        x = x.repeat(1, channels, 1, 1).requires_grad_()
         y = real.clamp(node, node.function(x))
         (slope,) = torch.autograd.grad(y.sum(), x)
     steps = (y.detach() / scale).nan_to_num().round().clamp(low, high)
-    return steps.numpy(), slope.nan_to_num(0, 0, 0).numpy().astype(np.float32)
+    size = (256,) if channels == 1 else (channels, 256)
+    table, slopes = (v.reshape(256, channels).T.reshape(size).numpy() for v in (steps, slope.nan_to_num(0, 0, 0)))
+    return table, np.ascontiguousarray(slopes, np.float32)

@@ -53,7 +53,7 @@ def join(graph: Graph, *, image: bool) -> Joined:
     for index, node in enumerate(nodes):
         own, operands = channels(index), [channels(i) for i in node.inputs]
         match node:
-            case real.MaxPool() | real.MeanPool():
+            case real.MaxPool() | real.MeanPool() | real.Resample():
                 _join(parent, own, operands[0])
             case real.Add():
                 for operand in operands:

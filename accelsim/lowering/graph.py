@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accelsim.int8.network import INPUT, Shape
+from accelsim.int8.network import INPUT, Int32, Shape
 from accelsim.lowering.origins import Origin
 
 Function = Callable[[Tensor], Tensor]
@@ -107,7 +108,10 @@ class MeanPool(Node):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pointwise(Node):
-    """A function of each element alone; becomes a table."""
+    """A function of each element alone, or one a channel; becomes a table, or one a channel.
+
+    It is asked for (N, C, H, W), and for (N, 1, 1, 1) by who wants every channel's values at the same arguments.
+    """
 
     function: Function
 
@@ -136,12 +140,27 @@ class Interleave(Node):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Resample(Node):
+    """Weighted means of rows (H, A) and columns (W, B), int32, as in ``network.Resample``."""
+
+    rows: Int32
+    row_weights: Int32
+    columns: Int32
+    column_weights: Int32
+
+    @property
+    def blends(self) -> bool:
+        """Whether a pixel may be of several, so that a ReLU behind is not one in front."""
+        return bool(self.rows.shape[1] > 1 or self.columns.shape[1] > 1)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Flatten(Node):
     """(N, C, H, W) to (N, C*H*W, 1, 1)."""
 
 
-MOVES = (MaxPool, Channels, Slice, Flatten, Interleave)
-"""Nodes that hand on their operand's values, so that they keep its scale, and that a ReLU may pass."""
+MOVES = (MaxPool, Channels, Slice, Flatten, Interleave, Resample)
+"""Nodes that hand on their operand's values, so that they keep its scale, and that a ReLU may pass unless they blend."""
 
 
 @dataclass(slots=True)
@@ -219,6 +238,8 @@ def apply(node: Node, xs: list[Tensor]) -> Tensor:
             return x.flatten(1)[:, :, None, None]
         case Interleave():
             return _interleave(node, x)
+        case Resample():
+            return _resample(node, x)
     raise TypeError(f"{node.name}: {type(node).__name__} has no float operation")
 
 
@@ -251,6 +272,20 @@ def _interleave(node: Interleave, x: Tensor) -> Tensor:
             to.append(slice(first + places.start * step, first + places.stop * step, step) if len(places) else slice(0, 0))
         y[:, :, to[0], to[1]] = x[:, channel : channel + c, of[0], of[1]]
     return y
+
+
+def _resample(node: Resample, x: Tensor) -> Tensor:
+    sides = ((2, node.rows, node.row_weights), (3, node.columns, node.column_weights))
+    for axis, places, weights in sides:
+        form = [1, 1, 1, 1]
+        form[axis] = len(places)
+        shares = torch.from_numpy((weights / weights[0].sum()).astype(np.float32))
+        parts = [
+            x.index_select(axis, torch.from_numpy(of.astype(np.int64))) * by.reshape(form)
+            for of, by in zip(places.T, shares.T, strict=True)
+        ]
+        x = sum(parts[1:], parts[0])
+    return x
 
 
 def _window(node: Slice, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accelsim.lowering import graph, pooling
+from accelsim.lowering import graph, pooling, resampling
 from accelsim.lowering.traced import Traced
 
 if TYPE_CHECKING:
@@ -153,25 +153,6 @@ def _pixel_shuffle(b: Builder, input: Traced, upscale_factor: int) -> Traced:
     return b.add(graph.Interleave(name=b.label, inputs=[b.image(moved)], shape=shape, step=(s, s), blocks=blocks), input)
 
 
-def _interpolate(
-    b: Builder, input: Traced, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
-    align_corners: bool | None = None, recompute_scale_factor: bool | None = None, antialias: bool = False,
-) -> Traced:  # fmt: skip
-    operand = b.image(input)
-    h, w, c = b.built.shape_of(operand)
-    asked = scale_factor if size is None else size
-    sides = [float(v) for v in (asked if isinstance(asked, Sequence) else (asked, asked))]
-    wanted = sides if size is None else [side / n for side, n in zip(sides, (h, w), strict=True)]
-    if mode not in ("nearest", "nearest-exact") or any(v != int(v) or v < 1 for v in wanted):
-        raise b.refuse(
-            f"interpolate to {wanted[0]:g} by {wanted[1]:g} times the size, mode {mode!r}",
-            "mode='nearest' by whole factors works, and so does a transposed convolution",
-        )
-    s = (int(wanted[0]), int(wanted[1]))
-    blocks = tuple((0, i, j) for i in range(s[0]) for j in range(s[1]))
-    return b.add(graph.Interleave(name=b.label, inputs=[operand], shape=(h * s[0], w * s[1], c), step=s, blocks=blocks), input)
-
-
 def _batch_norm(
     b: Builder, input: Traced, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5, cudnn_enabled: bool = True,
@@ -187,6 +168,18 @@ def _batch_norm(
     if bias is not None:
         shift = shift + bias.double()
     return b.affine(input, factor, shift, frozenset() if weight is None else b.origins(weight))
+
+
+def _instance_norm(
+    b: Builder, input: Traced, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Traced:  # fmt: skip
+    if use_input_stats or running_mean is None or running_var is None:
+        raise b.refuse(
+            "instance norm by the statistics of each image",
+            "nn.InstanceNorm2d(C, track_running_stats=True) in evaluation mode and nn.BatchNorm2d can, theirs are constants",
+        )
+    return _batch_norm(b, input, running_mean, running_var, weight, bias, eps=eps)
 
 
 # --- arithmetic ---
@@ -275,12 +268,17 @@ def _hardtanh(b: Builder, input: Traced, min_val: float = -1.0, max_val: float =
 
 
 def _prelu(b: Builder, input: Traced, weight: Tensor) -> Traced:
-    if weight.numel() != 1:
+    if isinstance(weight, Traced):
+        raise b.refuse("a PReLU whose slopes are computed from an activation", "slopes that are a parameter work")
+    if weight.numel() == 1:
+        slope = float(weight)
+        return b.pointwise(input, lambda x: F.leaky_relu(x, slope))
+    if weight.numel() != input.origin.shape[1]:
         raise b.refuse(
-            "PReLU with a slope a channel", "nn.PReLU() or nn.LeakyReLU can, their slope is the same for all channels"
+            f"PReLU with {weight.numel()} slopes on {input.origin.shape[1]} channels", "one, or one a channel, works"
         )
-    slope = float(weight)
-    return b.pointwise(input, lambda x: F.leaky_relu(x, slope))
+    slopes = weight.detach().double().reshape(-1, 1, 1)
+    return b.pointwise(input, lambda x: torch.where(x > 0, x, x * slopes.to(x.dtype)))
 
 
 # --- moves ---
@@ -331,10 +329,10 @@ def _setitem(b: Builder, input: Any, key: Any, value: Any) -> None:
 
 
 def _pad(b: Builder, input: Traced, pad: Any, mode: str = "constant", value: Any = None) -> Traced:
-    if mode != "constant" or value not in (None, 0, 0.0):
-        if (leaf := type(b.running()).__name__).startswith("Conv"):
-            raise b.refuse(f"{leaf} with padding_mode={mode!r}", "padding_mode='zeros' works")
-        raise b.refuse(f"padding with mode {mode!r} and value {value}", "padding with zeros works")
+    if mode != "constant":
+        return b.value(resampling.padded(input, list(pad), mode))
+    if value not in (None, 0, 0.0):
+        raise b.refuse(f"padding with value {value}", "padding with zeros, by reflection or by replication works")
     return b.value(F.pad(input.origin, list(pad), value=-1))
 
 
@@ -381,10 +379,11 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv_transpose2d": _conv_transpose2d,
     "pixel_shuffle": _pixel_shuffle,
-    "interpolate": _interpolate,
-    "upsample": _interpolate,
+    "interpolate": resampling.interpolate,
+    "upsample": resampling.interpolate,
     "linear": _linear,
     "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
     "dropout": _dropout,
     "dropout1d": _dropout,
     "dropout2d": _dropout,

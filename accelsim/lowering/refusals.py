@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _GENERAL = (
     "convolution, linear, batch norm, pointwise functions, add, multiply, concat, max and mean pooling, channel "
-    "shuffles, slices and zero padding can"
+    "shuffles, slices, padding and interpolation can"
 )
 _NORM = "nn.BatchNorm2d can, its statistics are constants"
 _SOFTMAX = "leave it out, the largest output stays the largest"
@@ -24,7 +24,7 @@ _VALUES = "shapes may decide what forward() does, values of an activation may no
 
 _NEAREST_MODULES: tuple[tuple[Any, str], ...] = (
     (
-        (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d, nn.LocalResponseNorm, nn.RMSNorm),
+        (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm),
         _NORM,
     ),
     ((nn.Softmax, nn.LogSoftmax, nn.Softmax2d), _SOFTMAX),
@@ -45,7 +45,6 @@ _NEAREST_CALLS = {
     "log_softmax": _SOFTMAX,
     "layer_norm": _NORM,
     "group_norm": _NORM,
-    "instance_norm": _NORM,
     "rms_norm": _NORM,
     "local_response_norm": _NORM,
     "normalize": _NORM,
@@ -58,7 +57,6 @@ _NEAREST_CALLS = {
     "conv1d": "nn.Conv2d can",
     "conv3d": "nn.Conv2d can",
     "grid_sample": _RESIZE,
-    "prelu": "F.leaky_relu can, its slope is the same for all channels",
     "stack": "torch.cat over channels can",
     "max": "max pooling over the image can",
     "amax": "max pooling over the image can",

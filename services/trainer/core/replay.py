@@ -31,6 +31,7 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
     UInt8,
@@ -174,7 +175,8 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
                 below, own = _through_mean(layer, network, shape, gradient)
                 send(source, below, owned=own)
             case Table():
-                slope = layer.slope[values[source].view(np.uint8) ^ (128 if values[source].dtype == np.int8 else 0)]
+                steps = values[source].view(np.uint8) ^ (128 if values[source].dtype == np.int8 else 0)
+                slope = layer.slope[steps] if layer.slope.ndim == 1 else layer.slope[np.arange(shape[3]), steps]
                 send(source, gradient * torch.from_numpy(slope).permute(0, 3, 1, 2))
             case Channels():
                 send(source, elementwise.move_channels(gradient, layer.order, shape[3]))
@@ -183,6 +185,8 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
             case Interleave():
                 for source, part in _through_interleave(layer, network, batch, gradient).items():
                     send(source, part)
+            case Resample():
+                send(source, _through_resample(layer, shape, gradient))
             case Mul():
                 first, second = layer.inputs
                 at_first, at_second = _through_mul(plane(first), plane(second), gradient)
@@ -300,6 +304,22 @@ def _through_interleave(layer: Interleave, network: Network, batch: int, gradien
         whole = found.setdefault(layer.inputs[number], torch.zeros(batch, h, w, c).permute(0, 3, 1, 2))
         whole[:, channels, of[0], of[1]] += gradient[:, :, to[0], to[1]]
     return found
+
+
+def _through_resample(layer: Resample, shape: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """Each gradient to the elements whose mean it is at, by their shares; added in one order, whatever the threads."""
+    whole = gradient.permute(0, 2, 3, 1)
+    for axis, places, weights in ((2, layer.columns, layer.column_weights), (1, layer.rows, layer.row_weights)):
+        size, shares = list(whole.shape), weights / weights[0].sum()
+        size[axis] = shape[axis]
+        below = torch.zeros(size)
+        form = [1, 1, 1, 1]
+        form[axis] = len(places)
+        for of, by in zip(places.T, shares.T, strict=True):
+            part = whole if bool((by == 1).all()) else whole * torch.from_numpy(by.astype(np.float32)).reshape(form)
+            below.index_add_(axis, torch.from_numpy(of.astype(np.int64)), part)
+        whole = below
+    return whole.permute(0, 3, 1, 2)
 
 
 def _through_mul(a: Tensor, b: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

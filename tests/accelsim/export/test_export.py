@@ -18,8 +18,14 @@ from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.lowering import lower
 from accelsim.zoo import build
 
-SHAPES = {"digits_cnn": (8, 8, 1), "resnet20": (32, 32, 3), "mixed": (12, 12, 3), "generator": (5, 4, 3)}
-NAMES = ["digits_cnn", "resnet20", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed", "generator"]
+SHAPES = {
+    "digits_cnn": (8, 8, 1),
+    "resnet20": (32, 32, 3),
+    "mixed": (12, 12, 3),
+    "generator": (5, 4, 3),
+    "resampled": (9, 8, 3),
+}
+NAMES = ["digits_cnn", "resnet20", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed", "generator", "resampled"]
 
 
 class Mixed(nn.Module):
@@ -53,7 +59,25 @@ class Generator(nn.Module):
         return out
 
 
-OURS = {"mixed": Mixed, "generator": Generator}
+class Resampled(nn.Module):
+    """Other sizes, padding with what is inside, a slope a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect")
+        self.two, self.three = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3)
+        self.slopes = nn.PReLU(6)
+        with torch.no_grad():
+            self.slopes.weight.copy_(torch.linspace(-0.3, 0.9, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.interpolate(self.slopes(self.one(x)), scale_factor=2, mode="bilinear")
+        x = nn.functional.interpolate(torch.relu(self.two(x)), size=(9, 20), mode="bilinear", align_corners=True)
+        out: torch.Tensor = self.slopes(self.three(nn.functional.pad(x, (2, 1, 0, 3), mode="replicate")))
+        return out
+
+
+OURS = {"mixed": Mixed, "generator": Generator, "resampled": Resampled}
 
 
 def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activation]:
