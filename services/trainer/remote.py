@@ -56,7 +56,7 @@ class Data:
     ``outputs`` is the network's int8 output (N, 1, 1, C). In training mode ``images`` is the batch, uint8 (N, H, W, C),
     and ``activations`` every MAC layer's output, int8 or uint8 (N, H, W, C), by layer index; in inference mode both are empty.
     ``labels`` is int64 (N,), or None if the device has none. ``mismatched_layers`` are those whose rebuilt tensor does not
-    have the digest that the device sent; ``repaired`` counts elements that were wrong until a repair mended them.
+    have the digest that the device sent; ``repairs`` counts elements that were wrong until a repair mended them.
     """
 
     iteration: int
@@ -66,7 +66,13 @@ class Data:
     outputs: Activation | None = None
     activations: dict[int, Activation] = field(default_factory=dict)
     mismatched_layers: set[int] = field(default_factory=set)
-    repaired: int = 0
+    repairs: dict[int, int] = field(default_factory=dict)
+    """Of ``repaired``, by layer index."""
+
+    @property
+    def repaired(self) -> int:
+        """Elements of all layers that a repair mended."""
+        return sum(self.repairs.values())
 
     @property
     def mismatched(self) -> int:
@@ -93,6 +99,8 @@ class Remote:
         self.sequence = 0
         self.mode: SetMode | None = None
         self.deployed: Deployed | None = None
+        self.model_bytes = 0
+        """Of the network that was deployed last, whole."""
         self.data: Data | None = None
         self.on_timing: Callable[[Timing], None] | None = None
         self.unanswered = False
@@ -122,6 +130,7 @@ class Remote:
         """``server/model``"""
         self.deployed = deployed
         data = self.bus.share(np.frombuffer(storage.to_bytes(deployed.network), np.uint8))
+        self.model_bytes = data.shape[0]
         message = Deploy(session=self.session, iteration=deployed.iteration, version=deployed.version, network=data)
         await self.publish("server/model", message)
 
@@ -269,7 +278,7 @@ class Remote:
                     if layer.index not in layers:
                         raise ValueError(f"layer {layer.index} is no MAC layer of the network deployed")
                     data.activations[layer.index] = self._keep(layer.actual, f"layer {layer.index}", layers[layer.index].dtype)
-                    data.repaired += layer.repaired
+                    data.repairs[layer.index] = layer.repaired
                     if not layer.faithful:
                         data.mismatched_layers.add(layer.index)
             case Outputs():

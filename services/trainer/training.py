@@ -220,7 +220,9 @@ class Training:
         total = self.plan.iterations
         await self.server.publish_timing(device, "backward", iteration, made.backward_s)
         await self.server.publish_timing(device, "quantise", iteration, made.quantise_s)
-        self.rows.append(_row(iteration, made, self.data, self.received, time.perf_counter() - self.begun))
+        row = _row(iteration, made, self.data, self.received, time.perf_counter() - self.begun)
+        self.rows.append(row)
+        await self.server.publish_iteration(device, row, total, self.data)
         await self.server.publish_progress(device, "train", iteration + 1, total, made.loss, made.norm)
         # Events of an iteration may still be under way when it ends; by the one after next they are here. A checkpoint
         # does not wait for them: every row that it will not do again must be on the disk first.

@@ -82,6 +82,10 @@ class Ledger:
         key = (timing.stage, timing.segment, timing.device_s > 0)
         self._events[timing.iteration][key] = timing
 
+    def events(self, iteration: int) -> list[Event]:
+        """What has come of an iteration so far."""
+        return list(self._events.get(iteration, {}).values())
+
     def fill(self, row: Row) -> Row:
         """The row with what the events of its iteration add up to; they are forgotten here."""
         host: dict[str, float] = defaultdict(float)

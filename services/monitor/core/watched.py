@@ -1,0 +1,482 @@
+"""Devices and their runs as far as they were watched. Every collection here has a bound, and every number was looked at.
+
+What a device says of itself is a stranger's word: names are topic levels or cut, numbers that are none are refused, and
+more devices, services, runs or layers than there is room for are counted and left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from accelsim.faults import Rates
+from services.monitor.core.curve import Curve, Point, point
+from services.scheme import Scheme
+from services.trainer.core.evaluation import FIRST as EVALUATIONS
+from services.trainer.core.ledger import Event, Ledger, Row
+
+DEVICES: Final = 256
+SERVICES: Final = 16
+RUNS: Final = 128
+"""Of all devices; the one that was silent for longest goes where a new one comes."""
+LAYERS: Final = 512
+SCORES: Final = 1000
+"""Fault seeds of an evaluation."""
+PENDING: Final = 16
+"""Iterations whose events are still coming."""
+EVENTS: Final = 8192
+"""Of one iteration."""
+RECENT: Final = 512
+"""Points that a page that listens can be behind before it is told all again."""
+BYTES: Final = 1 << 50
+SECONDS: Final = 1e9
+
+
+class Refused(ValueError):
+    """A message whose numbers mean nothing, or that there is no room for."""
+
+
+class Service(msgspec.Struct):
+    """One service of a device, as its State and Memory have it."""
+
+    online: bool = False
+    version: int = 0
+    """Of the model that it runs; of agents alone."""
+    memory_bytes: int = 0
+    """Of its process, which may serve other devices too."""
+
+
+class Setting(msgspec.Struct):
+    """How a device was told to run: ``down/mode``."""
+
+    mode: str
+    rates: dict[str, float]
+    """Bit error rate a site."""
+    seed: int
+    codec: str
+    vote: str
+    executions: int
+    """Of each layer; 0 where the referee chooses."""
+    exact: bool
+    protected: list[int]
+    """Layers that run three times and whose vote goes on."""
+    ports: int
+    """Tensors that are voted on where they are read."""
+    tmr: str
+    """Of the whole network, in inference; empty for none."""
+    known_faults: bool
+    """Whether both sides know a map of permanent faults."""
+
+
+def setting(mode: str, rates: Rates, scheme: Scheme, seed: int, known: bytes) -> Setting:
+    """A setting in the words of the page."""
+    return Setting(
+        mode=mode,
+        rates={site: getattr(rates, site) for site in ("input", "weight", "accumulator", "output")},
+        seed=seed,
+        codec=scheme.codec,
+        vote=scheme.vote,
+        executions=0 if scheme.referee and scheme.codec == "chained" else scheme.replicas,
+        exact=scheme.repairs,
+        protected=list(scheme.protected[:LAYERS]),
+        ports=len(scheme.ports),
+        tmr=scheme.tmr or "",
+        known_faults=bool(known),
+    )
+
+
+class Layer(msgspec.Struct):
+    """One MAC layer, sums over all iterations counted."""
+
+    elements: int = 0
+    """Voted on."""
+    executions: int = 0
+    """Of the last vote."""
+    agreed: int = 0
+    errors: int = 0
+    repaired: int = 0
+    unfaithful: int = 0
+    """Iterations in which the server had it wrong to the end."""
+
+
+class Score(msgspec.Struct):
+    """An evaluation, as far as it is: top-1 in per cent, a value a fault seed; None for one that was not heard."""
+
+    phase: str
+    faults: bool
+    values: list[float | None]
+
+
+class Totals(msgspec.Struct):
+    """Sums over the iterations that were counted. Bytes are on the link, but for ``direct``: what it would be without R2F."""
+
+    iterations: int = 0
+    up: int = 0
+    up_inputs: int = 0
+    up_layers: int = 0
+    up_repairs: int = 0
+    up_direct: int = 0
+    up_direct_layers: int = 0
+    down: int = 0
+    down_direct: int = 0
+    elements: int = 0
+    mismatched: int = 0
+    repaired: int = 0
+    wall_s: float = 0.0
+    host_s: dict[str, float] = {}
+    device_s: dict[str, float] = {}
+
+
+class Run(msgspec.Struct):
+    """One session of a device. The curve is told apart (``Watched.history``): it is long."""
+
+    session: str
+    seen: float
+    """Unix seconds of its last message."""
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+    iterations: int = 0
+    """Of the whole run, 0 where not known."""
+    done: int = 0
+    """Iterations that ended."""
+    loss: float | None = None
+    network: str = ""
+    batch: int = 0
+    """0 where not known."""
+    setting: Setting | None = None
+    """In training, and until then the newest that has faults."""
+    totals: Totals = msgspec.field(default_factory=Totals)
+    scores: list[Score] = []
+    layers: dict[int, Layer] = {}
+    model_sha256: str = ""
+    """Of a run that was read from its folder."""
+    deployed: str = ""
+    """Which candidate won, likewise."""
+    from_folder: bool = False
+    complete: bool = True
+    """False where iterations went by before anybody watched."""
+
+
+class Device(msgspec.Struct):
+    """One device."""
+
+    name: str
+    seen: float = 0.0
+    services: dict[str, Service] = {}
+    samples: dict[str, int] = {}
+    setting: Setting | None = None
+    """The newest."""
+    runs: dict[str, Run] = {}
+
+
+@dataclass(slots=True)
+class Pending:
+    """One iteration whose events are still coming."""
+
+    whole: bool
+    """Whether it was watched from its beginning."""
+    ledger: Ledger = field(default_factory=Ledger)
+    events: int = 0
+    votes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    """Elements, agreed, errors, by segment."""
+    row: Row | None = None
+    model_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is kept of a run beside what is told of it."""
+
+    curve: Curve = field(default_factory=Curve)
+    pending: dict[int, Pending] = field(default_factory=dict)
+    settled: int = -1
+    """The last iteration that is in the totals."""
+    watched: bool = False
+    """Whether an event of an iteration was heard."""
+
+
+@dataclass(slots=True)
+class Watched:
+    """All that is known, and what changed: ``version`` counts changes, ``changed`` has each device's last, ``recent`` the last
+    points as (version, device, session, point)."""
+
+    devices: dict[str, Device] = field(default_factory=dict)
+    version: int = 0
+    changed: dict[str, int] = field(default_factory=dict)
+    recent: deque[tuple[int, str, str, Point]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    totals: dict[str, Totals] = field(default_factory=lambda: defaultdict(Totals))
+    """Of each device, over all runs, for counters that only grow."""
+    refused: int = 0
+    lost: int = 0
+    """Version of the last point that is no longer among the recent ones."""
+    _progress: dict[tuple[str, str], Progress] = field(default_factory=dict)
+
+    # ---- what is asked for ----
+
+    def history(self, device: str, session: str) -> list[Point]:
+        """The curve of a run; empty for one that is not known."""
+        progress = self._progress.get((device, session))
+        if progress is None:
+            return []
+        coming = [provisional(p) for _, p in sorted(progress.pending.items()) if p.row is not None and p.whole]
+        return [*progress.curve.all(), *coming]
+
+    # ---- messages ----
+
+    def state(
+        self, device: str, service: str, *, online: bool, version: int, samples: dict[str, int], now: float
+    ) -> None:  # fmt: skip
+        """``state/{service}``. Raises Refused, as all of these do."""
+        one = self._service(device, service)
+        one.online, one.version = online, _within(version, 1 << 62, "version")
+        if samples:
+            self.devices[device].samples = {name[:16]: _within(n, BYTES, "samples") for name, n in list(samples.items())[:4]}
+        self._touch(device, now)
+
+    def memory(self, device: str, service: str, resident_bytes: int, now: float) -> None:
+        """``event/memory``."""
+        self._service(device, service).memory_bytes = _within(resident_bytes, BYTES, "resident_bytes")
+        self._touch(device, now)
+
+    def mode(self, device: str, session: str, setting: Setting, now: float) -> None:
+        """``down/mode``."""
+        self._device(device).setting = setting
+        if session:
+            run = self._run(device, session, now)
+            faulty = any(setting.rates.values())
+            if setting.mode == "training" or run.setting is None or (faulty and run.setting.mode != "training"):
+                run.setting = setting
+        self._touch(device, now)
+
+    def progress(
+        self, device: str, session: str, phase: str, step: int, steps: int, value: float, *, faults: bool, now: float
+    ) -> None:  # fmt: skip
+        """``event/progress``."""
+        run = self._run(device, session, now)
+        _within(step, 1 << 40, "step")
+        _within(steps, 1 << 40, "steps")
+        _finite(value, 1e30, "value")
+        run.phase, run.step, run.steps = phase, step, steps
+        if phase == "train":
+            run.loss, run.done, run.iterations = value, max(run.done, step), steps
+        elif phase in ("before", "after", "plain") and 0 < step <= steps <= SCORES:
+            score = next((s for s in run.scores if (s.phase, s.faults) == (phase, faults)), None)
+            if score is None or len(score.values) != steps:
+                run.scores = [s for s in run.scores if s is not score]
+                score = Score(phase, faults, [None] * steps)
+                run.scores.append(score)
+            score.values[step - 1] = value
+        if phase in ("after", "done"):
+            self._settle(device, session, run, 1 << 62)
+        self._touch(device, now)
+
+    def timing(self, device: str, session: str, event: Event, now: float) -> None:
+        """``event/{stage}``. Evaluations are not counted."""
+        if not 0 <= event.iteration < EVALUATIONS:
+            return
+        (
+            _finite(event.host_s, SECONDS, "host_s"),
+            _finite(event.device_s, SECONDS, "device_s"),
+            _within(event.bytes, BYTES, "bytes"),
+        )
+        if not -LAYERS * 16 <= event.segment <= LAYERS * 16:
+            raise Refused(f"segment {event.segment}")
+        run = self._run(device, session, now)
+        pending = self._pending(device, session, run, event.iteration)
+        if pending is not None and pending.events < EVENTS:
+            pending.events += 1
+            pending.ledger.add(event)
+
+    def votes(
+        self, device: str, session: str, iteration: int, segment: int, layers: list[tuple[int, int, int, int, int]], now: float
+    ) -> None:
+        """``event/votes``; ``layers`` are (index, elements, executions, agreed, errors)."""
+        if not 0 <= iteration < EVALUATIONS:
+            return
+        run = self._run(device, session, now)
+        pending = self._pending(device, session, run, iteration)
+        if pending is None or segment in pending.votes or len(pending.votes) >= LAYERS:
+            return
+        for index, elements, executions, agreed, errors in layers:
+            if max(elements, executions) > BYTES or max(agreed, errors) > elements:
+                raise Refused(f"votes of layer {index}: more agreed, or more errors, than elements")
+            layer = _layer(run, index)
+            layer.elements, layer.agreed = layer.elements + elements, layer.agreed + agreed
+            layer.errors, layer.executions = layer.errors + errors, executions
+        pending.votes[segment] = tuple(sum(layer[i] for layer in layers) for i in (1, 3, 4))  # type: ignore[assignment]
+
+    def iteration(
+        self, device: str, session: str, row: Row, rebuilt: list[tuple[int, int, bool]], *, network: str, steps: int,
+        model_bytes: int, now: float,
+    ) -> None:  # fmt: skip
+        """``event/iteration``: a row that its events are still to be filled in, and (index, repaired, faithful) a layer."""
+        _within(row.iteration, EVALUATIONS - 1, "iteration")
+        _within(steps, EVALUATIONS, "steps")
+        for name in ("loss", "accuracy", "grad_norm", "wall_s"):
+            _finite(getattr(row, name), 1e30, name)
+        for name in ("attempts", "elements", "mismatched", "repaired", "input_bytes"):
+            _within(getattr(row, name), BYTES, name)
+        run = self._run(device, session, now)
+        run.loss, run.network = row.loss, network
+        run.done, run.iterations = max(run.done, row.iteration + 1), max(run.iterations, steps)
+        pending = self._pending(device, session, run, row.iteration)
+        if pending is None or pending.row is not None:
+            return
+        pending.row, pending.model_bytes = row, _within(model_bytes, BYTES, "model_bytes")
+        for index, repaired, faithful in rebuilt:
+            layer = _layer(run, index)
+            layer.repaired, layer.unfaithful = layer.repaired + repaired, layer.unfaithful + (not faithful)
+        # Events of an iteration may still be under way when it ends; by the one after next they are here.
+        self._settle(device, session, run, row.iteration - 2)
+        self._touch(device, now)
+        if pending.whole:
+            self._tell(device, session, provisional(pending))
+
+    def add(self, device: str, run: Run, curve: Curve, settled: int) -> None:
+        """A run that was read from its folder, in place of what is known of it; what is heard later goes on behind it."""
+        known = self._device(device)
+        if run.session not in known.runs:
+            self._make_room()
+        known.runs[run.session] = run
+        self._progress[device, run.session] = Progress(curve, settled=settled, watched=True)
+        self._touch(device, run.seen)
+
+    # ---- inside ----
+
+    def _touch(self, device: str, now: float) -> None:
+        self.version += 1
+        self.changed[device] = self.version
+        one = self.devices[device]
+        one.seen = max(one.seen, now)
+
+    def _tell(self, device: str, session: str, made: Point) -> None:
+        if len(self.recent) == RECENT:
+            self.lost = self.recent[0][0]
+        self.recent.append((self.version, device, session, made))
+
+    def _device(self, name: str) -> Device:
+        if name not in self.devices:
+            if len(self.devices) >= DEVICES:
+                raise Refused(f"device {name[:64]}: {DEVICES} devices are watched, there is room for no more")
+            self.devices[name] = Device(name)
+        return self.devices[name]
+
+    def _service(self, device: str, name: str) -> Service:
+        services = self._device(device).services
+        if name not in services:
+            if len(services) >= SERVICES:
+                raise Refused(f"device {device} has {SERVICES} services, there is room for no more")
+            services[name] = Service()
+        return services[name]
+
+    def _run(self, device: str, session: str, now: float) -> Run:
+        runs = self._device(device).runs
+        if session not in runs:
+            self._make_room()
+            runs[session] = Run(session, now)
+            self._progress[device, session] = Progress()
+        runs[session].seen = max(now, runs[session].seen)
+        return runs[session]
+
+    def _make_room(self) -> None:
+        if len(self._progress) >= RUNS:
+            device, session = min(self._progress, key=lambda key: self.devices[key[0]].runs[key[1]].seen)
+            del self._progress[device, session], self.devices[device].runs[session]
+
+    def _pending(self, device: str, session: str, run: Run, iteration: int) -> Pending | None:
+        """Where the events of an iteration go; None for one that is counted: a run that was resumed does the same again."""
+        progress = self._progress[device, session]
+        if iteration <= progress.settled:
+            return None
+        if iteration not in progress.pending:
+            if len(progress.pending) >= PENDING:
+                del progress.pending[min(progress.pending)]
+            whole = progress.watched or iteration == 0
+            if not whole:
+                run.complete = False
+            progress.pending[iteration] = Pending(whole)
+            progress.watched = True
+        return progress.pending.get(iteration)
+
+    def _settle(self, device: str, session: str, run: Run, last: int) -> None:
+        """Count the iterations up to one: their events are here."""
+        progress = self._progress[device, session]
+        for iteration in sorted(i for i in progress.pending if i <= last):
+            pending = progress.pending[iteration]
+            if pending.row is None:
+                continue  # it has not ended, or was not heard to
+            del progress.pending[iteration]
+            progress.settled = iteration
+            if not pending.whole:
+                continue
+            row = pending.ledger.fill(pending.row)
+            for totals in (run.totals, self.totals[device]):
+                count(totals, row, pending.model_bytes)
+            made = point(row, pending.model_bytes, votes_of(pending))
+            progress.curve.add(made)
+            self.version += 1
+            self._tell(device, session, made)
+        for iteration in [i for i in progress.pending if i <= progress.settled]:
+            del progress.pending[iteration]
+
+
+def provisional(pending: Pending) -> Point:
+    """The point of an iteration that has ended, with those of its events that are here."""
+    assert pending.row is not None
+    copy = Ledger()
+    for event in pending.ledger.events(pending.row.iteration):
+        copy.add(event)
+    return point(copy.fill(msgspec.structs.replace(pending.row)), pending.model_bytes, votes_of(pending))
+
+
+def votes_of(pending: Pending) -> tuple[int, int, int] | None:
+    """Elements, agreed and errors of all layers that were voted on."""
+    if not pending.votes:
+        return None
+    elements, agreed, errors = (sum(vote[i] for vote in pending.votes.values()) for i in range(3))
+    return elements, agreed, errors
+
+
+def count(totals: Totals, row: Row, model_bytes: int) -> None:
+    """Adds a filled row to the totals, as the report adds them up."""
+    totals.iterations += 1
+    totals.up_inputs += row.uplink_inputs
+    totals.up_layers += row.uplink_layers
+    totals.up_repairs += row.uplink_repairs
+    totals.up += row.uplink_inputs + row.uplink_layers + row.uplink_repairs
+    totals.up_direct += row.elements + row.input_bytes
+    totals.up_direct_layers += row.elements
+    totals.down += row.downlink
+    totals.down_direct += row.downlink_full or model_bytes
+    totals.elements += row.elements
+    totals.mismatched += row.mismatched
+    totals.repaired += row.repaired
+    totals.wall_s += row.wall_s
+    for into, of in ((totals.host_s, row.host_s), (totals.device_s, row.device_s)):
+        for stage, seconds in of.items():
+            into[stage] = into.get(stage, 0.0) + seconds
+
+
+def _layer(run: Run, index: int) -> Layer:
+    if index not in run.layers:
+        if len(run.layers) >= LAYERS:
+            raise Refused(f"layer {index}: {LAYERS} layers are watched, there is room for no more")
+        run.layers[index] = Layer()
+    return run.layers[index]
+
+
+def _within(value: int, most: int, name: str) -> int:
+    if not 0 <= value <= most:
+        raise Refused(f"{name} {value} is not within 0 and {most}")
+    return value
+
+
+def _finite(value: float, most: float, name: str) -> float:
+    if not math.isfinite(value) or abs(value) > most:
+        raise Refused(f"{name} {value:g} is no number that could be")
+    return value
