@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -49,7 +50,7 @@ DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_DEVICE = "edge-0"
 
 
-MEMORY_S = 10.0
+MEMORY_S = (10.0, 60.0)
 ARENA_MB = 256
 ARENA_AGE_S = 3600.0
 """Behind a slow link a tensor may wait long for its reader. One that died is noticed by its successor, not by this."""
@@ -149,17 +150,17 @@ def bus_of(service: str, common: Common, device: str, *, arena_mb: int = ARENA_M
 
 @contextlib.asynccontextmanager
 async def telling_memory(bus: Bus) -> AsyncIterator[None]:
-    """While the block runs, whoever watches hears what memory this process holds: at first, and when it has changed by a tenth,
-    but not more often than every ``MEMORY_S`` seconds, for events cross the link too."""
+    """While the block runs, whoever watches hears what memory this process holds: when it has changed by a tenth, but not more
+    often than every ``MEMORY_S[0]`` seconds, for events cross the link too; else every ``MEMORY_S[1]``."""
 
     async def tell() -> None:
-        said = 0
+        said, at = 0, 0.0
         while True:
-            held = memory.resident()
-            if abs(held - said) * 10 > said:
-                said = held
+            held, now = memory.resident(), time.monotonic()
+            if abs(held - said) * 10 > said or now - at >= MEMORY_S[1]:
+                said, at = held, now
                 await bus.publish("event/memory", Memory(session="", service=bus.service, resident_bytes=held))
-            await asyncio.sleep(MEMORY_S)
+            await asyncio.sleep(MEMORY_S[0])
 
     telling = asyncio.create_task(tell())
     try:

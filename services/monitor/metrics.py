@@ -107,7 +107,8 @@ def _runs(watched: Watched) -> Iterator[Metric]:
                 accuracy.add_metric([device.name, score.phase, str(score.faults).lower()], fmean(values) / 100)
         if voted := sum(layer.elements for layer in run.layers.values()):
             errors.add_metric([device.name], sum(layer.errors for layer in run.layers.values()) / voted)
-            agreed.add_metric([device.name], sum(layer.agreed for layer in run.layers.values()) / voted)
+        if compared := sum(layer.compared for layer in run.layers.values()):
+            agreed.add_metric([device.name], sum(layer.agreed for layer in run.layers.values()) / compared)
     yield from (loss, accuracy, error_rate, errors, agreed)
 
 

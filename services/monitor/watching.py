@@ -11,7 +11,7 @@ from services.bus import Bus, BusError, topics
 from services.bus.messages import ROOT, Iteration, Memory, Message, Progress, SetMode, State, Timing, Votes
 from services.devices import LEVEL
 from services.monitor.core.watched import Refused, Watched, setting
-from services.trainer.core.ledger import Row
+from services.trainer.core.ledger import LayerRow, Row
 
 log = structlog.get_logger()
 
@@ -73,12 +73,10 @@ def _take(watched: Watched, topic: topics.Topic, message: Message, now: float) -
         case Timing():
             watched.timing(device, message.session, message, now)
         case Votes():
-            layers = [(v.index, v.elements, v.executions, v.agreed, v.errors) for v in message.layers]
-            watched.votes(device, message.session, message.iteration, message.segment, layers, now)
+            watched.votes(device, message.session, message.iteration, message.layers, now)
         case Iteration():
-            rebuilt = [(layer.index, layer.repaired, layer.faithful) for layer in message.layers]
             watched.iteration(
-                device, message.session, _row(message), rebuilt, network=message.network, steps=message.steps,
+                device, message.session, _row(message), network=message.network, steps=message.steps,
                 model_bytes=message.model_bytes, now=now,
             )  # fmt: skip
 
@@ -98,4 +96,5 @@ def _row(message: Iteration) -> Row:
         mismatched_layers=len(wrong),
         repaired=sum(layer.repaired for layer in message.layers),
         input_bytes=message.input_bytes,
+        layers=[LayerRow(layer.index, repaired=layer.repaired, faithful=layer.faithful) for layer in message.layers],
     )

@@ -86,8 +86,9 @@ def read_token(path: Path) -> str:
     return token
 
 
-def app(watched: Watched, options: Options) -> ASGIApp:
-    """The whole of it as an ASGI application."""
+def app(watched: Watched, options: Options, ending: asyncio.Event | None = None) -> ASGIApp:
+    """The whole of it as an ASGI application. Streams end when ``ending`` is set."""
+    ended = ending or asyncio.Event()
     listeners = 0
 
     async def file(request: Request) -> Response:
@@ -110,7 +111,7 @@ def app(watched: Watched, options: Options) -> ASGIApp:
             nonlocal listeners
             listeners += 1
             try:
-                async for event in changes(watched, options):
+                async for event in changes(watched, options, ended):
                     yield event
             finally:
                 listeners -= 1
@@ -145,12 +146,12 @@ def whole(watched: Watched, options: Options) -> dict[str, Any]:
     }
 
 
-async def changes(watched: Watched, options: Options) -> AsyncIterator[bytes]:
+async def changes(watched: Watched, options: Options, ended: asyncio.Event) -> AsyncIterator[bytes]:
     """Server-sent events: ``state`` with everything, then ``devices`` that changed and ``points`` that came, as they do."""
     version = watched.version
     yield _event("state", whole(watched, options))
     quiet = 0.0
-    while True:
+    while not ended.is_set():
         await asyncio.sleep(PAUSE_S)
         now = watched.version
         if now == version:
@@ -286,8 +287,16 @@ class _Server(uvicorn.Server):
 
 async def serve(watched: Watched, options: Options, at: socket.socket) -> None:
     """Serve the page until cancelled."""
+    ending = asyncio.Event()
     config = uvicorn.Config(
-        app(watched, options), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1,
+        app(watched, options, ending), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1,
         server_header=False, limit_concurrency=4 * LISTENERS, h11_max_incomplete_event_size=16 << 10, ws="none",
     )  # fmt: skip
-    await _Server(config).serve(sockets=[at])
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[at]))
+    try:
+        await asyncio.shield(serving)
+    finally:
+        ending.set()  # what streams would be waited for in vain
+        server.should_exit = True
+        await serving

@@ -13,6 +13,7 @@ import structlog
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network, UInt8
+from services.boundary import trace
 from services.bus import Bus, BusError
 from services.bus.messages import (
     Ack,
@@ -26,6 +27,7 @@ from services.bus.messages import (
     State,
     Tensor,
     Timing,
+    Votes,
 )
 
 log = structlog.get_logger()
@@ -103,6 +105,7 @@ class Remote:
         """Of the network that was deployed last, whole."""
         self.data: Data | None = None
         self.on_timing: Callable[[Timing], None] | None = None
+        self.on_votes: Callable[[Votes], None] | None = None
         self.unanswered = False
         """Whether a pass was asked for and has not come. After one that nobody waits for any more it is not known what the
         services on the way have of it, and of the network and mode before it."""
@@ -132,6 +135,7 @@ class Remote:
         data = self.bus.share(np.frombuffer(storage.to_bytes(deployed.network), np.uint8))
         self.model_bytes = data.shape[0]
         message = Deploy(session=self.session, iteration=deployed.iteration, version=deployed.version, network=data)
+        log.debug("model sent", trace=trace(message), device=self.name, version=deployed.version)
         await self.publish("server/model", message)
 
     async def send_forward(self, forward: Forward, mode: SetMode, deployed: Deployed) -> None:
@@ -144,6 +148,7 @@ class Remote:
             log.warning("forward repeated", device=self.name, iteration=forward.iteration, attempt=forward.attempt)
             await self.send_mode(mode)
             await self.send_model(deployed)
+        log.debug("forward sent", trace=trace(forward), device=self.name, mode=forward.mode, attempt=forward.attempt)
         await self.publish("down/forward", forward)
 
     # ---- waiting ----
@@ -248,6 +253,9 @@ class Remote:
             case Timing() if message.session == self.session:
                 if self.on_timing is not None:
                     self.on_timing(message)
+            case Votes() if message.session == self.session:
+                if self.on_votes is not None:
+                    self.on_votes(message)
             case Ack() if message.session == self.session:
                 self._acks.append(message)
                 return True

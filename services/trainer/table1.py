@@ -14,7 +14,7 @@ from accelsim.faults import Rates
 from accelsim.int8.network import Network
 from services.boundary import guarded
 from services.bus import Bus, BusError, topics
-from services.bus.messages import Forward, Iteration, LayerRebuilt, Phase, Progress, SetMode, Stage, State, Timing
+from services.bus.messages import Forward, Iteration, LayerRebuilt, Phase, Progress, SetMode, Stage, State, Timing, Votes
 from services.scheme import CHAINED, Scheme, View
 from services.trainer.core.ledger import Row
 from services.trainer.remote import PATH, Data, Deployed, DeviceError, Patience, Remote
@@ -161,9 +161,10 @@ class Server:
         """
         return await (await self._device(device)).ready(within_s)
 
-    async def on_timing(self, device: str, take: Callable[[Timing], None]) -> None:
-        """Have ``take`` called with every stage's timing event of this session."""
-        (await self._device(device)).on_timing = take
+    async def on_events(self, device: str, timing: Callable[[Timing], None], votes: Callable[[Votes], None]) -> None:
+        """Have these called with every stage's timing of this session, and with what was voted."""
+        remote = await self._device(device)
+        remote.on_timing, remote.on_votes = timing, votes
 
     async def publish_timing(self, device: str, stage: Stage, iteration: int, host_s: float) -> None:
         """``event/{stage}`` of a stage that the server itself ran."""
@@ -174,8 +175,8 @@ class Server:
         """``event/iteration``: what an iteration of so many came to, with its layers as ``data`` has them."""
         remote = await self._device(device)
         layers = tuple(
-            LayerRebuilt(index, y.size, data.repairs.get(index, 0), index not in data.mismatched_layers)
-            for index, y in sorted(data.activations.items())
+            LayerRebuilt(layer.index, data.activations[layer.index].size, layer.repaired, layer.faithful)
+            for layer in row.layers
         )
         iteration = Iteration(
             session=self.session,

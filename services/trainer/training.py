@@ -149,7 +149,9 @@ class Training:
 
     async def begin(self, iteration: int) -> None:
         """Take note of what iterations cost, from this one on; rows of later ones are done again."""
-        await self.server.on_timing(self.job.device, self.book.add)
+        await self.server.on_events(
+            self.job.device, self.book.add, lambda votes: self.book.add_votes(votes.iteration, votes.layers)
+        )
         ledger.truncate(self.folder / result.PROGRESS, iteration)
         self.saved = iteration
 
@@ -323,5 +325,9 @@ def _row(iteration: int, done: Step, data: Data, received: Received, wall: float
         mismatched=data.mismatched,
         mismatched_layers=len(data.mismatched_layers),
         repaired=data.repaired,
+        layers=[
+            ledger.LayerRow(index, repaired=data.repairs.get(index, 0), faithful=index not in data.mismatched_layers)
+            for index in sorted(data.activations)
+        ],
         input_bytes=received.images.nbytes,
     )

@@ -36,7 +36,7 @@ class Point(msgspec.Struct, array_like=True, frozen=True):
     errors: float | None
     """Elements in a million that were not what the executions voted; None where nobody voted."""
     agreed: float | None
-    """Elements of which all executions said the same, in per cent."""
+    """Elements of which all executions said the same, in per cent; None where no layer ran more than once."""
     host_s: list[float]
     device_s: list[float]
 
@@ -94,8 +94,11 @@ def mean(points: list[Point]) -> Point:
     )
 
 
-def point(row: Row, model_bytes: int, votes: tuple[int, int, int] | None) -> Point:
-    """The point of a finished row. ``votes``: elements voted on, of which all executions agreed on, and errors."""
+def point(row: Row, model_bytes: int) -> Point:
+    """The point of a row that its events were filled in, with the bytes of a whole model."""
+    voted = sum(layer.voted for layer in row.layers)
+    compared = [layer for layer in row.layers if layer.executions > 1]
+    several = sum(layer.voted for layer in compared)
     return Point(
         row.iteration,
         row.loss,
@@ -106,8 +109,8 @@ def point(row: Row, model_bytes: int, votes: tuple[int, int, int] | None) -> Poi
         row.downlink_full or model_bytes,
         row.uplink_repairs,
         row.wall_s,
-        1e6 * votes[2] / votes[0] if votes and votes[0] else None,
-        100 * votes[1] / votes[0] if votes and votes[0] else None,
+        1e6 * sum(layer.errors for layer in row.layers) / voted if voted else None,
+        100 * sum(layer.agreed for layer in compared) / several if several else None,
         [row.host_s.get(stage, 0.0) for stage in STAGES],
         [row.device_s.get(stage, 0.0) for stage in STAGES],
     )

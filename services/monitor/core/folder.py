@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from services.monitor.core.curve import Curve, point
-from services.monitor.core.watched import Run, Score, Watched, count, setting
+from services.monitor.core.watched import Run, Score, Watched, count, setting, tell_layers
 from services.trainer.core import fleet as fleets
 from services.trainer.core import job, ledger, result
 from services.trainer.core.evaluation import Evaluation
@@ -33,10 +33,7 @@ class Found(NamedTuple):
 
 
 def load(watched: Watched, folder: Path) -> list[str]:
-    """Puts a run's folder into what is watched; the names of its devices. Raises ValueError that names the file.
-
-    Of errors and votes a layer a folder knows nothing: they are told while the run goes on.
-    """
+    """Puts a run's folder into what is watched; the names of its devices. Raises ValueError that names the file."""
     found = read(folder)
     for one in found:
         watched.add(one.device, one.run, one.curve, one.settled)
@@ -71,7 +68,8 @@ def _one(folder: Path, todo: Job, networks: Path) -> Found:
     curve = Curve()
     for row in rows:
         count(run.totals, row, model_bytes)
-        curve.add(point(row, model_bytes, None))
+        tell_layers(run, row)
+        curve.add(point(row, model_bytes))
     run.setting = setting("training", todo.rates, todo.scheme, todo.seed, todo.known)
     run.iterations = found.iterations or todo.iterations or 0
     run.done = rows[-1].iteration + 1 if rows else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,7 +18,7 @@ from accelsim.faults import Rates
 from services.monitor.core.curve import Curve, Point, point
 from services.scheme import Scheme
 from services.trainer.core.evaluation import FIRST as EVALUATIONS
-from services.trainer.core.ledger import Event, Ledger, Row
+from services.trainer.core.ledger import Event, Ledger, Row, Voted
 
 DEVICES: Final = 256
 SERVICES: Final = 16
@@ -96,6 +97,8 @@ class Layer(msgspec.Struct):
     """Voted on."""
     executions: int = 0
     """Of the last vote."""
+    compared: int = 0
+    """Of those voted on, in layers that ran more than once."""
     agreed: int = 0
     errors: int = 0
     repaired: int = 0
@@ -182,8 +185,6 @@ class Pending:
     """Whether it was watched from its beginning."""
     ledger: Ledger = field(default_factory=Ledger)
     events: int = 0
-    votes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    """Elements, agreed, errors, by segment."""
     row: Row | None = None
     model_bytes: int = 0
 
@@ -292,29 +293,23 @@ class Watched:
             pending.events += 1
             pending.ledger.add(event)
 
-    def votes(
-        self, device: str, session: str, iteration: int, segment: int, layers: list[tuple[int, int, int, int, int]], now: float
-    ) -> None:
-        """``event/votes``; ``layers`` are (index, elements, executions, agreed, errors)."""
+    def votes(self, device: str, session: str, iteration: int, layers: Sequence[Voted], now: float) -> None:
+        """``event/votes``."""
         if not 0 <= iteration < EVALUATIONS:
             return
+        for one in layers:
+            if max(one.elements, one.executions) > BYTES or max(one.agreed, one.errors) > one.elements:
+                raise Refused(f"votes of layer {one.index}: more agreed, or more errors, than elements")
         run = self._run(device, session, now)
         pending = self._pending(device, session, run, iteration)
-        if pending is None or segment in pending.votes or len(pending.votes) >= LAYERS:
-            return
-        for index, elements, executions, agreed, errors in layers:
-            if max(elements, executions) > BYTES or max(agreed, errors) > elements:
-                raise Refused(f"votes of layer {index}: more agreed, or more errors, than elements")
-            layer = _layer(run, index)
-            layer.elements, layer.agreed = layer.elements + elements, layer.agreed + agreed
-            layer.errors, layer.executions = layer.errors + errors, executions
-        pending.votes[segment] = tuple(sum(layer[i] for layer in layers) for i in (1, 3, 4))  # type: ignore[assignment]
+        if pending is not None and pending.events < EVENTS:
+            pending.events += len(layers)
+            pending.ledger.add_votes(iteration, layers)
 
     def iteration(
-        self, device: str, session: str, row: Row, rebuilt: list[tuple[int, int, bool]], *, network: str, steps: int,
-        model_bytes: int, now: float,
+        self, device: str, session: str, row: Row, *, network: str, steps: int, model_bytes: int, now: float
     ) -> None:  # fmt: skip
-        """``event/iteration``: a row that its events are still to be filled in, and (index, repaired, faithful) a layer."""
+        """``event/iteration``: a row that its events are still to be filled in."""
         _within(row.iteration, EVALUATIONS - 1, "iteration")
         _within(steps, EVALUATIONS, "steps")
         for name in ("loss", "accuracy", "grad_norm", "wall_s"):
@@ -328,9 +323,6 @@ class Watched:
         if pending is None or pending.row is not None:
             return
         pending.row, pending.model_bytes = row, _within(model_bytes, BYTES, "model_bytes")
-        for index, repaired, faithful in rebuilt:
-            layer = _layer(run, index)
-            layer.repaired, layer.unfaithful = layer.repaired + repaired, layer.unfaithful + (not faithful)
         # Events of an iteration may still be under way when it ends; by the one after next they are here.
         self._settle(device, session, run, row.iteration - 2)
         self._touch(device, now)
@@ -417,7 +409,8 @@ class Watched:
             row = pending.ledger.fill(pending.row)
             for totals in (run.totals, self.totals[device]):
                 count(totals, row, pending.model_bytes)
-            made = point(row, pending.model_bytes, votes_of(pending))
+            tell_layers(run, row)
+            made = point(row, pending.model_bytes)
             progress.curve.add(made)
             self.version += 1
             self._tell(device, session, made)
@@ -428,18 +421,20 @@ class Watched:
 def provisional(pending: Pending) -> Point:
     """The point of an iteration that has ended, with those of its events that are here."""
     assert pending.row is not None
-    copy = Ledger()
-    for event in pending.ledger.events(pending.row.iteration):
-        copy.add(event)
-    return point(copy.fill(msgspec.structs.replace(pending.row)), pending.model_bytes, votes_of(pending))
+    return point(pending.ledger.copy().fill(msgspec.structs.replace(pending.row)), pending.model_bytes)
 
 
-def votes_of(pending: Pending) -> tuple[int, int, int] | None:
-    """Elements, agreed and errors of all layers that were voted on."""
-    if not pending.votes:
-        return None
-    elements, agreed, errors = (sum(vote[i] for vote in pending.votes.values()) for i in range(3))
-    return elements, agreed, errors
+def tell_layers(run: Run, row: Row) -> None:
+    """Adds what a filled row says of its layers to the run's."""
+    for one in row.layers:
+        if one.index not in run.layers and len(run.layers) >= LAYERS:
+            continue
+        layer = run.layers.setdefault(one.index, Layer())
+        layer.elements, layer.executions = layer.elements + one.voted, one.executions or layer.executions
+        layer.errors += one.errors
+        if one.executions > 1:
+            layer.compared, layer.agreed = layer.compared + one.voted, layer.agreed + one.agreed
+        layer.repaired, layer.unfaithful = layer.repaired + one.repaired, layer.unfaithful + (not one.faithful)
 
 
 def count(totals: Totals, row: Row, model_bytes: int) -> None:
@@ -460,14 +455,6 @@ def count(totals: Totals, row: Row, model_bytes: int) -> None:
     for into, of in ((totals.host_s, row.host_s), (totals.device_s, row.device_s)):
         for stage, seconds in of.items():
             into[stage] = into.get(stage, 0.0) + seconds
-
-
-def _layer(run: Run, index: int) -> Layer:
-    if index not in run.layers:
-        if len(run.layers) >= LAYERS:
-            raise Refused(f"layer {index}: {LAYERS} layers are watched, there is room for no more")
-        run.layers[index] = Layer()
-    return run.layers[index]
 
 
 def _within(value: int, most: int, name: str) -> int:

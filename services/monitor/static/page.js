@@ -26,6 +26,7 @@ function h(tag, attributes, ...children) {
   return element;
 }
 const put = (element, ...children) => element.replaceChildren(...children.filter((child) => child !== null && child !== undefined));
+const rate = (share) => share >= 1e-3 || share === 0 ? `${+(100 * share).toPrecision(3)} %` : `${number(1e6 * share)} ppm`;
 const mean = (values) => values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
 const deviation = (values) => Math.sqrt(mean(values.map((v) => (v - mean(values)) ** 2)));
 const percent = (value, digits = 1) => value === null || !isFinite(value) ? "–" : `${value.toFixed(digits)} %`;
@@ -116,7 +117,7 @@ function tiles(device, run) {
   const clean = mean(score(run, "before", false)), before = score(run, "before", true), after = score(run, "after", true);
   const total = run.totals, layers = Object.values(run.layers);
   const voted = layers.reduce((sum, one) => sum + one.elements, 0);
-  const errors = layers.reduce((sum, one) => sum + one.errors, 0), agreed = layers.reduce((sum, one) => sum + one.agreed, 0);
+  const errors = layers.reduce((sum, one) => sum + one.errors, 0), agreed = layers.reduce((sum, one) => sum + one.agreed, 0), compared = layers.reduce((sum, one) => sum + one.compared, 0);
   const now = after.length ? after : before;
   const what = after.length ? `was ${percent(mean(before))} before` : before.length ? "before retraining" : "not measured yet";
   return [
@@ -124,8 +125,8 @@ function tiles(device, run) {
     tile("Loss", run.loss === null ? "–" : run.loss.toPrecision(3), run.done ? `iteration ${run.done} of ${run.iterations}` : "no iteration yet"),
     tile("Bytes up the link", total.up_direct ? percent(100 * total.up / total.up_direct) : "–", total.up_direct ? `${bytes(total.up)} instead of ${bytes(total.up_direct)}` : "of what it would be without R2F"),
     tile("Bytes down the link", total.down_direct ? percent(100 * total.down / total.down_direct) : "–", total.down_direct ? `${bytes(total.down)} instead of ${bytes(total.down_direct)}` : "of whole models"),
-    tile("Errors of the device", voted ? `${number(1e6 * errors / voted)} ppm` : "–", voted ? `of ${number(voted)} outputs voted on` : run.from_folder ? "counted while a run goes on" : "no vote yet"),
-    tile("Executions agree on", voted ? percent(100 * agreed / voted, 2) : "–", "of the outputs (TMR)"),
+    !voted && run.from_folder ? null : tile("Errors of the device", voted ? rate(errors / voted) : "–", voted ? `of ${scaled(voted, ["", "k", "million", "G"], 1000)} outputs voted on` : "no vote yet"),
+    !voted && run.from_folder ? null : tile("Executions agree on", compared ? percent(100 * agreed / compared, 2) : "–", compared ? "of the outputs (TMR)" : voted ? "each layer ran once, the CPU knew the rest" : "of the outputs (TMR)"),
     tile("One iteration takes", total.iterations ? seconds(total.wall_s / total.iterations) : "–", total.repaired ? `${number(total.repaired)} outputs repaired` : "nothing had to be repaired"),
   ];
 }
@@ -141,10 +142,10 @@ function layerTable(run) {
   const rows = Object.entries(run.layers);
   if (!rows.length) return h("p", { class: "note" }, run.from_folder ? "Errors a layer are told while a run goes on; this one was read from its folder." : "No layer was voted on yet.");
   const most = Math.max(...rows.map(([, one]) => one.elements ? one.errors / one.elements : 0), 1e-12);
-  return table(["layer", "errors", "ppm", "agreed", "repaired", ""], rows.map(([index, one]) => {
-    const rate = one.elements ? one.errors / one.elements : 0;
-    const bar = h("i", {}); bar.style.width = `${100 * rate / most}%`;
-    return [index, number(one.errors), one.elements ? number(1e6 * rate) : "–", one.elements && one.executions > 1 ? percent(100 * one.agreed / one.elements, 2) : "–", number(one.repaired), h("td", { class: "wide" }, h("div", { class: "strip" }, bar))];
+  return table(["layer", "errors", "rate", "agreed", "repaired", ""], rows.map(([index, one]) => {
+    const wrong = one.elements ? one.errors / one.elements : 0;
+    const bar = h("i", {}); bar.style.width = `${100 * wrong / most}%`;
+    return [index, number(one.errors), one.elements ? rate(wrong) : "–", one.compared ? percent(100 * one.agreed / one.compared, 2) : "–", number(one.repaired), h("td", { class: "wide" }, h("div", { class: "strip" }, bar))];
   }));
 }
 function scoreTable(run) {
@@ -156,7 +157,7 @@ function scoreTable(run) {
   return rows.length ? table(["top-1 on held-out images", "without faults", "with faults", "fault seeds"], rows) : h("p", { class: "note" }, "Nothing was evaluated yet.");
 }
 function serviceTable(device) {
-  const rows = Object.entries(device.services).sort().map(([name, one]) => [h("td", {}, h("span", { class: one.online ? "dot on" : "dot" }), name), one.online ? "online" : "gone", one.memory_bytes ? bytes(one.memory_bytes) : "–", SERVICE_NAMES[name] || ""]);
+  const rows = Object.entries(device.services).sort().map(([name, one]) => [h("td", {}, h("span", { class: one.online ? "dot on" : "dot" }), name), one.online ? "online" : "gone", one.memory_bytes ? bytes(one.memory_bytes) : "–", h("td", { class: "text" }, SERVICE_NAMES[name] || "")]);
   const version = device.services.agent && device.services.agent.version;
   return h("div", {}, rows.length ? table(["service", "", "memory", "what it does"], rows) : h("p", { class: "note" }, "Nobody was heard; this was read from a folder."), version ? h("p", { class: "note" }, version >= 2 ** 30 ? "The device runs the model in the paper's arithmetic." : `The device runs version ${version} of the model.`) : null);
 }
@@ -213,12 +214,13 @@ function deviceView(name) {
     loss: plotted("Loss", "Falls while the network learns to live with the device's errors.", "loss", [{ name: "loss", colour: "blue" }], number, false),
     accuracy: plotted("Accuracy", "Of each training batch, on the faulty device itself. Dashed: evaluations on held-out images.", "top-1, %", [{ name: "batch", colour: "blue" }, { name: "before, with faults", colour: "orange", dashed: true }, { name: "before, without faults", colour: "grey", dashed: true }, { name: "after, with faults", colour: "green", dashed: true }], number, false),
     bytes: plotted("Up the link", "From the device to the server, an iteration: what is sent, against outputs and images as they are.", "bytes", [{ name: "sent", colour: "blue" }, { name: "direct", colour: "grey" }, { name: "of it, repairs", colour: "red" }], bytes, true),
-    errors: plotted("Errors of the device", "Outputs that are not what its executions voted.", "per million", [{ name: "errors", colour: "red" }], number, true),
+    errors: plotted("Errors of the device", "Outputs that are not what its executions voted.", "share of outputs", [{ name: "errors", colour: "red" }], (ppm) => rate(ppm / 1e6), true),
     time: plotted("Time of an iteration", "From the command to the next model, as the trainer saw it.", "seconds", [{ name: "iteration", colour: "violet" }], seconds, true),
   };
   const title = h("h1", {}, name), say = h("p", { class: "say" }), bar = h("i", {}), numbers = h("div", { class: "tiles" });
   const progress = h("div", { class: "bar", role: "progressbar", "aria-label": "How far the run is", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
   const pick = h("div", { class: "runs" }), warn = h("p", { class: "note" });
+  const layerCard = card("Layers", "Errors, agreement of the executions and repairs, all iterations together.");
   const boxes = Object.fromEntries(["stages", "layers", "scores", "services", "settings"].map((one) => [one, h("div", {})]));
   let picked = "", shown = "";
   const element = h("div", {}, title, say, progress, pick, warn, numbers, h("div", { class: "grid" },
@@ -226,10 +228,11 @@ function deviceView(name) {
     card("Evaluations", "Held-out images, over several draws of the faults.", boxes.scores),
     card("Where the time goes", "Mean of an iteration. Blue: measured on these hosts. Orange: modelled for the accelerator. Stages overlap.", boxes.stages),
     charts.errors.element,
-    card("Layers", "Errors, agreement of the executions and repairs, all iterations together.", boxes.layers),
+    layerCard,
     charts.time.element,
     card("Services", null, boxes.services), card("Faults and protection", null, boxes.settings),
     state.commands ? operator({ name }) : null));
+  layerCard.append(boxes.layers);
   return {
     name, element, start: () => Object.values(charts).forEach((one) => one.start()), end: () => Object.values(charts).forEach((one) => one.end()),
     update: () => {
@@ -251,6 +254,8 @@ function deviceView(name) {
       put(numbers, ...tiles(device, run)); put(boxes.stages, stages(run)); put(boxes.layers, layerTable(run)); put(boxes.scores, scoreTable(run));
       if (shown !== run.session || !curves.has(key(name, run.session))) { shown = run.session; fetchCurve(name, run.session); }
       const curve = points(device, run), x = curve.map((p) => p[0] + 1), of = (at) => curve.map((p) => p[at]);
+      const untold = run.from_folder && !Object.keys(run.layers).length;
+      charts.errors.element.hidden = untold; layerCard.hidden = untold;
       const flat = (values) => x.map(() => mean(values));
       charts.loss.set([x, of(POINT.loss)]);
       charts.accuracy.set([x, of(POINT.accuracy), flat(score(run, "before", true)), flat(score(run, "before", false)), flat(score(run, "after", true))]);
@@ -336,7 +341,7 @@ function listen() {
   });
   events.addEventListener("devices", (event) => { JSON.parse(event.data).forEach((device) => state.devices.set(device.name, device)); draw(); });
   events.addEventListener("points", (event) => { JSON.parse(event.data).forEach(([device, session, point]) => addPoint(key(device, session), point)); draw(); });
-  events.addEventListener("error", () => say("connection lost; trying again", "lost"));
+  events.addEventListener("error", () => say("not connected: these are the last numbers heard", "lost"));
 }
 window.addEventListener("hashchange", () => { draw(); document.getElementById("main").focus({ preventScroll: true }); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redo);
