@@ -33,7 +33,7 @@ def main(
     try:
         from services.monitor import watching, web
     except ModuleNotFoundError as error:
-        service.fail("monitor", ValueError(f"{error.name} is not installed; pip install 'r2f[monitor]'"))
+        service.fail("monitor", ValueError(f"{str(error.name).split('.')[0]} is not installed; pip install 'r2f[monitor]'"))
     try:
         token = "" if token_file is None else web.read_token(token_file)
         options = web.Options(host, port, tuple(allow_host or ()), token, broker)

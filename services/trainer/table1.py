@@ -166,10 +166,11 @@ class Server:
         remote = await self._device(device)
         remote.on_timing, remote.on_votes = timing, votes
 
-    async def publish_timing(self, device: str, stage: Stage, iteration: int, host_s: float) -> None:
-        """``event/{stage}`` of a stage that the server itself ran."""
+    async def publish_timing(self, device: str, stage: Stage, iteration: int, host_s: float) -> Timing:
+        """``event/{stage}`` of a stage that the server itself ran; the message."""
         timing = Timing(session=self.session, stage=stage, iteration=iteration, host_s=host_s)
         await self.bus.publish(self.bus.topic(f"event/{stage}", device), timing)
+        return timing
 
     async def publish_iteration(self, device: str, row: Row, steps: int, data: Data) -> None:
         """``event/iteration``: what an iteration of so many came to, with its layers as ``data`` has them."""

@@ -220,8 +220,9 @@ class Training:
         """Note what an iteration came to; ``due``: a checkpoint is written next."""
         device, iteration, made = self.job.device, command.iteration, command.made
         total = self.plan.iterations
-        await self.server.publish_timing(device, "backward", iteration, made.backward_s)
-        await self.server.publish_timing(device, "quantise", iteration, made.quantise_s)
+        # Its own stages it need not hear of from the bus, which may be too late for a row that is written now.
+        self.book.add(await self.server.publish_timing(device, "backward", iteration, made.backward_s))
+        self.book.add(await self.server.publish_timing(device, "quantise", iteration, made.quantise_s))
         row = _row(iteration, made, self.data, self.received, time.perf_counter() - self.begun)
         self.rows.append(row)
         await self.server.publish_iteration(device, row, total, self.data)
