@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from services.monitor.core.watched import Device, Run, Watched
+from services.monitor.core.known import Device, Run
+from services.monitor.core.watched import Watched
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -10,7 +10,8 @@ import structlog
 from services.bus import Bus, BusError, topics
 from services.bus.messages import ROOT, Iteration, Memory, Message, Progress, SetMode, State, Timing, Votes
 from services.devices import LEVEL
-from services.monitor.core.watched import Refused, Watched, setting
+from services.monitor.core.known import setting
+from services.monitor.core.watched import Refused, Watched
 from services.trainer.core.ledger import LayerRow, Row
 
 log = structlog.get_logger()

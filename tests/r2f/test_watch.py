@@ -29,7 +29,8 @@ from r2f.report import Report
 from r2f.settings import Settings, parse
 from services.monitor import watching, web
 from services.monitor.core import folder as folders
-from services.monitor.core.watched import Run, Totals, Watched
+from services.monitor.core.known import Run, Totals
+from services.monitor.core.watched import Watched
 from services.scheme import Scheme
 
 ITERATIONS = 6
@@ -122,9 +123,11 @@ def agrees(run: Run, report: Report, point_down: list[float]) -> None:
     assert run.loss == pytest.approx(report.loss[-1])
     assert totals.wall_s / ITERATIONS == pytest.approx(report.iteration_s)
     for stage, times in report.stages_s.items():
-        if stage == "downlink":
-            continue  # likewise
-        assert totals.host_s.get(stage, 0) / ITERATIONS == pytest.approx(times.host), stage
+        seconds = totals.host_s.get(stage, 0) / ITERATIONS
+        if stage in ("compress", "downlink"):  # likewise
+            assert seconds > times.host * 0.999
+        else:
+            assert seconds == pytest.approx(times.host), stage
         assert totals.device_s.get(stage, 0) / ITERATIONS == pytest.approx(times.device), stage
     scores = {(score.phase, score.faults): score.values for score in run.scores}
     assert scores["before", True] == pytest.approx(list(report.accuracy.faulty_before.values))

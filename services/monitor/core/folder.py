@@ -8,7 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from services.monitor.core.curve import Curve, point
-from services.monitor.core.watched import Run, Score, Watched, count, setting, tell_layers
+from services.monitor.core.known import Run, Score, count, setting, tell_layers
+from services.monitor.core.watched import Watched
 from services.trainer.core import fleet as fleets
 from services.trainer.core import job, ledger, result
 from services.trainer.core.evaluation import Evaluation

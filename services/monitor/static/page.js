@@ -156,8 +156,9 @@ function scoreTable(run) {
   });
   return rows.length ? table(["top-1 on held-out images", "without faults", "with faults", "fault seeds"], rows) : h("p", { class: "note" }, "Nothing was evaluated yet.");
 }
-function serviceTable(device) {
-  const rows = Object.entries(device.services).sort().map(([name, one]) => [h("td", {}, h("span", { class: one.online ? "dot on" : "dot" }), name), one.online ? "online" : "gone", one.memory_bytes ? bytes(one.memory_bytes) : "–", h("td", { class: "text" }, SERVICE_NAMES[name] || "")]);
+function serviceTable(device, run) {
+  const away = run && run.phase === "done" ? "dot rest" : "dot";  // behind a run nobody has to be there
+  const rows = Object.entries(device.services).sort().map(([name, one]) => [h("td", {}, h("span", { class: one.online ? "dot on" : away }), name), one.online ? "online" : "gone", one.memory_bytes ? bytes(one.memory_bytes) : "–", h("td", { class: "text" }, SERVICE_NAMES[name] || "")]);
   const version = device.services.agent && device.services.agent.version;
   return h("div", {}, rows.length ? table(["service", "", "memory", "what it does"], rows) : h("p", { class: "note" }, "Nobody was heard; this was read from a folder."), version ? h("p", { class: "note" }, version >= 2 ** 30 ? "The device runs the model in the paper's arithmetic." : `The device runs version ${version} of the model.`) : null);
 }
@@ -240,7 +241,7 @@ function deviceView(name) {
       if (!device) { say.textContent = "This device is not known here."; return; }
       const run = newest(device);
       say.textContent = sentence(device, run);
-      put(boxes.services, serviceTable(device)); put(boxes.settings, settingList(run, device));
+      put(boxes.services, serviceTable(device, run)); put(boxes.settings, settingList(run, device));
       const sessions = Object.values(device.runs).sort((a, b) => b.seen - a.seen).map((one) => one.session);
       if (picked !== sessions.join() + (run && run.session)) {
         picked = sessions.join() + (run && run.session);
