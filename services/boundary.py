@@ -24,6 +24,13 @@ def trace(message: Message) -> str:
     return f"{message.session}/{iteration}" if iteration >= 0 else message.session
 
 
+def detail(event: str, **fields: object) -> None:
+    """A line for those who look closely, where logs are set up: else structlog prints every level into the output of whoever uses
+    this as a library."""
+    if structlog.is_configured():
+        log.debug(event, **fields)
+
+
 async def answer(bus: Bus, take: Callable[[Message], Awaitable[None]]) -> None:
     """Give every message that arrives to ``take``, in order, until cancelled.
 
@@ -38,7 +45,7 @@ async def answer(bus: Bus, take: Callable[[Message], Awaitable[None]]) -> None:
 async def guarded(bus: Bus, topic: str, message: Message, take: Callable[[Message], Awaitable[None]]) -> None:
     """Give one message to ``take``, as ``answer`` does."""
     with structlog.contextvars.bound_contextvars(trace=trace(message)):
-        log.debug("taken", topic=topic)
+        detail("taken", topic=topic)
         try:
             await take(message)
         except BusError:

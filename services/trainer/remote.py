@@ -13,7 +13,7 @@ import structlog
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network, UInt8
-from services.boundary import trace
+from services.boundary import detail, trace
 from services.bus import Bus, BusError
 from services.bus.messages import (
     Ack,
@@ -135,7 +135,7 @@ class Remote:
         data = self.bus.share(np.frombuffer(storage.to_bytes(deployed.network), np.uint8))
         self.model_bytes = data.shape[0]
         message = Deploy(session=self.session, iteration=deployed.iteration, version=deployed.version, network=data)
-        log.debug("model sent", trace=trace(message), device=self.name, version=deployed.version)
+        detail("model sent", trace=trace(message), device=self.name, version=deployed.version)
         await self.publish("server/model", message)
 
     async def send_forward(self, forward: Forward, mode: SetMode, deployed: Deployed) -> None:
@@ -148,7 +148,7 @@ class Remote:
             log.warning("forward repeated", device=self.name, iteration=forward.iteration, attempt=forward.attempt)
             await self.send_mode(mode)
             await self.send_model(deployed)
-        log.debug("forward sent", trace=trace(forward), device=self.name, mode=forward.mode, attempt=forward.attempt)
+        detail("forward sent", trace=trace(forward), device=self.name, mode=forward.mode, attempt=forward.attempt)
         await self.publish("down/forward", forward)
 
     # ---- waiting ----
