@@ -25,8 +25,8 @@ def trace(message: Message) -> str:
 
 
 def detail(event: str, **fields: object) -> None:
-    """A line for those who look closely, where logs are set up: else structlog prints every level into the output of whoever uses
-    this as a library."""
+    """A line for those who look closely, where logs are set up: else structlog prints every level into the output of whoever
+    uses this as a library."""
     if structlog.is_configured():
         log.debug(event, **fields)
 
