@@ -125,6 +125,7 @@ class Watched:
         _within(steps, 1 << 40, "steps")
         _finite(value, 1e30, "value")
         run.phase, run.step, run.steps = phase, step, steps
+        run.from_folder = False  # it goes on
         if phase == "train":
             run.loss, run.done, run.iterations = value, max(run.done, step), steps
         elif phase in ("before", "after", "plain") and 0 < step <= steps <= SCORES:
