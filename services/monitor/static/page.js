@@ -279,7 +279,7 @@ function overview() {
       put(list, table(["device", "online", "what it does", "loss", "top-1 with faults", "up the link"], [...state.devices.values()].map((device) => {
         const run = newest(device), services = Object.values(device.services), there = services.filter((one) => one.online).length;
         const now = run ? (score(run, "after", true).length ? score(run, "after", true) : score(run, "before", true)) : [];
-        return [h("td", {}, h("span", { class: there && there === services.length ? "dot on" : "dot" }), h("a", { href: `#${encodeURIComponent(device.name)}` }, device.name)), `${there} of ${services.length}`, sentence(device, run), run && run.loss !== null ? run.loss.toPrecision(3) : "–", percent(mean(now)), run && run.totals.up_direct ? percent(100 * run.totals.up / run.totals.up_direct) : "–"];
+        return [h("td", {}, h("span", { class: there && there === services.length ? "dot on" : "dot" }), h("a", { href: `#${encodeURIComponent(device.name)}` }, device.name)), `${there} of ${services.length}`, h("td", { class: "text" }, sentence(device, run)), run && run.loss !== null ? run.loss.toPrecision(3) : "–", percent(mean(now)), run && run.totals.up_direct ? percent(100 * run.totals.up / run.totals.up_direct) : "–"];
       })));
       const every = names.map((name) => { const device = state.devices.get(name), run = device && newest(device); if (!run) return []; if (!curves.has(key(name, run.session))) fetchCurve(name, run.session); return points(device, run); });
       const x = [...new Set(every.flat().map((p) => p[0] + 1))].sort((a, b) => a - b);
