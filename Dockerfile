@@ -9,7 +9,8 @@ ENV PATH=/opt/r2f/bin:$PATH
 WORKDIR /src
 # The packages first: they change seldom and take long.
 COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n'); \
+print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['monitor'], sep='\n')" \
       > requirements.txt \
  && pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \
  && cd /opt/r2f/lib/python3.11/site-packages \

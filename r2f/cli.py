@@ -61,7 +61,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-@options("iterations", "broker", "trainer", "seed", defaults=DEMO)
+@options("iterations", "broker", "trainer", "seed", "watch", "watch-port", "tensorboard", defaults=DEMO)
 def demo(given: dict[str, Any], out: Out = RUNS, log_level: LogLevel = "info") -> None:
     """Real digits, a small CNN, a device with bit errors, the whole pipeline; a table and plots at the end."""
     guarded(lambda: _new(DEMO | given, None, out, log_level))
@@ -434,6 +434,35 @@ def conform_command(
 
         if not asyncio.run(conform(broker, device, role, within, size_of(image_size), steps, say)):
             raise typer.Exit(1)
+
+    guarded(work)
+
+
+@app.command()
+def view(
+    run: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or going on; one or several.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 8100,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in a browser.")] = True,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's event files into the folders instead, and end.")
+    ] = False,
+) -> None:
+    """Show runs on a page, as while they went on: docs/watching.md. One that goes on is followed."""
+
+    def work() -> None:
+        from r2f import folders, watch
+
+        if tensorboard:
+            from r2f import tensorboard as boards
+
+            for one in run:
+                for written in boards.write(one):
+                    print(written)
+            return
+        going = [one for one in run if folders.is_running(one)]
+        broker = folders.broker_of(going[-1], going[-1].parent)[0] if going else None
+        watch.view(run, broker, host, port, browser=browser)
 
     guarded(work)
 

@@ -16,7 +16,7 @@ from accelsim import datasets
 from accelsim.named import FOLDER
 from broker.launch import free_port
 from broker.link import profile
-from r2f import folders, pipeline, plots, prepare, report
+from r2f import folders, pipeline, plots, prepare, report, tensorboard, watch
 from r2f import settings as settings_file
 from r2f.devices import choosing, dividing, watching
 from r2f.devices import report as of_devices
@@ -45,6 +45,7 @@ def start(settings: Settings, folder: Path, say: Display) -> report.Report | Fle
     Raises ValueError for what does not fit, PipelineError and BusError for what fails.
     """
     broker = settings.broker
+    watch.check(settings)
     if broker is not None:
         prepare.reach(broker)
     fleet = choosing.fleet_of(settings)
@@ -61,6 +62,7 @@ def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Repor
     settings = read_settings(folder)
     if broker is not None and settings.broker is not None:
         settings = msgspec.structs.replace(settings, broker=broker)
+    watch.check(settings)
     if settings.broker is not None:
         prepare.reach(settings.broker)
     if waiting.outcome(folder) == "":
@@ -141,13 +143,16 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         ]
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
+        showing: list[asyncio.Task[Any]] = []
+        if settings.watch:
+            showing.append(asyncio.create_task(watch.page(running, folder, server_broker, settings.watch_port, say)))
         listening = asyncio.Event()
         watcher = asyncio.create_task(_watch(server_broker, fleet.devices if fleet else (settings.device,), say, listening))
         hearing = asyncio.create_task(listening.wait())
-        tasks: list[asyncio.Task[Any]] = [watcher, hearing]
+        tasks: list[asyncio.Task[Any]] = [watcher, hearing, *showing]
         try:
             # The trainer starts when its first events are heard; who cannot listen is no reason not to.
-            await asyncio.wait(tasks, timeout=LISTEN_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([watcher, hearing], timeout=LISTEN_S, return_when=asyncio.FIRST_COMPLETED)
             working = asyncio.create_task(running.watch(trainer) if settings.trainer else _elsewhere(folder))
             tasks.append(working)
             # The watcher never ends but by an error of who watches: a callback's, which ends the run.
@@ -168,7 +173,9 @@ async def _elsewhere(folder: Path) -> None:
 
 
 def finish(settings: Settings, folder: Path) -> report.Report | FleetReport:
-    """``report.json`` of a run that is done, and of one device its plots."""
+    """``report.json`` of a run that is done, of one device its plots, and event files where they are asked for."""
+    if settings.tensorboard:
+        tensorboard.write(folder)
     prepared, fleet = prepare.read(folder), fleets.read(folder)
     link = None if settings.link is None else profile(settings.link)
     if fleet is not None:

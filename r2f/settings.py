@@ -97,6 +97,11 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Start the trainer; False where one waits for runs below the folder that this run's is in."""
     embedded: bool = False
     """Start the embedded broker even where Mosquitto is installed."""
+    watch: bool = False
+    """Serve a page that shows the run while it goes on."""
+    watch_port: Annotated[int, Meta(ge=0, le=65535)] = 8100
+    tensorboard: bool = False
+    """Leave TensorBoard's event files in the folder when the run is done."""
 
 
 class Option(NamedTuple):
@@ -201,6 +206,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "trainer": Option("trainer", "Start the trainer too; without, one waits: services.trainer --next OUT.", PIPELINE),
     "embedded": Option("embedded", "Start the embedded broker even where Mosquitto is installed.", PIPELINE),
+    "watch": Option("watch", "Show the run on a page of this host while it goes on (docs/watching.md).", PIPELINE),
+    "watch-port": Option("watch_port", "Port of that page; 0, or where it is taken, a free one.", PIPELINE),
+    "tensorboard": Option("tensorboard", "Leave event files for tensorboard --logdir when the run is done.", PIPELINE),
 }
 
 

@@ -38,9 +38,13 @@ def test_each_command_is_a_module_that_exists(compose: dict[str, Any]) -> None:
 def test_only_the_brokers_are_on_the_link(compose: dict[str, Any]) -> None:
     sides = {name: set(service.get("networks", [])) for name, service in compose["services"].items()}
     assert {name for name, networks in sides.items() if "link" in networks} == {"device-broker", "server-broker"}
+    # The page alone can be asked for from outside, by this host's own browsers.
+    assert sides.pop("monitor") == {"server", "page"}
     assert all(len(networks) == 1 for name, networks in sides.items() if not name.endswith("broker") and networks)
-    assert all(network["internal"] for network in compose["networks"].values())
-    assert not any("ports" in service for service in compose["services"].values())
+    assert not any("page" in networks for networks in sides.values())
+    assert [name for name, network in compose["networks"].items() if not network.get("internal")] == ["page"]
+    ports = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert ports == {"monitor": ["127.0.0.1:8100:8100"]}
 
 
 def test_each_side_shares_memory_only_with_itself(compose: dict[str, Any]) -> None:

@@ -25,10 +25,14 @@ from services.bus.messages import (
     Flow,
     Forward,
     Inputs,
+    Iteration,
     LayerActivation,
+    LayerRebuilt,
     LayerReplicas,
     LayerVoted,
+    LayerVotes,
     Manifest,
+    Memory,
     Message,
     Outputs,
     Progress,
@@ -39,6 +43,7 @@ from services.bus.messages import (
     State,
     Timing,
     Voted,
+    Votes,
 )
 from services.scheme import Scheme, View
 
@@ -85,6 +90,12 @@ EXAMPLES: Final[dict[type[Message], Message]] = {
         ),
         Claim(session="", service="voter", boot="0123abcd", rank=0),
         Progress(session=_RUN, phase="train", step=3, steps=100, value=1.25, grad_norm=0.5),
+        Iteration(
+            session=_RUN, iteration=2, steps=100, loss=1.25, accuracy=87.5, grad_norm=0.5, wall_s=0.25, attempts=1,
+            input_bytes=1024, model_bytes=8192, network="digits_cnn", layers=(LayerRebuilt(0, 8192, 2, True),),
+        ),
+        Votes(session=_RUN, iteration=2, segment=0, layers=(LayerVotes(0, 8192, 3, 8190, 1),)),
+        Memory(session="", service="voter", resident_bytes=1 << 26),
         Flow(session="", to="0123abcd", topic="r2f/v1/edge-0/up/layers", taken=16, missing=((17, 18), (21, 0))),
         State(session="", service="agent", online=True, boot="0123abcd", version=1, samples={"train": 1437, "test": 360}),
         Timing(session=_RUN, stage="forward", iteration=0, host_s=0.0125, device_s=0.002, segment=0),

@@ -373,6 +373,66 @@ class Progress(Message):
     """False in an evaluation of the device without faults."""
 
 
+class LayerVotes(msgspec.Struct, array_like=True, frozen=True):
+    """What the executions of one layer agreed on, counted over its outputs of the whole batch."""
+
+    index: Count
+    elements: Count
+    executions: Count
+    """That were compared; 1 where the reliable processor alone knows what is right."""
+    agreed: Count
+    """Elements of which all executions said the same."""
+    errors: Count
+    """Elements of the first execution, or of what went on in its place, that are not what the vote says."""
+
+
+class Votes(Message):
+    """``event/votes``: how far the executions of some layers agreed, in training mode."""
+
+    iteration: int
+    segment: int
+    layers: Annotated[tuple[LayerVotes, ...], msgspec.Meta(max_length=4096)]
+
+
+class LayerRebuilt(msgspec.Struct, array_like=True, frozen=True):
+    """One layer as the server had it at the end of an iteration."""
+
+    index: Count
+    elements: Count
+    repaired: Count
+    """Elements that were wrong until a repair mended them."""
+    faithful: bool = True
+    """Whether its digest is the device's."""
+
+
+class Iteration(Message):
+    """``event/iteration``: what one iteration of training came to, as the trainer's ``progress.jsonl`` has it."""
+
+    iteration: Count
+    steps: Count
+    """Iterations of the whole run."""
+    loss: float
+    accuracy: float
+    """Of the batch, on the device itself, in per cent."""
+    grad_norm: float
+    wall_s: float
+    attempts: Count
+    """Passes that it took, 1 where nothing was lost on the way."""
+    input_bytes: Count
+    """The batch as uint8."""
+    model_bytes: Count
+    """The whole network, as it would go down without increments."""
+    network: Name = ""
+    layers: Annotated[tuple[LayerRebuilt, ...], msgspec.Meta(max_length=4096)] = ()
+
+
+class Memory(Message):
+    """``event/memory``: what a service's process holds. Said at its start, and when it has changed."""
+
+    service: Name
+    resident_bytes: Count
+
+
 class Manifest(Message):
     """Before the chunks of a message too large for one packet: what they come to. On the topic of that message."""
 

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import structlog
 import typer
 
-from services import devices
+from services import devices, memory
 from services.bus import topics
 from services.bus.address import BusError
 from services.bus.client import Bus
-from services.bus.messages import ROOT, State
+from services.bus.messages import ROOT, Memory, State
 
 log = structlog.get_logger()
 
@@ -49,6 +50,7 @@ DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_DEVICE = "edge-0"
 
 
+MEMORY_S = (10.0, 60.0)
 ARENA_MB = 256
 ARENA_AGE_S = 3600.0
 """Behind a slow link a tensor may wait long for its reader. One that died is noticed by its successor, not by this."""
@@ -93,7 +95,7 @@ def run(
 
     async def one(device: str) -> None:
         structlog.contextvars.bind_contextvars(device=device)
-        async with bus_of(service, common, device, arena_mb=arena_mb, readers=readers) as bus:
+        async with bus_of(service, common, device, arena_mb=arena_mb, readers=readers) as bus, telling_memory(bus):
             await serve(bus)
 
     async def work() -> None:
@@ -144,6 +146,28 @@ def bus_of(service: str, common: Common, device: str, *, arena_mb: int = ARENA_M
         readers=readers,
         give_up_s=common.patience_s,
     )
+
+
+@contextlib.asynccontextmanager
+async def telling_memory(bus: Bus) -> AsyncIterator[None]:
+    """While the block runs, whoever watches hears what memory this process holds: when it has changed by a tenth, but not more
+    often than every ``MEMORY_S[0]`` seconds, for events cross the link too; else every ``MEMORY_S[1]``."""
+
+    async def tell() -> None:
+        said, at = 0, 0.0
+        while True:
+            held, now = memory.resident(), time.monotonic()
+            if abs(held - said) * 10 > said or now - at >= MEMORY_S[1]:
+                said, at = held, now
+                await bus.publish("event/memory", Memory(session="", service=bus.service, resident_bytes=held))
+            await asyncio.sleep(MEMORY_S[0])
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.wait([telling])
 
 
 async def several(names: AsyncIterator[str], one: Callable[[str], Awaitable[None]]) -> None:

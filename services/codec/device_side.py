@@ -51,6 +51,8 @@ class Session:
 
     name: str
     end: DeviceEnd
+    iteration: int = -1
+    """That the newest model came from."""
     waiting: deque[Voted] = field(default_factory=deque)
     """What there is no room to keep before it has; its tensors stay where they are, so the agent slows down."""
 
@@ -144,6 +146,8 @@ class DeviceCodec:
             return
         if new:
             self._drop_waiting()  # the iteration that it came from is over
+        if new:
+            self.session.iteration = message.iteration
         if end.network is not None:
             await self._deploy(end.network, end.version)  # a repeat, too: the agent may be the one that lacks it
         if new and message.iteration >= 0:
@@ -158,7 +162,7 @@ class DeviceCodec:
 
     async def _deploy(self, network: Network, version: int) -> None:
         data = self.bus.share(np.frombuffer(storage.to_bytes(network), np.uint8))
-        deploy = Deploy(session=self.session.name, iteration=-1, version=version, network=data)
+        deploy = Deploy(session=self.session.name, iteration=self.session.iteration, version=version, network=data)
         await self.bus.publish("edge/model", deploy)
 
     # ---- what the device computed, up ----

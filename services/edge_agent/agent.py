@@ -18,7 +18,7 @@ from accelsim.faults.worn import exact
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.timing import Array
-from services.boundary import answer
+from services.boundary import answer, detail, trace
 from services.bus import Bus, BusError, MessageError
 from services.bus.messages import Deploy, Forward, Message, SetMode, Voted
 from services.codec.core import inputs
@@ -153,6 +153,7 @@ class Agent:
         finally:
             self.bus.release(message.network)
         session.loaded = Loaded(message.version, network, engine)
+        detail("model loaded", version=message.version)
         await self.bus.announce(version=message.version)
         await self._client().send_ack("model", message.version, version=message.version)
 
@@ -179,7 +180,10 @@ class Agent:
 
     async def _run(self, forward: Forward, mode: SetMode, loaded: Loaded) -> None:
         """A pass that fails is the server's to know of: it names the reason and the device stays up."""
+        # The message that it was started by may be the model it waited for, of the iteration before.
+        structlog.contextvars.bind_contextvars(trace=trace(forward))
         client = self._client()
+        detail("forward", mode=forward.mode, attempt=forward.attempt, version=forward.version)
         try:
             await self._forward(client, forward, mode, loaded)
         except MessageError as error:

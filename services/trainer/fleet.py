@@ -32,7 +32,10 @@ async def own(
         if waiting.outcome(mine) is not None:
             return
         try:
-            async with service.bus_of("trainer", common, device, readers=("codec-server",)) as bus:
+            async with (
+                service.bus_of("trainer", common, device, readers=("codec-server",)) as bus,
+                service.telling_memory(bus),
+            ):
                 await training.run(bus, mine, path, turn, replaying)
         except (BusError, ValueError, OSError) as error:
             log.error("device given up", error=str(error))

@@ -13,6 +13,7 @@ import structlog
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network, UInt8
+from services.boundary import detail, trace
 from services.bus import Bus, BusError
 from services.bus.messages import (
     Ack,
@@ -26,6 +27,7 @@ from services.bus.messages import (
     State,
     Tensor,
     Timing,
+    Votes,
 )
 
 log = structlog.get_logger()
@@ -56,7 +58,7 @@ class Data:
     ``outputs`` is the network's int8 output (N, 1, 1, C). In training mode ``images`` is the batch, uint8 (N, H, W, C),
     and ``activations`` every MAC layer's output, int8 or uint8 (N, H, W, C), by layer index; in inference mode both are empty.
     ``labels`` is int64 (N,), or None if the device has none. ``mismatched_layers`` are those whose rebuilt tensor does not
-    have the digest that the device sent; ``repaired`` counts elements that were wrong until a repair mended them.
+    have the digest that the device sent; ``repairs`` counts elements that were wrong until a repair mended them.
     """
 
     iteration: int
@@ -66,7 +68,13 @@ class Data:
     outputs: Activation | None = None
     activations: dict[int, Activation] = field(default_factory=dict)
     mismatched_layers: set[int] = field(default_factory=set)
-    repaired: int = 0
+    repairs: dict[int, int] = field(default_factory=dict)
+    """Of ``repaired``, by layer index."""
+
+    @property
+    def repaired(self) -> int:
+        """Elements of all layers that a repair mended."""
+        return sum(self.repairs.values())
 
     @property
     def mismatched(self) -> int:
@@ -93,8 +101,11 @@ class Remote:
         self.sequence = 0
         self.mode: SetMode | None = None
         self.deployed: Deployed | None = None
+        self.model_bytes = 0
+        """Of the network that was deployed last, whole."""
         self.data: Data | None = None
         self.on_timing: Callable[[Timing], None] | None = None
+        self.on_votes: Callable[[Votes], None] | None = None
         self.unanswered = False
         """Whether a pass was asked for and has not come. After one that nobody waits for any more it is not known what the
         services on the way have of it, and of the network and mode before it."""
@@ -122,7 +133,9 @@ class Remote:
         """``server/model``"""
         self.deployed = deployed
         data = self.bus.share(np.frombuffer(storage.to_bytes(deployed.network), np.uint8))
+        self.model_bytes = data.shape[0]
         message = Deploy(session=self.session, iteration=deployed.iteration, version=deployed.version, network=data)
+        detail("model sent", trace=trace(message), device=self.name, version=deployed.version)
         await self.publish("server/model", message)
 
     async def send_forward(self, forward: Forward, mode: SetMode, deployed: Deployed) -> None:
@@ -135,6 +148,7 @@ class Remote:
             log.warning("forward repeated", device=self.name, iteration=forward.iteration, attempt=forward.attempt)
             await self.send_mode(mode)
             await self.send_model(deployed)
+        detail("forward sent", trace=trace(forward), device=self.name, mode=forward.mode, attempt=forward.attempt)
         await self.publish("down/forward", forward)
 
     # ---- waiting ----
@@ -239,6 +253,9 @@ class Remote:
             case Timing() if message.session == self.session:
                 if self.on_timing is not None:
                     self.on_timing(message)
+            case Votes() if message.session == self.session:
+                if self.on_votes is not None:
+                    self.on_votes(message)
             case Ack() if message.session == self.session:
                 self._acks.append(message)
                 return True
@@ -269,7 +286,7 @@ class Remote:
                     if layer.index not in layers:
                         raise ValueError(f"layer {layer.index} is no MAC layer of the network deployed")
                     data.activations[layer.index] = self._keep(layer.actual, f"layer {layer.index}", layers[layer.index].dtype)
-                    data.repaired += layer.repaired
+                    data.repairs[layer.index] = layer.repaired
                     if not layer.faithful:
                         data.mismatched_layers.add(layer.index)
             case Outputs():

@@ -14,8 +14,9 @@ from accelsim.faults import Rates
 from accelsim.int8.network import Network
 from services.boundary import guarded
 from services.bus import Bus, BusError, topics
-from services.bus.messages import Forward, Phase, Progress, SetMode, Stage, State, Timing
+from services.bus.messages import Forward, Iteration, LayerRebuilt, Phase, Progress, SetMode, Stage, State, Timing, Votes
 from services.scheme import CHAINED, Scheme, View
+from services.trainer.core.ledger import Row
 from services.trainer.remote import PATH, Data, Deployed, DeviceError, Patience, Remote
 
 log = structlog.get_logger()
@@ -160,14 +161,39 @@ class Server:
         """
         return await (await self._device(device)).ready(within_s)
 
-    async def on_timing(self, device: str, take: Callable[[Timing], None]) -> None:
-        """Have ``take`` called with every stage's timing event of this session."""
-        (await self._device(device)).on_timing = take
+    async def on_events(self, device: str, timing: Callable[[Timing], None], votes: Callable[[Votes], None]) -> None:
+        """Have these called with every stage's timing of this session, and with what was voted."""
+        remote = await self._device(device)
+        remote.on_timing, remote.on_votes = timing, votes
 
-    async def publish_timing(self, device: str, stage: Stage, iteration: int, host_s: float) -> None:
-        """``event/{stage}`` of a stage that the server itself ran."""
+    async def publish_timing(self, device: str, stage: Stage, iteration: int, host_s: float) -> Timing:
+        """``event/{stage}`` of a stage that the server itself ran; the message."""
         timing = Timing(session=self.session, stage=stage, iteration=iteration, host_s=host_s)
         await self.bus.publish(self.bus.topic(f"event/{stage}", device), timing)
+        return timing
+
+    async def publish_iteration(self, device: str, row: Row, steps: int, data: Data) -> None:
+        """``event/iteration``: what an iteration of so many came to, with its layers as ``data`` has them."""
+        remote = await self._device(device)
+        layers = tuple(
+            LayerRebuilt(layer.index, data.activations[layer.index].size, layer.repaired, layer.faithful)
+            for layer in row.layers
+        )
+        iteration = Iteration(
+            session=self.session,
+            iteration=row.iteration,
+            steps=steps,
+            loss=row.loss,
+            accuracy=row.accuracy,
+            grad_norm=row.grad_norm,
+            wall_s=row.wall_s,
+            attempts=row.attempts,
+            input_bytes=row.input_bytes,
+            model_bytes=remote.model_bytes,
+            network="" if remote.deployed is None else remote.deployed.network.name[:64],
+            layers=layers[:4096],
+        )
+        await self.bus.publish(self.bus.topic("event/iteration", device), iteration)
 
     async def publish_progress(
         self, device: str, phase: Phase, step: int, steps: int, value: float, norm: float = 0.0, faults: bool = True

@@ -149,7 +149,9 @@ class Training:
 
     async def begin(self, iteration: int) -> None:
         """Take note of what iterations cost, from this one on; rows of later ones are done again."""
-        await self.server.on_timing(self.job.device, self.book.add)
+        await self.server.on_events(
+            self.job.device, self.book.add, lambda votes: self.book.add_votes(votes.iteration, votes.layers)
+        )
         ledger.truncate(self.folder / result.PROGRESS, iteration)
         self.saved = iteration
 
@@ -218,9 +220,12 @@ class Training:
         """Note what an iteration came to; ``due``: a checkpoint is written next."""
         device, iteration, made = self.job.device, command.iteration, command.made
         total = self.plan.iterations
-        await self.server.publish_timing(device, "backward", iteration, made.backward_s)
-        await self.server.publish_timing(device, "quantise", iteration, made.quantise_s)
-        self.rows.append(_row(iteration, made, self.data, self.received, time.perf_counter() - self.begun))
+        # Its own stages it need not hear of from the bus, which may be too late for a row that is written now.
+        self.book.add(await self.server.publish_timing(device, "backward", iteration, made.backward_s))
+        self.book.add(await self.server.publish_timing(device, "quantise", iteration, made.quantise_s))
+        row = _row(iteration, made, self.data, self.received, time.perf_counter() - self.begun)
+        self.rows.append(row)
+        await self.server.publish_iteration(device, row, total, self.data)
         await self.server.publish_progress(device, "train", iteration + 1, total, made.loss, made.norm)
         # Events of an iteration may still be under way when it ends; by the one after next they are here. A checkpoint
         # does not wait for them: every row that it will not do again must be on the disk first.
@@ -321,5 +326,9 @@ def _row(iteration: int, done: Step, data: Data, received: Received, wall: float
         mismatched=data.mismatched,
         mismatched_layers=len(data.mismatched_layers),
         repaired=data.repaired,
+        layers=[
+            ledger.LayerRow(index, repaired=data.repairs.get(index, 0), faithful=index not in data.mismatched_layers)
+            for index in sorted(data.activations)
+        ],
         input_bytes=received.images.nbytes,
     )

@@ -7,8 +7,8 @@ import time
 
 from services.boundary import answer
 from services.bus import Bus
-from services.bus.messages import LayerReplicas, LayerVoted, Message, Replicas, Timing, Voted
-from services.voter.core.ballot import count
+from services.bus.messages import LayerReplicas, LayerVoted, LayerVotes, Message, Replicas, Timing, Voted, Votes
+from services.voter.core.ballot import Tally, count, tally
 
 
 async def serve(bus: Bus) -> None:
@@ -28,7 +28,8 @@ async def serve(bus: Bus) -> None:
 
 async def _answer(bus: Bus, message: Replicas) -> None:
     start = time.perf_counter()
-    layers = tuple([await _vote(bus, layer, message) for layer in message.layers])
+    answered = [await _vote(bus, layer, message) for layer in message.layers]
+    layers = tuple(layer for layer, _ in answered)
     host = time.perf_counter() - start
     voted = Voted(
         session=message.session,
@@ -42,10 +43,15 @@ async def _answer(bus: Bus, message: Replicas) -> None:
     if any(layer.vote is not None for layer in layers):
         timing = Timing(session=message.session, stage="tmr", iteration=message.iteration, segment=message.segment, host_s=host)
         await bus.publish("event/tmr", timing)
+    counts = tuple(LayerVotes(layer.index, *tally) for layer, tally in answered if tally is not None)
+    if counts and message.mode == "training":
+        votes = Votes(session=message.session, iteration=message.iteration, segment=message.segment, layers=counts)
+        await bus.publish("event/votes", votes)
 
 
-async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted:
-    """The layer's vote, and its actual output passed on by reference: nothing but the vote is copied."""
+async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> tuple[LayerVoted, Tally | None]:
+    """The layer's vote, its actual output passed on by reference (nothing but the vote is copied), and in training mode how far
+    its executions agreed."""
     training = message.mode == "training"
     replicas = [bus.open(tensor) for tensor in layer.replicas]
     positions = None if layer.positions is None else bus.open(layer.positions)
@@ -53,6 +59,10 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
     ballot = await asyncio.to_thread(
         count, replicas, message.vote, protected=layer.protected, positions=positions, values=values
     )  # fmt: skip
+    counted = None
+    if training and ballot.vote is not None:
+        first = replicas[0] if layer.actual is None else bus.open(layer.actual)
+        counted = await asyncio.to_thread(tally, replicas, first, ballot.vote)
     voted = None
     readers = (training and not layer.direct) + layer.awaited
     if ballot.protected is not None:
@@ -67,4 +77,4 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> LayerVoted
     intact = [bus.release(tensor) for tensor in read if tensor is not None]
     if not all(intact):
         raise ValueError(f"layer {layer.index} was taken back while it was being voted on")
-    return LayerVoted(index=layer.index, actual=actual, vote=voted, direct=layer.direct)
+    return LayerVoted(index=layer.index, actual=actual, vote=voted, direct=layer.direct), counted

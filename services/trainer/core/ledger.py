@@ -40,6 +40,37 @@ class Segment(msgspec.Struct, array_like=True):
     rebuild_s: float = 0.0
 
 
+class Voted(Protocol):
+    """What the executions of one layer agreed on, as ``services.bus.messages.LayerVotes`` tells of it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def elements(self) -> int: ...
+    @property
+    def executions(self) -> int: ...
+    @property
+    def agreed(self) -> int: ...
+    @property
+    def errors(self) -> int: ...
+
+
+class LayerRow(msgspec.Struct, array_like=True):
+    """One MAC layer in one iteration, in elements; the middle four are 0 where it was not voted on."""
+
+    index: int
+    voted: int = 0
+    executions: int = 0
+    agreed: int = 0
+    """Of which all executions said the same."""
+    errors: int = 0
+    """Of what the device computed, those that are not what was voted."""
+    repaired: int = 0
+    """That were wrong on the server until a repair mended them."""
+    faithful: bool = True
+    """Whether its digest on the server is the device's."""
+
+
 class Row(msgspec.Struct, kw_only=True):
     """One finished iteration. Bytes are those of the link's messages, MQTT payload and topic; seconds are sums."""
 
@@ -64,6 +95,7 @@ class Row(msgspec.Struct, kw_only=True):
     host_s: dict[str, float] = {}
     device_s: dict[str, float] = {}
     segments: list[Segment] = []
+    layers: list[LayerRow] = []
     uplink_inputs: int = 0
     uplink_layers: int = 0
     uplink_repairs: int = 0
@@ -76,11 +108,23 @@ class Ledger:
 
     def __init__(self) -> None:
         self._events: dict[int, dict[tuple[str, int, bool], Event]] = defaultdict(dict)
+        self._votes: dict[int, dict[int, Voted]] = defaultdict(dict)
 
     def add(self, timing: Event) -> None:
         """Takes in one event. ``tmr`` comes from both the agent and the voter, told apart by their device time."""
         key = (timing.stage, timing.segment, timing.device_s > 0)
         self._events[timing.iteration][key] = timing
+
+    def add_votes(self, iteration: int, layers: Iterable[Voted]) -> None:
+        """Takes in what was voted of some layers."""
+        self._votes[iteration].update((layer.index, layer) for layer in layers)
+
+    def copy(self) -> Ledger:
+        """One that can be filled in from while this one still collects."""
+        other = Ledger()
+        other._events.update((iteration, dict(events)) for iteration, events in self._events.items())
+        other._votes.update((iteration, dict(votes)) for iteration, votes in self._votes.items())
+        return other
 
     def fill(self, row: Row) -> Row:
         """The row with what the events of its iteration add up to; they are forgotten here."""
@@ -102,6 +146,7 @@ class Ledger:
                 row.uplink_layers += timing.bytes
         row.host_s, row.device_s = dict(host), dict(device)
         row.segments = _segments(events.values())
+        row.layers = _layers(row.layers, self._votes.pop(row.iteration, {}))
         return row
 
     def settle(self, path: Path, rows: list[Row], *, keep: int) -> None:
@@ -111,8 +156,20 @@ class Ledger:
             append(path, [self.fill(row) for row in done])
             del rows[: len(done)]
             # Events of iterations that no row will ever claim.
-            for iteration in [i for i in self._events if i < done[-1].iteration]:
-                del self._events[iteration]
+            for of in (self._events, self._votes):
+                for iteration in [i for i in of if i < done[-1].iteration]:
+                    del of[iteration]
+
+
+def _layers(layers: list[LayerRow], votes: dict[int, Voted]) -> list[LayerRow]:
+    """The layers of a row with what was voted of them, by index."""
+    found = {layer.index: layer for layer in layers}
+    for index, vote in votes.items():
+        layer = found.get(index, LayerRow(index))
+        found[index] = msgspec.structs.replace(
+            layer, voted=vote.elements, executions=vote.executions, agreed=vote.agreed, errors=vote.errors
+        )
+    return [found[index] for index in sorted(found)]
 
 
 def _segments(events: Iterable[Event]) -> list[Segment]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from accelsim.int8.network import Activation
@@ -47,3 +48,25 @@ def count(
         return Ballot(voted, None)
     # In TMR the device has three executions, however many more were run to know its errors.
     return Ballot(voted, voted if len(replicas) == TMR and values is None else vote(replicas[:TMR], kind))
+
+
+class Tally(NamedTuple):
+    """A layer's ballot in numbers of elements."""
+
+    elements: int
+    executions: int
+    agreed: int
+    """Of which all executions said the same."""
+    errors: int
+    """That ``first`` has otherwise than the vote."""
+
+
+def tally(replicas: Sequence[Activation], first: Activation, voted: Activation) -> Tally:
+    """How far executions agreed, and where ``first``, what the device computed, is not what was ``voted``; all of one shape."""
+    agreed = replicas[0].size
+    if len(replicas) > 1:
+        same = replicas[0] == replicas[1]
+        for other in replicas[2:]:
+            same &= replicas[0] == other
+        agreed = int(np.count_nonzero(same))
+    return Tally(first.size, len(replicas), agreed, int(np.count_nonzero(first != voted)))

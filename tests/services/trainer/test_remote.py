@@ -147,7 +147,7 @@ async def test_whatever_a_message_breaks_the_next_one_is_taken(network: Network)
         raise ZeroDivisionError("no layers")
 
     async with serving(bus, "s", patience=1) as server:  # type: ignore[arg-type]
-        await server.on_timing("d", broken)
+        await server.on_events("d", broken, lambda votes: None)
         bus.inbox.put_nowait((bus.topic("event/forward"), Timing(session="s", stage="forward", iteration=0, host_s=1)))
         bus.answer = lambda message: whole(network) if isinstance(message, Forward) else []
         await server.deploy_model("d", network, wait=False)
