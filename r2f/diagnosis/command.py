@@ -19,7 +19,7 @@ from r2f import pipeline, prepare, run
 from r2f import settings as settings_file
 from r2f.diagnosis.drive import over_the_bus
 from r2f.diagnosis.find import VECTORS, Found
-from r2f.diagnosis.probes import Tile, probe
+from r2f.diagnosis.probes import FILTERS, Tile, probe
 from r2f.display import Display
 from r2f.errors import first
 from r2f.memory import Shares, shares
@@ -74,9 +74,12 @@ async def _over_the_bus(settings: Settings, array: Array, repeat: int | None, sa
 def _memory(settings: Settings, array: Array) -> Shares:
     """Of the device, for the largest of the probes' answers. Raises ValueError where they do not fit."""
     tile = Tile(np.zeros((array.rows, array.columns), np.int8), 0, np.zeros(array.columns, np.int64))
-    largest = probe(array, [tile] * 3, np.zeros((1, array.rows), np.int64)).network
+    none = np.zeros((1, array.rows), np.int64)
+    largest = probe(array, [tile] * max(1, FILTERS // array.columns), none, none).network
     data = datasets.open(settings.data)
-    return shares(settings.device_memory_mb, largest, VECTORS, data.train_images.nbytes + data.test_images.nbytes)
+    return shares(
+        settings.device_memory_mb, largest, min(VECTORS, array.rows), data.train_images.nbytes + data.test_images.nbytes
+    )
 
 
 def table(found: Found) -> Table:

@@ -96,7 +96,7 @@ class _Trial(NamedTuple):
     """(C,): whether what leaves without a pulse was read twice alike."""
 
 
-def find(array: Array, *, seed: int = 0, rounds: int = 13, least: int = 1) -> Steps:
+def find(array: Array, *, seed: int = 0, rounds: int = 12, least: int = 1) -> Steps:
     """Find the permanent faults of an array, in so many rounds at most. ``seed`` is of what is random in rails.
 
     ``least``: a fault must explain so many answers to be believed; more than 1 where answers may be wrong.
@@ -106,20 +106,21 @@ def find(array: Array, *, seed: int = 0, rounds: int = 13, least: int = 1) -> St
     believed = sound(array.rows, array.columns)
     trials: list[_Trial] = []
     left, off = np.zeros((2, array.columns), np.int64)
-    idle = 0
+    idle = ran = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for made in range(rounds):
             turned = made > 1 and (made - 1) * TURNS >= _latches(believed)
-            if turned and ((idle >= IDLE and made % 2) or not (off >= least).any()):
+            if turned and ((idle >= IDLE and made % 2 == 0) or not (off >= least).any()):
                 break
             new = yield from _round(array, count, believed, made, generator)
             trials = trials[-KEPT:] + new
             before = int((left >= least).sum())
             off, left = _each(pool, believed, trials, len(new), least, made > 0, made % 2 == 1)
+            ran += 1
             idle = 0 if made == 0 or (left >= least).sum() < before else idle + 1
     unexplained = tuple(np.flatnonzero(left >= least).tolist())
     columns = [Column(*(mask[c] for mask in believed)) for c in range(array.columns)]
-    return Found(as_map(array, columns), unexplained, made + 1, count.passes, count.vectors, count.answers)
+    return Found(as_map(array, columns), unexplained, ran, count.passes, count.vectors, count.answers)
 
 
 def _latches(believed: Column) -> int:
@@ -149,6 +150,8 @@ def _each(
 
     def one(c: int) -> tuple[int, int]:
         column, fresh, every = Column(*(mask[c] for mask in believed)), among(c, len(trials) - new), among(c, 0)
+        if not len(fresh.phases):
+            return least, least  # nothing was read of it that can be trusted
         off = left = int(left_over(column, fresh))
         if off >= least:
             refute(column, fresh, least)
