@@ -49,7 +49,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
         own = [p for p in points if p.network == name]
         figure.bars(axis, own, shown)
         axis.set(xlabel="bit error rate of the device", title=figure.title(own))
-    axes[0].legend(loc="lower left", ncols=2, frameon=True)
+    style.legend(drawn, axes[0])
     style.save(drawn, path)
 
 

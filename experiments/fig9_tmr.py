@@ -49,7 +49,7 @@ def draw(found: Shares, path: Path) -> None:
             axis.errorbar(rates, means, errors, label=way, capsize=2, linewidth=1.2, markersize=4.5, **style.line(place))
         axis.set(xscale="log", xlabel="bit error rate", title=f"{network}, identical outputs, %", ylim=(0, 103))
         axis.grid(alpha=0.3)
-    axes[0].legend(loc="lower left")
+    style.legend(drawn, axes[0])
     style.save(drawn, path)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from r2f.devices.report import FleetReport
     from r2f.report import Report
     from services.bus.messages import Progress
 
-__all__ = ["retrain"]
+__all__ = ["retrain", "retrain_fleet"]
 
 
 def retrain(
@@ -32,6 +33,24 @@ def retrain(
 
     Raises ValueError for settings, data or networks that do not fit, PipelineError and BusError for a pipeline that fails.
     """
-    from r2f.call import call
+    from r2f.call import call, one
 
-    return call(Path(out), None if config is None else Path(config), on_progress, quiet, settings)
+    return one(call(Path(out), None if config is None else Path(config), on_progress, quiet, settings))
+
+
+def retrain_fleet(
+    *,
+    out: str | Path = "runs",
+    config: str | Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    quiet: bool = True,
+    **settings: Any,
+) -> FleetReport:
+    """Retrain for several devices, as ``r2f retrain --device a,b,c`` does, and return their report.
+
+    As ``retrain`` otherwise; the steps of ``on_progress`` are those of all devices together. A device that gave up is a row
+    that says so, and why.
+    """
+    from r2f.call import call, several
+
+    return several(call(Path(out), None if config is None else Path(config), on_progress, quiet, settings))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import select
 import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from r2f import settings as settings_file
+from r2f.command_line import guarded, options
 from r2f.protection.words import SETTINGS, Cost, Grain, Search
+from r2f.reduce.fleet.commands import app as fleet_app
+from r2f.reduce.words import AMOUNTS, RATES
+from r2f.reduce.words import SETTINGS as CHIP_SETTINGS
 from r2f.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
+    from r2f.devices.report import FleetReport
     from r2f.display import Display
     from r2f.report import Report
 
@@ -41,66 +44,11 @@ LogLevel = Annotated[
     ),
 ]  # fmt: skip
 
-_FOLLOWING = ("ber-input", "ber-weight", "ber-output", "launch")
-"""Settings that hang on another one where they are not given, whatever their field's default."""
 DEMO = {"ber": 2e-3, "iterations": 240, "batch": 32, "embedded": True, "baseline": True}
 """What the demo sets otherwise than ``r2f retrain`` does."""
 
 
-def _options(*names: str, defaults: dict[str, Any] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of these settings; its ``given`` gets those that the user named, by name."""
-    shown = settings_file.DEFAULTS | (defaults or {})
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = inspect.signature(command, eval_str=True).parameters.values()
-        own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.name != "given"]
-        made = [_parameter(name, shown.get(name)) for name in names]
-
-        def wrapped(**arguments: Any) -> None:
-            given = {name: arguments.pop(name.replace("-", "_")) for name in names}
-            command(given={name: value for name, value in given.items() if value is not None}, **arguments)
-
-        wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-        wrapped.__signature__ = inspect.Signature(made + own)  # type: ignore[attr-defined]
-        wrapped.__annotations__ = {p.name: p.annotation for p in made + own}
-        return wrapped
-
-    return decorate
-
-
-def _parameter(name: str, default: Any) -> inspect.Parameter:
-    kind, option = settings_file.type_of(name), OPTIONS[name]
-    words = _word(kind)
-    if isinstance(default, list):
-        default = ",".join(map(str, default))
-    text = option.help
-    if get_origin(words) is Literal:
-        text = f"{', '.join(get_args(words))}: {text[0].lower()}{text[1:]}"
-    if default not in (None, "") and words is not bool and name not in _FOLLOWING:
-        text += f" [default: {default}]"
-    elif words is bool and default is True and name not in _FOLLOWING:
-        text += " [default: on]"
-    spelled = f"--{name}/--no-{name}" if words is bool else f"--{name}"
-    extra: dict[str, Any] = {"envvar": "R2F_BROKER"} if name == "broker" else {}
-    # typer's rich panels read square brackets as markup. Eighty columns are enough where choices are in the text.
-    said = typer.Option(
-        spelled, help=text.replace("[", r"\["), show_default=False, rich_help_panel=option.panel,
-        metavar={int: "INT", float: "FLOAT", bool: " "}.get(words, "TEXT"), **extra,
-    )  # fmt: skip
-    annotation = Annotated[words | None, said]  # type: ignore[valid-type]
-    return inspect.Parameter(name.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _word(kind: Any) -> Any:
-    """What typer reads a setting as. Bounds are checked in one place, ``settings.parse``, for files and Python calls too."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        return kind if all(isinstance(value, str) for value in get_args(kind)) else int
-    alternatives = [part for part in get_args(kind) if part is not type(None)]
-    if alternatives and get_origin(kind) is not tuple:
-        kind = alternatives[0]
-    return kind if kind in (bool, int, float) else str
+app.add_typer(fleet_app, name="fleet")
 
 
 @app.callback(invoke_without_command=True)
@@ -113,14 +61,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-@_options("iterations", "broker", "trainer", "seed", defaults=DEMO)
+@options("iterations", "broker", "trainer", "seed", defaults=DEMO)
 def demo(given: dict[str, Any], out: Out = RUNS, log_level: LogLevel = "info") -> None:
     """Real digits, a small CNN, a device with bit errors, the whole pipeline; a table and plots at the end."""
-    _guarded(lambda: _new(DEMO | given, None, out, log_level))
+    guarded(lambda: _new(DEMO | given, None, out, log_level))
 
 
 @app.command()
-@_options(*OPTIONS)
+@options(*OPTIONS)
 def retrain(
     given: dict[str, Any],
     config: Annotated[
@@ -135,17 +83,17 @@ def retrain(
 ) -> None:
     """Retrain a network on a device that makes errors: forward pass there, backward pass here, int8 model back."""
     if resume is None:
-        _guarded(lambda: _new(given, config, out, log_level))
+        guarded(lambda: _new(given, config, out, log_level))
         return
     broker = given.pop("broker", None)  # perhaps of the environment, and with the password, which no run keeps
     if given or config is not None:
         named = "--config" if config is not None else f"--{next(iter(given))}"
         raise typer.BadParameter(f"a run that is resumed keeps its settings; leave out {named}", param_hint="--resume")
-    _guarded(lambda: _resume(resume, broker, log_level))
+    guarded(lambda: _resume(resume, broker, log_level))
 
 
 @app.command()
-@_options("network", "weights", "data", "image-size", "mean", "std", "classes")
+@options("network", "weights", "data", "image-size", "mean", "std", "classes")
 def layers(
     given: dict[str, Any],
     name: Annotated[
@@ -162,11 +110,11 @@ def layers(
 
         Console().print(listing.asked(name, run, given))
 
-    _guarded(work)
+    guarded(work)
 
 
 @app.command()
-@_options(*SETTINGS)
+@options(*SETTINGS)
 def protect(
     given: dict[str, Any],
     budget: Annotated[
@@ -209,7 +157,7 @@ def protect(
         console.print(command.table(plan))
         console.print(f"\n{folder}: plan.json, sensitivities.png, evaluations.jsonl", soft_wrap=True, markup=False)
 
-    _guarded(work)
+    guarded(work)
 
 
 DIAGNOSIS = (
@@ -220,10 +168,10 @@ DIAGNOSIS = (
 
 
 @app.command()
-@_options(*DIAGNOSIS, defaults={"ber": 0.0})
+@options(*DIAGNOSIS, defaults={"ber": 0.0})
 def diagnose(
     given: dict[str, Any],
-    out: Annotated[Path, typer.Option(help="The chip file that is written.")] = Path("chip.json"),
+    out: Annotated[Path, typer.Option(help="The chip file that is written; there must be none yet.")] = Path("found.json"),
     repeat: Annotated[
         int | None, typer.Option(min=1, max=99, help="Runs of each test that are voted on; 1 without soft errors, else 5.")
     ] = None,
@@ -242,7 +190,59 @@ def diagnose(
         console.print(command.table(found))
         console.print(f"\n{out}", soft_wrap=True, markup=False)
 
-    _guarded(work)
+    guarded(work)
+
+
+@app.command()
+@options(*CHIP_SETTINGS, defaults={"ber": 0.0})
+def resilience(
+    given: dict[str, Any],
+    rates: Annotated[str, typer.Option(help="Shares of faulty processing elements, several with commas.")] = RATES,
+    maps_per_rate: Annotated[int, typer.Option(min=1, max=10_000, help="Random chips of each rate.")] = 4,
+    amounts: Annotated[
+        str, typer.Option(help="Amounts of retraining, with commas: iterations, or epochs with an e, as 0.5e.")
+    ] = AMOUNTS,
+    target: Annotated[
+        str | None,
+        typer.Option(help=r"Accuracies in per cent whose amounts are shown \[default: 2, 4 and 6 points below fault-free]"),
+    ] = None,
+    mapping: Annotated[
+        bool, typer.Option("--mapping/--no-mapping", help="Order channels so that least of importance lies on faults.")
+    ] = False,
+    chip_seed: Annotated[int, typer.Option(min=0, help="Seed of the first random chip of each rate.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=4096, help="Chips at a time, a process each.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help=r"Folder for resilience.json and all else \[default: resilience/NETWORK]")
+    ] = None,
+) -> None:
+    """Measure accuracy by the share of faulty elements and the amount of retraining, with random chips (docs/reduce.md).
+
+    A measurement that was stopped goes on with the same command.
+    """
+
+    def work() -> None:
+        from rich.console import Console
+
+        from r2f.display import Display
+        from r2f.reduce import picture
+        from r2f.reduce import resilience as measuring
+
+        settings = settings_file.parse({"ber": 0.0} | given)
+        asked = measuring.Asked(
+            rates=tuple(measuring.share(text, "--rates") for text in rates.split(",")), maps=maps_per_rate,
+            amounts=tuple(text.strip() for text in amounts.split(",")), mapping=mapping, chip_seed=chip_seed, jobs=jobs,
+        )  # fmt: skip
+        wanted = [] if target is None else [measuring.per_cent(text, "--target") for text in target.split(",")]
+        folder = out or Path("resilience") / settings.network.replace(":", ".")
+        console = Console()
+        with Display(console) as display:
+            table = measuring.measure(settings, asked, folder, display)
+        targets = picture.targets_of(table, wanted)
+        picture.draw(table, targets, folder / picture.PICTURE)
+        console.print(picture.rows(table, targets))
+        console.print(f"\n{folder}: resilience.json, resilience.png, courses.jsonl", soft_wrap=True, markup=False)
+
+    guarded(work)
 
 
 @app.command()
@@ -273,7 +273,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
             if one.why:
                 console.print(Text(f"{one.folder.name}: {one.why}"), soft_wrap=True)
 
-    _guarded(work)
+    guarded(work)
 
 
 @app.command("tap")
@@ -300,7 +300,7 @@ def tap_command(
         at, name = (broker, "edge-0") if broker is not None else folders.broker_of(run, out)
         asyncio.run(tap.tap(pattern, at, device or name, as_json=as_json, count=count))
 
-    _guarded(work)
+    guarded(work)
 
 
 @app.command()
@@ -319,7 +319,7 @@ def doctor() -> None:
             table.add_row(*map(Text, row))
         Console().print(table)
 
-    _guarded(work)
+    guarded(work)
 
 
 def _new(given: dict[str, Any], config: Path | None, out: Path, log_level: Level) -> None:
@@ -341,10 +341,11 @@ def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
     _shown(folder, log_level, lambda display: run.go_on(folder, display, broker))
 
 
-def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) -> None:
+def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report | FleetReport]) -> None:
     from rich.console import Console
 
     from r2f import folders
+    from r2f.devices import report as of_devices
     from r2f.display import Display
     from r2f.tables import table
 
@@ -360,43 +361,21 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report]) ->
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if isinstance(report, of_devices.FleetReport):
+        console.print(of_devices.table(report))
+        console.print(f"\n{folder}: report.json, logs/, and a folder for each device", soft_wrap=True, markup=False)
+        if report.given_up:
+            again = f"go on with: r2f retrain --resume {shlex.quote(str(folder.absolute()))}"
+            print(f"r2f: {len(report.given_up)} of {len(report.devices)} devices gave up; {again}", file=sys.stderr)
+            raise typer.Exit(1)
+        return
     console.print(table(report))
     console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
-
-
-def _nobody_reads() -> bool:
-    """Whether it is standard output that is broken, not a broker's socket."""
-    try:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-    except OSError:  # it is no file
-        return False
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _stop(*_: object) -> None:
     """Before the pipeline runs, which stops in order, SIGTERM is what Ctrl-C is."""
     raise KeyboardInterrupt
-
-
-def _guarded(work: Callable[[], None]) -> None:
-    """One clear line and exit 1 for what goes wrong; 130 behind Ctrl-C; nothing more where nobody reads on."""
-    try:
-        work()
-        sys.stdout.flush()
-    except BaseException as error:
-        from r2f.errors import first, told
-
-        found = first(error)
-        if isinstance(found, SystemExit | GeneratorExit | typer.Exit | typer.Abort):
-            raise
-        if isinstance(found, KeyboardInterrupt):
-            raise typer.Exit(130) from None
-        if isinstance(found, BrokenPipeError) and _nobody_reads():  # as of r2f runs | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        print(f"r2f: {told(error)}", file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 def main() -> None:

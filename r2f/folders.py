@@ -10,9 +10,10 @@ import fcntl
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from r2f import settings as settings_file
 from r2f.settings import Settings, SettingsError
 from services.trainer import waiting
+from services.trainer.core import fleet as fleets
 from services.trainer.core import ledger, result
 from services.trainer.core.evaluation import Evaluation
 
@@ -116,8 +118,13 @@ def look(folder: Path) -> Run:
     """What has become of one run."""
     try:
         settings = settings_file.read(folder / settings_file.FILE)
-        found = result.read(folder)
-        done = len(ledger.read(folder / result.PROGRESS))
+        fleet = fleets.read(folder)
+        if fleet is not None and fleet.sharing == "own":
+            return _together(folder, settings, [look(folder / device) for device in fleet.devices])
+        # One model of several devices is measured on each of them.
+        parts = [folder] if fleet is None else sorted(path.parent for path in folder.glob(f"*/{result.FILE}"))
+        each = [result.read(part) for part in parts] or [result.read(folder)]
+        done = max((len(ledger.read(part / result.PROGRESS)) for part in parts), default=0)
         outcome = waiting.outcome(folder)
     except (SettingsError, ValueError, msgspec.MsgspecError) as error:
         return Run(folder, "damaged", None, 0, None, None, None, str(error))
@@ -128,12 +135,36 @@ def look(folder: Path) -> Run:
         state, why = "stopped", f"go on with: r2f retrain --resume {folder}"
     else:
         state, why = ("done", "") if outcome == "" else ("given up", outcome)
-    total = settings.iterations if found.iterations is None else found.iterations
-    return Run(folder, state, settings, done, total, _mean(found.faulty_before), _mean(found.faulty_after), why)
+    total = next((found.iterations for found in each if found.iterations is not None), settings.iterations)
+    before, after = _mean([found.faulty_before for found in each]), _mean([found.faulty_after for found in each])
+    return Run(folder, state, settings, done, total, before, after, why)
+
+
+def _together(folder: Path, settings: Settings, each: list[Run]) -> Run:
+    """A run of several devices, each with a run of its own: iterations of all, means of those that have been measured."""
+    done = all(one.state == "done" for one in each)
+    failed = [one for one in each if one.state in ("given up", "damaged")]
+    state: State = "running" if is_running(folder) else "done" if done else "given up" if failed else "stopped"
+    why = "; ".join(f"{one.folder.name}: {one.why}" for one in failed)
+    if state == "stopped" or failed:
+        why += f"{'; ' if why else ''}go on with: r2f retrain --resume {folder}"
+    totals = [one.total for one in each if one.total is not None]
+    before = [one.before for one in each if one.before is not None]
+    after = [one.after for one in each if one.after is not None]
+    return Run(
+        folder,
+        state,
+        settings,
+        sum(one.iterations for one in each),
+        sum(totals) if len(totals) == len(each) else None,
+        sum(before) / len(before) if before else None,
+        sum(after) / len(after) if after else None,
+        "" if state == "running" else why,
+    )
 
 
 def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
-    """(address, device) of the broker of a run, or of the newest running one below ``parent``.
+    """(address, device) of the broker of a run, or of the newest running one below ``parent``; ``+`` for several devices.
 
     Raises ValueError saying which runs there are and what to do.
     """
@@ -145,8 +176,12 @@ def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
     address = run / BROKER
     if not address.exists():
         raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on")
-    return address.read_text(encoding="utf-8").strip(), settings_file.read(run / settings_file.FILE).device
+    fleet = fleets.read(run)
+    device = settings_file.read(run / settings_file.FILE).device if fleet is None else "+"
+    return address.read_text(encoding="utf-8").strip(), device
 
 
-def _mean(found: Evaluation | None) -> float | None:
-    return None if found is None else sum(found.top1) / len(found.top1)
+def _mean(found: Sequence[Evaluation | None]) -> float | None:
+    """Of the evaluations that were made."""
+    means = [fmean(one.top1) for one in found if one is not None]
+    return fmean(means) if means else None

@@ -96,51 +96,71 @@ def retrain(
     plan = recipe.plan(job, len(data.train_images))
     own = data.train_labels if job.labels == "server" else None
     steps = course(plan, network, start(job, network), path, own, None)
-    known = known_faults(job.known, "job: known")
-    device = Device(job.scheme, job.device, accelerator or build(f"simulated:{path}"), path, known)
-    link = Link(job.scheme, DeviceEnd(path), ServerEnd(path))
+    loop = Loop(job, data, accelerator or build(f"simulated:{path}"), path)
     done = Retrained(network, [])
-    on_device, model_bytes, clock = network, 0, Clock()
     reply: Reply = None
-    crossed: _Crossing | None = None
     while True:
         try:
             command = steps.send(reply)
         except StopIteration as end:
             done.network, _, done.selection = end.value
+            done.other_model_bytes = loop.other_model_bytes
             return done
-        clock.skip()
+        if not isinstance(command, Learnt):
+            reply = loop.carry(command)
+            continue
         reply = None
-        match command:
-            case Deploy():
-                on_device, sent = link.deploy(command.version, command.network)
-                clock.tick("downlink")
-                if command.iteration < 0:
-                    done.other_model_bytes += sent
-                else:
-                    model_bytes = sent
-            case Batch():
-                images, truth = data.train_images[command.samples], data.train_labels[command.samples]
-                device.load(on_device, command.rates, job.seed)
-                clock.tick("load")
-                crossed = link.batch(device, images, command, clock)
-                reply = Received(crossed.images, crossed.outputs, truth)
-            case Answers():
-                images, truth = data.train_images[command.samples], data.train_labels[command.samples]
-                chosen, _ = _photographed(images, job.scheme)
-                if command.seed is None:
-                    outputs = device.reliable(on_device, chosen)
-                else:
-                    device.load(on_device, job.rates, command.seed)
-                    outputs = device.run(chosen, command.iteration, training=False)
-                reply = Answered(outputs, truth)
-            case Learnt():
-                assert crossed is not None
-                clock.seconds |= {"backward": command.made.backward_s, "quantise": command.made.quantise_s}
-                done.iterations.append(_record(command, crossed, model_bytes, clock))
-                clock, model_bytes = Clock(), 0
-                if watch is not None:
-                    watch(done.iterations[-1], command.made.network)
+        done.iterations.append(loop.record(command))
+        if watch is not None:
+            watch(done.iterations[-1], command.made.network)
+
+
+class Loop:
+    """A device and both ends of its link in one process: carries out the commands of a course."""
+
+    def __init__(self, job: Job, data: Dataset, accelerator: Factory, path: str) -> None:
+        self.job = job
+        self.data = data
+        self.device = Device(job.scheme, job.device, accelerator, path, known_faults(job.known, "job: known"))
+        self.link = Link(job.scheme, DeviceEnd(path), ServerEnd(path))
+        self.on_device: Network | None = None
+        self.crossed: _Crossing | None = None
+        self.model_bytes = 0
+        self.other_model_bytes = 0
+        self.clock = Clock()
+
+    def carry(self, command: Deploy | Batch | Answers) -> Reply:
+        """Do as a command says; what came of it."""
+        self.clock.skip()
+        if isinstance(command, Deploy):
+            self.on_device, sent = self.link.deploy(command.version, command.network)
+            self.clock.tick("downlink")
+            if command.iteration < 0:
+                self.other_model_bytes += sent
+            else:
+                self.model_bytes = sent
+            return None
+        if self.on_device is None:
+            raise ValueError("a pass before any network was deployed")
+        images, truth = self.data.train_images[command.samples], self.data.train_labels[command.samples]
+        if isinstance(command, Batch):
+            self.device.load(self.on_device, command.rates, self.job.seed)
+            self.clock.tick("load")
+            self.crossed = self.link.batch(self.device, images, command, self.clock)
+            return Received(self.crossed.images, self.crossed.outputs, truth)
+        chosen, _ = _photographed(images, self.job.scheme)
+        if command.seed is None:
+            return Answered(self.device.reliable(self.on_device, chosen), truth)
+        self.device.load(self.on_device, self.job.rates, command.seed)
+        return Answered(self.device.run(chosen, command.iteration, training=False), truth)
+
+    def record(self, learnt: Learnt) -> Iteration:
+        """What an iteration came to, once the network that it made is deployed."""
+        assert self.crossed is not None
+        self.clock.seconds |= {"backward": learnt.made.backward_s, "quantise": learnt.made.quantise_s}
+        found = _record(learnt, self.crossed, self.model_bytes, self.clock)
+        self.clock, self.model_bytes = Clock(), 0
+        return found
 
 
 def _record(learnt: Learnt, crossed: _Crossing, model_bytes: int, clock: Clock) -> Iteration:

@@ -63,10 +63,11 @@ def _save(figure: Figure, path: Path) -> Path:
 def accuracy(axes: Axes, report: Report) -> None:
     """Bars of top-1, with each fault seed as a dot and the standard deviation as a whisker."""
     found = report.accuracy
+    calm = "no soft\nerrors" if report.chip else "no faults"
     shown = [
         ("float", found.float_, FLOAT),
-        ("no faults,\nbefore", found.int8, CLEAN),
-        ("no faults,\nretrained", found.int8_after, CLEAN),
+        (f"{calm},\nbefore", found.int8, CLEAN),
+        (f"{calm},\nretrained", found.int8_after, CLEAN),
         *([] if found.faulty_plain is None else [("faulty,\nas the paper", found.faulty_plain, PLAIN)]),
         ("faulty,\nbefore", found.faulty_before, BEFORE),
         ("faulty,\nretrained", found.faulty_after, AFTER),

@@ -23,6 +23,7 @@ from broker.launch import find_mosquitto
 from broker.link import profile
 from r2f import float_training
 from r2f import settings as settings_file
+from r2f.devices.dividing import divide
 from r2f.display import Display
 from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.protection import plan as plans
@@ -32,6 +33,7 @@ from services.bus.address import broker_address, hidden
 from services.trainer.core import job as jobs
 from services.trainer.core import viewing
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.fleet import Fleet
 from services.trainer.core.job import Job
 from services.trainer.core.task import Task
 
@@ -52,6 +54,8 @@ class Prepared(msgspec.Struct, kw_only=True):
     """The normalisation that device and server use."""
     memory: Shares
     """Of the device."""
+    chip: str = ""
+    """The permanent faults that the device is given, in words; empty where there are none."""
 
 
 def check(settings: Settings) -> None:
@@ -67,6 +71,13 @@ def check(settings: Settings) -> None:
         if settings.scheme != settings.scheme.bare:
             raise SettingsError(f"--protect {settings.plan}: a plan says it all; leave out layers, --tmr and --uncertain")
         plans.named(settings.plan)
+    if settings.ranks > settings.recipe.chunks:
+        raise SettingsError(
+            f"--ranks {settings.ranks}: a batch is replayed in {settings.recipe.chunks} chunks, so some would idle; give "
+            f"--chunks {settings.ranks} or more"
+        )
+    if settings.ranks > 1 and not settings.trainer:
+        raise SettingsError(f"--ranks {settings.ranks}: the trainer is started elsewhere (--no-trainer), and its ranks with it")
     if not settings.data.source:
         raise SettingsError("--data is empty: give 'digits', an .npz file or a folder of images")
     if settings.link is not None:
@@ -114,6 +125,20 @@ def permanent(settings: Settings) -> FaultMap | None:
     return chip.of(array_of(settings), settings.fault_map, settings.random_faults, settings.chip_seed)
 
 
+def chip_words(settings: Settings) -> str:
+    """What is said of the device's permanent faults in a report; raises what ``permanent`` and ``known`` do."""
+    worn, both = permanent(settings), known(settings)
+    if worn is None:
+        return ""
+    count = len({(fault.row, fault.column) for fault in worn.faults})
+    named = f"chip {worn.name}" if worn.name else "chip"
+    told = "nobody knows of them" if both is None else "both ends of the link know them"
+    if both is not None and chip.digest(both) != chip.digest(worn):
+        told = f"both ends of the link take them for map {chip.digest(both)}"
+    elements = worn.array.rows * worn.array.columns
+    return f"{named}: {count} of {elements} elements faulty (map {chip.digest(worn)}), {told}"
+
+
 def known(settings: Settings) -> FaultMap | None:
     """The permanent faults that both sides know of; raises what ``permanent`` does."""
     if settings.known_map is None:
@@ -138,8 +163,8 @@ def reach(url: str) -> None:
         raise SettingsError(f"--broker {address.shown}: no broker answers at {address.host}:{address.port}: {error}") from None
 
 
-def prepare(settings: Settings, folder: Path, say: Display) -> None:
-    """Fill the run's folder, which is empty or not there yet.
+def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None = None) -> None:
+    """Fill the run's folder, which is empty or not there yet; ``fleet`` are its devices, where they are several.
 
     Raises ValueError (SettingsError, DataError, LoweringError) that names what does not fit.
     """
@@ -173,11 +198,15 @@ def prepare(settings: Settings, folder: Path, say: Display) -> None:
     storage.save(network, folder / jobs.NETWORK)
     if plain is not None:
         storage.save(plain, folder / jobs.PLAIN)
-    prepared = Prepared(float_accuracy=accuracy, classes=data.classes, mean=data.mean, std=data.std, memory=memory)
+    prepared = Prepared(
+        float_accuracy=accuracy, classes=data.classes, mean=data.mean, std=data.std, memory=memory, chip=chip_words(settings)
+    )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
         np.save(folder / "train_labels.npy", data.train_labels)
     jobs.write(folder, job)
+    if fleet is not None:
+        divide(asked, folder, fleet, (jobs.NETWORK, jobs.PLAIN, PREPARED, "train_labels.npy"))
     settings_file.write(folder, asked)  # last: a trainer that waits takes a folder that has it
 
 

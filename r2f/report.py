@@ -102,6 +102,8 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     rates: Rates
     codec: Codec
     link: str
+    chip: str = ""
+    """The permanent faults that the device was given, in words. "Fault-free" is without soft errors: these stay in."""
     iterations: int
     batch: int
     method: Method
@@ -179,6 +181,7 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
         method=todo.method,
         selection=result.selection,
         batch=todo.batch,
+        chip=prepared.chip,
         mean=prepared.mean,
         std=prepared.std,
         samples=after.samples,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,20 +18,28 @@ from broker.launch import free_port
 from broker.link import profile
 from r2f import folders, pipeline, plots, prepare, report
 from r2f import settings as settings_file
+from r2f.devices import choosing, dividing, watching
+from r2f.devices import report as of_devices
+from r2f.devices.report import FleetReport
 from r2f.display import Display
 from r2f.errors import first
 from r2f.memory import Shares
 from r2f.pipeline import PipelineError, Program
 from r2f.settings import Settings
-from services.bus import Bus, BusError
+from services.bus import Bus, BusError, topics
 from services.bus.messages import Progress, Timing
 from services.trainer import waiting
+from services.trainer.core import fleet as fleets
+from services.trainer.core.fleet import Fleet
 
+T = TypeVar("T")
+_ALONE = {"OMP_NUM_THREADS": "1"}
+"""Of processes that are as many as the cores: more threads would only wait for one another."""
 LISTEN_S = 15.0
 """How long the trainer waits for the display to hear its events."""
 
 
-def start(settings: Settings, folder: Path, say: Display) -> report.Report:
+def start(settings: Settings, folder: Path, say: Display) -> report.Report | FleetReport:
     """A new run in an empty folder, from data and weights to the report.
 
     Raises ValueError for what does not fit, PipelineError and BusError for what fails.
@@ -39,11 +47,12 @@ def start(settings: Settings, folder: Path, say: Display) -> report.Report:
     broker = settings.broker
     if broker is not None:
         prepare.reach(broker)
-    prepare.prepare(settings_file.resolved(settings), folder, say)
+    fleet = choosing.fleet_of(settings)
+    prepare.prepare(settings_file.resolved(settings), folder, say, fleet)
     return go_on(folder, say, broker)
 
 
-def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Report:
+def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Report | FleetReport:
     """A prepared run from wherever it is to its report. Raises what ``start`` does.
 
     ``broker`` is the address of the run's broker as it is now, where the run starts none of its own: the settings in the
@@ -56,15 +65,21 @@ def go_on(folder: Path, say: Display, broker: str | None = None) -> report.Repor
         prepare.reach(settings.broker)
     if waiting.outcome(folder) == "":
         say.note(f"{folder}: this run is done; nothing is left to do but to report it again")
-    with folders.locked(folder):
+    fleet = fleets.read(folder)
+    with ExitStack() as stack:
+        stack.enter_context(folders.locked(folder))
+        if fleet is not None and fleet.sharing == "own":
+            for device in fleet.devices:
+                stack.enter_context(folders.locked(folder / device))
+            dividing.again(folder, fleet)
         try:
-            asyncio.run(_until_sigterm(execute(settings, folder, say)))
+            asyncio.run(until_sigterm(execute(settings, folder, say)))
         except BaseExceptionGroup as group:
             raise first(group) from group
     return finish(settings, folder)
 
 
-async def _until_sigterm(work: Coroutine[Any, Any, None]) -> None:
+async def until_sigterm(work: Coroutine[Any, Any, T]) -> T:
     """Does the work; at SIGTERM stops it in order, as Ctrl-C does, and raises KeyboardInterrupt. Elsewhere than in the main
     thread nobody hears signals."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -81,7 +96,7 @@ async def _until_sigterm(work: Coroutine[Any, Any, None]) -> None:
     if hears:
         loop.add_signal_handler(signal.SIGTERM, stop)
     try:
-        await work
+        return await work
     except asyncio.CancelledError:
         if stopped:
             raise KeyboardInterrupt from None
@@ -109,16 +124,25 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
     """
     async with AsyncExitStack() as stack:
         programs, device_broker, server_broker = broker_programs(settings)
-        if settings.launch:
-            programs += service_programs(settings, prepare.read(folder).memory, device_broker, server_broker)
+        fleet = fleets.read(folder)
+        memory = prepare.read(folder).memory
+        if fleet is not None:
+            programs += _fleet_services(settings, fleet, memory, device_broker, server_broker)
+        elif settings.launch:
+            programs += service_programs(settings, memory, device_broker, server_broker)
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
-        trainer = Program("trainer", "services.trainer", ("--run", str(folder)), {"R2F_BROKER": server_broker})
+        ranks = ("--ranks", str(settings.ranks), "--meet", f"127.0.0.1:{free_port()}") if settings.ranks > 1 else ()
+        trainer = Program("trainer", "services.trainer", ("--run", str(folder), *ranks), {"R2F_BROKER": server_broker})
+        programs += [
+            Program(f"trainer-rank-{rank}", "services.trainer.ranks", ("--rank", str(rank), *ranks))
+            for rank in range(1, settings.ranks)
+        ]
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
         listening = asyncio.Event()
-        watcher = asyncio.create_task(_watch(server_broker, settings.device, say, listening))
+        watcher = asyncio.create_task(_watch(server_broker, fleet.devices if fleet else (settings.device,), say, listening))
         hearing = asyncio.create_task(listening.wait())
         tasks: list[asyncio.Task[Any]] = [watcher, hearing]
         try:
@@ -143,10 +167,14 @@ async def _elsewhere(folder: Path) -> None:
         raise PipelineError(f"trainer: {reason}")
 
 
-def finish(settings: Settings, folder: Path) -> report.Report:
-    """``report.json`` and the plots of a run that is done."""
-    prepared = prepare.read(folder)
+def finish(settings: Settings, folder: Path) -> report.Report | FleetReport:
+    """``report.json`` of a run that is done, and of one device its plots."""
+    prepared, fleet = prepare.read(folder), fleets.read(folder)
     link = None if settings.link is None else profile(settings.link)
+    if fleet is not None:
+        of_all = of_devices.collect(folder, fleet, network=settings.network, link=link, prepared=prepared)
+        of_devices.write(folder, of_all)
+        return of_all
     found = report.collect(folder, network=settings.network, link=link, prepared=prepared)
     report.write(folder, found)
     plots.draw(folder, found)
@@ -171,8 +199,29 @@ def broker_programs(settings: Settings) -> tuple[list[Program], str, str]:
     return brokers, f"mqtt://127.0.0.1:{device}", at
 
 
-def service_programs(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
-    named = ("--device", settings.device)
+def _fleet_services(
+    settings: Settings, fleet: Fleet, memory: Shares, device_broker: str, server_broker: str
+) -> list[Program]:  # fmt: skip
+    """The processes that several devices share; a device stays in one."""
+    found: list[Program] = []
+    if settings.launch:
+        for number, hosted in enumerate(choosing.hosts(settings, fleet)):
+            *of_device, _ = service_programs(settings, memory, device_broker, server_broker, ",".join(hosted), f"-{number}")
+            found += of_device
+    count = choosing.codecs(settings, fleet)
+    for number in range(count):
+        named = ",".join(fleet.devices[number::count]) if settings.launch and not fleet.pattern else settings.device
+        part = () if settings.launch else ("--part", f"{number + 1}/{count}")
+        codec = ("--side", "server", "--device", named, *part)
+        found.append(Program(f"codec-server-{number}", "services.codec", codec, {"R2F_BROKER": server_broker} | _ALONE))
+    return found
+
+
+def service_programs(
+    settings: Settings, memory: Shares, device_broker: str, server_broker: str, devices: str | None = None, suffix: str = ""
+) -> list[Program]:
+    """The services of a device, or of ``devices`` that share a process of each: its own three, and the codec's server side."""
+    named = ("--device", devices or settings.device)
     agent = [*datasets.arguments(settings.data), f"--accelerator={settings.accelerator}"]
     agent += [f"--fault-model={settings.fault_model}", "--arena-mb", str(memory.agent)]
     codec = ("--arena-mb", str(memory.codec), "--keep-mb", str(memory.keep))
@@ -189,24 +238,27 @@ def service_programs(settings: Settings, memory: Shares, device_broker: str, ser
         link = profile(settings.link)
         up["R2F_LINK_BITS_PER_S"], down["R2F_LINK_BITS_PER_S"] = str(link.up), str(link.down)
     modules = {} if settings.modules is None else {FOLDER: settings.modules}
+    threads = _ALONE if suffix else {}
     return [
-        Program("agent", "services.edge_agent", (*named, *agent), up | modules),
-        Program("voter", "services.voter", (*named, "--arena-mb", str(memory.voter)), on_device),
-        Program("codec-device", "services.codec", ("--side", "device", *named, *codec), up),
-        Program("codec-server", "services.codec", ("--side", "server", *named), down),
+        Program(f"agent{suffix}", "services.edge_agent", (*named, *agent), up | modules | threads),
+        Program(f"voter{suffix}", "services.voter", (*named, "--arena-mb", str(memory.voter)), on_device | threads),
+        Program(f"codec-device{suffix}", "services.codec", ("--side", "device", *named, *codec), up | threads),
+        Program(f"codec-server{suffix}", "services.codec", ("--side", "server", *named), down | threads),
     ]
 
 
-async def _watch(broker: str, device: str, say: Display, listening: asyncio.Event) -> None:
+async def _watch(broker: str, devices: Sequence[str], say: Display, listening: asyncio.Event) -> None:
     """Feed the live display from the events. A display that lost its broker is no reason to stop."""
+    merged = watching.Merged(len(devices))
     while True:
         try:
-            async with Bus(broker, service="watch", device=device, passive=True, give_up_s=3600.0) as bus:
-                await bus.subscribe("event/#")
+            async with Bus(broker, service="watch", device=devices[0], passive=True, give_up_s=3600.0) as bus:
+                # Of several devices the stages would be more messages than all else that is watched for.
+                await bus.subscribe(*(bus.topic("event/#" if len(devices) == 1 else "event/progress", one) for one in devices))
                 listening.set()
-                async for _, message in bus:
+                async for topic, message in bus:
                     if isinstance(message, Progress):
-                        say.progress(message)
+                        say.progress(message if len(devices) == 1 else merged.of(topics.parse(topic).device, message))
                     elif isinstance(message, Timing):
                         say.timing(message)
         except BusError as error:

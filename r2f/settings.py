@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
@@ -22,14 +22,14 @@ from accelsim.datasets import DIGITS, Spec
 from accelsim.faults import Rates
 from accelsim.files import write_whole
 from accelsim.int8.network import Activations
-from services.trainer.core.task import PAPER, Sgd, Task, said
+from services import devices
+from services.trainer.core.task import PAPER, Sgd, Sharing, Task, said
 
 FILE = "run.toml"
 DEMO_NETWORK = "digits_cnn"
 DEVICES_OWN = "device"
 """``known-map``: the chip that the device is given."""
-LETTERS = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=LETTERS)]
+Devices = Annotated[str, Meta(min_length=1, max_length=1 << 18)]
 
 
 RecipeName = Literal["ours", "paper"]
@@ -60,7 +60,17 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     link: str | None = None
     live: bool = False
     """Make the link real: two brokers joined by a bridge through a shaping proxy."""
-    device: Name = "edge-0"
+    device: Devices = "edge-0"
+    """One; several with commas; or a pattern of those that are announced on the broker."""
+    sharing: Sharing = "own"
+    wait_s: Annotated[float, Meta(gt=0, le=86400)] = 30.0
+    """With one model for several devices: how much longer than half of them another may take."""
+    hosts: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    """Of several devices that are started here: processes of each of their services. None takes one a core."""
+    ranks: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Processes that share the trainer's replay."""
+    codecs: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    """Of several devices: processes of the codec's server side. None takes one a core, and none where nothing is launched."""
     device_memory_mb: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
     accelerator: str = "simulated"
     fault_model: str = "soft"
@@ -116,7 +126,7 @@ OPTIONS: dict[str, Option] = {
     "ber-accumulator": Option("rates.accumulator", "At accumulators.", FAULTS),
     "fault-model": Option("fault_model", "Which bits flip: soft, burst, burst:BITS, or package.module:function.", FAULTS),
     "fault-map": Option("fault_map", "Chip file of the array's permanent faults (docs/chips.md).", FAULTS),
-    "random-faults": Option("random_faults", "Share of the array's elements that are faulty, 0 to 1: a random chip.", FAULTS),
+    "random-faults": Option("random_faults", "Share of the array that is faulty, 2% or 0.02: a random chip.", FAULTS),
     "chip-seed": Option("chip_seed", "Which of the random chips.", FAULTS),
     "known-map": Option("known_map", "Map that both sides predict with: a chip file, or 'device': the device's own.", FAULTS),
     "codec": Option("scheme.codec", "How outputs cross the link.", DEVICE),
@@ -136,7 +146,12 @@ OPTIONS: dict[str, Option] = {
     "uncertain": Option("scheme.uncertain", "With --tmr: only where the two largest outputs are closer than that.", DEVICE),
     "accelerator": Option("accelerator", "What the agent drives: simulated, onnxruntime, or package.module:function.", DEVICE),
     "array": Option("array", "SCALE-Sim .cfg of the array whose time is modelled; a 32x32 one where not given.", DEVICE),
-    "device": Option("device", "Name of the device.", DEVICE),
+    "device": Option("device", "Name of the device; several with commas, or a pattern such as fleet-* of those there.", DEVICE),
+    "fleet": Option("sharing", "Of several devices: each has a model of its own, or all share one.", DEVICE),
+    "wait": Option("wait_s", "With --fleet common: seconds that a device may be later than half of them.", DEVICE),
+    "hosts": Option("hosts", "Processes of each service that several devices started here share.", PIPELINE),
+    "ranks": Option("ranks", "Processes that share the trainer's replay, at most --chunks; the model is the same.", PIPELINE),
+    "codecs": Option("codecs", "Processes of the codec's server side that several devices share.", PIPELINE),
     "device-memory-mb": Option("device_memory_mb", "Memory of the device; its services wait rather than use more.", DEVICE),
     "method": Option("method", "Retrain, or correct biases alone: a few passes, no labels, no gradients.", TRAINING),
     "recipe": Option("", "How to retrain: ours, or the paper's plain descent on the device's labels.", TRAINING),
@@ -144,6 +159,7 @@ OPTIONS: dict[str, Option] = {
     "iterations": Option("iterations", "Batches in all, corrections too, in place of --epochs.", TRAINING),
     "batch": Option("batch", "Images an iteration.", TRAINING),
     "accumulate": Option("recipe.accumulate", "Batches whose gradients make one update.", TRAINING),
+    "chunks": Option("recipe.chunks", "Parts that a batch is replayed in, which --ranks processes can share.", TRAINING),
     "lr": Option("sgd.rate", "Highest learning rate, at most 100; chosen from network and faults where not given.", TRAINING),
     "schedule": Option("recipe.schedule", "Of the learning rate behind the warm-up.", TRAINING),
     "warmup": Option("recipe.warmup", "Share of the iterations in which the learning rate rises.", TRAINING),
@@ -284,6 +300,11 @@ def _typed(name: str, value: Any) -> Any:
         raise SettingsError(f"--{name} {found}: expected a finite number")
     if name == "protect":
         return tuple(sorted(set(found)))
+    if name == "device":
+        try:
+            devices.checked(found)
+        except ValueError as error:
+            raise SettingsError(f"--device {found[:200]}: {error}") from None
     return found
 
 
@@ -302,7 +323,6 @@ def _plain(error: str, range_: str) -> str:
     """What msgspec says of a value, in the words of somebody who knows no types; of a range it says both ends."""
     words = {
         "`int`": "a whole number", "`float`": "a number", "`str`": "text", "`bool`": "true or false", "`array`": "a list",
-        f"text matching regex '{LETTERS}'": "letters, digits, '_', '.' and '-', beginning with a letter or a digit",
     }  # fmt: skip
     found = re.sub(r"`(\w+) \| null`", r"`\1`", error)
     for typed, plain in words.items():
@@ -339,8 +359,21 @@ def _indices(name: str, text: str) -> tuple[int, ...]:
     return found
 
 
-_WORDS = {"image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices}
-"""Settings that are several numbers, and how a command line writes them."""
+def _share(name: str, text: str) -> float:
+    number, percent, rest = text.strip().partition("%")
+    try:
+        found = float(number) / (100 if percent else 1)
+    except ValueError:
+        found = math.nan
+    if rest or not math.isfinite(found):
+        raise SettingsError(f"--{name} {text!r}: expected a share, such as 2% or 0.02")
+    return found
+
+
+_WORDS: dict[str, Callable[[str, str], Any]] = {
+    "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices,
+}  # fmt: skip
+"""Settings that a command line writes in words of their own: several numbers, or a share."""
 
 
 def _replaced(struct: Any, path: list[str], value: Any) -> Any:

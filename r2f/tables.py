@@ -23,6 +23,7 @@ def _title(report: Report) -> Text:
         (report.network, "bold"),
         f"  BER {report.ber:g}, {report.codec}{over(report.link)}, {_many(report.iterations, 'iteration')} of "
         f"{_many(report.batch, 'image')}\n",
+        f"{report.chip}\n" if report.chip else "",
         (f"pixels in 0..1 normalised by mean/std {numbers}", "dim"),
     )
 
@@ -33,11 +34,12 @@ def _accuracy(report: Report) -> Table:
     seeds = _many(count, "fault seed")
     grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()))
     own = "" if report.samples_float == report.samples else f" ({report.samples_float} of the server's)"
+    calm = _calm(report)
     for name, field in (
         (f"float{own}", "float_"),
-        ("int8, no faults, before", "int8"),
-        ("int8, no faults, after", "int8_after"),
-        ("int8 as in the paper, no faults", "plain"),
+        (f"int8, {calm}, before", "int8"),
+        (f"int8, {calm}, after", "int8_after"),
+        (f"int8 as in the paper, {calm}", "plain"),
         (f"int8 as in the paper, faulty ({seeds})", "faulty_plain"),
         (f"int8, faulty, before ({seeds})", "faulty_before"),
         (f"int8, faulty, after ({seeds})", "faulty_after"),
@@ -52,12 +54,17 @@ def _accuracy(report: Report) -> Table:
     return grid
 
 
+def _calm(report: Report) -> str:
+    """What measurements without soft errors are without: a chip's permanent faults stay in."""
+    return "no soft errors" if report.chip else "no faults"
+
+
 def _verdict(report: Report) -> Group:
     found = report.accuracy
     lines = []
     for name, verdict, before, after, recovered in (
         ("faulty", report.verdict, found.faulty_before, found.faulty_after, report.recovered),
-        ("no faults", report.verdict_fault_free, found.int8, found.int8_after, None),
+        (_calm(report), report.verdict_fault_free, found.int8, found.int8_after, None),
     ):
         said = f"{name}: {after.mean - before.mean:+.1f} points, {verdict}"
         said += "" if recovered is None else f"; {100 * recovered:.0f} % of what faults cost is back"

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from services.bus import Bus
+from services.bus import Bus, topics
 from services.bus.messages import Message
 from services.trainer.core import evaluation
 
@@ -18,11 +18,11 @@ _LONGEST = 32
 
 
 async def tap(pattern: str, broker: str, device: str, *, as_json: bool, count: int) -> None:
-    """Print messages of ``pattern`` until ``count`` have come (0: for ever). Raises BusError."""
+    """Print messages of ``pattern`` until ``count`` have come (0: for ever); ``device`` may be ``+``, all. Raises BusError."""
     console = Console(soft_wrap=True)
     seen = 0
-    async with Bus(broker, service="tap", device=device, passive=True, give_up_s=3.0) as bus:
-        await bus.subscribe(pattern)
+    async with Bus(broker, service="tap", device="all", passive=True, give_up_s=3.0) as bus:
+        await bus.subscribe(topics.absolute(pattern, device))
         async for topic, message in bus:
             if as_json:
                 print(json.dumps({"topic": topic, **_shown(message)}), flush=True)

@@ -40,7 +40,7 @@ def replica(layer: Conv, x: Activation, flips: Flips, device: str = "cpu") -> Ac
     for first in range(0, len(x), step):
         part = y[first : first + step]
         images = torch.tensor(x[first : first + step], device=device).permute(0, 3, 1, 2).to(dtype)
-        if layer.groups > 1 and layer.dilation != (1, 1):
+        if layer.dilation != (1, 1):
             images = images.contiguous()  # torch 2.13's oneDNN can crash on channels-last ones
         with torch.no_grad(), torch.autocast(device, enabled=False):
             acc = torch.nn.functional.conv2d(

@@ -103,7 +103,7 @@ def parsed(data: bytes, what: str) -> FaultMap:
     """The faults in a chip file's bytes. Raises ValueError that begins with ``what`` and names the field."""
     try:
         chip = msgspec.json.decode(data, type=Chip)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{what}: not a chip file (docs/chips.md): {error}") from None
     seen: dict[tuple[object, ...], int] = {}
     faults = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from accelsim.datasets import DataError
+from r2f.pool import PoolError
 
 UNUSABLE: Final = 2
 """Exit code where something that was given, or is missing, cannot be used."""
@@ -103,7 +104,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Ends the process with ``main``'s exit code; what it was given and cannot use is one line on stderr and exit code 2."""
     try:
         code = main()
-    except (InputError, DataError, OSError) as error:
+    except (InputError, DataError, PoolError, OSError) as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         code = UNUSABLE
     except KeyboardInterrupt:

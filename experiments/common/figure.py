@@ -109,12 +109,12 @@ def write(points: Iterable[Point], path: Path, x: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["network", "method", x, "ber", "metric", "images", "mean", "std", "n", "iterations", "overhead"])
+        places = ["ber"] if x == "ber" else [x, "ber"]
+        writer.writerow(["network", "method", *places, "metric", "images", "mean", "std", "n", "iterations", "overhead"])
         for p in points:
             value = ("", "", 0) if p.value is None else (p.value.mean, p.value.std, p.value.n)
-            writer.writerow(
-                [p.network, p.method, f"{p.x:g}", f"{p.ber:g}", p.metric, p.images, *value, p.iterations, p.overhead]
-            )
+            at = [f"{p.ber:g}"] if x == "ber" else [f"{p.x:g}", f"{p.ber:g}"]
+            writer.writerow([p.network, p.method, *at, p.metric, p.images, *value, p.iterations, p.overhead])
 
 
 @style.styled
@@ -132,7 +132,7 @@ def panels(points: Sequence[Point], path: Path, xlabel: str, *, base: int = 10) 
         if base == 2:
             axis.set_xticks(sorted({p.x for p in own}), [f"{x:g}" for x in sorted({p.x for p in own})])
         axis.grid(alpha=0.3)
-    axes[0].legend(loc="best", title="grey: Base without faults; X: diverged", title_fontsize=7)
+    style.legend(drawn, axes[0], "grey: Base without faults; X: diverged")
     style.save(drawn, path)
 
 

@@ -5,8 +5,8 @@ folder of real data, that returns a struct. Its result is kept in a file named b
 function depends on, and of the contents of the files that it reads. So a run that was stopped goes on where it was, and one
 after a change measures what the change may have touched.
 
-Cells run on this machine's cores, or on a Dask or Ray cluster by its address, whose workers must have this checkout and the
-folder of real data at the same places. Each runs on one thread, so that a result does not depend on where it was measured.
+Cells run on this machine's cores, or on a Dask or Ray cluster by its address (``r2f.pool``), whose workers must have this
+checkout and the folder of real data at the same places.
 """
 
 from __future__ import annotations
@@ -17,26 +17,21 @@ import hashlib
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-import joblib
 import msgspec
-import torch
 
 from accelsim.files import write_whole
 from experiments.common.code_version import code_version
 from experiments.common.command import InputError, positive, real
+from r2f import pool as pools
 
 C = TypeVar("C", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
 
 CACHE: Final = Path("runs/cells")
-CONNECT_S: Final = 10.0
-"""Patience for a cluster."""
 
 
 class Pool(NamedTuple):
@@ -78,7 +73,7 @@ def run(
 
     ``kind`` is the results' struct, ``reads`` names the files below ``shared`` that a cell's measurement reads. ``say`` gets
     a line a finished cell; stderr where None. The first failure ends it, and what was measured before is kept.
-    Raises InputError where such a file is missing or a cluster cannot be reached, and what ``measure`` raises.
+    Raises InputError where such a file is missing, PoolError where a cluster cannot be reached, and what ``measure`` raises.
     """
     say = say or _to_stderr
     files = {cell: pool.cache / f"{key(measure, cell, shared, reads(cell))}.json" for cell in dict.fromkeys(cells)}
@@ -133,67 +128,12 @@ def _kept(path: Path, kind: type[R]) -> R | None:
 
 def _measured(measure: Callable[[C, Path], R], cells: Sequence[C], shared: Path, pool: Pool) -> Iterator[tuple[int, R]]:
     """(place of a cell, its result), as they are finished."""
-    tasks = [joblib.delayed(_one)(measure, place, cell, shared) for place, cell in enumerate(cells)]
-    if pool.ray is not None:
-        # Its backend gives no result before the last is there: so in rounds, of one cell a core.
-        with _on_ray(pool.ray) as cores:
-            for first in range(0, len(tasks), cores):
-                yield from joblib.Parallel(n_jobs=cores, batch_size=1)(tasks[first : first + cores])
-    elif pool.dask is not None:
-        with _on_dask(pool.dask):
-            yield from joblib.Parallel(n_jobs=-1, batch_size=1, return_as="generator_unordered")(tasks)
-    elif pool.jobs == 1 or len(cells) < 2:
-        yield from (_one(measure, place, cell, shared) for place, cell in enumerate(cells))
-    else:
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1), warnings.catch_warnings():
-            # loky takes the networks that a worker keeps for a leak, and starts another in its place: no harm done.
-            warnings.filterwarnings("ignore", "A worker stopped while some jobs")
-            yield from joblib.Parallel(
-                n_jobs=min(pool.jobs, len(cells)), batch_size=1, pre_dispatch="all", return_as="generator_unordered"
-            )(tasks)
+    return pools.each(_cell, (measure, shared), cells, pools.Pool(pool.jobs, pool.dask, pool.ray))
 
 
-def _one(measure: Callable[[C, Path], R], place: int, cell: C, shared: Path) -> tuple[int, R]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return place, measure(cell, shared)
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _on_dask(address: str) -> Iterator[None]:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError("--dask needs the package distributed: pip install 'dask[distributed]'") from None
-    try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=True)
-    except OSError as error:
-        raise InputError(f"--dask {address}: no scheduler answers there: {error}") from error
-    with client, joblib.parallel_config(backend="dask", wait_for_workers_timeout=CONNECT_S):
-        yield
-
-
-@contextmanager
-def _on_ray(address: str) -> Iterator[int]:
-    """Its cores."""
-    try:
-        import ray
-        from ray.util.joblib import register_ray
-    except ImportError:
-        raise InputError("--ray needs the package ray: pip install ray") from None
-    try:
-        ray.init(address=address, ignore_reinit_error=True)
-    except ConnectionError as error:
-        raise InputError(f"--ray {address}: no cluster answers there: {error}") from error
-    register_ray()
-    try:
-        with joblib.parallel_config(backend="ray"):
-            yield max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        ray.shutdown()
+def _cell(common: tuple[Callable[[C, Path], R], Path], cell: C) -> R:
+    measure, shared = common
+    return measure(cell, shared)
 
 
 def _shown(cell: msgspec.Struct) -> str:

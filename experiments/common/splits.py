@@ -11,6 +11,9 @@
 Once all is chosen, the network that is reported is retrained on training and selection images. What of them the device holds
 out to decide what is deployed is the trainer's affair (docs/training.md).
 
+Where it is chosen how much a chip is retrained, *report* is cut in halves (``halved``): the CIFAR weights were fitted to all
+training images, the selection part too, and on those a faulty chip loses up to twice as much as on others.
+
 Every fifth, and not the last fifth, since files are often sorted by class.
 """
 
@@ -77,6 +80,19 @@ def reporting(data: Dataset, other: Path | None = None) -> Dataset:
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise DataError(f"{other}: labels are {labels.dtype} {labels.shape}; expected whole numbers ({len(images)},)")
     return replace(data, name=f"{data.name}, reported on {other.name}", test_images=images, test_labels=labels.astype(np.int64))
+
+
+def halved(data: Dataset) -> tuple[Dataset, Dataset]:
+    """The data set with half of its test images, by which something may be chosen, and with the other half, which is reported.
+
+    Raises DataError where there are fewer than two.
+    """
+    if len(data.test_images) < 2:
+        raise DataError(f"{data.name}: {len(data.test_images)} test images cannot be halved; 2 at least")
+    first, second = (
+        replace(data, test_images=data.test_images[begin::2], test_labels=data.test_labels[begin::2]) for begin in (0, 1)
+    )
+    return first, second
 
 
 def _enough(data: Dataset) -> None:

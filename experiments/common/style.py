@@ -67,6 +67,13 @@ def bar(place: int) -> dict[str, Any]:
     }
 
 
+def legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
+    """What the curves or bars of ``axes``, and so of all panels, are: below the panels, where it covers none of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), max(2, round(figure.get_figwidth() * 0.7)))
+    figure.legend(handles, labels, title=title, title_fontsize=7, loc="outside lower center", ncols=columns)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes the PNG."""
     figure.savefig(path, dpi=150, facecolor="white")

@@ -17,6 +17,7 @@ from accelsim.named import looking_in
 from accelsim.timing import Array
 from r2f import pipeline, prepare, run
 from r2f import settings as settings_file
+from r2f.devices.choosing import are_several
 from r2f.diagnosis.drive import over_the_bus
 from r2f.diagnosis.find import VECTORS, Found
 from r2f.diagnosis.probes import FILTERS, Tile, probe
@@ -43,6 +44,10 @@ def diagnose(settings: Settings, out: Path, repeat: int | None, say: Display) ->
         prepare.reach(settings.broker)
     if not out.absolute().parent.is_dir():
         raise SettingsError(f"--out {out}: no such folder: {out.absolute().parent}")
+    if are_several(settings):
+        raise SettingsError(f"--device {settings.device}: a diagnosis is of one device; name it")
+    if out.exists():
+        raise SettingsError(f"--out {out}: is there already, and may be a chip of yours; give another name or move it away")
     array = prepare.array_of(settings)
     if max(array.rows, array.columns) > chip.SIDE:
         raise SettingsError(f"--array {settings.array}: chip files have at most {chip.SIDE} rows and columns")
@@ -50,7 +55,7 @@ def diagnose(settings: Settings, out: Path, repeat: int | None, say: Display) ->
         accelerators.build(settings.accelerator, faults.build(settings.fault_model), prepare.permanent(settings))
     try:
         with say.step(f"diagnosing {array.rows}x{array.columns} elements"):
-            found = asyncio.run(_over_the_bus(settings, array, repeat, say))
+            found = asyncio.run(run.until_sigterm(_over_the_bus(settings, array, repeat, say)))
     except BaseExceptionGroup as group:
         raise first(group) from group
     chip.write(out, found.faults)

@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Literal, NamedTuple, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import structlog
 import typer
 
+from services import devices
+from services.bus import topics
 from services.bus.address import BusError
 from services.bus.client import Bus
+from services.bus.messages import ROOT, State
+
+log = structlog.get_logger()
 
 Broker = Annotated[
     str,
@@ -21,7 +26,12 @@ Broker = Annotated[
         envvar="R2F_BROKER", help="mqtt://[user:password@]host:port, or mqtts:// for TLS. The password may be in R2F_PASSWORD."
     ),
 ]
-Device = Annotated[str, typer.Option(envvar="R2F_DEVICE", help="Name of the device, as in its topics r2f/v1/DEVICE/...")]
+Device = Annotated[
+    str,
+    typer.Option(
+        envvar="R2F_DEVICE", help="Name of the device, as in its topics r2f/v1/DEVICE/...; several with commas share a process."
+    ),
+]
 JsonLogs = Annotated[
     bool | None,
     typer.Option("--json-logs/--console-logs", help="Logs as JSON lines or for people [default: people on a terminal]"),
@@ -47,6 +57,10 @@ ArenaMb = Annotated[
 ]
 
 
+class StartOver(RuntimeError):
+    """This process cannot go on, and one that is started in its place can: it ends by SIGTERM, as if somebody had ended it."""
+
+
 class Common(NamedTuple):
     """The options that every service has."""
 
@@ -64,30 +78,50 @@ def run(
     *,
     arena_mb: int = ARENA_MB,
     readers: Sequence[str] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Open the bus as ``service`` and serve until SIGINT or SIGTERM; ``readers`` are the services that open its tensors.
+
+    Where ``common`` names several devices, each has a bus of its own and ``serve`` runs on each, side by side: one that fails
+    ends with a line in the log, the others go on. ``part`` is (number, processes), numbers from 0: of the devices that are
+    named, or announced and match a pattern, those are served that fall to this one of so many processes (``devices.owner``).
 
     At SIGTERM it says goodbye and then ends by that signal: exit code 0 is for work that is done. Exits with 1 and one line
     on stderr for an error that the user can mend (BusError, ValueError, OSError); what is a mistake of ours has its traceback
     in the log before that line.
     """
+
+    async def one(device: str) -> None:
+        structlog.contextvars.bind_contextvars(device=device)
+        async with bus_of(service, common, device, arena_mb=arena_mb, readers=readers) as bus:
+            await serve(bus)
+
+    async def work() -> None:
+        if devices.is_pattern(devices.checked(common.device)):
+            await several(_announced(common, part), one)
+            return
+        names = [name for name in devices.listed(common.device) if devices.owner(name, part[1]) == part[0]]
+        if not names:
+            raise ValueError(f"--device {common.device}: none of these is this process's part; name more, or start fewer")
+        await (one(names[0]) if len(names) == 1 else several(_each(names), one))
+
+    run_all(service, common, work())
+
+
+def run_all(service: str, common: Common, work: Coroutine[Any, Any, None]) -> None:
+    """Logs, signals and exit codes of a service, as ``run`` has them, around work that opens its buses itself."""
     configure_logs(common.json_logs, common.log_level)
-    structlog.contextvars.bind_contextvars(service=service, device=common.device)
+    structlog.contextvars.bind_contextvars(service=service)
     try:
-        bus = Bus(
-            common.broker,
-            service,
-            common.device,
-            arena_bytes=arena_mb << 20,
-            arena_age_s=ARENA_AGE_S,
-            readers=readers,
-            give_up_s=common.patience_s,
-        )
-        stopped = asyncio.run(_serve(bus, serve))
+        stopped = asyncio.run(until_signal(work))
     except (BusError, ValueError, OSError) as error:
         fail(service, error)
+    except StartOver as error:
+        log.warning("starting over", reason=str(error))
+        end_by_sigterm()
+        return
     except Exception as error:
-        structlog.get_logger().error("ended by a mistake of its own, please report it", exc_info=error)
+        log.error("ended by a mistake of its own, please report it", exc_info=error)
         fail(service, error)
     if stopped == signal.SIGTERM:
         end_by_sigterm()
@@ -99,8 +133,75 @@ def end_by_sigterm() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> signal.Signals | None:
-    """Serve; returns the signal that ended it, None where the service was done."""
+def bus_of(service: str, common: Common, device: str, *, arena_mb: int = ARENA_MB, readers: Sequence[str] = ()) -> Bus:
+    """A service's Bus for one device, not connected yet. Raises ValueError for options that mean nothing."""
+    return Bus(
+        common.broker,
+        service,
+        device,
+        arena_bytes=arena_mb << 20,
+        arena_age_s=ARENA_AGE_S,
+        readers=readers,
+        give_up_s=common.patience_s,
+    )
+
+
+async def several(names: AsyncIterator[str], one: Callable[[str], Awaitable[None]]) -> None:
+    """``one`` for each device as it comes, side by side. One that fails is logged and the others go on.
+
+    Raises the first failure once nothing goes on any more.
+    """
+    failures: list[Exception] = []
+
+    async def guarded(name: str) -> None:
+        try:
+            await one(name)
+        except Exception as error:
+            mine = not isinstance(error, BusError | ValueError | OSError)
+            log.error("this device is given up, others go on", device=name, error=str(error), exc_info=mine)
+            failures.append(error)
+
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        async for name in names:
+            tasks.append(asyncio.create_task(guarded(name)))
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if failures:
+        raise failures[0]
+
+
+async def _each(names: Sequence[str]) -> AsyncIterator[str]:
+    for name in names:
+        yield name
+
+
+async def _announced(common: Common, part: tuple[int, int]) -> AsyncIterator[str]:
+    """The devices of a pattern whose agents are on the bus or come, each once; those alone that are this process's part."""
+    known: set[str] = set()
+    async with Bus(common.broker, "watch", "all", passive=True, give_up_s=common.patience_s) as bus:
+        await bus.subscribe(f"{ROOT}/+/state/agent")
+        async for topic, message in bus:
+            name = topics.parse(topic).device
+            if (
+                not isinstance(message, State)
+                or not message.online
+                or name in known
+                or not devices.matches(common.device, name)
+            ):
+                continue
+            if len(known) == devices.MOST:
+                raise ValueError(f"--device {common.device}: more than {devices.MOST} devices are announced; name fewer")
+            known.add(name)
+            if devices.owner(name, part[1]) == part[0]:
+                yield name
+
+
+async def until_signal(work: Coroutine[Any, Any, None]) -> signal.Signals | None:
+    """Does the work; returns the signal that ended it, None where it was done."""
     task = asyncio.current_task()
     assert task is not None
     stopped: signal.Signals | None = None
@@ -113,8 +214,7 @@ async def _serve(bus: Bus, serve: Callable[[Bus], Awaitable[None]]) -> signal.Si
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     try:
-        async with bus:
-            await serve(bus)
+        await work
     except asyncio.CancelledError:
         if stopped is None:
             raise

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import NamedTuple
 
 from services.bus import messages
 from services.bus.messages import ROOT, Message
+from services.devices import LEVEL
 
 PLANES = ("down", "up", "edge", "server", "state", "event")
 LINK_PLANES = frozenset({"down", "up", "state", "event"})
@@ -71,8 +71,6 @@ SENDERS: dict[str, tuple[str, ...]] = {
 }
 """``plane/name`` to the services that send there; a numbered message of another process than those is dropped."""
 
-_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
 
 class Topic(NamedTuple):
     """A parsed topic."""
@@ -90,7 +88,7 @@ class Topic(NamedTuple):
 def build(device: str, plane: str, name: str) -> str:
     """``r2f/v1/{device}/{plane}/{name}``. Raises ValueError for a level that is not a plain name or a plane unknown."""
     for level in (device, name):
-        if not _LEVEL.fullmatch(level):
+        if not LEVEL.fullmatch(level):
             raise ValueError(f"{level!r} cannot be a topic level: use letters, digits, '_', '.', '-', at most 64")
     if plane not in PLANES:
         raise ValueError(f"no plane {plane!r}; planes are {', '.join(PLANES)}")
@@ -104,8 +102,8 @@ def parse(topic: str) -> Topic:
         len(levels) != 5
         or f"{levels[0]}/{levels[1]}" != ROOT
         or levels[3] not in PLANES
-        or not _LEVEL.fullmatch(levels[2])
-        or not _LEVEL.fullmatch(levels[4])
+        or not LEVEL.fullmatch(levels[2])
+        or not LEVEL.fullmatch(levels[4])
     ):
         raise ValueError(f"topic {topic[:120]!r} is not {ROOT}/<device>/<plane>/<name>")
     return Topic(levels[2], levels[3], levels[4])

@@ -10,6 +10,7 @@ from services import memory
 from services.bus import Bus, service
 
 KEEP_MB = 128
+MOST_PROCESSES = 1024
 
 
 def main(
@@ -22,6 +23,9 @@ def main(
         int,
         typer.Option(min=0, help="Device: MiB of an iteration kept for repairs; beyond that the pass waits."),
     ] = KEEP_MB,
+    part: Annotated[
+        str, typer.Option(help="K/N: of --device, which may be a pattern here, the share of the K-th of N processes.")
+    ] = "1/1",
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
@@ -53,7 +57,16 @@ def main(
         serve,
         arena_mb=arena_mb,
         readers=(reader,),
+        part=_part(part),
     )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """``K/N`` as (number from 0, processes)."""
+    number, slash, processes = text.partition("/")
+    if not (slash and number.isdecimal() and processes.isdecimal() and 1 <= int(number) <= int(processes) <= MOST_PROCESSES):
+        raise typer.BadParameter(f"{text!r}: K/N with 1 <= K <= N <= {MOST_PROCESSES}, such as 2/4", param_hint="--part")
+    return int(number) - 1, int(processes)
 
 
 if __name__ == "__main__":

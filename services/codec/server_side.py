@@ -194,6 +194,8 @@ class ServerCodec:
 
     async def _inputs(self, message: EncodedInputs) -> None:
         now = self._now(message)
+        if now is None:
+            await self._late(message)
         if now is None or now.rebuild.started:
             return
         await self._time("uplink", message.iteration, INPUTS, max(0.0, time.time() - message.sent_at))
@@ -209,6 +211,13 @@ class ServerCodec:
         )
         await self.bus.publish("server/inputs", inputs)
         await self._rebuild(now)
+
+    async def _late(self, message: EncodedInputs) -> None:
+        """Images of a pass that was given up: the device takes them for known here, and sends their names alone from now on."""
+        end = self.session.end
+        if message.session == self.session.name and end.newest:
+            sent = SentImages(message.hashes, message.shape, message.fresh, message.fresh_of)
+            await asyncio.to_thread(end.images, sent, end.versions[end.newest].network)
 
     def _images(self, now: Pass, message: EncodedInputs) -> UInt8:
         sent = SentImages(message.hashes, message.shape, message.fresh, message.fresh_of)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -56,6 +57,7 @@ def main(
     Takes down/mode, down/forward, edge/model; gives edge/inputs and edge/replicas, or up/outputs in inference mode.
     """
 
+    @cache  # devices that share a process photograph the same data
     def made() -> Device:
         spec = datasets.spec_of(data, image_size=image_size, mean=mean, std=std, classes=classes)
         runs = f"simulated:{path}" if accelerator == "simulated" else accelerator

@@ -13,8 +13,13 @@ import typer
 
 from services import memory
 from services.bus import Bus, service
+from services.trainer import common as shared
+from services.trainer import fleet as fleets
+from services.trainer import ranks as distributed
 from services.trainer import training, waiting
-from services.trainer.core import job
+from services.trainer.core import fleet, job
+from services.trainer.core.fleet import Fleet
+from services.trainer.core.parts import Replaying
 
 
 def main(
@@ -24,7 +29,9 @@ def main(
     ] = None,
     broker: service.Broker = service.DEFAULT_BROKER,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the backward pass; the same number gives the same bits.")] = 2,
+    threads: distributed.Threads = 2,
+    ranks: distributed.RanksOption = 1,
+    meet: distributed.Meet = "127.0.0.1:29500",
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
@@ -42,22 +49,41 @@ def main(
         folder = run
     else:
         raise typer.BadParameter("give --run or --next, and not both")
-    try:
-        device = job.read(folder).device
-    except (ValueError, OSError) as error:
-        if next is not None:
-            waiting.give_up(folder, error)
-        service.fail("trainer", error)
 
-    async def serve(bus: Bus) -> None:
+    def fail(error: BaseException) -> None:
+        if next is not None:  # whatever it is, whoever waits for the run must hear of it
+            waiting.give_up(folder, error)
+
+    try:
+        several, todo = fleet.read(folder), job.read(folder)
+    except (ValueError, OSError) as error:
+        fail(error)
+        service.fail("trainer", error)
+    common = service.Common(broker, todo.device, json_logs, log_level, patience)
+
+    async def serve(bus: Bus, replaying: Replaying | None) -> None:
         try:
-            await training.run(bus, folder, path)
-        except Exception as error:  # whatever it is, whoever waits for the run must hear of it
-            if next is not None:
-                waiting.give_up(folder, error)
+            await training.run(bus, folder, path, replaying=replaying)
+        except Exception as error:
+            fail(error)
             raise
 
-    service.run("trainer", service.Common(broker, device, json_logs, log_level, patience), serve, readers=("codec-server",))
+    async def serve_all(of: Fleet, replaying: Replaying | None) -> None:
+        try:
+            await (fleets.own if of.sharing == "own" else shared.run)(of, folder, common, path, replaying)
+        except Exception as error:
+            fail(error)
+            raise
+
+    try:
+        with distributed.sharing(ranks, todo.recipe.chunks, meet) as replaying:
+            if several is None:
+                service.run("trainer", common, lambda bus: serve(bus, replaying), readers=("codec-server",))
+            else:
+                service.run_all("trainer", common, serve_all(several, replaying))
+    except (ValueError, OSError) as error:
+        fail(error)
+        service.fail("trainer", error)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,9 @@ class Remote:
         self.deployed: Deployed | None = None
         self.data: Data | None = None
         self.on_timing: Callable[[Timing], None] | None = None
+        self.unanswered = False
+        """Whether a pass was asked for and has not come. After one that nobody waits for any more it is not known what the
+        services on the way have of it, and of the network and mode before it."""
         self.failure: BusError | None = None
         """Why no more messages will come."""
         self._states: dict[str, State] = {}

@@ -118,11 +118,13 @@ class Server:
         training = mode.mode == "training"
         wanted = {index for index, _ in deployed.network.convs()}
 
+        first = int(known.unanswered)  # a repeat says all again
+
         async def send(attempt: int) -> None:
             forward = Forward(
                 session=self.session,
                 iteration=iteration,
-                attempt=attempt,
+                attempt=attempt + first,
                 mode=mode.mode,
                 version=deployed.version,
                 split=split,
@@ -144,7 +146,10 @@ class Server:
                 return None
             return data
 
-        return await known.until(send, complete, f"iteration {iteration}")
+        known.unanswered = True
+        found = await known.until(send, complete, f"iteration {iteration}")
+        known.unanswered = False
+        return found
 
     # ---- beside it ----
 

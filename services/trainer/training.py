@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,7 +35,9 @@ from services.trainer.core.course import (
 )
 from services.trainer.core.evaluation import Counts, Evaluation
 from services.trainer.core.job import Job
+from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
+from services.trainer.core.result import Result
 from services.trainer.core.step import INITIAL_VERSION, Received, Step, start
 from services.trainer.remote import Data
 from services.trainer.table1 import Mode, Server, serving
@@ -42,10 +45,20 @@ from services.trainer.table1 import Mode, Server, serving
 log = structlog.get_logger()
 
 Int64 = npt.NDArray[np.int64]
+Turn = AbstractAsyncContextManager[Any]
+READY_S = 60.0
+"""How long the services of a device may take to be there, at least."""
+MOST_SAMPLES = 1 << 26
+"""That a device may say it has of a split: a plan numbers them all."""
 
 
-async def run(bus: Bus, folder: Path, path: str) -> None:
+async def run(
+    bus: Bus, folder: Path, path: str, turn: Turn | None = None, replaying: Replaying | None = None
+) -> None:  # fmt: skip
     """The whole job of a run's folder, from wherever an earlier process left it.
+
+    ``turn`` is held while the server computes: where one process learns for several devices, one of them at a time has torch's
+    threads, all of them, as it has alone. ``replaying``: see ``Learner``.
 
     Leaves ``result.json``, ``progress.jsonl`` and ``retrained.safetensors`` there. Raises DeviceError, TrainingDiverged,
     or ValueError for files that do not fit together; each says what to do next.
@@ -56,43 +69,59 @@ async def run(bus: Bus, folder: Path, path: str) -> None:
     found = result.read(folder)
 
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
-        agent = await server.ready(todo.device)
-        _check_device(todo, agent)
+        # Many devices that start on one machine take longer; their patience says so.
+        agent = await server.ready(todo.device, max(READY_S, 3 * todo.patience_s))
+        check_device(todo, agent)
         plan = recipe.plan(todo, agent.samples["train"])
         found.iterations = plan.iterations
-        state = _resume(folder, todo, initial)
-        if found.faulty_plain is None and (folder / job.PLAIN).exists():
-            await server.deploy_model(todo.device, storage.load(folder / job.PLAIN), version=evaluation.PLAIN_VERSION)
-            found.clean_plain = await _evaluate(server, todo, "plain", agent.samples["test"], faults=False)
-            found.faulty_plain = await _evaluate(server, todo, "plain", agent.samples["test"], faults=True)
-            result.write(folder, found)
-        if found.faulty_before is None:
-            await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
-            if found.clean_before is None:
-                found.clean_before = await _evaluate(server, todo, "before", agent.samples["test"], faults=False)
-                result.write(folder, found)
-            found.faulty_before = await _evaluate(server, todo, "before", agent.samples["test"], faults=True)
-            result.write(folder, found)
-        outcome = await _Training(server, folder, plan).run(initial, state, path)
+        state = resumed(folder, todo, initial)
+        await before(server, todo, folder, found, agent, initial)
+        outcome = await Training(server, folder, plan, turn or nullcontext()).run(initial, state, path, replaying)
         found.selection = outcome.selection
         if found.faulty_after is None:
             storage.save(outcome.network, folder / result.RETRAINED)
-            await server.deploy_model(todo.device, outcome.network, version=outcome.version)
-            if found.clean_after is None:
-                found.clean_after = await _evaluate(server, todo, "after", agent.samples["test"], faults=False)
-                result.write(folder, found)
-            found.faulty_after = await _evaluate(server, todo, "after", agent.samples["test"], faults=True)
-            found.model_sha256 = storage.digest(outcome.network)
-            result.write(folder, found)
+        faulty = await after(server, todo, folder, found, agent, outcome)
         done = plan.iterations
-        await server.publish_progress(todo.device, "done", done, done, fmean(found.faulty_after.top1))
+        await server.publish_progress(todo.device, "done", done, done, fmean(faulty.top1))
 
 
-class _Training:
-    """Drives the course of a run on the device."""
+async def before(server: Server, todo: Job, folder: Path, found: Result, agent: State, initial: Network) -> None:
+    """Evaluate the device before retraining, and in the paper's arithmetic where the folder has that; what is known stays."""
+    held_out = agent.samples["test"]
+    if found.faulty_plain is None and (folder / job.PLAIN).exists():
+        await server.deploy_model(todo.device, storage.load(folder / job.PLAIN), version=evaluation.PLAIN_VERSION)
+        found.clean_plain = await _evaluate(server, todo, "plain", held_out, faults=False)
+        found.faulty_plain = await _evaluate(server, todo, "plain", held_out, faults=True)
+        result.write(folder, found)
+    if found.faulty_before is None:
+        await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
+        if found.clean_before is None:
+            found.clean_before = await _evaluate(server, todo, "before", held_out, faults=False)
+            result.write(folder, found)
+        found.faulty_before = await _evaluate(server, todo, "before", held_out, faults=True)
+        result.write(folder, found)
 
-    def __init__(self, server: Server, folder: Path, plan: Plan) -> None:
+
+async def after(server: Server, todo: Job, folder: Path, found: Result, agent: State, outcome: Outcome) -> Evaluation:
+    """Deploy what a run ends with and evaluate the device on it; its accuracy with faults."""
+    if found.faulty_after is None:
+        held_out = agent.samples["test"]
+        await server.deploy_model(todo.device, outcome.network, version=outcome.version)
+        if found.clean_after is None:
+            found.clean_after = await _evaluate(server, todo, "after", held_out, faults=False)
+            result.write(folder, found)
+        found.faulty_after = await _evaluate(server, todo, "after", held_out, faults=True)
+        found.model_sha256 = storage.digest(outcome.network)
+        result.write(folder, found)
+    return found.faulty_after
+
+
+class Training:
+    """Drives the course of a run on a device."""
+
+    def __init__(self, server: Server, folder: Path, plan: Plan, turn: Turn) -> None:
         self.server = server
+        self.turn = turn
         self.folder = folder
         self.plan = plan
         self.job = plan.job
@@ -104,29 +133,38 @@ class _Training:
         """Iterations that the last checkpoint holds."""
         self.begun = 0.0
 
-    async def run(self, initial: Network, state: Checkpoint, path: str) -> Outcome:
+    async def run(self, initial: Network, state: Checkpoint, path: str, replaying: Replaying | None) -> Outcome:
         """What the run ends with, from a state on, whose arrays are updated in place."""
-        await self.server.on_timing(self.job.device, self.book.add)
-        ledger.truncate(self.folder / result.PROGRESS, state.iteration)
-        self.saved = state.iteration
+        await self.begin(state.iteration)
         file = self.folder / checkpoint.FILE
         own = _server_labels(self.folder, self.job, len(self.plan.pool) + len(self.plan.selection))
-        steps = course(self.plan, initial, state, path, own, file)
+        steps = course(self.plan, initial, state, path, own, file, replaying)
         reply: Reply = None
         while True:
-            command = await asyncio.to_thread(_advance, steps, reply)
-            reply = None
-            match command:
-                case Outcome():
-                    return command
-                case Deploy():
-                    await self._deploy(command)
-                case Batch():
-                    reply = await self._batch(command)
-                case Answers():
-                    reply = await self._answers(command)
-                case Learnt():
-                    await self._learnt(command)
+            async with self.turn:
+                command = await asyncio.to_thread(_advance, steps, reply)
+            if isinstance(command, Outcome):
+                return command
+            reply = await self.carry(command)
+
+    async def begin(self, iteration: int) -> None:
+        """Take note of what iterations cost, from this one on; rows of later ones are done again."""
+        await self.server.on_timing(self.job.device, self.book.add)
+        ledger.truncate(self.folder / result.PROGRESS, iteration)
+        self.saved = iteration
+
+    async def carry(self, command: Command) -> Reply:
+        """Do as a command says; what came of it."""
+        match command:
+            case Deploy():
+                await self._deploy(command)
+            case Batch():
+                return await self._batch(command)
+            case Answers():
+                return await self._answers(command)
+            case Learnt():
+                await self.learnt(command)
+        return None
 
     async def _deploy(self, command: Deploy) -> None:
         """The device gets the network while the server goes on; the next pass waits for it there."""
@@ -168,7 +206,16 @@ class _Training:
         await self.server.publish_progress(self.job.device, "select", command.step, command.steps, 0.0, faults=not reliable)
         return Answered(data.outputs, data.labels)
 
-    async def _learnt(self, command: Learnt) -> None:
+    async def learnt(self, command: Learnt) -> None:
+        """Note what an iteration came to; where it is time, a checkpoint."""
+        due = is_due(self.plan, self.saved, command)
+        await self.note(command, due)
+        if due and command.state is not None:
+            await asyncio.to_thread(checkpoint.write, self.folder, command.state)
+            self.saved = command.iteration + 1
+
+    async def note(self, command: Learnt, due: bool) -> None:
+        """Note what an iteration came to; ``due``: a checkpoint is written next."""
         device, iteration, made = self.job.device, command.iteration, command.made
         total = self.plan.iterations
         await self.server.publish_timing(device, "backward", iteration, made.backward_s)
@@ -177,12 +224,13 @@ class _Training:
         await self.server.publish_progress(device, "train", iteration + 1, total, made.loss, made.norm)
         # Events of an iteration may still be under way when it ends; by the one after next they are here. A checkpoint
         # does not wait for them: every row that it will not do again must be on the disk first.
-        late = iteration + 1 - self.saved >= self.job.checkpoint_every or iteration + 1 == total
-        due = late and command.state is not None
         self.book.settle(self.folder / result.PROGRESS, self.rows, keep=0 if due else 2)
-        if due and command.state is not None:
-            await asyncio.to_thread(checkpoint.write, self.folder, command.state)
-            self.saved = iteration + 1
+
+
+def is_due(plan: Plan, saved: int, learnt: Learnt) -> bool:
+    """Whether a checkpoint is written behind an iteration; the last one holds ``saved`` of them."""
+    done = learnt.iteration + 1
+    return learnt.state is not None and (done - saved >= plan.job.checkpoint_every or done == plan.iterations)
 
 
 def _advance(steps: Steps[Outcome], reply: Reply) -> Command | Outcome:
@@ -215,7 +263,7 @@ async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, *, 
     return evaluation.accuracy(counts)
 
 
-def _resume(folder: Path, todo: Job, initial: Network) -> Checkpoint:
+def resumed(folder: Path, todo: Job, initial: Network) -> Checkpoint:
     """The newest whole checkpoint of this job, else the start."""
     if not (folder / checkpoint.FILE).exists():
         return start(todo, initial)
@@ -226,11 +274,15 @@ def _resume(folder: Path, todo: Job, initial: Network) -> Checkpoint:
     return state
 
 
-def _check_device(todo: Job, agent: State) -> None:
+def check_device(todo: Job, agent: State) -> None:
     """Raises ValueError where the device has nothing to run, or other classes than the run was prepared with."""
     for split in ("train", "test"):
         if agent.samples.get(split, 0) < 1:
             raise ValueError(f"device {todo.device!r} has no {split} samples; it reports {agent.samples}")
+        if agent.samples[split] > MOST_SAMPLES:
+            raise ValueError(
+                f"device {todo.device!r} reports {agent.samples[split]} {split} samples; {MOST_SAMPLES} are the most"
+            )
     if todo.data and agent.data and todo.data != agent.data:
         raise ValueError(
             f"device {todo.device!r} has other classes or images of another size than this run: the digest of its data is "

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from accelsim.files import write_whole
-from services.trainer.core import result
+from services.trainer.core import fleet, result
 
 READY = "run.toml"
 FAILED = "failed.txt"
@@ -32,11 +32,17 @@ def give_up(folder: Path, error: BaseException) -> None:
 
 
 def outcome(folder: Path) -> str | None:
-    """None while a run is not done, "" when it is, else why it was given up."""
+    """None while a run is not done, "" when it is, else why it was given up; of several devices, which of them and why."""
     failed = folder / FAILED
     if failed.exists():
         return failed.read_text(encoding="utf-8").strip() or "given up without a reason"
     try:
+        of = fleet.read(folder)
+        if of is not None and of.sharing == "own":
+            each = {device: outcome(folder / device) for device in of.devices}
+            if None in each.values():
+                return None
+            return "; ".join(f"{device}: {reason}" for device, reason in each.items() if reason)
         return "" if result.read(folder).model_sha256 else None
     except ValueError as error:  # a damaged folder stops itself, not all that wait beside it
         return str(error)

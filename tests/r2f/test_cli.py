@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,22 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, i
         assert started.wait(120) == 130
         (folder,) = (tmp_path / "runs").iterdir()
         assert started.stderr.read() == f"stopped; go on with: r2f retrain --resume {folder}\n"
+
+
+def test_a_diagnosis_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    """By SIGTERM: its folder of logs goes, as do its processes."""
+    started = subprocess.Popen(
+        [sys.executable, "-m", "r2f", "diagnose", "--embedded", "--ber", "1e-3", "--repeat", "99"], cwd=tmp_path, text=True,
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    end = time.monotonic() + 100
+    while not list(tmp_path.glob("r2f-diagnose-*/agent.log")) and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(1)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 130
+    assert not list(tmp_path.glob("r2f-diagnose-*"))
 
 
 @pytest.mark.parametrize("module", ["typer", "r2f.settings", "torch"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 from torch import nn
+from typer.testing import CliRunner
 
 from accelsim.accelerators import build
 from accelsim.datasets import load
@@ -19,6 +20,7 @@ from accelsim.int8.network import Network
 from accelsim.lowering import lower
 from accelsim.timing import Array
 from r2f import inprocess, prepare
+from r2f.cli import app
 from r2f.settings import SettingsError, flat, parse
 from services.trainer.core.job import Job
 from services.trainer.core.replay import replay
@@ -160,3 +162,40 @@ def test_a_broken_chip_file_is_named(tmp_path: Path) -> None:
 def test_the_settings_in_a_job_do_not_change_with_a_map(network: Network) -> None:
     one, other = job(0.0, None), job(0.0, chip.random_map(Array(), 0.02, 1))
     assert replace(other, known=b"") == one
+
+
+def test_a_chip_in_words(tmp_path: Path) -> None:
+    assert prepare.chip_words(parse({})) == ""
+    path = chip_file(tmp_path)
+    own, other = chip.read(path), tmp_path / "other.json"
+    chip.write(other, chip.random_map(Array(), 0.02, 2))
+    of = f"20 of 1024 elements faulty (map {chip.digest(own)}), "
+    for given, said in (
+        ({}, "nobody knows of them"),
+        ({"known-map": "device"}, "both ends of the link know them"),
+        ({"known-map": str(other)}, f"both ends of the link take them for map {chip.digest(chip.read(other))}"),
+    ):
+        assert prepare.chip_words(parse({"fault-map": str(path), **given})).endswith(of + said)
+
+
+def test_shares_are_written_either_way() -> None:
+    assert parse({"random-faults": "2%"}) == parse({"random-faults": "0.02"})
+    for wrong in ("%", "2%%", "2% of", "nan", "a lot", "-1%", "101%"):
+        with pytest.raises(SettingsError, match="--random-faults"):
+            parse({"random-faults": wrong})
+
+
+def test_a_diagnosis_overwrites_no_chip(tmp_path: Path) -> None:
+    path = chip_file(tmp_path)
+    before = path.read_bytes()
+    found = CliRunner().invoke(app, ["diagnose", "--random-faults", "1%", "--out", str(path)])
+    assert found.exit_code == 1
+    assert "is there already" in found.output.replace("\n", " ")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("devices", ["a,b", "*"])
+def test_a_diagnosis_is_of_one_device(devices: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["diagnose", "--device", devices, "--out", str(tmp_path / "found.json")])
+    assert found.exit_code == 1
+    assert "a diagnosis is of one device" in found.output.replace("\n", " ")

@@ -280,3 +280,18 @@ def test_slow_stages_are_in_seconds(tmp_path: Path) -> None:
 )
 def test_sizes(count: int, text: str) -> None:
     assert report.size(count) == text
+
+
+def test_a_report_names_the_chip(tmp_path: Path) -> None:
+    chip = "chip 7: 20 of 1024 elements faulty (map 0123456789abcdef), nobody knows of them"
+    prepared = msgspec.structs.replace(PREPARED, chip=chip)
+    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, prepared=prepared)
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    console.print(tables.table(found))
+    text = console.export_text()
+    console.file.close()
+    assert chip in text
+    assert "no faults" not in text, "the chip's own stay in"
+    assert "int8, no soft errors, before" in text
+    axes, _ = shown(plots.accuracy, found)
+    assert axes.get_xticklabels()[1].get_text().replace("\n", " ") == "no soft errors, before"

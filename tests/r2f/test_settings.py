@@ -150,7 +150,12 @@ def test_errors_are_in_plain_words() -> None:
         ({"momentum": "1"}, "--momentum 1: expected a number >= 0 and <= 0.999"),
         ({"temperature": 1e-300}, "--temperature 1e-300: expected a number >= 0.01 and <= 100"),
         ({"exact": "maybe"}, "--exact maybe: expected true or false, got text"),
-        ({"device": "a/b"}, "--device a/b: expected letters, digits, '_', '.' and '-', beginning with a letter or a digit"),
+        (
+            {"device": "a/b"},
+            "--device a/b: 'a/b' is no name of a device: expected letters, digits, '_', '.' and '-', beginning with a letter "
+            "or a digit, at most 64",
+        ),
+        ({"device": "a,b,a"}, "--device a,b,a: device a is listed twice"),
         ({"mean": "0.5,"}, "--mean '0.5,': expected a number for each channel, e.g. 0.485,0.456,0.406"),
     ):
         with pytest.raises(SettingsError) as error:

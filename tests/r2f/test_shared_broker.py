@@ -118,7 +118,7 @@ def test_the_documented_voter_does_in_place_of_ours(
     (tmp_path / "path" / "voter_by_hand.py").write_text(found[1])
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     monkeypatch.setenv("R2F_SHM_DIR", "")
-    ours = run._services
+    ours = run.service_programs
 
     def services(settings: Settings, memory: Shares, device_broker: str, server_broker: str) -> list[Program]:
         host, port = device_broker.removeprefix("mqtt://").split(":")
@@ -127,5 +127,5 @@ def test_the_documented_voter_does_in_place_of_ours(
             theirs if program.name == "voter" else program for program in ours(settings, memory, device_broker, server_broker)
         ]
 
-    monkeypatch.setattr(run, "_services", services)
+    monkeypatch.setattr(run, "service_programs", services)
     assert execute(prepared, tmp_path / "run") == undisturbed

@@ -20,6 +20,7 @@ from services.scheme import View
 from services.trainer.core import evaluation, selection
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.labels import probabilities
+from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.core.selection import SEEDS, Agreement, Float32, Selection
 from services.trainer.core.step import Learner, Received, Step, averaged, correct, restarted, step
@@ -91,19 +92,27 @@ class Outcome(NamedTuple):
     """How it was chosen; None where nothing was held back for that."""
 
 
-def course(plan: Plan, initial: Network, state: Checkpoint, path: str, own: Int64 | None, saved: Path | None) -> Steps[Outcome]:
+def course(
+    plan: Plan,
+    initial: Network,
+    state: Checkpoint,
+    path: str,
+    own: Int64 | None,
+    saved: Path | None,
+    replaying: Replaying | None = None,
+) -> Steps[Outcome]:
     """The commands of a run from a state on, whose arrays become the course's own.
 
     ``path`` is that of the engines, ``own`` the server's labels of the device's training samples, ``saved`` where the driver
-    puts checkpoints, if it does.
+    puts checkpoints, if it does. ``replaying`` is the ``Learner``'s.
     Raises TrainingDiverged, and ValueError where labels or tensors do not fit.
     """
-    learner = Learner(plan, Engine(initial, path), state)
+    learner = Learner(plan, Engine(initial, path), state, replaying=replaying)
     if state.iteration < plan.iterations:
         yield Deploy(state.network, state.version)
         if len(plan.selection) and state.tried is None:
-            truth = yield from _truth(learner, own)
-            found = yield from _agreement(plan, initial, truth)
+            truth = yield from truth_of(plan, initial, own)
+            found = yield from agreement(plan, initial, truth)
             learner.state = state._replace(tried=selection.first(initial, truth, found))
     engine: Engine | None = None
     for iteration in range(state.iteration, plan.iterations):
@@ -139,10 +148,9 @@ def _next(learner: Learner, network: Network, iteration: int = -1) -> Deploy:
     return Deploy(network, learner.state.version, iteration)
 
 
-def _truth(learner: Learner, own: Int64 | None) -> Steps[Float32]:
+def truth_of(plan: Plan, network: Network, own: Int64 | None) -> Steps[Float32]:
     """The right probabilities (N, classes) of the selection samples: the labels where they are known, else those of the
     network that runs now on the device's general-purpose processor, which makes no errors."""
-    plan, network = learner.plan, learner.initial.network
     classes = network.layers[-1].shape[2]
     if own is not None:
         return _exactly(own[plan.selection], classes)
@@ -160,7 +168,7 @@ def _truth(learner: Learner, own: Int64 | None) -> Steps[Float32]:
     return np.concatenate(found)
 
 
-def _agreement(plan: Plan, network: Network, truth: Float32) -> Steps[Agreement]:
+def agreement(plan: Plan, network: Network, truth: Float32) -> Steps[Agreement]:
     """How far the answers of the faulty device agree with the right ones, with the network that it runs now."""
     found: list[list[Float32]] = [[] for _ in SEEDS]
     passes = list(evaluation.passes(plan.selection, SEEDS, plan.job.evaluation_batch))
@@ -177,7 +185,7 @@ def _try(learner: Learner, name: str, network: Network) -> Steps[None]:
     """Try the network that the device runs now on the selection samples."""
     tried = learner.state.tried
     if tried is not None:
-        found = yield from _agreement(learner.plan, network, tried.truth)
+        found = yield from agreement(learner.plan, network, tried.truth)
         learner.state = learner.state._replace(tried=selection.further(tried, name, network, found))
 
 

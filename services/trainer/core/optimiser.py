@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from accelsim.faults.pruning import Kept
 from accelsim.int8.parameters import Parameters
 from services.trainer.core.replay import Gradients, Replay
 from services.trainer.core.task import Sgd
@@ -50,6 +51,11 @@ def mean(gradients: Gradients, others: Gradients, share: float) -> Gradients:
     flat = torch._foreach_lerp(_flat(gradients, gradients), _flat(others, gradients), share)
     pairs = iter(flat)
     return {index: (weight, next(pairs)) for index, weight in zip(gradients, pairs, strict=False)}
+
+
+def masked(gradients: Gradients, kept: Kept) -> Gradients:
+    """Gradients that are 0 at the weights that are not kept."""
+    return {index: (weight * torch.from_numpy(kept[index]), bias) for index, (weight, bias) in gradients.items()}
 
 
 def norm(gradients: Gradients) -> float:

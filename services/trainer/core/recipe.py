@@ -31,6 +31,8 @@ class Plan:
     """Numbers of the samples that are learnt from."""
     selection: Int64
     """Numbers of those that are kept for deciding; none where nothing is decided."""
+    order: tuple[int, ...] = ()
+    """What sets this device's order of samples apart from that of others which learn with it."""
 
     @property
     def corrections(self) -> int:
@@ -65,7 +67,7 @@ class Plan:
     def samples(self, iteration: int) -> Int64:
         """Numbers of the samples of a batch; an epoch is a permutation of all, cut into batches of nearly one size."""
         epoch, place = divmod(iteration, self.an_epoch)
-        order = np.random.Generator(np.random.PCG64([self.job.seed, epoch])).permutation(self.pool)
+        order = np.random.Generator(np.random.PCG64([self.job.seed, epoch, *self.order])).permutation(self.pool)
         edges = [len(order) * i // self.an_epoch for i in (place, place + 1)]
         return order[edges[0] : edges[1]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 
 from accelsim.engine import Engine
 from accelsim.faults.permanent import FaultMap, dead_weights, faulty_network
+from accelsim.faults.pruning import Kept
 from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
 from services.known import known_faults
@@ -21,10 +23,12 @@ from services.trainer.core import correction, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.job import Job, digest
 from services.trainer.core.loss import Labels, loss
+from services.trainer.core.parts import Replaying, chunked
 from services.trainer.core.recipe import Plan
-from services.trainer.core.replay import Gradients, Replay, activations, replay
+from services.trainer.core.replay import Gradients, Replay, activations
 
 Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
 
 INITIAL_VERSION = 1
 """Version of the network before retraining; every network that is deployed later has one more."""
@@ -57,6 +61,14 @@ class Step(NamedTuple):
     quantise_s: float
 
 
+class Biases(NamedTuple):
+    """What a batch asks of the biases: of each MAC layer by index, (O,) float32 in real units."""
+
+    loss: float
+    correct: int
+    biases: dict[int, Float32]
+
+
 @dataclass(slots=True)
 class Learner:
     """What the server learns with, and what it has learnt: the arrays in ``state`` change in place."""
@@ -67,6 +79,11 @@ class Learner:
     state: Checkpoint
     gathered: Gradients | None = None
     """Mean of the gradients since the last update."""
+    replaying: Replaying | None = None
+    """Who replays batches; None for this process, in the recipe's chunks."""
+    kept: Kept | None = None
+    """Weights that the device can hold; the others get no gradient, so from ``holding`` on they and all that is kept of them
+    are 0. None where it can hold all."""
 
 
 def start(job: Job, initial: Network) -> Checkpoint:
@@ -86,18 +103,38 @@ def restarted(state: Checkpoint, initial: Network) -> Checkpoint:
     )
 
 
+def holding(state: Checkpoint, kept: Kept) -> Checkpoint:
+    """A state before its first iteration, with the weights that the device cannot hold at 0."""
+    parameters = {index: (weight * kept[index], bias) for index, (weight, bias) in state.parameters.items()}
+    return restarted(state, quantize(state.network, parameters))
+
+
 def correct(learner: Learner, engine: Engine, received: Received) -> Step:
     """Correct biases by one batch that the device ran; ``engine`` runs the same network exactly."""
     begin = time.perf_counter()
+    return take_biases(learner, biases(learner, engine, received), begin)
+
+
+def biases(learner: Learner, engine: Engine, received: Received) -> Biases:
+    """The biases that one device's batch asks for. Nothing of the learner changes."""
     state, network = learner.state, engine.network
     truth = _labels(learner, received)
     x = network.quantize_images(received.images)
     device = activations(network, x, received.activations, engine.fault_free)
     found = loss(network, device[len(network.layers) - 1], truth)
-    gain = 1 / (state.iteration + 1)
-    following = correction.correct(network, state.parameters, engine, learner.initial, x, device, gain)
+    moved = optimiser.copied(state.parameters)
+    correction.correct(network, moved, engine, learner.initial, x, device, 1 / (state.iteration + 1))
+    return Biases(found.value, found.correct, {index: bias for index, (_, bias) in moved.items()})
+
+
+def take_biases(learner: Learner, found: Biases, begin: float) -> Step:
+    """Have the learner go on with these biases. ``begin``: when the iteration's work on the server began."""
+    state = learner.state
+    for index, bias in found.biases.items():
+        state.parameters[index][1][:] = bias
+    following = quantize(state.network, state.parameters)
     learner.state = state._replace(iteration=state.iteration + 1, average=optimiser.copied(state.parameters), network=following)
-    return Step(following, found.value, found.correct, 0.0, time.perf_counter() - begin, 0.0)
+    return Step(following, found.loss, found.correct, 0.0, time.perf_counter() - begin, 0.0)
 
 
 def step(learner: Learner, engine: Engine, received: Received, saved: Path | None) -> Step:
@@ -107,27 +144,42 @@ def step(learner: Learner, engine: Engine, received: Received, saved: Path | Non
     where labels or tensors do not fit.
     """
     begin = time.perf_counter()
-    plan, state, network = learner.plan, learner.state, engine.network
-    recipe, learnt = plan.job.recipe, state.iteration - plan.corrections
+    return learn(learner, replayed(learner, engine, received), saved, begin)
+
+
+def replayed(learner: Learner, engine: Engine, received: Received) -> Replay:
+    """What one device's batch teaches: the loss of its outputs, and the gradients, with the fault-free network's share in them.
+
+    Nothing of the learner changes.
+    """
+    network, recipe = engine.network, learner.plan.job.recipe
     truth = _labels(learner, received)
     x = network.quantize_images(received.images)
-    known = known_faults(plan.job.known, "job: known")
+    replay = learner.replaying or chunked(recipe.chunks)
+    known = known_faults(learner.plan.job.known, "job: known")
     ran = network if known is None else faulty_network(network, known)
     found = replay(ran, x, received.activations, truth, engine.fault_free)
-    if known is not None:
-        found = held_back(found, network, known)
+    if recipe.clean and math.isfinite(found.norm):
+        clean = replay(network, x, dict(enumerate(engine.run(x))), truth, engine.fault_free)
+        found = found._replace(gradients=optimiser.mean(found.gradients, clean.gradients, recipe.clean))
+    return found if known is None else held_back(found, network, known)
+
+
+def learn(learner: Learner, found: Replay, saved: Path | None, begin: float) -> Step:
+    """Have the learner take these gradients. Raises what ``step`` does; ``begin`` is as in ``take_biases``."""
+    plan, state = learner.plan, learner.state
+    recipe, learnt = plan.job.recipe, state.iteration - plan.corrections
     optimiser.guard(found, state.iteration, str(saved) if saved is not None and saved.exists() else None)
     gradients = found.gradients
-    if recipe.clean:
-        clean = replay(network, x, dict(enumerate(engine.run(x))), truth, engine.fault_free)
-        gradients = optimiser.mean(gradients, clean.gradients, recipe.clean)
+    if learner.kept is not None:
+        gradients = optimiser.masked(gradients, learner.kept)
     update, place = divmod(learnt, recipe.accumulate)
     if learner.gathered is not None:
         gradients = optimiser.mean(learner.gathered, gradients, 1 / (place + 1))
     learner.state = state = state._replace(iteration=state.iteration + 1)
     if place + 1 < recipe.accumulate and learnt + 1 < plan.learning:
         learner.gathered = gradients
-        return Step(network, found.loss, found.correct, found.norm, time.perf_counter() - begin, 0.0)
+        return Step(state.network, found.loss, found.correct, found.norm, time.perf_counter() - begin, 0.0)
     learner.gathered = None
     seen = state.seen.and_(found.loss, optimiser.norm(gradients))
     highest, clip = rate.settled(plan.job.sgd, seen, plan.updates)
@@ -135,7 +187,7 @@ def step(learner: Learner, engine: Engine, received: Received, saved: Path | Non
     # The first averages are over all updates so far, so that the start is soon forgotten.
     optimiser.average(state.average, state.parameters, min(recipe.average, update / (update + 5)))
     stepped = time.perf_counter()
-    following = quantize(network, state.parameters)
+    following = quantize(state.network, state.parameters)
     learner.state = state._replace(network=following, seen=seen)
     return Step(following, found.loss, found.correct, found.norm, stepped - begin, time.perf_counter() - stepped)
 

@@ -16,6 +16,8 @@ probabilities."""
 Method = Literal["retrain", "correct"]
 """What is done to the network: ``correct`` shifts biases by what faults do to a channel's mean and is done with that."""
 Schedule = Literal["cosine", "constant"]
+Sharing = Literal["own", "common"]
+"""Of several devices: a model for each, or one model that learns from all."""
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Whole = Annotated[int, Meta(ge=0, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -69,6 +71,9 @@ class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """Of the running average of the weights, which is deployed: what is kept of it an update; 0 takes the last weights."""
     accumulate: Count = 1
     """Batches whose gradients make one update."""
+    chunks: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Parts that a batch is replayed in, so that several processes can share it (``services.trainer.core.parts``). The model
+    depends on their number, and not on who replays them."""
     temperature: Annotated[float, Meta(ge=0.01, le=100)] = 2.0
     """Of soft labels: teacher's and device's outputs are divided by it. At 0.01 labels are as hard as the teacher's own
     answer, at 100 all classes are alike."""

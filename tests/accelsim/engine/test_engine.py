@@ -358,3 +358,18 @@ def test_whole_networks_on_real_images_are_equal_on_all_paths(name: str, count: 
     (source,) = whole.layers[index].inputs
     operand = x if source == INPUT else runs[0][source]
     assert np.array_equal(runs[0][index], reference.layer(whole.layers[index], [operand]))
+
+
+def test_portable_runs_dilated_layers_of_one_group() -> None:
+    """torch's oneDNN crashed the process on this one with channels-last images."""
+    random = np.random.default_rng(0)
+    conv = Conv(
+        name="c", inputs=(INPUT,), shape=(2, 2, 2), scale=1.0, weight=random.integers(-128, 128, (2, 2, 3, 1), np.int8),
+        bias=np.zeros(2, np.int32), weight_scale=np.ones(2, np.float32), multiplier=np.full(2, 0.01, np.float32),
+        stride=(3, 3), padding=(2, 2), dilation=(2, 2),
+    )  # fmt: skip
+    table = np.zeros((2, 256), np.int8)
+    network = Network(name="n", input_shape=(5, 1, 2), input_scale=1.0, input_table=table, layers=(conv,))
+    for batch in (1, 2, 3) * 20:
+        x = random.integers(-128, 128, (batch, 5, 1, 2), np.int8)
+        assert np.array_equal(Engine(network, "portable").run(x)[0], reference.replica(conv, x, Flips()))

@@ -186,3 +186,8 @@ def test_random_chips_refuse_what_means_nothing() -> None:
 def test_the_documentation_has_the_schema() -> None:
     page = Path(__file__).resolve().parents[3] / "docs/chip.schema.json"
     assert json.loads(page.read_text(encoding="utf-8")) == chip.schema()
+
+
+def test_bytes_that_are_no_text_are_named_by_file() -> None:
+    with pytest.raises(ValueError, match=r"^a\.json: not a chip file"):
+        chip.parsed(b'{"version": 1, "rows": 1, "columns": 1, "faults": [], "name": "\xff"}', "a.json")

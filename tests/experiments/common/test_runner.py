@@ -11,6 +11,7 @@ import pytest
 
 from experiments.common import code_version, command, runner
 from experiments.common.runner import Pool
+from r2f import pool
 
 MODULE = """
 import os
@@ -125,7 +126,7 @@ def test_on_a_dask_cluster_it_gives_the_same(go: Callable[..., list[Any]], tmp_p
 
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
         found = go(*range(1, 7), pool=Pool(dask=cluster.scheduler_address))
     assert [each.value for each in found] == [3, 6, 9, 12, 15, 18]
     assert os.getpid() not in {each.process for each in found}
@@ -133,8 +134,8 @@ def test_on_a_dask_cluster_it_gives_the_same(go: Callable[..., list[Any]], tmp_p
 
 
 def test_a_cluster_that_is_not_there_is_named(go: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "CONNECT_S", 0.5)
-    with pytest.raises(command.InputError, match=r"--dask tcp://127\.0\.0\.1:9"):
+    monkeypatch.setattr(pool, "CONNECT_S", 0.5)
+    with pytest.raises(pool.PoolError, match=r"--dask tcp://127\.0\.0\.1:9"):
         go(1, pool=Pool(dask="tcp://127.0.0.1:9"))
 
 

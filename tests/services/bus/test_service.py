@@ -89,7 +89,7 @@ async def test_a_device_that_is_none(device: str, named: str) -> None:
     code, said = await ended(*python("services.voter", "--device", device))
     assert code == 1
     assert said.count("\n") == 1
-    assert f"{named!s} cannot be a topic level" in said or f"'{named}' cannot be a topic level" in said
+    assert f"{named!s} is no name of a device" in said or f"'{named}' is no name of a device" in said
 
 
 async def test_the_level_of_the_log(tmp_path: Path) -> None:

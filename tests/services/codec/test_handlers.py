@@ -115,6 +115,26 @@ async def served(network: Network, *messages: Message) -> FakeBus:
     return bus
 
 
+async def test_images_of_a_pass_that_was_given_up_are_known_later(network: Network) -> None:
+    """The device sends a name alone of what it sent before, and does not know which pass the server has dropped."""
+    last = {"iteration": 4, "attempt": 0}
+    bus = FakeBus(
+        Deploy(
+            session="s", iteration=-1, version=1, network=encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
+        ),
+        SetMode(session="s", seq=1, mode="training", scheme=Scheme(codec="chained", exact=True)),
+        Forward(**NOW | last, mode="training", version=1, split="train", samples=(0, 1)),
+        sent_inputs(session="another"),
+        sent_inputs(),
+        sent_inputs(**last, fresh=b"", fresh_of=()),
+    )
+    await ServerCodec(bus, "portable").serve()  # type: ignore[arg-type]
+    assert bus.rejected == []
+    (got,) = [m for m in bus.published if isinstance(m, Inputs)]
+    assert got.iteration == 4
+    np.testing.assert_array_equal(encoding.view(got.images), IMAGES)
+
+
 HOSTILE = {
     "images a million times": sent_inputs(fresh_of=(0,) * 10**6, fresh=b"\x01" + b"\xff" * 4 * 10**6),
     "the same image twice": sent_inputs(fresh_of=(0, 0)),

@@ -14,8 +14,8 @@ AGENT = State(session="s", service="agent", online=True, samples={"train": 32, "
 
 
 def test_a_device_that_has_what_the_job_needs() -> None:
-    training._check_device(JOB, AGENT)
-    training._check_device(JOB, msgspec.structs.replace(AGENT, data=""))
+    training.check_device(JOB, AGENT)
+    training.check_device(JOB, msgspec.structs.replace(AGENT, data=""))
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_a_device_that_has_what_the_job_needs() -> None:
 )
 def test_a_device_that_has_not(agent: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=f"'edge-0' has .*{said}"):
-        training._check_device(JOB, msgspec.structs.replace(AGENT, **agent))
+        training.check_device(JOB, msgspec.structs.replace(AGENT, **agent))

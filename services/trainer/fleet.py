@@ -1,0 +1,46 @@
+"""A run of several devices, in one process: a model for each, side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from services.bus import BusError, service
+from services.trainer import training, waiting
+from services.trainer.core.fleet import Fleet
+from services.trainer.core.parts import Replaying
+from services.trainer.ranks import Gone
+
+log = structlog.get_logger()
+
+
+async def own(
+    fleet: Fleet, folder: Path, common: service.Common, path: str, replaying: Replaying | None = None
+) -> None:  # fmt: skip
+    """Each device's own run, in ``folder/{device}``, until every one is done or given up with the reason in its folder.
+
+    A device that gives up disturbs no other. What a device's run ends with does not depend on the others: it is what it would
+    end with alone. ``replaying``: see ``Learner``.
+    """
+    turn = asyncio.Lock()
+
+    async def one(device: str) -> None:
+        structlog.contextvars.bind_contextvars(device=device)
+        mine = folder / device
+        if waiting.outcome(mine) is not None:
+            return
+        try:
+            async with service.bus_of("trainer", common, device, readers=("codec-server",)) as bus:
+                await training.run(bus, mine, path, turn, replaying)
+        except (BusError, ValueError, OSError) as error:
+            log.error("device given up", error=str(error))
+            waiting.give_up(mine, error)
+        except Gone:
+            raise  # no device's fault: the trainer starts over
+        except Exception as error:
+            log.error("ended by a mistake of its own, please report it", exc_info=error)
+            waiting.give_up(mine, error)
+
+    await asyncio.gather(*(one(device) for device in fleet.devices))
