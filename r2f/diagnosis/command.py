@@ -18,8 +18,9 @@ from accelsim.timing import Array
 from r2f import pipeline, prepare, run
 from r2f import settings as settings_file
 from r2f.devices.choosing import are_several
+from r2f.diagnosis.ask import VECTORS
 from r2f.diagnosis.drive import over_the_bus
-from r2f.diagnosis.find import VECTORS, Found
+from r2f.diagnosis.find import Found
 from r2f.diagnosis.probes import FILTERS, Tile, probe
 from r2f.display import Display
 from r2f.errors import first

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from accelsim.faults.permanent import Fault, FaultMap, fault_map
 from accelsim.int8.network import Activation
 from accelsim.timing import Array
+from r2f.diagnosis.ask import Count
 from r2f.diagnosis.column import (
     ALL,
     PHASES,
@@ -39,12 +40,11 @@ from r2f.diagnosis.column import (
     sound,
 )
 from r2f.diagnosis.column import unexplained as left_over
-from r2f.diagnosis.probes import FILTERS, Probe, Tile, answered, most, probe, wrapped
+from r2f.diagnosis.shots import first_look, shoot
+from r2f.diagnosis.probes import Probe
 
 Steps = Generator[Probe, Activation, "Found"]
 
-END_SHIFTS: Final = (25, 18, 11, 4, 0)
-"""Seven bits each, one after another."""
 REGISTER: Final = (4, 32)
 """Inputs of the pulses that show weight registers loaded with 0 and with -1, in the first two rounds."""
 SWITCH: Final = 0.08
@@ -57,8 +57,6 @@ IDLE: Final = 3
 """Rounds without a column more explained after which the rest are left as they are."""
 KEPT: Final = 42
 """The most trials of earlier rounds that are looked back at."""
-VECTORS: Final = 512
-"""The most vectors that one network is given at once."""
 
 
 class Found(NamedTuple):
@@ -103,13 +101,18 @@ def find(array: Array, *, seed: int = 0, rounds: int = 12, least: int = 1) -> St
 
     ``least``: a fault must explain so many answers to be believed; more than 1 where answers may be wrong.
     """
-    count = _Count(array)
+    count = Count(array)
     generator = np.random.Generator(np.random.Philox(key=seed))
     believed = sound(array.rows, array.columns)
     trials: list[_Trial] = []
     left, off = np.zeros((2, array.columns), np.int64)
     idle = ran = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shots = yield from shoot(array, count)
+        options = registers()
+        looks = (pool.submit(first_look, of, options, least, Column(*(mask[c] for mask in believed))) for c, of in enumerate(shots))
+        for look in list(looks):
+            look.result()
         for made in range(rounds):
             turned = made > 1 and (made - 1) * TURNS >= _latches(believed)
             if turned and ((idle >= IDLE and made % 2 == 0) or not (off >= least).any()):
@@ -190,7 +193,7 @@ def _kept(column: Column, again: Column, fresh: Trials, least: int, certain: boo
 
 
 def _round(
-    array: Array, count: _Count, believed: Column, made: int, generator: np.random.Generator
+    array: Array, count: Count, believed: Column, made: int, generator: np.random.Generator
 ) -> Generator[Probe, Activation, list[_Trial]]:
     """Rails for what is believed of each column, what leaves each, and its pulses."""
     rails: list[_Rail] = []
@@ -208,7 +211,9 @@ def _round(
                 if len(faulty):
                     passed[c, faulty[(max(made - 1, 0) * TURNS + turn) % len(faulty)] :] = -1
             rails.append(_Rail(phase, 1, _laid(believed, phase, path, passed, [PULSE])))
-    ends = yield from _ends(array, count, rails)
+    vectors = np.stack([_vectors(array, phase) for phase in PHASES])
+    own = np.array([PHASES.index(rail.phase) for rail in rails])
+    ends = yield from count.ends(vectors, own, [rail.weights[0].astype(np.int8) for rail in rails])
     trials: list[_Trial] = []
     for phase in PHASES:
         for x in sorted({rail.x for rail in rails}):
@@ -236,26 +241,7 @@ def _vectors(array: Array, phase: int) -> Int64:
     return inputs
 
 
-def _ends(array: Array, count: _Count, rails: Sequence[_Rail]) -> Generator[Probe, Activation, Int64]:
-    """What leaves each column on each rail, (rails, C)."""
-    vectors = np.stack([_vectors(array, phase) for phase in PHASES])
-    own = np.array([PHASES.index(rail.phase) for rail in rails]), np.arange(len(rails))
-    once, twice = np.zeros((2, len(rails), array.columns), np.int64)
-    top = once
-    for shift in END_SHIFTS:
-        for values, beside in ((once, None), (twice, vectors)):
-            bias = np.clip(wrapped(-values), -most(array), most(array))
-            tiles = [Tile(rail.weights[0].astype(np.int8), shift, of) for rail, of in zip(rails, bias, strict=True)]
-            read = (yield from count.ask(tiles, vectors, beside))[own]
-            if beside is None and shift == END_SHIFTS[0]:
-                top = read
-            values[:] = wrapped((read << shift) - bias)
-    # Of twice a sum the top bit is lost. Where a sum is near 2^31, so that its bias was cut, the first reading knows it.
-    half = (twice & 0xFFFFFFFF) >> 1
-    return np.where(np.abs(top) < 48, once, np.where(top < 0, half - 2**31, half))
-
-
-def _pulsed(array: Array, count: _Count, rails: Sequence[_Rail], ends: Int64) -> Generator[Probe, Activation, list[_Trial]]:
+def _pulsed(array: Array, count: Count, rails: Sequence[_Rail], ends: Int64) -> Generator[Probe, Activation, list[_Trial]]:
     """The trials of rails that have one phase and input."""
     phase, x = rails[0].phase, rails[0].x
     first, stop = pulses(array.rows, phase)
@@ -265,13 +251,7 @@ def _pulsed(array: Array, count: _Count, rails: Sequence[_Rail], ends: Int64) ->
         vectors[1 + pulse, row] = x
         vectors[1 + pulse, row + 1 : row + 2] = -x
     loaded = [(r, made.astype(np.int8)) for r, rail in enumerate(rails) for made in rail.weights]
-    read = yield from count.ask([Tile(made, shift, -ends[r]) for r, made in loaded for shift in SHIFTS], vectors)
-    cut = np.array([np.abs(ends[r]) > most(array) for r, _ in loaded for _ in SHIFTS])
-    if cut.any():
-        tiles = [Tile(made, shift, wrapped(-2 * ends[r])) for r, made in loaded for shift in SHIFTS]
-        again = yield from count.ask(tiles, vectors, np.tile(vectors[:1], (len(vectors), 1)))
-        read = np.where(cut, again, read)
-    read = read.reshape(len(vectors), len(loaded), len(SHIFTS), array.columns)
+    read = yield from count.differences(vectors, [made for _, made in loaded], np.array([ends[r] for r, _ in loaded]))
     trials = []
     for n, (r, made) in enumerate(loaded):
         right = (read[0, n] == 0).all(axis=0)
@@ -279,31 +259,6 @@ def _pulsed(array: Array, count: _Count, rails: Sequence[_Rail], ends: Int64) ->
         readings[np.array(rows, np.int64) // STEP] = read[1:, n]
         trials.append(_Trial(made, phase, x, ends[r], readings, right))
     return trials
-
-
-class _Count:
-    """What was asked of an array so far."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        self.passes = self.vectors = self.answers = 0
-
-    def ask(self, tiles: Sequence[Tile], vectors: Int64, beside: Int64 | None = None) -> Generator[Probe, Activation, Int64]:
-        """Answers (T, tiles, C), by as many passes as the vectors and tiles need."""
-        once = max(1, FILTERS // self.array.columns)
-        parts = []
-        for first in range(0, len(vectors), VECTORS):
-            part = vectors[first : first + VECTORS]
-            across = []
-            for tile in range(0, len(tiles), once):
-                some = tiles[tile : tile + once]
-                outputs = yield probe(self.array, some, part, None if beside is None else beside[first : first + VECTORS])
-                across.append(answered(outputs, len(some)))
-                self.passes += 1
-                self.vectors += len(part)
-                self.answers += outputs.size
-            parts.append(np.concatenate(across, axis=1))
-        return np.concatenate(parts)
 
 
 def as_map(array: Array, believed: Sequence[Column]) -> FaultMap:

@@ -13,8 +13,9 @@ from accelsim.faults.permanent import Fault, FaultMap, fault_map
 from accelsim.int8.network import Activation
 from accelsim.timing import Array
 from r2f.diagnosis import drive
+from r2f.diagnosis.ask import Count
 from r2f.diagnosis.column import SHIFTS, Column, Trials, explain, registers, sound, unexplained
-from r2f.diagnosis.find import Found, _Count, _round, as_map, find
+from r2f.diagnosis.find import Found, _round, as_map, find
 from r2f.diagnosis.probes import Tile, answered, probe
 
 
@@ -49,7 +50,7 @@ def trials(faults: FaultMap, believed: Column, rounds: int, seed: int) -> list[T
     device, seen = Simulated(permanent=faults), []
     generator = np.random.default_rng(seed)
     for made in range(rounds):
-        steps = _round(faults.array, _Count(faults.array), believed, made, generator)
+        steps = _round(faults.array, Count(faults.array), believed, made, generator)
         outputs: Activation | None = None
         while True:
             try:
