@@ -21,7 +21,6 @@ from accelsim.int8.network import Activation
 from accelsim.timing import Array
 from r2f.diagnosis.ask import Count
 from r2f.diagnosis.column import (
-    ALL,
     PHASES,
     PULSE,
     SHIFTS,
@@ -30,18 +29,15 @@ from r2f.diagnosis.column import (
     Int8,
     Int64,
     Trials,
-    explain,
     lay,
-    misfit,
     moves,
     pulses,
-    refute,
     registers,
     sound,
 )
-from r2f.diagnosis.column import unexplained as left_over
-from r2f.diagnosis.shots import first_look, shoot
 from r2f.diagnosis.probes import Probe
+from r2f.diagnosis.settle import left_over, settle
+from r2f.diagnosis.shots import Shots, first_look, shoot
 
 Steps = Generator[Probe, Activation, "Found"]
 
@@ -110,7 +106,9 @@ def find(array: Array, *, seed: int = 0, rounds: int = 12, least: int = 1) -> St
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shots = yield from shoot(array, count)
         options = registers()
-        looks = (pool.submit(first_look, of, options, least, Column(*(mask[c] for mask in believed))) for c, of in enumerate(shots))
+        looks = (
+            pool.submit(first_look, of, options, least, Column(*(mask[c] for mask in believed))) for c, of in enumerate(shots)
+        )
         for look in list(looks):
             look.result()
         for made in range(rounds):
@@ -120,7 +118,7 @@ def find(array: Array, *, seed: int = 0, rounds: int = 12, least: int = 1) -> St
             new = yield from _round(array, count, believed, made, generator)
             trials = trials[-KEPT:] + new
             before = int((left >= least).sum())
-            off, left = _each(pool, believed, trials, len(new), least, made > 0, made % 2 == 1)
+            off, left = _each(pool, believed, shots, trials, len(new), least)
             ran += 1
             idle = 0 if made == 0 or (left >= least).sum() < before else idle + 1
     unexplained = tuple(np.flatnonzero(left >= least).tolist())
@@ -134,10 +132,10 @@ def _latches(believed: Column) -> int:
 
 
 def _each(
-    pool: ThreadPoolExecutor, believed: Column, trials: Sequence[_Trial], new: int, least: int, loose: bool, certain: bool
+    pool: ThreadPoolExecutor, believed: Column, shots: Sequence[Shots], trials: Sequence[_Trial], new: int, least: int
 ) -> tuple[Int64, Int64]:
     """Has each column's faults explain its trials, of which the last ``new`` are new: how much they did not, and how much is
-    left, (C,) each. ``loose`` as for ``explain``, ``certain`` as for ``_kept``."""
+    left, (C,) each."""
     options = registers()
     phases, xs = (np.array([trial[field] for trial in trials], np.int64) for field in (1, 2))
 
@@ -154,42 +152,16 @@ def _each(
         )
 
     def one(c: int) -> tuple[int, int]:
-        column, fresh, every = Column(*(mask[c] for mask in believed)), among(c, len(trials) - new), among(c, 0)
+        column, fresh = Column(*(mask[c] for mask in believed)), among(c, len(trials) - new)
         if not len(fresh.phases):
             return least, least  # nothing was read of it that can be trusted
-        off = left = int(left_over(column, fresh))
+        off = left = int(left_over(column, shots[c], fresh, np.zeros_like(column.sum_keep)))
         if off >= least:
-            refute(column, fresh, least)
-            left = int(explain(column, every, options, least, loose))
-            if left >= least and loose:
-                again = sound(len(column.sum_keep))
-                explain(again, fresh, options, least, loose)
-                less = int(explain(again, every, options, least, loose))
-                if less >= least:
-                    _kept(column, again, fresh, least, certain)
-                else:
-                    for mask, better in zip(column, again, strict=True):
-                        mask[:] = better
-                left = int(left_over(column, every))
+            left = int(settle(column, shots[c], among(c, 0), options, least))
         return off, left
 
     off, left = zip(*pool.map(one, range(len(believed.sum_keep))), strict=True)
     return np.array(off, np.int64), np.array(left, np.int64)
-
-
-def _kept(column: Column, again: Column, fresh: Trials, least: int, certain: bool) -> None:
-    """Of two explanations that both lead astray, what they agree on; unless ``certain``, also what has its own pulses right.
-
-    Leaves that as the first one. The rest may be found by other rails.
-    """
-    keep = np.logical_and.reduce([one == other for one, other in zip(column, again, strict=True)])
-    if not certain:
-        rows = len(keep)
-        off = np.zeros(rows, np.int64)
-        misfit(column, fresh, (0, rows), False, ALL, off)
-        keep |= (off < least) & (np.roll(off, 1) < least)
-    for mask, free in zip(column, sound(len(keep)), strict=True):
-        mask[~keep] = free[~keep]
 
 
 def _round(

@@ -18,7 +18,7 @@ import numpy as np
 from accelsim.int8.network import Activation
 from accelsim.timing import Array
 from r2f.diagnosis.ask import Count
-from r2f.diagnosis.column import SHIFTS, Column, Int8, Int64, _held, _read, _wrapped, sound
+from r2f.diagnosis.column import ALL, SHIFTS, Column, Int64, _held, _read, _wrapped
 from r2f.diagnosis.probes import Probe
 
 LOADS: Final = (0, -1, 1, 2, 4, 8, 16, 32, 64, -128)
@@ -138,8 +138,8 @@ def _off(
 
 
 @numba.njit(cache=True, nogil=True)
-def _columns_rows(column: Column, shots: Shots, off: Int64) -> int:
-    """Readings not explained by a column's faults, of each row's shots ``off`` (R,) and in all."""
+def columns_rows(column: Column, shots: Shots, off: Int64, enough: int) -> int:
+    """Readings not explained by a column's faults, of each row's shots ``off`` (R,) and in all, or ``enough`` once that many."""
     weight_keep, weight_force, keep, force = column
     rows = len(keep)
     below_keep, below_force = np.full(rows + 1, -1, np.int64), np.zeros(rows + 1, np.int64)
@@ -160,9 +160,11 @@ def _columns_rows(column: Column, shots: Shots, off: Int64) -> int:
             (zero, raised),
             (keep[i], force[i]),
             (below_keep[i + 1], below_force[i + 1]),
-            1 << 30,
+            enough,
         )
         total += off[i]
+        if total >= enough:
+            return enough
         zero = (zero & keep[i]) | force[i]
         raised = (raised & keep[i]) | force[i]
     for which, p in ((0, zero), (1, raised)):
@@ -294,7 +296,7 @@ def _weights(column: Column, shots: Shots, options: Int64, off: Int64) -> bool:
                 weight_keep[i], weight_force[i] = options[option]
             else:
                 weight_keep[i], weight_force[i] = was
-            _columns_rows(column, shots, off)
+            columns_rows(column, shots, off, ALL)
             if off[i] < best:
                 best, now = off[i], (weight_keep[i], weight_force[i])
         weight_keep[i], weight_force[i] = now
@@ -311,7 +313,7 @@ def first_look(shots: Shots, options: Int64, least: int, column: Column) -> int:
     weight_keep[:], weight_force[:] = kept, forced
     for _ in range(3):
         latches(column, shots, least)
-        left = _columns_rows(column, shots, off)
+        left = columns_rows(column, shots, off, ALL)
         if not _weights(column, shots, options, off):
             break
-    return _columns_rows(column, shots, off)
+    return columns_rows(column, shots, off, ALL)
