@@ -36,7 +36,7 @@ from r2f.diagnosis.column import (
     sound,
 )
 from r2f.diagnosis.probes import Probe
-from r2f.diagnosis.settle import left_over, settle
+from r2f.diagnosis.settle import ROW, doubts, left_over, settle
 from r2f.diagnosis.shots import Shots, first_look, shoot
 
 Steps = Generator[Probe, Activation, "Found"]
@@ -45,14 +45,14 @@ REGISTER: Final = (4, 32)
 """Inputs of the pulses that show weight registers loaded with 0 and with -1, in the first two rounds."""
 SWITCH: Final = 0.08
 """Share of rows at which such a rail goes to the other side."""
-PASSED: Final = 0.7
-"""Share of known faults that it passes where they do nothing, by its own doing."""
 TURNS: Final = 2
 """Rails a round that pass a known fault where it does something."""
-IDLE: Final = 3
-"""Rounds without a column more explained after which the rest are left as they are."""
 KEPT: Final = 42
 """The most trials of earlier rounds that are looked back at."""
+
+
+IDLE: Final = 3
+"""Rounds that leave the same in doubt after which that stays so."""
 
 
 class Found(NamedTuple):
@@ -92,7 +92,7 @@ class _Trial(NamedTuple):
     """(C,): whether what leaves without a pulse was read twice alike."""
 
 
-def find(array: Array, *, seed: int = 0, rounds: int = 12, least: int = 1) -> Steps:
+def find(array: Array, *, seed: int = 0, rounds: int = 16, least: int = 1) -> Steps:
     """Find the permanent faults of an array, in so many rounds at most. ``seed`` is of what is random in rails.
 
     ``least``: a fault must explain so many answers to be believed; more than 1 where answers may be wrong.
@@ -100,29 +100,35 @@ def find(array: Array, *, seed: int = 0, rounds: int = 12, least: int = 1) -> St
     count = Count(array)
     generator = np.random.Generator(np.random.Philox(key=seed))
     believed = sound(array.rows, array.columns)
+    columns = [Column(*(mask[c] for mask in believed)) for c in range(array.columns)]
+    options = registers()
     trials: list[_Trial] = []
     left, off = np.zeros((2, array.columns), np.int64)
-    idle = ran = 0
+    doubtful = np.zeros((array.columns, array.rows), np.int64)
+    ran = idle = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shots = yield from shoot(array, count)
-        options = registers()
-        looks = (
-            pool.submit(first_look, of, options, least, Column(*(mask[c] for mask in believed))) for c, of in enumerate(shots)
-        )
-        for look in list(looks):
-            look.result()
+        list(pool.map(lambda c: first_look(shots[c], options, least, columns[c]), range(array.columns)))
         for made in range(rounds):
-            turned = made > 1 and (made - 1) * TURNS >= _latches(believed)
-            if turned and ((idle >= IDLE and made % 2 == 0) or not (off >= least).any()):
-                break
             new = yield from _round(array, count, believed, made, generator)
             trials = trials[-KEPT:] + new
-            before = int((left >= least).sum())
-            off, left = _each(pool, believed, shots, trials, len(new), least)
+            every = [_of_column(trials, c) for c in range(array.columns)]
+            fresh = [_of_column(new, c) for c in range(array.columns)]
+            for c, (wrong, still) in enumerate(
+                pool.map(lambda c: _settled(columns[c], shots[c], fresh[c], every[c], options, least), range(array.columns))
+            ):
+                off[c], left[c] = wrong, still
             ran += 1
-            idle = 0 if made == 0 or (left >= least).sum() < before else idle + 1
-    unexplained = tuple(np.flatnonzero(left >= least).tolist())
-    columns = [Column(*(mask[c] for mask in believed)) for c in range(array.columns)]
+            if made < 1 or (made + 1) * TURNS < _latches(believed) or (off >= least).any():
+                continue
+            before = doubtful.copy()
+            list(pool.map(lambda c: doubts(columns[c], shots[c], every[c], options, least, doubtful[c]), range(array.columns)))
+            idle = idle + 1 if (doubtful == before).all() else 0
+            if idle == IDLE or not doubtful.any():
+                break
+    for mask, free in zip(believed, sound(array.rows, array.columns), strict=True):
+        mask[doubtful == ROW] = free[doubtful == ROW]
+    unexplained = tuple(np.flatnonzero((left >= least) | (doubtful > 0).any(axis=1)).tolist())
     return Found(as_map(array, columns), unexplained, ran, count.passes, count.vectors, count.answers)
 
 
@@ -131,37 +137,25 @@ def _latches(believed: Column) -> int:
     return int((believed.sum_keep != -1).sum(axis=1).max())
 
 
-def _each(
-    pool: ThreadPoolExecutor, believed: Column, shots: Sequence[Shots], trials: Sequence[_Trial], new: int, least: int
-) -> tuple[Int64, Int64]:
-    """Has each column's faults explain its trials, of which the last ``new`` are new: how much they did not, and how much is
-    left, (C,) each."""
-    options = registers()
-    phases, xs = (np.array([trial[field] for trial in trials], np.int64) for field in (1, 2))
+def _of_column(trials: Sequence[_Trial], c: int) -> Trials:
+    """Those trials of column c whose sum was read for certain."""
+    kept = [trial for trial in trials if trial.right[c]]
+    rows, pulsed = len(trials[0].weights), len(trials[0].readings)
+    return Trials(
+        np.array([trial.weights[:, c] for trial in kept], np.int64).reshape(len(kept), rows),
+        np.array([trial.phase for trial in kept], np.int64),
+        np.array([trial.x for trial in kept], np.int64),
+        np.array([trial.ends[c] for trial in kept], np.int64),
+        np.array([trial.readings[:, :, c] for trial in kept], np.int8).reshape(len(kept), pulsed, len(SHIFTS)),
+    )
 
-    def among(c: int, first: int) -> Trials:
-        kept = [t for t in range(first, len(trials)) if trials[t].right[c]]
-        return Trials(
-            np.array([trials[t].weights[:, c] for t in kept], np.int64).reshape(len(kept), len(trials[0].weights)),
-            phases[kept],
-            xs[kept],
-            np.array([trials[t].ends[c] for t in kept], np.int64),
-            np.array([trials[t].readings[:, :, c] for t in kept], np.int8).reshape(
-                len(kept), len(trials[0].readings), len(SHIFTS)
-            ),
-        )
 
-    def one(c: int) -> tuple[int, int]:
-        column, fresh = Column(*(mask[c] for mask in believed)), among(c, len(trials) - new)
-        if not len(fresh.phases):
-            return least, least  # nothing was read of it that can be trusted
-        off = left = int(left_over(column, shots[c], fresh, np.zeros_like(column.sum_keep)))
-        if off >= least:
-            left = int(settle(column, shots[c], among(c, 0), options, least))
-        return off, left
-
-    off, left = zip(*pool.map(one, range(len(believed.sum_keep))), strict=True)
-    return np.array(off, np.int64), np.array(left, np.int64)
+def _settled(column: Column, shots: Shots, fresh: Trials, every: Trials, options: Int64, least: int) -> tuple[int, int]:
+    """How much of the fresh trials a column's faults did not explain, and of all once they are changed so that they do."""
+    if not len(fresh.phases):
+        return least, least  # nothing was read of it that can be trusted
+    off = left_over(column, shots, fresh, np.zeros_like(column.sum_keep))
+    return off, settle(column, shots, every, options, least) if off >= least else off
 
 
 def _round(
@@ -177,11 +171,11 @@ def _round(
                 rails.append(_Rail(phase, REGISTER[made], _laid(believed, phase, path, passed, [0, -1])))
         for turn in range(TURNS):
             path = -(np.cumsum(generator.random((array.columns, array.rows)) < SWITCH, axis=1) + turn & 1)
-            passed = (generator.random(path.shape) < PASSED).astype(np.int64)
+            passed = np.ones_like(path)
             for c in range(array.columns):
                 faulty = np.flatnonzero(believed.sum_keep[c] != -1)[::-1]
                 if len(faulty):
-                    passed[c, faulty[(max(made - 1, 0) * TURNS + turn) % len(faulty)] :] = -1
+                    passed[c, faulty[(made * TURNS + turn) % len(faulty)]] = -1
             rails.append(_Rail(phase, 1, _laid(believed, phase, path, passed, [PULSE])))
     vectors = np.stack([_vectors(array, phase) for phase in PHASES])
     own = np.array([PHASES.index(rail.phase) for rail in rails])

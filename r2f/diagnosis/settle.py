@@ -7,13 +7,16 @@ none helps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numba
 import numpy as np
 
 from r2f.diagnosis.column import ALL, Column, Int64, Trials, ends_off, misfit, stick
 from r2f.diagnosis.shots import Shots, columns_rows
+
+BIT: Final = 1
+ROW: Final = 2
 
 
 @numba.njit(cache=True, nogil=True)
@@ -117,3 +120,47 @@ def _pruned(column: Column, shots: Shots, trials: Trials, least: int) -> int:
             else:
                 weight_keep[row], weight_force[row] = kept, forced
     return left
+
+
+@numba.njit(cache=True, nogil=True)
+def doubts(column: Column, shots: Shots, trials: Trials, options: Int64, least: int, doubtful: Int64) -> int:
+    """How many rows have a fault instead of which another one explains as much: ``doubtful`` (R,) becomes BIT where that is in
+    the same row, ROW where it is in another one."""
+    weight_keep, weight_force, keep, _ = column
+    size = len(keep)
+    scratch = np.zeros(size, np.int64)
+    common = ~(shots.ends[0] ^ shots.ends[1])
+    most = columns_rows(column, shots, scratch, ALL) + least - 1
+    best: Any = np.int64(misfit(column, trials, (0, size), False, ALL, scratch) + ends_off(column, trials) + least)
+    doubtful[:] = 0
+    for of in range(size):
+        for bit in range(32):
+            if keep[of] >> bit & 1:
+                continue
+            was = stick(column, of, bit, 2)
+            for row in range(size):
+                for other in range(32):
+                    if (
+                        doubtful[of] == ROW
+                        or (row != of and other != bit)
+                        or not common >> other & 1
+                        or not keep[row] >> other & 1
+                    ):
+                        continue
+                    for value in range(2):
+                        if row == of and other == bit and value == was:
+                            continue
+                        stick(column, row, other, value)
+                        if _better(column, shots, trials, most, best, scratch) < best:
+                            doubtful[of] = max(doubtful[of], BIT if row == of else ROW)
+                        stick(column, row, other, 2)
+            stick(column, of, bit, was)
+        if weight_keep[of] != -1 or weight_force[of] != 0:
+            kept, forced = weight_keep[of], weight_force[of]
+            for option in range(len(options)):
+                if (options[option, 0], options[option, 1]) != (kept, forced):
+                    weight_keep[of], weight_force[of] = options[option]
+                    if _better(column, shots, trials, most, best, scratch) < best:
+                        doubtful[of] = max(doubtful[of], BIT)
+            weight_keep[of], weight_force[of] = kept, forced
+    return int((doubtful > 0).sum())

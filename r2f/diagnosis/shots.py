@@ -18,7 +18,7 @@ import numpy as np
 from accelsim.int8.network import Activation
 from accelsim.timing import Array
 from r2f.diagnosis.ask import Count
-from r2f.diagnosis.column import ALL, SHIFTS, Column, Int64, _held, _read, _wrapped
+from r2f.diagnosis.column import ALL, SHIFTS, Column, Int8, Int64, _held, _read, _wrapped
 from r2f.diagnosis.probes import Probe
 
 LOADS: Final = (0, -1, 1, 2, 4, 8, 16, 32, 64, -128)
@@ -26,7 +26,9 @@ LOADS: Final = (0, -1, 1, 2, 4, 8, 16, 32, 64, -128)
 INPUTS: Final = (1, 85, -128)
 """A low bit alone, four bits, and all upper bits."""
 RAISED: Final = (-1, 1, 16, 64)
-"""Loads of the shots at a sum that row 0 made -1."""
+"""Loads of the shots at a sum that was made -1."""
+RAISERS: Final = (0, 1)
+"""Rows that may do that: the second one where the first one's weight cannot be -1. They have no such shots."""
 BEAM: Final = 24
 """The most states of a row that are followed."""
 
@@ -34,8 +36,10 @@ BEAM: Final = 24
 class Shots(NamedTuple):
     """What was done to a column and read of it."""
 
+    raiser: int
+    """The row, 0 or 1, that makes the sum -1 where ``base`` says so."""
     base: Int64
-    """(S,): whether row 0 made the sum -1 before, 0 or 1."""
+    """(S,): whether the sum was made -1 before, 0 or 1."""
     x: Int64
     """(S,)"""
     load: Int64
@@ -49,29 +53,34 @@ class Shots(NamedTuple):
 def shoot(array: Array, count: Count) -> Generator[Probe, Activation, list[Shots]]:
     """Shots at every row, of each column."""
     rows, columns = array.rows, array.columns
-    none, first = np.zeros((2, rows), np.int64)
-    first[0] = 1
-    raised = np.zeros((rows, columns), np.int8)
-    raised[0] = -1
-    vectors = np.stack([none, first])
-    ends = yield from count.ends(vectors, np.arange(2), [raised, raised])
     base, x, load = (np.array(of, np.int64) for of in zip(*_kinds(), strict=True))
-    readings = np.empty((rows, len(base), len(SHIFTS), columns), np.int8)
-    for raise_, start, loads in ((0, none, LOADS), (1, first, RAISED)):
+    readings = np.zeros((rows, len(base), len(SHIFTS), columns), np.int8)
+    none, raising = np.zeros((2, rows), np.int64)
+    raising[list(RAISERS)] = 1
+    raiser = np.zeros(columns, np.int64)
+    ends = np.zeros((2, columns), np.int64)
+    for high, start, loads in ((0, none, LOADS), (1, raising, RAISED)):
         weights = [np.full((rows, columns), of, np.int8) for of in loads]
-        if raise_:
+        if high:
             for made in weights:
-                made[0] = -1
-        at = np.tile(ends[raise_], (len(loads), 1))
+                made[list(RAISERS)] = 0
+                made[raiser, np.arange(columns)] = -1
+        ends[high] = (yield from count.ends(start[None], np.zeros(1, np.int64), weights[:1]))[0]
+        at = np.tile(ends[high], (len(loads), 1))
         for given in INPUTS:
             asked = np.concatenate([start[None], start + given * np.eye(rows, dtype=np.int64)])
-            if raise_:
-                asked[1] = start  # row 0 is taken
+            if high:
+                asked[[1 + row for row in RAISERS]] = start  # they are taken
             read = yield from count.differences(asked, weights, at)
-            which = [int(np.flatnonzero((base == raise_) & (x == given) & (load == of))[0]) for of in loads]
+            which = [int(np.flatnonzero((base == high) & (x == given) & (load == of))[0]) for of in loads]
             readings[:, which] = read[1:]
+        if not high and rows > 1:
+            for c in range(columns):
+                seen = Shots(0, base, x, load, ends[:, c].copy(), np.ascontiguousarray(readings[:2, ..., c]))
+                keep, force = registers_alike(seen)
+                raiser[c] = int((-1 & keep[0] | force[0]) != -1 and force[0] == 0)
     return [
-        Shots(base, x, load, np.ascontiguousarray(ends[:, c]), np.ascontiguousarray(readings[..., c])) for c in range(columns)
+        Shots(int(raiser[c]), base, x, load, ends[:, c].copy(), np.ascontiguousarray(readings[..., c])) for c in range(columns)
     ]
 
 
@@ -83,7 +92,7 @@ def _kinds() -> list[tuple[int, int, int]]:
 @numba.njit(cache=True, nogil=True)
 def registers_alike(shots: Shots) -> tuple[Int64, Int64]:
     """The weight registers (keep, force), (R,) each, of which loading a bit changes nothing in any shot, be the bit hidden."""
-    base, x, load, _, readings = shots
+    _, base, x, load, _, readings = shots
     rows = len(readings)
     keep, force = np.full(rows, -1, np.int64), np.zeros(rows, np.int64)
     for i in range(rows):
@@ -121,10 +130,10 @@ def _off(
 ) -> int:
     """Readings of the shots at row i that are not explained by a weight register, what comes from above (by base), a latch, and
     what the rows below keep and force; or ``enough`` once it is that many."""
-    base, x, load, ends, readings = shots
+    _, base, x, load, ends, readings = shots
     count = 0
     for a in range(len(base)):
-        if base[a] == 1 and i == 0:
+        if base[a] == 1 and i <= 1:
             continue
         p = _wrapped(s[1] if base[a] == 1 else s[0])
         p = (_wrapped(p + x[a] * _held(load[a], keep, force)) & latch[0]) | latch[1]
@@ -150,8 +159,9 @@ def columns_rows(column: Column, shots: Shots, off: Int64, enough: int) -> int:
     raised: Any = np.int64(0)
     total = 0
     for i in range(rows):
-        if i == 0:
-            raised = _held(np.int64(-1), weight_keep[0], weight_force[0])
+        if i <= 1:
+            load = np.int64(-1 if i == shots.raiser else 0)
+            raised = _wrapped(raised + _held(load, weight_keep[i], weight_force[i]))
         off[i] = _off(
             i,
             shots,
@@ -184,7 +194,7 @@ def latches(column: Column, shots: Shots, least: int) -> None:
     weight_keep, weight_force, keep, force = column
     rows = len(keep)
     ends = shots.ends
-    first = _held(np.int64(-1), weight_keep[0], weight_force[0])
+    first = _held(np.int64(-1), weight_keep[shots.raiser], weight_force[shots.raiser])
     common = ~(ends[0] ^ ends[1]) & 0xFFFFFFFF
     fault = 2 * least - 1
     kinds = 6  # above, its values, below's keep and force, cost, parent
@@ -262,7 +272,7 @@ def latches(column: Column, shots: Shots, least: int) -> None:
     best: Any = np.int64(1 << 40)
     k = 0
     for n in range(live):
-        # What is stuck above row 0 is nowhere; a bit that row 0 could not set may well not be stuck.
+        # What is stuck above row 0 is nowhere; a bit that the raiser could not set may well not be stuck.
         cost = now[n, 4]
         left = now[n, 0] & ~(~first & ~now[n, 1]) & 0xFFFFFFFF
         while left:
@@ -313,7 +323,7 @@ def first_look(shots: Shots, options: Int64, least: int, column: Column) -> int:
     weight_keep[:], weight_force[:] = kept, forced
     for _ in range(3):
         latches(column, shots, least)
-        left = columns_rows(column, shots, off, ALL)
+        columns_rows(column, shots, off, ALL)
         if not _weights(column, shots, options, off):
             break
     return columns_rows(column, shots, off, ALL)
