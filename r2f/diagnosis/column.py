@@ -87,6 +87,33 @@ def _read(value: Any, shift: Any) -> Any:
     return np.int64(min(max(scaled, -128.0), 127.0))
 
 
+@numba.njit(cache=True, nogil=True)
+def read_all(values: Int64) -> Int64:
+    """What is read of values (T, n, C) at each of SHIFTS, (T, n, 4, C)."""
+    out = np.empty((values.shape[0], values.shape[1], len(SHIFTS), values.shape[2]), np.int64)
+    for t in range(values.shape[0]):
+        for n in range(values.shape[1]):
+            for place in range(len(SHIFTS)):
+                for c in range(values.shape[2]):
+                    out[t, n, place, c] = _read(values[t, n, c], SHIFTS[place])
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def walk(columns: Column, vectors: Int64, weights: Int64) -> Int64:
+    """What leaves columns, whose masks are (C, R), of vectors (T, R) and weights (R, C) as loaded: (T, C)."""
+    weight_keep, weight_force, keep, force = columns
+    out = np.empty((len(vectors), len(keep)), np.int64)
+    for c in range(len(keep)):
+        for t in range(len(vectors)):
+            s = np.int64(0)
+            for i in range(len(vectors[t])):
+                held = _held(weights[i, c], weight_keep[c, i], weight_force[c, i])
+                s = (_wrapped(s + vectors[t, i] * held) & keep[c, i]) | force[c, i]
+            out[t, c] = s
+    return out
+
+
 ALL: Final = 1 << 40
 
 

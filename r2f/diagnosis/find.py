@@ -32,11 +32,13 @@ from r2f.diagnosis.column import (
     lay,
     moves,
     pulses,
+    read_all,
     registers,
     sound,
+    walk,
 )
-from r2f.diagnosis.probes import Probe
-from r2f.diagnosis.settle import ROW, doubts, left_over, settle
+from r2f.diagnosis.probes import Probe, wrapped
+from r2f.diagnosis.settle import ROW, certain, doubts, left_over, settle
 from r2f.diagnosis.shots import Shots, first_look, shoot
 
 Steps = Generator[Probe, Activation, "Found"]
@@ -51,6 +53,10 @@ KEPT: Final = 42
 """The most trials of earlier rounds that are looked back at."""
 
 
+CHECKED: Final = 64
+"""Random vectors of the last check, the first one of zeros."""
+TILES: Final = 4
+"""Random weights of the last check."""
 IDLE: Final = 3
 """Rounds that leave the same in doubt after which that stays so."""
 
@@ -126,10 +132,30 @@ def find(array: Array, *, seed: int = 0, rounds: int = 16, least: int = 1) -> St
             idle = idle + 1 if (doubtful == before).all() else 0
             if idle == IDLE or not doubtful.any():
                 break
-    for mask, free in zip(believed, sound(array.rows, array.columns), strict=True):
-        mask[doubtful == ROW] = free[doubtful == ROW]
-    unexplained = tuple(np.flatnonzero((left >= least) | (doubtful > 0).any(axis=1)).tolist())
+        other = yield from _acts_otherwise(array, count, believed, generator)
+        for mask, free in zip(believed, sound(array.rows, array.columns), strict=True):
+            mask[doubtful == ROW] = free[doubtful == ROW]
+        beyond = np.flatnonzero((left >= least) | (other >= least))
+        list(pool.map(lambda c: certain(shots[c], options, least, columns[c]), beyond.tolist()))
+    unexplained = tuple(np.union1d(beyond, np.flatnonzero((doubtful > 0).any(axis=1))).tolist())
     return Found(as_map(array, columns), unexplained, ran, count.passes, count.vectors, count.answers)
+
+
+def _acts_otherwise(
+    array: Array, count: Count, believed: Column, generator: np.random.Generator
+) -> Generator[Probe, Activation, Int64]:
+    """Answers (C,) that are not as what is believed would have them, of random weights and inputs at every row at once."""
+    vectors = generator.integers(-128, 128, (CHECKED, array.rows)) * (
+        generator.random((CHECKED, 1)) < generator.random(array.rows)
+    )
+    vectors[0] = 0
+    weights = generator.integers(-128, 128, (TILES, array.rows, array.columns)).astype(np.int8)
+    sums = np.stack([walk(believed, vectors, made.astype(np.int64)) for made in weights], axis=1)
+    ends = sums[0]
+    read = yield from count.differences(vectors, list(weights), ends)
+    expected = read_all(wrapped(sums - ends))
+    found: Int64 = (read != expected).sum(axis=(0, 1, 2))
+    return found
 
 
 def _latches(believed: Column) -> int:
@@ -154,8 +180,18 @@ def _settled(column: Column, shots: Shots, fresh: Trials, every: Trials, options
     """How much of the fresh trials a column's faults did not explain, and of all once they are changed so that they do."""
     if not len(fresh.phases):
         return least, least  # nothing was read of it that can be trusted
-    off = left_over(column, shots, fresh, np.zeros_like(column.sum_keep))
-    return off, settle(column, shots, every, options, least) if off >= least else off
+    off = left = left_over(column, shots, fresh, np.zeros_like(column.sum_keep))
+    if off >= least:
+        left = settle(column, shots, every, options, least, False)
+    if left >= least:
+        again = sound(len(column.sum_keep))
+        first_look(shots, options, least, again)
+        other = settle(again, shots, every, options, least, True)
+        if other < left:
+            left = other
+            for mask, better in zip(column, again, strict=True):
+                mask[:] = better
+    return off, left
 
 
 def _round(

@@ -12,11 +12,15 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from r2f.diagnosis.column import ALL, Column, Int64, Trials, ends_off, misfit, stick
-from r2f.diagnosis.shots import Shots, columns_rows
+from r2f.diagnosis.column import ALL, SHIFTS, STEP, Column, Int64, Trials, ends_off, misfit, stick
+from r2f.diagnosis.shots import Shots, columns_rows, first_look
 
 BIT: Final = 1
 ROW: Final = 2
+CHANGES: Final = 24
+"""The most changes of a column at once; one with more to change is not the one that it is taken for."""
+ROWS: Final = 1 << 24
+"""More than the trials of a column can leave unexplained."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -27,30 +31,44 @@ def left_over(column: Column, shots: Shots, trials: Trials, off: Int64) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _better(column: Column, shots: Shots, trials: Trials, most: Any, best: Any, scratch: Int64) -> int:
-    """What the trials leave unexplained where the shots leave ``most`` at most, or ``best``."""
+def _down(off: Int64, least: int) -> int:
+    """What counts first where faults are sought from above down: the rows from the first with unexplained pulses on."""
+    for row in range(len(off)):
+        if off[row] >= least:
+            return (len(off) - row) * ROWS
+    return 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _better(column: Column, shots: Shots, trials: Trials, most: Any, best: Any, scratch: Int64, down: int = 0) -> int:
+    """What the trials leave unexplained where the shots leave ``most`` at most, or ``best``; ``down`` as for ``settle``."""
     if columns_rows(column, shots, scratch, most + 1) > most:
         return best
+    if down:
+        every = misfit(column, trials, (0, len(column[2])), False, ALL, scratch)
+        return min(best, _down(scratch, down) + every + ends_off(column, trials))
     found = misfit(column, trials, (0, len(column[2])), False, best, scratch)
     return best if found >= best else min(best, found + ends_off(column, trials))
 
 
 @numba.njit(cache=True, nogil=True)
-def settle(column: Column, shots: Shots, trials: Trials, options: Int64, least: int) -> int:
+def settle(column: Column, shots: Shots, trials: Trials, options: Int64, least: int, downward: bool) -> int:
     """Changes a column's faults, one at a time, until they explain its shots and trials or nothing helps; returns what is left.
 
     A change has a stuck bit in another row, or free, or one more; or another weight register of ``options``.
+    ``downward``: not the one that explains most, but the one that explains most from above down.
     """
     weight_keep, weight_force, keep, force = column
     size = len(keep)
     off, scratch = np.zeros(size, np.int64), np.zeros(size, np.int64)
     common = ~(shots.ends[0] ^ shots.ends[1])
-    for _ in range(2 * size):
+    down = least if downward else 0
+    for _ in range(CHANGES):
         most = columns_rows(column, shots, scratch, ALL) + least - 1
         left = misfit(column, trials, (0, size), False, ALL, off) + ends_off(column, trials)
         if left < least:
             break
-        best: Any = np.int64(left - least + 1)
+        best: Any = np.int64(left - least + 1 + (_down(off, least) if downward else 0))
         change = (-1, -1, -1, -1)
         for bit in range(32):
             if not common >> bit & 1:
@@ -67,7 +85,7 @@ def settle(column: Column, shots: Shots, trials: Trials, options: Int64, least: 
                             continue
                         if row >= 0:
                             stick(column, row, bit, value)
-                        found = _better(column, shots, trials, most, best, scratch)
+                        found = _better(column, shots, trials, most, best, scratch, down)
                         if found < best:
                             best, change = found, (bit, of, row, value)
                         if row >= 0:
@@ -80,7 +98,7 @@ def settle(column: Column, shots: Shots, trials: Trials, options: Int64, least: 
             kept, forced = weight_keep[row], weight_force[row]
             for option in range(len(options)):
                 weight_keep[row], weight_force[row] = options[option]
-                found = _better(column, shots, trials, most, best, scratch)
+                found = _better(column, shots, trials, most, best, scratch, down)
                 if found < best:
                     best, change = found, (-2, row, option, 0)
             weight_keep[row], weight_force[row] = kept, forced
@@ -164,3 +182,18 @@ def doubts(column: Column, shots: Shots, trials: Trials, options: Int64, least: 
                         doubtful[of] = max(doubtful[of], BIT)
             weight_keep[of], weight_force[of] = kept, forced
     return int((doubtful > 0).sum())
+
+
+@numba.njit(cache=True, nogil=True)
+def certain(shots: Shots, options: Int64, least: int, column: Column) -> None:
+    """Gives a column what its shots alone leave no doubt of: of one that nothing explains in full, that is what is reported."""
+    size = len(column[2])
+    none = np.empty((0, size), np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+    trials = Trials(none[0], none[1], none[2], none[3], np.empty((0, (size + STEP - 1) // STEP, len(SHIFTS)), np.int8))
+    doubtful = np.zeros(size, np.int64)
+    first_look(shots, options, least, column)
+    doubts(column, shots, trials, options, least, doubtful)
+    for row in range(size):
+        if doubtful[row] == ROW:
+            for mask, free in ((column[0], -1), (column[1], 0), (column[2], -1), (column[3], 0)):
+                mask[row] = free

@@ -28,7 +28,7 @@ INPUTS: Final = (1, 85, -128)
 RAISED: Final = (-1, 1, 16, 64)
 """Loads of the shots at a sum that was made -1."""
 RAISERS: Final = (0, 1)
-"""Rows that may do that: the second one where the first one's weight cannot be -1. They have no such shots."""
+"""Rows that do that, the second one where the first one's weight cannot be -1. They have no such shots."""
 BEAM: Final = 24
 """The most states of a row that are followed."""
 
@@ -36,8 +36,8 @@ BEAM: Final = 24
 class Shots(NamedTuple):
     """What was done to a column and read of it."""
 
-    raiser: int
-    """The row, 0 or 1, that makes the sum -1 where ``base`` says so."""
+    raised: Int64
+    """(2,): loads of RAISERS that make the sum -1 where ``base`` says so."""
     base: Int64
     """(S,): whether the sum was made -1 before, 0 or 1."""
     x: Int64
@@ -56,32 +56,38 @@ def shoot(array: Array, count: Count) -> Generator[Probe, Activation, list[Shots
     base, x, load = (np.array(of, np.int64) for of in zip(*_kinds(), strict=True))
     readings = np.zeros((rows, len(base), len(SHIFTS), columns), np.int8)
     none, raising = np.zeros((2, rows), np.int64)
-    raising[list(RAISERS)] = 1
-    raiser = np.zeros(columns, np.int64)
+    raising[: len(RAISERS)] = 1
+    raise_ = np.tile(np.array([-1, 0], np.int64), (columns, 1))
     ends = np.zeros((2, columns), np.int64)
     for high, start, loads in ((0, none, LOADS), (1, raising, RAISED)):
         weights = [np.full((rows, columns), of, np.int8) for of in loads]
         if high:
             for made in weights:
-                made[list(RAISERS)] = 0
-                made[raiser, np.arange(columns)] = -1
+                made[: len(RAISERS)] = raise_.T[:rows]
         ends[high] = (yield from count.ends(start[None], np.zeros(1, np.int64), weights[:1]))[0]
         at = np.tile(ends[high], (len(loads), 1))
         for given in INPUTS:
             asked = np.concatenate([start[None], start + given * np.eye(rows, dtype=np.int64)])
             if high:
-                asked[[1 + row for row in RAISERS]] = start  # they are taken
+                asked[1 : 1 + len(RAISERS)] = start  # they are taken
             read = yield from count.differences(asked, weights, at)
             which = [int(np.flatnonzero((base == high) & (x == given) & (load == of))[0]) for of in loads]
             readings[:, which] = read[1:]
-        if not high and rows > 1:
+        if not high:
             for c in range(columns):
-                seen = Shots(0, base, x, load, ends[:, c].copy(), np.ascontiguousarray(readings[:2, ..., c]))
-                keep, force = registers_alike(seen)
-                raiser[c] = int((-1 & keep[0] | force[0]) != -1 and force[0] == 0)
-    return [
-        Shots(int(raiser[c]), base, x, load, ends[:, c].copy(), np.ascontiguousarray(readings[..., c])) for c in range(columns)
-    ]
+                seen = Shots(raise_[c], base, x, load, ends[:, c].copy(), np.ascontiguousarray(readings[:2, ..., c]))
+                raise_[c, :rows] = _raise(*registers_alike(seen))[:rows]
+    return [Shots(raise_[c], base, x, load, ends[:, c].copy(), np.ascontiguousarray(readings[..., c])) for c in range(columns)]
+
+
+def _raise(keep: Int64, force: Int64) -> Int64:
+    """Loads (2,) of RAISERS with such registers that add up to -1, or of the first one alone, as near as it can."""
+    for second in (0, -1, 1):
+        held = int(_held(second, keep[1], force[1])) if len(keep) > 1 else 0
+        first = -1 - held
+        if -128 <= first <= 127 and _held(first, keep[0], force[0]) == first:
+            return np.array([first, second], np.int64)
+    return np.array([-1, 0], np.int64)
 
 
 def _kinds() -> list[tuple[int, int, int]]:
@@ -160,8 +166,7 @@ def columns_rows(column: Column, shots: Shots, off: Int64, enough: int) -> int:
     total = 0
     for i in range(rows):
         if i <= 1:
-            load = np.int64(-1 if i == shots.raiser else 0)
-            raised = _wrapped(raised + _held(load, weight_keep[i], weight_force[i]))
+            raised = _wrapped(raised + _held(shots.raised[i], weight_keep[i], weight_force[i]))
         off[i] = _off(
             i,
             shots,
@@ -194,7 +199,9 @@ def latches(column: Column, shots: Shots, least: int) -> None:
     weight_keep, weight_force, keep, force = column
     rows = len(keep)
     ends = shots.ends
-    first = _held(np.int64(-1), weight_keep[shots.raiser], weight_force[shots.raiser])
+    first: Any = np.int64(0)
+    for i in range(min(rows, 2)):
+        first += _held(shots.raised[i], weight_keep[i], weight_force[i])
     common = ~(ends[0] ^ ends[1]) & 0xFFFFFFFF
     fault = 2 * least - 1
     kinds = 6  # above, its values, below's keep and force, cost, parent
@@ -272,7 +279,7 @@ def latches(column: Column, shots: Shots, least: int) -> None:
     best: Any = np.int64(1 << 40)
     k = 0
     for n in range(live):
-        # What is stuck above row 0 is nowhere; a bit that the raiser could not set may well not be stuck.
+        # What is stuck above row 0 is nowhere; a bit that was not raised may well not be stuck.
         cost = now[n, 4]
         left = now[n, 0] & ~(~first & ~now[n, 1]) & 0xFFFFFFFF
         while left:
