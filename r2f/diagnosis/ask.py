@@ -62,8 +62,10 @@ class Count:
         return found
 
     def differences(self, vectors: Int64, weights: Sequence[Int8], ends: Int64) -> Generator[Probe, Activation, Int64]:
-        """What leaves each column less ``ends`` (n, C), read at each of SHIFTS: (V, n, 4, C). The first of the vectors (V, R) is
-        the one that gives ``ends`` with each of n weights (R, C)."""
+        """What leaves each column less ``ends`` (n, C), read at each of SHIFTS: (V, n, 4, C).
+
+        The first of the vectors (V, R) is the one that gives ``ends`` with each of n weights (R, C).
+        """
         tiles = [Tile(made, shift, -of) for made, of in zip(weights, ends, strict=True) for shift in SHIFTS]
         read = yield from self.ask(tiles, vectors)
         cut = np.repeat(np.abs(ends) > most(self.array), len(SHIFTS), axis=0)

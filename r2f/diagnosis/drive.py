@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from accelsim.accelerators import Factory
 from accelsim.faults import Rates
 from accelsim.int8.network import Activation
 from accelsim.timing import Array
-from r2f.diagnosis.find import Found, find
+from r2f.diagnosis.find import Found, Progress, find
 from r2f.diagnosis.probes import Probe
 from r2f.inprocess import Clock, Device, Link
 from services.codec.core import inputs
@@ -91,12 +91,22 @@ def in_process(
 
 
 async def over_the_bus(
-    server: Server, device: str, array: Array, rates: Rates, *, seed: int = 1, repeat: int | None = None
+    server: Server,
+    device: str,
+    array: Array,
+    rates: Rates,
+    *,
+    seed: int = 1,
+    repeat: int | None = None,
+    watch: Callable[[Progress], None] | None = None,
 ) -> Found:
-    """Diagnose a device over the bus, in a session of its own. Raises DeviceError as ``Server`` does."""
+    """Diagnose a device over the bus, in a session of its own, ``watch`` being told of every round.
+
+    Raises DeviceError as ``Server`` does.
+    """
     count = repeats(rates) if repeat is None else repeat
     await server.set_mode(device, Mode.TRAINING, rates=rates, seed=seed, scheme=SCHEME)
-    steps = find(array, seed=seed, least=SURE if count == 1 else UNSURE)
+    steps = find(array, seed=seed, least=SURE if count == 1 else UNSURE, watch=watch)
     outputs: Activation | None = None
     iteration = 0
     while True:

@@ -9,8 +9,9 @@ of a latch has been passed where it does something, lest one above it be hidden.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -76,6 +77,17 @@ class Found(NamedTuple):
     """Bytes that were read."""
 
 
+class Progress(NamedTuple):
+    """How far a diagnosis is, after a round."""
+
+    round: int
+    explained: int
+    """Columns of which nothing is left unexplained, of ``columns``."""
+    columns: int
+    vectors: int
+    """Sent so far, before any repetition."""
+
+
 class _Rail(NamedTuple):
     """One rail of each column, under one or several loads of the test rows."""
 
@@ -98,37 +110,40 @@ class _Trial(NamedTuple):
     """(C,): whether what leaves without a pulse was read twice alike."""
 
 
-def find(array: Array, *, seed: int = 0, rounds: int = 16, least: int = 1) -> Steps:
+def find(
+    array: Array, *, seed: int = 0, rounds: int = 16, least: int = 1, watch: Callable[[Progress], None] | None = None
+) -> Steps:
     """Find the permanent faults of an array, in so many rounds at most. ``seed`` is of what is random in rails.
 
-    ``least``: a fault must explain so many answers to be believed; more than 1 where answers may be wrong.
+    ``least``: a fault must explain so many answers to be believed; more than 1 where answers may be wrong. ``watch`` is told of
+    every round.
     """
     count = Count(array)
     generator = np.random.Generator(np.random.Philox(key=seed))
     believed = sound(array.rows, array.columns)
-    columns = [Column(*(mask[c] for mask in believed)) for c in range(array.columns)]
+    every = range(array.columns)
+    columns = [Column(*(mask[c] for mask in believed)) for c in every]
     options = registers()
     trials: list[_Trial] = []
-    left, off = np.zeros((2, array.columns), np.int64)
     doubtful = np.zeros((array.columns, array.rows), np.int64)
     ran = idle = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shots = yield from shoot(array, count)
-        list(pool.map(lambda c: first_look(shots[c], options, least, columns[c]), range(array.columns)))
+        list(pool.map(partial(first_look, options=options, least=least), shots, columns))
         for made in range(rounds):
             new = yield from _round(array, count, believed, made, generator)
             trials = trials[-KEPT:] + new
-            every = [_of_column(trials, c) for c in range(array.columns)]
-            fresh = [_of_column(new, c) for c in range(array.columns)]
-            for c, (wrong, still) in enumerate(
-                pool.map(lambda c: _settled(columns[c], shots[c], fresh[c], every[c], options, least), range(array.columns))
-            ):
-                off[c], left[c] = wrong, still
+            seen = [_of_column(trials, c) for c in every]
+            fresh = [_of_column(new, c) for c in every]
+            settled = pool.map(partial(_settled, options=options, least=least), columns, shots, fresh, seen)
+            off, left = np.array(list(settled), np.int64).T
             ran += 1
+            if watch is not None:
+                watch(Progress(ran, int((left < least).sum()), array.columns, count.vectors))
             if made < 1 or (made + 1) * TURNS < _latches(believed) or (off >= least).any():
                 continue
             before = doubtful.copy()
-            list(pool.map(lambda c: doubts(columns[c], shots[c], every[c], options, least, doubtful[c]), range(array.columns)))
+            list(pool.map(partial(doubts, options=options, least=least), columns, shots, seen, doubtful))
             idle = idle + 1 if (doubtful == before).all() else 0
             if idle == IDLE or not doubtful.any():
                 break
@@ -136,7 +151,7 @@ def find(array: Array, *, seed: int = 0, rounds: int = 16, least: int = 1) -> St
         for mask, free in zip(believed, sound(array.rows, array.columns), strict=True):
             mask[doubtful == ROW] = free[doubtful == ROW]
         beyond = np.flatnonzero((left >= least) | (other >= least))
-        list(pool.map(lambda c: certain(shots[c], options, least, columns[c]), beyond.tolist()))
+        list(pool.map(lambda c: certain(shots[c], columns[c], options, least), beyond.tolist()))
     unexplained = tuple(np.union1d(beyond, np.flatnonzero((doubtful > 0).any(axis=1))).tolist())
     return Found(as_map(array, columns), unexplained, ran, count.passes, count.vectors, count.answers)
 
@@ -176,7 +191,7 @@ def _of_column(trials: Sequence[_Trial], c: int) -> Trials:
     )
 
 
-def _settled(column: Column, shots: Shots, fresh: Trials, every: Trials, options: Int64, least: int) -> tuple[int, int]:
+def _settled(column: Column, shots: Shots, fresh: Trials, every: Trials, *, options: Int64, least: int) -> tuple[int, int]:
     """How much of the fresh trials a column's faults did not explain, and of all once they are changed so that they do."""
     if not len(fresh.phases):
         return least, least  # nothing was read of it that can be trusted
@@ -185,7 +200,7 @@ def _settled(column: Column, shots: Shots, fresh: Trials, every: Trials, options
         left = settle(column, shots, every, options, least, False)
     if left >= least:
         again = sound(len(column.sum_keep))
-        first_look(shots, options, least, again)
+        first_look(shots, again, options, least)
         other = settle(again, shots, every, options, least, True)
         if other < left:
             left = other

@@ -58,7 +58,7 @@ def settle(column: Column, shots: Shots, trials: Trials, options: Int64, least: 
     A change has a stuck bit in another row, or free, or one more; or another weight register of ``options``.
     ``downward``: not the one that explains most, but the one that explains most from above down.
     """
-    weight_keep, weight_force, keep, force = column
+    weight_keep, weight_force, keep, _ = column
     size = len(keep)
     off, scratch = np.zeros(size, np.int64), np.zeros(size, np.int64)
     common = ~(shots.ends[0] ^ shots.ends[1])
@@ -141,7 +141,7 @@ def _pruned(column: Column, shots: Shots, trials: Trials, least: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def doubts(column: Column, shots: Shots, trials: Trials, options: Int64, least: int, doubtful: Int64) -> int:
+def doubts(column: Column, shots: Shots, trials: Trials, doubtful: Int64, options: Int64, least: int) -> int:
     """How many rows have a fault instead of which another one explains as much: ``doubtful`` (R,) becomes BIT where that is in
     the same row, ROW where it is in another one."""
     weight_keep, weight_force, keep, _ = column
@@ -185,14 +185,14 @@ def doubts(column: Column, shots: Shots, trials: Trials, options: Int64, least: 
 
 
 @numba.njit(cache=True, nogil=True)
-def certain(shots: Shots, options: Int64, least: int, column: Column) -> None:
+def certain(shots: Shots, column: Column, options: Int64, least: int) -> None:
     """Gives a column what its shots alone leave no doubt of: of one that nothing explains in full, that is what is reported."""
     size = len(column[2])
     none = np.empty((0, size), np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     trials = Trials(none[0], none[1], none[2], none[3], np.empty((0, (size + STEP - 1) // STEP, len(SHIFTS)), np.int8))
     doubtful = np.zeros(size, np.int64)
-    first_look(shots, options, least, column)
-    doubts(column, shots, trials, options, least, doubtful)
+    first_look(shots, column, options, least)
+    doubts(column, shots, trials, doubtful, options, least)
     for row in range(size):
         if doubtful[row] == ROW:
             for mask, free in ((column[0], -1), (column[1], 0), (column[2], -1), (column[3], 0)):

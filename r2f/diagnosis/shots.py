@@ -1,8 +1,8 @@
 """The first look at an array: one row at a time is given an input, and all others 0.
 
-With inputs of 0 a sum goes down a column without any addition, so that **each of its bits fares alone**: it leaves as the lowest
-latch that has it stuck says, or as it came. A *shot* adds ``x`` times the weight of row i to what comes from above. It sees
-that row's weight alone, whatever is broken elsewhere; of the latches it sees what reaches row i, latch i, and which bits
+With inputs of 0 a sum goes down a column without any addition, so that **each of its bits fares alone**: it leaves as the
+lowest latch that has it stuck says, or as it came. A *shot* adds ``x`` times the weight of row i to what comes from above. It
+sees that row's weight alone, whatever is broken elsewhere; of the latches it sees what reaches row i, latch i, and which bits
 the rows below let through. So a column is explained from its last row up, knowing which stuck bits are still to come: the
 cheapest way there is found as Viterbi's algorithm does, the states being the stuck bits above and below.
 """
@@ -154,7 +154,7 @@ def _off(
 
 @numba.njit(cache=True, nogil=True)
 def columns_rows(column: Column, shots: Shots, off: Int64, enough: int) -> int:
-    """Readings not explained by a column's faults, of each row's shots ``off`` (R,) and in all, or ``enough`` once that many."""
+    """Readings not explained by a column's faults, of each row's shots ``off`` (R,) and in all, or ``enough`` if more."""
     weight_keep, weight_force, keep, force = column
     rows = len(keep)
     below_keep, below_force = np.full(rows + 1, -1, np.int64), np.zeros(rows + 1, np.int64)
@@ -266,9 +266,7 @@ def latches(column: Column, shots: Shots, least: int) -> None:
         for o in order:
             alike = False
             for k in range(live):
-                if now[k, 0] == after[o, 0] and now[k, 1] == after[o, 1] and parents[i, k] >= 0:
-                    if now[k, 2] == after[o, 2] and now[k, 3] == after[o, 3]:
-                        alike = True
+                alike |= bool((now[k, :4] == after[o, :4]).all())
             if alike:
                 continue
             now[live] = after[o, :kinds]
@@ -299,8 +297,8 @@ def latches(column: Column, shots: Shots, least: int) -> None:
 @numba.njit(cache=True, nogil=True)
 def _weights(column: Column, shots: Shots, options: Int64, off: Int64) -> bool:
     """Has each weight register be the plainest of ``options`` that explains its row's shots best; whether any is another."""
-    weight_keep, weight_force, keep, force = column
-    rows = len(keep)
+    weight_keep, weight_force, _, _ = column
+    rows = len(weight_keep)
     changed = False
     for i in range(rows):
         if weight_keep[i] == -1 and weight_force[i] == 0 and off[i] == 0:
@@ -322,7 +320,7 @@ def _weights(column: Column, shots: Shots, options: Int64, off: Int64) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def first_look(shots: Shots, options: Int64, least: int, column: Column) -> int:
+def first_look(shots: Shots, column: Column, options: Int64, least: int) -> int:
     """Gives a column the faults that explain its shots; returns the readings that are left. ``options`` are ``registers()``."""
     weight_keep, weight_force, _, _ = column
     off = np.zeros(len(weight_keep), np.int64)
