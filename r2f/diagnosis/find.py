@@ -59,7 +59,7 @@ CHECKED: Final = 64
 TILES: Final = 4
 """Random weights of the last check."""
 IDLE: Final = 3
-"""Rounds that leave the same in doubt after which that stays so."""
+"""Rounds that leave as many columns unexplained, or the same in doubt, after which that stays so."""
 
 
 class Found(NamedTuple):
@@ -126,7 +126,8 @@ def find(
     options = registers()
     trials: list[_Trial] = []
     doubtful = np.zeros((array.columns, array.rows), np.int64)
-    ran = idle = 0
+    ran = idle = still = 0
+    beyond = array.columns
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         shots = yield from shoot(array, count)
         list(pool.map(partial(first_look, options=options, least=least), shots, columns))
@@ -140,19 +141,21 @@ def find(
             ran += 1
             if watch is not None:
                 watch(Progress(ran, int((left < least).sum()), array.columns, count.vectors))
-            if made < 1 or (made + 1) * TURNS < _latches(believed) or (off >= least).any():
+            still = still + 1 if beyond and (left >= least).sum() >= beyond else 0
+            beyond = int((left >= least).sum())
+            if made < 1 or (made + 1) * TURNS < _latches(believed) or ((off >= least).any() and still < IDLE):
                 continue
             before = doubtful.copy()
             list(pool.map(partial(doubts, options=options, least=least), columns, shots, seen, doubtful))
             idle = idle + 1 if (doubtful == before).all() else 0
-            if idle == IDLE or not doubtful.any():
+            if IDLE in (idle, still) or not doubtful.any():
                 break
         other = yield from _acts_otherwise(array, count, believed, generator)
         for mask, free in zip(believed, sound(array.rows, array.columns), strict=True):
             mask[doubtful == ROW] = free[doubtful == ROW]
-        beyond = np.flatnonzero((left >= least) | (other >= least))
-        list(pool.map(lambda c: certain(shots[c], columns[c], options, least), beyond.tolist()))
-    unexplained = tuple(np.union1d(beyond, np.flatnonzero((doubtful > 0).any(axis=1))).tolist())
+        wrong = np.flatnonzero((left >= least) | (other >= least))
+        list(pool.map(lambda c: certain(shots[c], columns[c], options, least), wrong.tolist()))
+    unexplained = tuple(np.union1d(wrong, np.flatnonzero((doubtful > 0).any(axis=1))).tolist())
     return Found(as_map(array, columns), unexplained, ran, count.passes, count.vectors, count.answers)
 
 
