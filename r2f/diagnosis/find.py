@@ -148,7 +148,7 @@ def find(
             before = doubtful.copy()
             list(pool.map(partial(doubts, options=options, least=least), columns, shots, seen, doubtful))
             idle = idle + 1 if (doubtful == before).all() else 0
-            if IDLE in (idle, still) or not doubtful.any():
+            if max(idle, still) >= IDLE or not doubtful.any():
                 break
         other = yield from _acts_otherwise(array, count, believed, generator)
         for mask, free in zip(believed, sound(array.rows, array.columns), strict=True):
