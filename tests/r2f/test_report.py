@@ -79,6 +79,7 @@ def test_adds_up(tmp_path: Path) -> None:
         "faulty_after": {"mean": 90.0, "std": 2.0, "values": [88.0, 92.0]},
         "plain": {"mean": 96.5, "std": 0.0, "values": [96.5]},
         "faulty_plain": {"mean": 71.5, "std": 1.5, "values": [70.0, 73.0]},
+        "sound": None,
     }
     assert written["recovered_in_all"] == pytest.approx((90 - 71.5) / (96.5 - 71.5))
     assert written["accuracy_top5"] == {
@@ -89,6 +90,7 @@ def test_adds_up(tmp_path: Path) -> None:
         "faulty_after": {"mean": 96.0, "std": 1.0, "values": [95.0, 97.0]},
         "plain": {"mean": 98.5, "std": 0.0, "values": [98.5]},
         "faulty_plain": {"mean": 86.0, "std": 1.0, "values": [85.0, 87.0]},
+        "sound": None,
     }
     assert (written["verdict"], written["recovered"]) == ("better", pytest.approx(8 / 15))
     assert written["verdict_fault_free"] == "within error"
