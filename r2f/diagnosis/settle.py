@@ -40,9 +40,12 @@ def _down(off: Int64, least: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _better(column: Column, shots: Shots, trials: Trials, most: Any, best: Any, scratch: Int64, down: int = 0) -> int:
-    """What the trials leave unexplained where the shots leave ``most`` at most, or ``best``; ``down`` as for ``settle``."""
-    if columns_rows(column, shots, scratch, most + 1) > most:
+def _better(column: Column, shots: Shots, trials: Trials, most: Any, best: Any, scratch: Int64, row: int, down: int) -> int:
+    """What the trials leave unexplained where the shots leave ``most`` at most, or ``best``.
+
+    ``row`` is where something was changed; ``down`` is ``least`` for ``downward`` of ``settle``, or 0.
+    """
+    if columns_rows(column, shots, scratch, most + 1, row) > most:
         return best
     if down:
         every = misfit(column, trials, (0, len(column[2])), False, ALL, scratch)
@@ -85,7 +88,7 @@ def settle(column: Column, shots: Shots, trials: Trials, options: Int64, least: 
                             continue
                         if row >= 0:
                             stick(column, row, bit, value)
-                        found = _better(column, shots, trials, most, best, scratch, down)
+                        found = _better(column, shots, trials, most, best, scratch, max(row, 0), down)
                         if found < best:
                             best, change = found, (bit, of, row, value)
                         if row >= 0:
@@ -98,7 +101,7 @@ def settle(column: Column, shots: Shots, trials: Trials, options: Int64, least: 
             kept, forced = weight_keep[row], weight_force[row]
             for option in range(len(options)):
                 weight_keep[row], weight_force[row] = options[option]
-                found = _better(column, shots, trials, most, best, scratch, down)
+                found = _better(column, shots, trials, most, best, scratch, row, down)
                 if found < best:
                     best, change = found, (-2, row, option, 0)
             weight_keep[row], weight_force[row] = kept, forced
@@ -169,7 +172,7 @@ def doubts(column: Column, shots: Shots, trials: Trials, doubtful: Int64, option
                         if row == of and other == bit and value == was:
                             continue
                         stick(column, row, other, value)
-                        if _better(column, shots, trials, most, best, scratch) < best:
+                        if _better(column, shots, trials, most, best, scratch, row, 0) < best:
                             doubtful[of] = max(doubtful[of], BIT if row == of else ROW)
                         stick(column, row, other, 2)
             stick(column, of, bit, was)
@@ -178,7 +181,7 @@ def doubts(column: Column, shots: Shots, trials: Trials, doubtful: Int64, option
             for option in range(len(options)):
                 if (options[option, 0], options[option, 1]) != (kept, forced):
                     weight_keep[of], weight_force[of] = options[option]
-                    if _better(column, shots, trials, most, best, scratch) < best:
+                    if _better(column, shots, trials, most, best, scratch, of, 0) < best:
                         doubtful[of] = max(doubtful[of], BIT)
             weight_keep[of], weight_force[of] = kept, forced
     return int((doubtful > 0).sum())

@@ -153,26 +153,38 @@ def _off(
 
 
 @numba.njit(cache=True, nogil=True)
-def columns_rows(column: Column, shots: Shots, off: Int64, enough: int) -> int:
-    """Readings not explained by a column's faults, of each row's shots ``off`` (R,) and in all, or ``enough`` if more."""
+def columns_rows(column: Column, shots: Shots, off: Int64, enough: int, start: int = 0) -> int:
+    """Readings not explained by a column's faults, of each row's shots ``off`` (R,) and in all, or ``enough`` if more.
+
+    ``start`` is the row that is looked at first: where a fault was changed, it is soon clear that it explains nothing.
+    """
     weight_keep, weight_force, keep, force = column
     rows = len(keep)
     below_keep, below_force = np.full(rows + 1, -1, np.int64), np.zeros(rows + 1, np.int64)
     for i in range(rows - 1, -1, -1):
         below_keep[i] = keep[i] & below_keep[i + 1]
         below_force[i] = (force[i] & below_keep[i + 1]) | below_force[i + 1]
-    zero: Any = np.int64(0)
-    raised: Any = np.int64(0)
-    total = 0
+    zero, raised = np.zeros(rows + 1, np.int64), np.zeros(rows + 1, np.int64)
     for i in range(rows):
-        if i <= 1:
-            raised = _wrapped(raised + _held(shots.raised[i], weight_keep[i], weight_force[i]))
+        more = _held(shots.raised[i], weight_keep[i], weight_force[i]) if i <= 1 else np.int64(0)
+        zero[i + 1] = (zero[i] & keep[i]) | force[i]
+        raised[i + 1] = (_wrapped(raised[i] + more) & keep[i]) | force[i]
+    total: Any = np.int64(0)
+    for which, p in ((0, zero[rows]), (1, raised[rows])):
+        wrong = (p ^ shots.ends[which]) & 0xFFFFFFFF
+        while wrong:
+            wrong &= wrong - 1
+            total += 1
+    if total >= enough:
+        return enough
+    for k in range(rows):
+        i = (start + k) % rows
         off[i] = _off(
             i,
             shots,
             weight_keep[i],
             weight_force[i],
-            (zero, raised),
+            (zero[i], raised[i]),
             (keep[i], force[i]),
             (below_keep[i + 1], below_force[i + 1]),
             enough,
@@ -180,13 +192,6 @@ def columns_rows(column: Column, shots: Shots, off: Int64, enough: int) -> int:
         total += off[i]
         if total >= enough:
             return enough
-        zero = (zero & keep[i]) | force[i]
-        raised = (raised & keep[i]) | force[i]
-    for which, p in ((0, zero), (1, raised)):
-        wrong = (p ^ shots.ends[which]) & 0xFFFFFFFF
-        while wrong:
-            wrong &= wrong - 1
-            total += 1
     return total
 
 
