@@ -61,13 +61,16 @@ class Display:
         self._line(f"{title}: done")
 
     @contextmanager
-    def counting(self, title: str) -> Iterator[Callable[[int, int | None, str], None]]:
-        """A step of many; call what it gives with how many are done, of how many where that is known, and a detail."""
+    def counting(self, title: str, *, every: bool = False) -> Iterator[Callable[[int, int | None, str], None]]:
+        """A step of many; call what it gives with how many are done, of how many where that is known, and a detail.
+
+        Where the console is no terminal, a tenth is a line, or every call.
+        """
         task = self._bars.add_task(title, total=None, detail="", visible=False)
 
         def tell(done: int, total: int | None, detail: str) -> None:
             self._bars.update(task, completed=done, total=total, detail=detail, visible=True)
-            if total is None or done % max(1, total // 10) == 0 or done == total:
+            if every or total is None or done % max(1, total // 10) == 0 or done == total:
                 self._line(f"{title}: {done}{'' if total is None else f'/{total}'} {detail}".rstrip())
 
         yield tell

@@ -121,13 +121,13 @@ class Loop:
     def __init__(self, job: Job, data: Dataset, accelerator: Factory, path: str) -> None:
         self.job = job
         self.data = data
-        self.device = _Device(job.scheme, job.device, accelerator, path, known_faults(job.known, "job: known"))
-        self.link = _Link(job.scheme, DeviceEnd(path), ServerEnd(path))
+        self.device = Device(job.scheme, job.device, accelerator, path, known_faults(job.known, "job: known"))
+        self.link = Link(job.scheme, DeviceEnd(path), ServerEnd(path))
         self.on_device: Network | None = None
         self.crossed: _Crossing | None = None
         self.model_bytes = 0
         self.other_model_bytes = 0
-        self.clock = _Clock()
+        self.clock = Clock()
 
     def carry(self, command: Deploy | Batch | Answers) -> Reply:
         """Do as a command says; what came of it."""
@@ -159,11 +159,11 @@ class Loop:
         assert self.crossed is not None
         self.clock.seconds |= {"backward": learnt.made.backward_s, "quantise": learnt.made.quantise_s}
         found = _record(learnt, self.crossed, self.model_bytes, self.clock)
-        self.clock, self.model_bytes = _Clock(), 0
+        self.clock, self.model_bytes = Clock(), 0
         return found
 
 
-def _record(learnt: Learnt, crossed: _Crossing, model_bytes: int, clock: _Clock) -> Iteration:
+def _record(learnt: Learnt, crossed: _Crossing, model_bytes: int, clock: Clock) -> Iteration:
     made = learnt.made
     return Iteration(
         iteration=learnt.iteration,
@@ -200,7 +200,7 @@ def evaluate(
     The same faults as in the pipeline's evaluation of as many samples in as large batches, with the scheme's camera and
     protected layers.
     """
-    running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
+    running = Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     seeds = evaluation.seeds_of(rates, seeds)
     counts: list[list[Counts]] = [[] for _ in seeds]
     for due, output in _outputs(running, network, images, rates, seeds, batch):
@@ -221,7 +221,7 @@ def outputs(
     accelerator: Factory | None = None,
 ) -> list[Activation]:
     """What ``evaluate`` counts: the faulty device's outputs (N, 1, 1, C) for images (N, H, W, C), an array a fault seed."""
-    running = _Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
+    running = Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     found: list[list[Activation]] = [[] for _ in seeds]
     for due, output in _outputs(running, network, images, rates, seeds, batch):
         found[due.run].append(output)
@@ -229,7 +229,7 @@ def outputs(
 
 
 def _outputs(
-    running: _Device, network: Network, images: UInt8, rates: Rates, seeds: Sequence[int], batch: int
+    running: Device, network: Network, images: UInt8, rates: Rates, seeds: Sequence[int], batch: int
 ) -> Iterator[tuple[Pass, Activation]]:  # fmt: skip
     """Every pass of an evaluation, with what the device answers."""
     for due in evaluation.passes(np.arange(len(images)), seeds, batch):
@@ -246,7 +246,7 @@ def _photographed(images: UInt8, scheme: Scheme) -> tuple[UInt8, list[bytes]]:
     return pixels, files
 
 
-class _Device:
+class Device:
     """What a device holds between passes."""
 
     def __init__(self, scheme: Scheme, name: str, factory: Factory, path: str, known: FaultMap | None = None) -> None:
@@ -282,7 +282,7 @@ class _Device:
         if self.shares is None:
             plan = plan_of(self.scheme, training=True)
             steps = similarity(self.network, self.engine, self.accelerator, plan, self.seed)
-            self.shares = self._drive(steps, None, _Clock())
+            self.shares = self._drive(steps, None, Clock())
         return frozenset(i for i, share in self.shares.items() if share < self.scheme.theta)
 
     def run(
@@ -293,19 +293,19 @@ class _Device:
         training: bool,
         direct: frozenset[int] = frozenset(),
         each: Callable[[Sequence[_Voted]], None] | None = None,
-        clock: _Clock | None = None,
+        clock: Clock | None = None,
     ) -> Activation:
         """One pass on images (N, H, W, C) to the network's outputs; ``each`` gets the layers of every segment, voted."""
         given = self.network, self.engine, self.accelerator, self.network.quantize_images(images), iteration
         plan = plan_of(self.scheme, training=True, direct=direct) if training else None
         steps = answer(*given, self.scheme) if plan is None else execute(*given, plan)
-        return self._drive(steps, each, clock or _Clock())
+        return self._drive(steps, each, clock or Clock())
 
     def _drive(
         self,
         steps: Generator[Segment, Votes | None, T],
         each: Callable[[Sequence[_Voted]], None] | None,
-        clock: _Clock,
+        clock: Clock,
     ) -> T:
         votes: Votes | None = None
         while True:
@@ -345,7 +345,7 @@ def _voted(executed: Executed, scheme: Scheme) -> _Voted:
     return _Voted(executed.index, actual, None if executed.as_it_is else ballot.vote, goes_on)
 
 
-class _Link:
+class Link:
     """Both ends of the link."""
 
     def __init__(self, scheme: Scheme, device: DeviceEnd, server: ServerEnd) -> None:
@@ -363,7 +363,7 @@ class _Link:
             raise RuntimeError("the device's end took a network and has none")
         return self.device.network, len(sent.body)
 
-    def batch(self, device: _Device, images: UInt8, of: Batch, clock: _Clock) -> _Crossing:
+    def batch(self, device: Device, images: UInt8, of: Batch, clock: Clock) -> _Crossing:
         """A pass of the device on images (N, H, W, C), and all of it over the link."""
         images, files = _photographed(images, self.scheme)
         sent = self.device.begin(self.scheme, of.iteration, 0, images, files, of.view, device.known)
@@ -388,7 +388,7 @@ class _Crossing:
     images: UInt8
     """As the server has them."""
     input_bytes: int
-    clock: _Clock
+    clock: Clock
     outputs: dict[int, Activation] = field(default_factory=dict)
     """What the server rebuilt, by MAC layer."""
     layer_bytes: int = 0
@@ -419,7 +419,7 @@ class _Crossing:
         self.clock.tick("decompress")
 
 
-class _Clock:
+class Clock:
     """Host time since the last tick, by stage."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
 from broker.launch import find_mosquitto
 from broker.link import profile
-from r2f import float_training
+from r2f import float_training, inprocess
 from r2f import settings as settings_file
 from r2f.devices.dividing import divide
 from r2f.display import Display
@@ -58,6 +58,8 @@ class Prepared(msgspec.Struct, kw_only=True):
     """The permanent faults that the device is given, in words; empty where there are none."""
     class_names: tuple[str, ...] | None = None
     """Of class k at place k, where the data has names."""
+    sound: Evaluation | None = None
+    """Of the int8 network before the run on those images, on an array without faults; None where ``chip`` names none."""
 
 
 def check(settings: Settings) -> None:
@@ -200,14 +202,21 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     storage.save(network, folder / jobs.NETWORK)
     if plain is not None:
         storage.save(plain, folder / jobs.PLAIN)
+    words = chip_words(settings)
+    healthy = None
+    if words:
+        with say.step("accuracy without the chip's faults"):
+            images, labels = data.test_images[chosen], data.test_labels[chosen]
+            healthy = inprocess.evaluate(network, images, labels, Rates(), [0], scheme=settings.scheme, batch=at_once)
     prepared = Prepared(
         float_accuracy=accuracy,
         classes=data.classes,
         mean=data.mean,
         std=data.std,
         memory=memory,
-        chip=chip_words(settings),
+        chip=words,
         class_names=data.class_names,
+        sound=healthy,
     )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":

@@ -46,6 +46,8 @@ class Accuracy(msgspec.Struct, frozen=True, rename={"float_": "float"}):
     plain: Spread | None = None
     """Fault-free in the paper's arithmetic, not retrained; None where that was not measured."""
     faulty_plain: Spread | None = None
+    sound: Spread | None = None
+    """Before retraining, on an array without any fault; None where the run had no chip with permanent faults."""
 
 
 Verdict = Literal["better", "worse", "within error"]
@@ -186,8 +188,10 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
         std=prepared.std,
         samples=after.samples,
         samples_float=prepared.float_accuracy.samples,
-        accuracy=_top(1, plain, prepared.float_accuracy, clean, clean_after, before, after),
-        accuracy_top5=_top(5, plain, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None,
+        accuracy=_top(1, plain, prepared.sound, prepared.float_accuracy, clean, clean_after, before, after),
+        accuracy_top5=(
+            _top(5, plain, prepared.sound, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None
+        ),
         verdict=verdict(before.top1, after.top1, after.samples),
         verdict_fault_free=verdict(clean.top1, clean_after.top1, after.samples),
         recovered=_recovered(clean, before, after),
@@ -223,10 +227,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean=fmean(values), std=pstdev(values), values=tuple(values))
 
 
-def _top(top: int, plain: tuple[Evaluation, Evaluation] | None, *found: Evaluation) -> Accuracy:
-    """Top-``top`` of float, fault-free before and after, faulty before and after, and of ``plain``: fault-free and faulty."""
-    spreads = [spread(one.top1 if top == 1 else one.top5) for one in (*found, *(plain or ()))]
-    return Accuracy(*spreads)
+def _top(top: int, plain: tuple[Evaluation, Evaluation] | None, sound: Evaluation | None, *found: Evaluation) -> Accuracy:
+    """Top-``top`` of float, fault-free before and after, faulty before and after, of ``plain``: fault-free and faulty, and of
+    an array without permanent faults."""
+
+    def of(one: Evaluation) -> Spread:
+        return spread(one.top1 if top == 1 else one.top5)
+
+    made = Accuracy(*map(of, (*found, *(plain or ()))))
+    return made if sound is None else msgspec.structs.replace(made, sound=of(sound))
 
 
 def verdict(before: Sequence[float], after: Sequence[float], samples: int) -> Verdict:

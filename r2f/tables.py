@@ -37,6 +37,7 @@ def _accuracy(report: Report) -> Table:
     calm = _calm(report)
     for name, field in (
         (f"float{own}", "float_"),
+        ("int8, a sound chip, before", "sound"),
         (f"int8, {calm}, before", "int8"),
         (f"int8, {calm}, after", "int8_after"),
         (f"int8 as in the paper, {calm}", "plain"),

@@ -8,10 +8,22 @@ from accelsim.faults import chip
 from accelsim.faults.permanent import FaultMap
 
 
-@lru_cache(maxsize=8)
 def known_faults(packed: bytes, what: str) -> FaultMap | None:
     """The permanent faults that both sides of the link know of, from ``accelsim.faults.chip.packed``; none from no bytes.
 
-    Raises ValueError, beginning with ``what``, for bytes that are no such map.
+    Raises ValueError, beginning with ``what``, for bytes that are no such map. A large map takes seconds the first time: do
+    not call it first in an event loop.
     """
-    return chip.unpacked(packed, what) if packed else None
+    found = _unpacked(packed, what) if packed else None
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _unpacked(packed: bytes, what: str) -> FaultMap | str:
+    """The map, or why there is none: what is refused is not unpacked again either."""
+    try:
+        return chip.unpacked(packed, what)
+    except ValueError as error:
+        return str(error)

@@ -7,6 +7,7 @@ is checked to the last fault, so a ``FaultMap`` that came from here has no contr
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,8 +92,14 @@ def read(path: str | os.PathLike[str], array: Array | None = None) -> FaultMap:
 
 
 def write(path: str | os.PathLike[str], faults: FaultMap) -> None:
-    """Leaves a chip file, whole or not at all, its faults by row and column. Raises OSError where the disk refuses."""
-    chip = _chip(faults)
+    """Leaves a chip file, whole or not at all, its faults by row and column.
+
+    Raises ValueError, which names the file, for a map that ``read`` would refuse, OSError where the disk refuses.
+    """
+    try:
+        chip = msgspec.convert(msgspec.to_builtins(_chip(faults)), Chip)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path}: no chip file can hold this map (docs/chips.md): {error}") from None
     head = msgspec.json.encode({"version": chip.version, "name": chip.name, "rows": chip.rows, "columns": chip.columns})
     lines = b",\n  ".join(msgspec.json.encode(fault) for fault in chip.faults)
     body = b"\n  " + lines + b"\n" if lines else b""
@@ -105,6 +112,7 @@ def parsed(data: bytes, what: str) -> FaultMap:
         chip = msgspec.json.decode(data, type=Chip)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{what}: not a chip file (docs/chips.md): {error}") from None
+    _keys_once(data, what)
     seen: dict[tuple[object, ...], int] = {}
     faults = []
     for place, listed in enumerate(chip.faults):
@@ -124,6 +132,20 @@ def parsed(data: bytes, what: str) -> FaultMap:
         seen[key] = place
         faults.append(fault)
     return fault_map(Array(rows=chip.rows, columns=chip.columns), faults, chip.name)
+
+
+def _keys_once(data: bytes, what: str) -> None:
+    """Raises ValueError for JSON, valid otherwise, that has a key twice in an object: of two values none can be believed."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            where = "a fault" if "kind" in keys else "the chip"
+            said = ", ".join(f"{key} {value!r}" for key, value in pairs if isinstance(value, int | str))[:200]
+            raise ValueError(f"{what}: {twice!r} is there twice in {where} ({said}); keep one of the two")
+
+    json.loads(data, object_pairs_hook=checked)
 
 
 def on(faults: FaultMap, array: Array, what: str) -> FaultMap:

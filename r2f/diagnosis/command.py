@@ -6,6 +6,8 @@ import asyncio
 import secrets
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,10 @@ from accelsim.timing import Array
 from r2f import pipeline, prepare, run
 from r2f import settings as settings_file
 from r2f.devices.choosing import are_several
+from r2f.diagnosis.ask import VECTORS
 from r2f.diagnosis.drive import over_the_bus
-from r2f.diagnosis.find import VECTORS, Found
-from r2f.diagnosis.probes import Tile, probe
+from r2f.diagnosis.find import Found, Progress
+from r2f.diagnosis.probes import FILTERS, Tile, probe
 from r2f.display import Display
 from r2f.errors import first
 from r2f.memory import Shares, shares
@@ -54,15 +57,22 @@ def diagnose(settings: Settings, out: Path, repeat: int | None, say: Display) ->
     with looking_in(settings.modules):
         accelerators.build(settings.accelerator, faults.build(settings.fault_model), prepare.permanent(settings))
     try:
-        with say.step(f"diagnosing {array.rows}x{array.columns} elements"):
-            found = asyncio.run(run.until_sigterm(_over_the_bus(settings, array, repeat, say)))
+        with say.counting(f"diagnosing {array.rows}x{array.columns} elements, columns explained", every=True) as tell:
+            told = partial(_tell, tell)
+            found = asyncio.run(run.until_sigterm(_over_the_bus(settings, array, repeat, say, told)))
     except BaseExceptionGroup as group:
         raise first(group) from group
     chip.write(out, found.faults)
     return found
 
 
-async def _over_the_bus(settings: Settings, array: Array, repeat: int | None, say: Display) -> Found:
+def _tell(tell: Callable[[int, int | None, str], None], made: Progress) -> None:
+    tell(made.explained, made.columns, f"round {made.round}, {made.vectors} vectors sent")
+
+
+async def _over_the_bus(
+    settings: Settings, array: Array, repeat: int | None, say: Display, watch: Callable[[Progress], None]
+) -> Found:
     programs, device_broker, server_broker = run.broker_programs(settings)
     if settings.launch:
         programs += run.service_programs(settings, _memory(settings, array), device_broker, server_broker)
@@ -73,15 +83,20 @@ async def _over_the_bus(settings: Settings, array: Array, repeat: int | None, sa
             serving(bus, f"diagnose-{secrets.token_hex(6)}") as server,
         ):
             await server.ready(settings.device, READY_S)
-            return await over_the_bus(server, settings.device, array, settings.rates, seed=settings.seed, repeat=repeat)
+            return await over_the_bus(
+                server, settings.device, array, settings.rates, seed=settings.seed, repeat=repeat, watch=watch
+            )
 
 
 def _memory(settings: Settings, array: Array) -> Shares:
     """Of the device, for the largest of the probes' answers. Raises ValueError where they do not fit."""
     tile = Tile(np.zeros((array.rows, array.columns), np.int8), 0, np.zeros(array.columns, np.int64))
-    largest = probe(array, [tile] * 3, np.zeros((1, array.rows), np.int64)).network
+    none = np.zeros((1, array.rows), np.int64)
+    largest = probe(array, [tile] * max(1, FILTERS // array.columns), none, none).network
     data = datasets.open(settings.data)
-    return shares(settings.device_memory_mb, largest, VECTORS, data.train_images.nbytes + data.test_images.nbytes)
+    return shares(
+        settings.device_memory_mb, largest, min(VECTORS, array.rows), data.train_images.nbytes + data.test_images.nbytes
+    )
 
 
 def table(found: Found) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,9 +12,9 @@ from accelsim.accelerators import Factory
 from accelsim.faults import Rates
 from accelsim.int8.network import Activation
 from accelsim.timing import Array
-from r2f.diagnosis.find import Found, find
+from r2f.diagnosis.find import Found, Progress, find
 from r2f.diagnosis.probes import Probe
-from r2f.inprocess import _Clock, _Device, _Link
+from r2f.inprocess import Clock, Device, Link
 from services.codec.core import inputs
 from services.codec.core.device_end import DeviceEnd
 from services.codec.core.server_end import ServerEnd
@@ -65,8 +65,8 @@ def in_process(
 
     ``repeat`` runs of each probe are voted on, as many as the rates ask for where it is None.
     """
-    running = _Device(SCHEME, device, factory, "auto")
-    link = _Link(SCHEME, DeviceEnd("auto"), ServerEnd("auto"))
+    running = Device(SCHEME, device, factory, "auto")
+    link = Link(SCHEME, DeviceEnd("auto"), ServerEnd("auto"))
     count = repeats(rates) if repeat is None else repeat
     steps = find(array, seed=seed, least=SURE if count == 1 else UNSURE)
     outputs: Activation | None = None
@@ -83,7 +83,7 @@ def in_process(
         runs = []
         for _ in range(count):
             of = Batch(iteration, np.arange(len(asked.images)), rates, None)
-            crossed = link.batch(running, asked.images, of, _Clock())
+            crossed = link.batch(running, asked.images, of, Clock())
             iteration += 1
             up += crossed.input_bytes + crossed.layer_bytes + crossed.repair_bytes
             runs.append(crossed.outputs[0])
@@ -91,12 +91,22 @@ def in_process(
 
 
 async def over_the_bus(
-    server: Server, device: str, array: Array, rates: Rates, *, seed: int = 1, repeat: int | None = None
+    server: Server,
+    device: str,
+    array: Array,
+    rates: Rates,
+    *,
+    seed: int = 1,
+    repeat: int | None = None,
+    watch: Callable[[Progress], None] | None = None,
 ) -> Found:
-    """Diagnose a device over the bus, in a session of its own. Raises DeviceError as ``Server`` does."""
+    """Diagnose a device over the bus, in a session of its own, ``watch`` being told of every round.
+
+    Raises DeviceError as ``Server`` does.
+    """
     count = repeats(rates) if repeat is None else repeat
     await server.set_mode(device, Mode.TRAINING, rates=rates, seed=seed, scheme=SCHEME)
-    steps = find(array, seed=seed, least=SURE if count == 1 else UNSURE)
+    steps = find(array, seed=seed, least=SURE if count == 1 else UNSURE, watch=watch)
     outputs: Activation | None = None
     iteration = 0
     while True:

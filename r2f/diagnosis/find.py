@@ -1,45 +1,65 @@
 """The course of a diagnosis: which test networks are run, and the map that explains what they answered (docs/chips.md).
 
-It is a generator, as a retraining's course is: whoever drives it has the device run a Probe and sends its outputs back. What
-is known of a column narrows what is asked next:
-
-1. *Rails*: what leaves each column without input, and where one row adds a constant, 32 bits in five readings of seven.
-2. *Scans*: a vector a row. Two loads show the weight register's eight bits at 0 and at 1, at two places of the sum. A *pulse*
-   takes the sum from 0 to -1, or back, for just one latch: a stuck bit of that latch becomes a carry, which leaves the column.
-3. *Walks*: pulses over many rows at once, a bit of the row's number each, made for what is known of each column: they pass its
-   faults in the state in which these do nothing. They show what the scans could not, faults behind and before others, and
-   are repeated until nothing contradicts the map.
+It is a generator, as a retraining's course is: whoever drives it has the device run a Probe and sends its outputs back. Each
+round lays rails (``column``) for what is believed of each column so far, measures the 32 bits that leave each, has a pulse
+at every row, and lets what differs change what is believed. It ends when a round finds nothing new, and every known fault
+of a latch has been passed where it does something, lest one above it be hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from accelsim.faults.permanent import Fault, FaultMap, fault_map
-from accelsim.int8.network import Activation, Int8
+from accelsim.int8.network import Activation
 from accelsim.timing import Array
-from r2f.diagnosis.column import PATH_SHIFTS, Column, Seen, explain, sound
-from r2f.diagnosis.probes import FILTERS, Int64, Probe, Tile, answered, most, probe, wrapped
+from r2f.diagnosis.ask import Count
+from r2f.diagnosis.column import (
+    PHASES,
+    PULSE,
+    SHIFTS,
+    STEP,
+    Column,
+    Int8,
+    Int64,
+    Trials,
+    lay,
+    moves,
+    pulses,
+    read_all,
+    registers,
+    sound,
+    walk,
+)
+from r2f.diagnosis.probes import Probe, wrapped
+from r2f.diagnosis.settle import ROW, certain, doubts, left_over, settle
+from r2f.diagnosis.shots import Shots, first_look, shoot
 
 Steps = Generator[Probe, Activation, "Found"]
 
-RAIL_SHIFTS: Final = (25, 18, 11, 4, 0)
-PULSE_SHIFTS: Final = (0, 11, 22)
-STARTS: Final = 3
-"""Rows from which a -1 is sent down: should one not do so, the next may."""
-REGISTER: Final = ((0, 1, 0), (0, 64, 6), (-1, -1, 0), (-1, -128, 7), (127, 1, 0), (127, 127, 7))
-"""(weight loaded, input, shift) of the scans of weight registers."""
-PULSES: Final = ((0, -1, 1), (0, 1, -1), (0, -128, 64), (1, -1, -1), (-1, 1, 1), (64, -128, -64))
-"""(rail, weight, input of the row) of the pulses; the next row has the opposite input."""
-RANDOM: Final = 16
-"""Walks beside those by the bits of the row's number."""
-KEPT: Final = 128
-"""The most walks of a column that are looked back at."""
-VECTORS: Final = 512
-"""The most vectors that one network is given at once."""
+REGISTER: Final = (4, 32)
+"""Inputs of the pulses that show weight registers loaded with 0 and with -1, in the first two rounds."""
+SWITCH: Final = 0.08
+"""Share of rows at which such a rail goes to the other side."""
+TURNS: Final = 2
+"""Rails a round that pass a known fault where it does something."""
+KEPT: Final = 42
+"""The most trials of earlier rounds that are looked back at."""
+
+
+CHECKED: Final = 64
+"""Random vectors of the last check, the first one of zeros."""
+TILES: Final = 4
+"""Random weights of the last check."""
+IDLE: Final = 3
+"""Rounds that leave as many columns unexplained, or the same in doubt, after which that stays so."""
 
 
 class Found(NamedTuple):
@@ -49,7 +69,6 @@ class Found(NamedTuple):
     unexplained: tuple[int, ...]
     """Columns whose answers the map does not explain in full."""
     rounds: int
-    """Of walks."""
     passes: int
     """Of the device, before any repetition."""
     vectors: int
@@ -58,189 +77,208 @@ class Found(NamedTuple):
     """Bytes that were read."""
 
 
-def find(array: Array, *, seed: int = 0, rounds: int = 8, least: int = 1) -> Steps:
-    """Find the permanent faults of an array. ``seed`` is of what is random in walks, ``rounds`` the most of those.
+class Progress(NamedTuple):
+    """How far a diagnosis is, after a round."""
 
-    ``least``: a fault must explain so many answers to be believed; more than 1 where answers may be wrong.
+    round: int
+    explained: int
+    """Columns of which nothing is left unexplained, of ``columns``."""
+    columns: int
+    vectors: int
+    """Sent so far, before any repetition."""
+
+
+class _Rail(NamedTuple):
+    """One rail of each column, under one or several loads of the test rows."""
+
+    phase: int
+    x: int
+    weights: Int64
+    """(loads, R, C)"""
+
+
+class _Trial(NamedTuple):
+    """As ``Trials``, of all columns."""
+
+    weights: Int8
+    phase: int
+    x: int
+    ends: Int64
+    readings: Int8
+    """(P, 4, C), 0 where there is none."""
+    right: npt.NDArray[np.bool_]
+    """(C,): whether what leaves without a pulse was read twice alike."""
+
+
+def find(
+    array: Array, *, seed: int = 0, rounds: int = 16, least: int = 1, watch: Callable[[Progress], None] | None = None
+) -> Steps:
+    """Find the permanent faults of an array, in so many rounds at most. ``seed`` is of what is random in rails.
+
+    ``least``: a fault must explain so many answers to be believed; more than 1 where answers may be wrong. ``watch`` is told of
+    every round.
     """
-    rows, columns = array.rows, array.columns
-    count = _Count()
-    rails = yield from _rails(array, count)
-    zero, minus = rails[0], rails[1:-2]
-    of_rail = {(0, -1): zero, (0, 1): zero, (0, -128): zero, (1, -1): rails[1], (-1, 1): rails[-2], (64, -128): rails[-1]}
-    scans: list[tuple[int, int, int, int, int]] = []
-    biases: list[Int64] = []
-    readings: list[Int64] = []
-    asked: list[tuple[tuple[int, int, int, int], tuple[int, ...]]] = [
-        ((0, weight, x, 0), (shift,)) for weight, x, shift in REGISTER
-    ]
-    asked += [((rail, weight, x, -x), PULSE_SHIFTS) for rail, weight, x in PULSES]
-    for of, shifts in asked:
-        rail_sum = of_rail[of[:2]] if of[0] else zero
-        readings += yield from _scan(array, count, of, shifts, rail_sum)
-        scans += [(*of, shift) for shift in shifts]
-        biases += [-rail_sum if of[0] else np.zeros_like(zero)] * len(shifts)
-    seen = [
-        Seen(
-            np.array([(*scan, bias[c], scan[0] == 0) for scan, bias in zip(scans, biases, strict=True)], np.int64),
-            np.array([read[:, c] for read in readings]),
-            int(zero[c]),
-            np.array([value[c] for value in minus]),
-            np.zeros((0, rows), np.int64),
-            np.zeros((0, 1 + len(PATH_SHIFTS)), np.int64),
-        )
-        for c in range(columns)
-    ]
-    believed: list[Column] = []
-    left = np.zeros(columns, np.int64)
-    for c in range(columns):
-        column, left[c] = explain(seen[c], sound(rows), least=least)
-        believed.append(column)
+    count = Count(array)
     generator = np.random.Generator(np.random.Philox(key=seed))
-    ran, off = 0, np.zeros(columns, np.int64)
-    while ran < rounds:
-        weights, expected = walks(believed, generator)
-        bias = np.clip(wrapped(-expected), -most(array), most(array))
-        read = yield from _walk(array, count, weights, bias)
-        ran += 1
-        off = (read != _read(wrapped(expected + bias))).sum(axis=(0, 1))
-        if not (off >= least).any():
-            break
-        for c in np.flatnonzero((off >= least) | (left >= least)).tolist():
-            walked = np.concatenate([bias[:, c, None], read[:, :, c]], axis=1)
-            made = np.ascontiguousarray(weights[:, :, c])
-            seen[c] = seen[c]._replace(
-                walks=np.concatenate([seen[c].walks, made])[-KEPT:], walked=np.concatenate([seen[c].walked, walked])[-KEPT:]
-            )
-            believed[c], left[c] = explain(seen[c], believed[c], least=least)
-            if left[c] >= least and ran > 1:
-                # The steps so far led astray; from the start, with all that has been seen since then, they may not.
-                again, less = explain(seen[c], sound(rows), least=least)
-                if less < left[c]:
-                    believed[c], left[c] = again, less
-    unexplained = tuple(np.flatnonzero((left >= least) | (off >= least)).tolist())
-    return Found(as_map(array, believed), unexplained, ran, count.passes, count.vectors, count.answers)
+    believed = sound(array.rows, array.columns)
+    every = range(array.columns)
+    columns = [Column(*(mask[c] for mask in believed)) for c in every]
+    options = registers()
+    trials: list[_Trial] = []
+    doubtful = np.zeros((array.columns, array.rows), np.int64)
+    ran = idle = still = 0
+    beyond = array.columns
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shots = yield from shoot(array, count)
+        list(pool.map(partial(first_look, options=options, least=least), shots, columns))
+        for made in range(rounds):
+            new = yield from _round(array, count, believed, made, generator)
+            trials = trials[-KEPT:] + new
+            seen = [_of_column(trials, c) for c in every]
+            fresh = [_of_column(new, c) for c in every]
+            settled = pool.map(partial(_settled, options=options, least=least), columns, shots, fresh, seen)
+            off, left = np.array(list(settled), np.int64).T
+            ran += 1
+            if watch is not None:
+                watch(Progress(ran, int((left < least).sum()), array.columns, count.vectors))
+            still = still + 1 if beyond and (left >= least).sum() >= beyond else 0
+            beyond = int((left >= least).sum())
+            if made < 1 or (made + 1) * TURNS < _latches(believed) or ((off >= least).any() and still < IDLE):
+                continue
+            before = doubtful.copy()
+            list(pool.map(partial(doubts, options=options, least=least), columns, shots, seen, doubtful))
+            idle = idle + 1 if (doubtful == before).all() else 0
+            if max(idle, still) >= IDLE or not doubtful.any():
+                break
+        other = yield from _acts_otherwise(array, count, believed, generator)
+        for mask, free in zip(believed, sound(array.rows, array.columns), strict=True):
+            mask[doubtful == ROW] = free[doubtful == ROW]
+        wrong = np.flatnonzero((left >= least) | (other >= least))
+        list(pool.map(lambda c: certain(shots[c], columns[c], options, least), wrong.tolist()))
+    unexplained = tuple(np.union1d(wrong, np.flatnonzero((doubtful > 0).any(axis=1))).tolist())
+    return Found(as_map(array, columns), unexplained, ran, count.passes, count.vectors, count.answers)
 
 
-class _Count:
-    """What was asked so far."""
-
-    def __init__(self) -> None:
-        self.passes = self.vectors = self.answers = 0
-
-    def ask(
-        self, array: Array, tiles: Sequence[Tile], vectors: Int64, beside: Int64 | None = None
-    ) -> Generator[Probe, Activation, Int64]:
-        """Answers (T, tiles, C), by as many passes as the vectors need."""
-        parts = []
-        for first in range(0, len(vectors), VECTORS):
-            part = vectors[first : first + VECTORS]
-            outputs = yield probe(array, tiles, part, None if beside is None else beside[first : first + VECTORS])
-            parts.append(answered(outputs, len(tiles)))
-            self.passes += 1
-            self.vectors += len(part)
-            self.answers += outputs.size
-        return np.concatenate(parts)
-
-
-def _full(array: Array, weight: int) -> Int8:
-    return np.full((array.rows, array.columns), weight, np.int8)
-
-
-def _rails(array: Array, count: _Count) -> Generator[Probe, Activation, Int64]:
-    """What leaves each column, (cases, C): without input, with -1 from row 0, 1, ..., and on the other rails of pulses."""
-    starts = min(STARTS, array.rows)
-    cases = [(-1, 0, 0), *((-1, row, 1) for row in range(starts)), (1, 0, -1), (-128, 0, 64)]
-    vectors = np.zeros((len(cases), array.rows), np.int64)
-    for case, (_, row, x) in enumerate(cases):
-        vectors[case, row] = x
-    once, twice = np.zeros((2, len(cases), array.columns), np.int64)
-    top = np.zeros_like(once)
-    for shift in RAIL_SHIFTS:
-        for values, beside in ((once, None), (twice, vectors)):
-            tiles = [Tile(_full(array, weight), shift, -value) for (weight, _, _), value in zip(cases, values, strict=True)]
-            read = yield from count.ask(array, tiles, vectors, beside)
-            own = np.stack([read[case, case] for case in range(len(cases))])
-            if beside is None and shift == RAIL_SHIFTS[0]:
-                top = own
-            values[:] = wrapped((own << shift) - np.clip(wrapped(-values), -most(array), most(array)))
-    # Of twice a sum the top bit is lost. Where a sum is near 2^31, so that its bias was cut, the first reading knows it.
-    half = (twice & 0xFFFFFFFF) >> 1
-    return np.where(np.abs(top) < 48, once, np.where(top < 0, half - 2**31, half))
-
-
-def _scan(
-    array: Array, count: _Count, of: tuple[int, int, int, int], shifts: Sequence[int], rail_sum: Int64
-) -> Generator[Probe, Activation, list[Int64]]:
-    """One vector a row, (rail, weight, input, input of the next row): readings (R, C) for each shift, less the rail's sum."""
-    rail, weight, x, second = of
-    rows = np.arange(array.rows)
-    alone = np.zeros((array.rows, array.rows), np.int64)
-    alone[:, 0] = rail
-    vectors = alone.copy()
-    vectors[rows, rows] += x
-    vectors[rows[:-1], rows[1:]] += second
-    read = yield from count.ask(array, [Tile(_full(array, weight), shift, -rail_sum) for shift in shifts], vectors)
-    cut = np.abs(rail_sum) > most(array)
-    if cut.any():
-        tiles = [Tile(_full(array, weight), shift, -2 * rail_sum) for shift in shifts]
-        again = yield from count.ask(array, tiles, vectors, alone)
-        read = np.where(cut, again, read)
-    return [read[:, tile] for tile in range(len(shifts))]
-
-
-def _walk(array: Array, count: _Count, weights: Int64, bias: Int64) -> Generator[Probe, Activation, Int64]:
-    """Walks (n, R, C) with biases (n, C): readings (n, shifts, C)."""
-    once = max(1, FILTERS // (array.columns * len(PATH_SHIFTS)))
-    parts = []
-    for first in range(0, len(weights), once):
-        tiles = [
-            Tile(made.astype(np.int8), shift, of)
-            for made, of in zip(weights[first : first + once], bias[first : first + once], strict=True)
-            for shift in PATH_SHIFTS
-        ]
-        read = yield from count.ask(array, tiles, np.ones((1, array.rows), np.int64))
-        parts.append(read[0].reshape(-1, len(PATH_SHIFTS), array.columns))
-    return np.concatenate(parts)
-
-
-def _read(sums: Int64) -> Int64:
-    """What is read of sums (n, C) at each of PATH_SHIFTS: (n, shifts, C)."""
-    scaled = sums.astype(np.float32)[:, None] * np.array([2.0**-shift for shift in PATH_SHIFTS], np.float32)[:, None]
-    found: Int64 = np.clip(np.rint(scaled), -128, 127).astype(np.int64)
+def _acts_otherwise(
+    array: Array, count: Count, believed: Column, generator: np.random.Generator
+) -> Generator[Probe, Activation, Int64]:
+    """Answers (C,) that are not as what is believed would have them, of random weights and inputs at every row at once."""
+    vectors = generator.integers(-128, 128, (CHECKED, array.rows)) * (
+        generator.random((CHECKED, 1)) < generator.random(array.rows)
+    )
+    vectors[0] = 0
+    weights = generator.integers(-128, 128, (TILES, array.rows, array.columns)).astype(np.int8)
+    sums = np.stack([walk(believed, vectors, made.astype(np.int64)) for made in weights], axis=1)
+    ends = sums[0]
+    read = yield from count.differences(vectors, list(weights), ends)
+    expected = read_all(wrapped(sums - ends))
+    found: Int64 = (read != expected).sum(axis=(0, 1, 2))
     return found
 
 
-def walks(believed: Sequence[Column], generator: np.random.Generator) -> tuple[Int64, Int64]:
-    """Weights (n, R, C) of walks, every input being 1, and the sums (n, C) that leave columns with the faults believed.
+def _latches(believed: Column) -> int:
+    """The most faulty latches that a column has."""
+    return int((believed.sum_keep != -1).sum(axis=1).max())
 
-    A walk exposes a latch to 0 or to -1. For each bit of the row's number there are two, which expose those rows to 0 where it
-    is set and where it is not, and the others to -1; the rest change at random rows. A latch that is known to be faulty is
-    passed in the state in which that does nothing, in the random walks mostly.
-    """
-    weight_keep, weight_force, keep, force = (np.stack(masks, axis=1) for masks in zip(*believed, strict=True))
-    rows, columns = keep.shape
-    number = np.arange(rows)
-    levels = max(1, int(rows - 1).bit_length() + 1)
-    zero = [(number >> level & 1) == odd for level in range(levels) for odd in (0, 1)]
-    exposed = np.empty((len(zero) + RANDOM, rows, columns), np.bool_)
-    exposed[: len(zero)] = np.array(zero)[:, :, None]
-    for walk in range(RANDOM):
-        share = (0.5, 0.2, 0.06)[walk % 3]
-        exposed[len(zero) + walk] = np.cumsum(generator.random((rows, columns)) < share, axis=0) % 2 == 1
-    passed = np.where(np.arange(len(exposed)) < len(zero), 1.0, 0.6)[:, None]
-    weights = np.zeros(exposed.shape, np.int64)
-    sums = np.zeros((len(exposed), columns), np.int64)
-    for row in range(rows):
-        ones, zeros = force[row] != 0, (keep[row] != -1) & (force[row] == 0)
-        state = np.where(exposed[:, row], 0, -1)
-        known = (ones | zeros) & (generator.random(state.shape) < passed)
-        state = np.where(known, np.where(ones, -1, 0), state)
-        step = state - sums
-        weights[:, row] = np.where(np.abs(step) > 127, 0, step)
-        held = ((weights[:, row] & weight_keep[row]) | weight_force[row]) & 0xFF
-        sums = wrapped(((sums + (held ^ 0x80) - 0x80) & keep[row]) | force[row])
-    return weights, sums
+
+def _of_column(trials: Sequence[_Trial], c: int) -> Trials:
+    """Those trials of column c whose sum was read for certain."""
+    kept = [trial for trial in trials if trial.right[c]]
+    rows, pulsed = len(trials[0].weights), len(trials[0].readings)
+    return Trials(
+        np.array([trial.weights[:, c] for trial in kept], np.int64).reshape(len(kept), rows),
+        np.array([trial.phase for trial in kept], np.int64),
+        np.array([trial.x for trial in kept], np.int64),
+        np.array([trial.ends[c] for trial in kept], np.int64),
+        np.array([trial.readings[:, :, c] for trial in kept], np.int8).reshape(len(kept), pulsed, len(SHIFTS)),
+    )
+
+
+def _settled(column: Column, shots: Shots, fresh: Trials, every: Trials, *, options: Int64, least: int) -> tuple[int, int]:
+    """How much of the fresh trials a column's faults did not explain, and of all once they are changed so that they do."""
+    if not len(fresh.phases):
+        return least, least  # nothing was read of it that can be trusted
+    off = left = left_over(column, shots, fresh, np.zeros_like(column.sum_keep))
+    if off >= least:
+        left = settle(column, shots, every, options, least, False)
+    if left >= least:
+        again = sound(len(column.sum_keep))
+        first_look(shots, again, options, least)
+        other = settle(again, shots, every, options, least, True)
+        if other < left:
+            left = other
+            for mask, better in zip(column, again, strict=True):
+                mask[:] = better
+    return off, left
+
+
+def _round(
+    array: Array, count: Count, believed: Column, made: int, generator: np.random.Generator
+) -> Generator[Probe, Activation, list[_Trial]]:
+    """Rails for what is believed of each column, what leaves each, and its pulses."""
+    rails: list[_Rail] = []
+    for phase in PHASES:
+        for base in (0, -1):
+            path, passed = np.full((array.columns, array.rows), base, np.int64), np.ones_like(believed.sum_keep)
+            rails.append(_Rail(phase, 1, _laid(believed, phase, path, passed, [PULSE])))
+            if made < len(REGISTER):
+                rails.append(_Rail(phase, REGISTER[made], _laid(believed, phase, path, passed, [0, -1])))
+        for turn in range(TURNS):
+            path = -(np.cumsum(generator.random((array.columns, array.rows)) < SWITCH, axis=1) + turn & 1)
+            passed = np.ones_like(path)
+            for c in range(array.columns):
+                faulty = np.flatnonzero(believed.sum_keep[c] != -1)[::-1]
+                if len(faulty):
+                    passed[c, faulty[(made * TURNS + turn) % len(faulty)]] = -1
+            rails.append(_Rail(phase, 1, _laid(believed, phase, path, passed, [PULSE])))
+    vectors = np.stack([_vectors(array, phase) for phase in PHASES])
+    own = np.array([PHASES.index(rail.phase) for rail in rails])
+    ends = yield from count.ends(vectors, own, [rail.weights[0].astype(np.int8) for rail in rails])
+    trials: list[_Trial] = []
+    for phase in PHASES:
+        for x in sorted({rail.x for rail in rails}):
+            of = [r for r, rail in enumerate(rails) if (rail.phase, rail.x) == (phase, x)]
+            if of:
+                trials += yield from _pulsed(array, count, [rails[r] for r in of], ends[of])
+    return trials
+
+
+def _laid(believed: Column, phase: int, path: Int64, passed: Int64, loads: Sequence[int]) -> Int64:
+    """Weights (loads, R, C) of rails at ``path`` (C, R) that pass faults as ``passed`` (C, R) says."""
+    columns, rows = believed.sum_keep.shape
+    out = np.empty((len(loads), columns, rows), np.int64)
+    for c in range(columns):
+        column = Column(*(mask[c] for mask in believed))
+        for n, load in enumerate(loads):
+            lay(column, phase, path[c], passed[c], load, out[n, c])
+    return np.ascontiguousarray(out.transpose(0, 2, 1))
+
+
+def _vectors(array: Array, phase: int) -> Int64:
+    """Inputs (R,) of a rail alone."""
+    inputs = np.zeros(array.rows, np.int64)
+    inputs[[row for row in range(array.rows) if moves(row, phase)]] = 1
+    return inputs
+
+
+def _pulsed(array: Array, count: Count, rails: Sequence[_Rail], ends: Int64) -> Generator[Probe, Activation, list[_Trial]]:
+    """The trials of rails that have one phase and input."""
+    phase, x = rails[0].phase, rails[0].x
+    first, stop = pulses(array.rows, phase)
+    rows = range(first, stop, STEP)
+    vectors = np.tile(_vectors(array, phase), (1 + len(rows), 1))
+    for pulse, row in enumerate(rows):
+        vectors[1 + pulse, row] = x
+        vectors[1 + pulse, row + 1 : row + 2] = -x
+    loaded = [(r, made.astype(np.int8)) for r, rail in enumerate(rails) for made in rail.weights]
+    read = yield from count.differences(vectors, [made for _, made in loaded], np.array([ends[r] for r, _ in loaded]))
+    trials = []
+    for n, (r, made) in enumerate(loaded):
+        right = (read[0, n] == 0).all(axis=0)
+        readings = np.zeros((-(-array.rows // STEP), *read.shape[2:]), np.int8)
+        readings[np.array(rows, np.int64) // STEP] = read[1:, n]
+        trials.append(_Trial(made, phase, x, ends[r], readings, right))
+    return trials
 
 
 def as_map(array: Array, believed: Sequence[Column]) -> FaultMap:

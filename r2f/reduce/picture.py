@@ -84,7 +84,9 @@ def heat(axes: Axes, table: Table) -> None:
 
 
 def required(axes: Axes, table: Table, targets: Sequence[float]) -> None:
-    """The required amount by rate, a line a target; it ends where chips are beyond help."""
+    """The required amount by rate, a line a target, and at the upper edge the rates at which chips are beyond help."""
+    largest = table.courses[0].points[-1].iterations
+    lost = False
     for place, target in enumerate(targets):
         colour, dashes, mark = _LOOKS[place % len(_LOOKS)]
         curve = [(100 * rate, need) for rate, need in steps(table, "rate", target) if need is not None]
@@ -92,8 +94,14 @@ def required(axes: Axes, table: Table, targets: Sequence[float]) -> None:
         x, y = zip(*curve, strict=True) if curve else ((), ())
         # A chip between two measured rates gets the amount of the higher one.
         axes.plot(x, y, color=colour, linestyle=dashes, marker=mark, drawstyle="steps-pre", label=label)
-    largest = table.courses[0].points[-1].iterations
-    axes.set(xlabel="faulty elements, %", ylabel="iterations", ylim=(-0.04 * largest, 1.08 * largest))
+        beyond = [100 * rate for rate, need in steps(table, "rate", target) if need is None]
+        lost |= bool(beyond)
+        # Targets beside one another, or one would hide the next.
+        axes.plot(beyond, [(1.1 + 0.06 * place) * largest] * len(beyond), color=colour, linestyle="none", marker="x")
+    top = 1.16 + 0.06 * len(targets) if lost else 1.08
+    axes.set(xlabel="faulty elements, %", ylabel="iterations", ylim=(-0.04 * largest, top * largest))
+    if lost:
+        axes.text(0.01, 0.99, "x: beyond help", transform=axes.transAxes, ha="left", va="top", fontsize=8)
     axes.axhline(largest, color=QUIET, linewidth=0.8)
     axes.yaxis.grid(True, color=GRID)
     axes.set_title("Amount required by rate")

@@ -32,6 +32,7 @@ from accelsim.timing.scalesim import read_config
 from r2f import prepare
 from r2f import settings as settings_file
 from r2f.display import Display
+from r2f.folders import locked
 from r2f.reduce.amounts import Table
 from r2f.reduce.course import Course, Images, courses, right
 from r2f.reduce.retraining import job_of
@@ -86,6 +87,11 @@ def measure(settings: Settings, asked: Asked, out: Path, say: Display) -> Table:
     settings = settings_file.resolved(settings)
     prepare.check(settings)
     array = Array() if settings.array is None else read_config(Path(settings.array))
+    # Before anything is trained, when how many iterations an epoch has is not known yet.
+    for text in asked.amounts:
+        iterations(text, 1)
+    if not any(float(text.removesuffix("e")) for text in asked.amounts):
+        raise SettingsError("--amounts: give at least one above 0")
     maps = list(drawn(asked, array))
     data = datasets.open(settings.data)
     module = prepare.float_module(settings, data, say)
@@ -94,23 +100,24 @@ def measure(settings: Settings, asked: Asked, out: Path, say: Display) -> Table:
     data.check(network)
     subject = subject_of(settings, network, data, asked)
     out.mkdir(parents=True, exist_ok=True)
-    clean = 100 * float(right(network, subject.job, subject.judged).mean())
-    with say.counting("retraining chips") as tell:
-        found = _measured(subject, maps, settings, asked.jobs, out / KEPT, lambda n, text: tell(n, len(maps), text))
-    table = Table(
-        network=network.name,
-        sha256=storage.digest(network),
-        data=data.sha256(),
-        rows=array.rows,
-        columns=array.columns,
-        mapping=asked.mapping,
-        job=subject.job,
-        an_epoch=recipe.plan(subject.job, len(data.train_images)).an_epoch,
-        images=len(subject.judged.images),
-        clean=clean,
-        courses=tuple(found),
-    )
-    write_whole(out / FILE, msgspec.json.format(msgspec.json.encode(table)) + b"\n")
+    with locked(out):
+        clean = 100 * float(right(network, subject.job, subject.judged).mean())
+        with say.counting("retraining chips") as tell:
+            found = _measured(subject, maps, settings, asked.jobs, out / KEPT, lambda n, text: tell(n, len(maps), text))
+        table = Table(
+            network=network.name,
+            sha256=storage.digest(network),
+            data=data.sha256(),
+            rows=array.rows,
+            columns=array.columns,
+            mapping=asked.mapping,
+            job=subject.job,
+            an_epoch=recipe.plan(subject.job, len(data.train_images)).an_epoch,
+            images=len(subject.judged.images),
+            clean=clean,
+            courses=tuple(found),
+        )
+        write_whole(out / FILE, msgspec.json.format(msgspec.json.encode(table)) + b"\n")
     return table
 
 
@@ -138,12 +145,17 @@ def of_network(table: Table, network: Network, path: Path) -> None:
 def subject_of(settings: Settings, network: Network, data: Dataset, asked: Asked) -> Subject:
     """What all chips share. Raises SettingsError for amounts that are none."""
     size = recipe.plan(job_of(settings, network, data, 1), len(data.train_images)).an_epoch
-    stops = tuple(sorted({iterations(text, size) for text in asked.amounts}))
-    if not stops or stops[-1] < 1:
-        raise SettingsError("--amounts: give at least one above 0")
+    stops = _amounts(asked, size)
     places = spread(settings.evaluation_samples, len(data.test_images))
     judged = Images(data.test_images[places], data.test_labels[places])
     return Subject(network, data, job_of(settings, network, data, stops[-1]), stops, judged, asked.mapping)
+
+
+def _amounts(asked: Asked, an_epoch: int) -> tuple[int, ...]:
+    stops = tuple(sorted({iterations(text, an_epoch) for text in asked.amounts}))
+    if not stops or stops[-1] < 1:
+        raise SettingsError("--amounts: give at least one that comes to an iteration or more")
+    return stops
 
 
 def iterations(text: str, an_epoch: int) -> int:
@@ -184,9 +196,17 @@ def per_cent(text: str, option: str) -> float:
 def drawn(asked: Asked, array: Array) -> Iterator[FaultMap]:
     """The random chips of a table. Raises SettingsError for a rate that breaks no element of this array."""
     size = array.rows * array.columns
+    counts: dict[int, float] = {}
     for rate in sorted(set(asked.rates)):
-        if round(rate * size) < 1:
+        faulty = round(rate * size)
+        if faulty < 1:
             raise SettingsError(f"--rates {rate:g}: of {size} processing elements that is none; give {1 / size:.2g} or more")
+        if faulty in counts:
+            raise SettingsError(
+                f"--rates {counts[faulty]:g} and {rate:g}: of {size} processing elements both are {faulty}; give one of the two"
+            )
+        counts[faulty] = rate
+    for rate in counts.values():
         for place in range(asked.maps):
             yield chips.random_map(array, rate, asked.chip_seed + place)
 

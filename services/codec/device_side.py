@@ -82,7 +82,7 @@ class DeviceCodec:
         """One message. Raises ValueError for one that is wrong, and is then as before."""
         match message:
             case SetMode():
-                known_faults(message.known, KNOWN)
+                await asyncio.to_thread(known_faults, message.known, KNOWN)
                 self.mode = message
             case EncodedModel():
                 self._enter(message.session)

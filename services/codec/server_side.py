@@ -88,7 +88,7 @@ class ServerCodec:
         """One message. Raises ValueError for one that is wrong, and is then as before."""
         match message:
             case SetMode():
-                known_faults(message.known, KNOWN)
+                await asyncio.to_thread(known_faults, message.known, KNOWN)
                 self.mode = message
             case Deploy():
                 self._enter(message.session)

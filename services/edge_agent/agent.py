@@ -223,7 +223,7 @@ class Agent:
             await client.send_outputs(forward, outputs, truth)
             return
         accelerator = await self._accelerator(loaded.network, mode, forward)
-        referee = await asyncio.to_thread(exact, loaded.network, self.device.path, self._known(mode))
+        referee = await asyncio.to_thread(exact, loaded.network, self.device.path, await asyncio.to_thread(self._known, mode))
         self.running = Running(self.bus, forward, mode, loaded.network, referee, accelerator, self.device.array)
         direct: frozenset[int] = frozenset()
         if training and thresholded(mode.scheme):

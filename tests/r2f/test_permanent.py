@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -12,7 +14,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from accelsim.accelerators import build
-from accelsim.datasets import load
+from accelsim.datasets import load, spread
+from accelsim.engine import Engine
 from accelsim.faults import Rates, chip
 from accelsim.faults.permanent import Fault, FaultMap, fault_map, faulty_network
 from accelsim.int8 import storage
@@ -21,7 +24,8 @@ from accelsim.lowering import lower
 from accelsim.timing import Array
 from r2f import inprocess, prepare
 from r2f.cli import app
-from r2f.settings import SettingsError, flat, parse
+from r2f.prepare import PREPARED, Prepared
+from r2f.settings import Settings, SettingsError, flat, parse
 from services.trainer.core.job import Job
 from services.trainer.core.replay import replay
 from services.trainer.core.step import held_back
@@ -199,3 +203,22 @@ def test_a_diagnosis_is_of_one_device(devices: str, tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["diagnose", "--device", devices, "--out", str(tmp_path / "found.json")])
     assert found.exit_code == 1
     assert "a diagnosis is of one device" in found.output.replace("\n", " ")
+
+
+def test_the_sound_chip_is_measured_beside_a_worn_one(prepare: Callable[[Settings, Path], None], tmp_path: Path) -> None:
+    """The network that is deployed first, on an array without faults; nothing is measured where there is no chip."""
+    prepare(parse({"random-faults": "0.05", "eval-samples": "100"}), tmp_path / "worn")
+    found = msgspec.json.decode((tmp_path / "worn" / PREPARED).read_bytes(), type=Prepared).sound
+    assert found is not None
+    network = storage.load(tmp_path / "worn" / "network.safetensors")
+    places = spread(100, len(DIGITS.test_images))
+    images, labels = DIGITS.test_images[places], DIGITS.test_labels[places]
+    outputs = Engine(network).run(network.quantize_images(images))[-1]
+    assert found.samples == 100
+    assert found.top1 == [100 * float((outputs.reshape(100, -1).argmax(axis=1) == labels).mean())]
+    worn = inprocess.evaluate(
+        network, images, labels, Rates(), [0], accelerator=build("simulated", permanent=chip.random_map(Array(), 0.05, 1))
+    )
+    assert worn.top1[0] < found.top1[0]
+    prepare(parse({"eval-samples": "100"}), tmp_path / "healthy")
+    assert msgspec.json.decode((tmp_path / "healthy" / PREPARED).read_bytes(), type=Prepared).sound is None

@@ -79,6 +79,7 @@ def test_adds_up(tmp_path: Path) -> None:
         "faulty_after": {"mean": 90.0, "std": 2.0, "values": [88.0, 92.0]},
         "plain": {"mean": 96.5, "std": 0.0, "values": [96.5]},
         "faulty_plain": {"mean": 71.5, "std": 1.5, "values": [70.0, 73.0]},
+        "sound": None,
     }
     assert written["recovered_in_all"] == pytest.approx((90 - 71.5) / (96.5 - 71.5))
     assert written["accuracy_top5"] == {
@@ -89,6 +90,7 @@ def test_adds_up(tmp_path: Path) -> None:
         "faulty_after": {"mean": 96.0, "std": 1.0, "values": [95.0, 97.0]},
         "plain": {"mean": 98.5, "std": 0.0, "values": [98.5]},
         "faulty_plain": {"mean": 86.0, "std": 1.0, "values": [85.0, 87.0]},
+        "sound": None,
     }
     assert (written["verdict"], written["recovered"]) == ("better", pytest.approx(8 / 15))
     assert written["verdict_fault_free"] == "within error"
@@ -293,5 +295,22 @@ def test_a_report_names_the_chip(tmp_path: Path) -> None:
     assert chip in text
     assert "no faults" not in text, "the chip's own stay in"
     assert "int8, no soft errors, before" in text
+    assert found.accuracy.sound is None
+    assert "sound chip" not in text
     axes, _ = shown(plots.accuracy, found)
     assert axes.get_xticklabels()[1].get_text().replace("\n", " ") == "no soft errors, before"
+
+
+def test_a_report_says_what_the_sound_chip_would_have(tmp_path: Path) -> None:
+    sound = Evaluation(samples=449, top1=[97.25], top5=[99.5])
+    prepared = msgspec.structs.replace(PREPARED, chip="chip 7", sound=sound)
+    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, prepared=prepared)
+    report.write(tmp_path, found)
+    assert report.read(tmp_path) == found
+    assert found.accuracy.sound is not None
+    assert found.accuracy.sound.values == (97.25,)
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    console.print(tables.table(found))
+    (line,) = [line for line in console.export_text().splitlines() if "sound chip" in line]
+    console.file.close()
+    assert line.split()[:6] == ["int8,", "a", "sound", "chip,", "before", "97.2"]

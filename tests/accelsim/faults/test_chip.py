@@ -127,6 +127,44 @@ def test_what_is_no_json_or_too_long_is_refused(tmp_path: Path) -> None:
         chip.read(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"version": 1, "rows": 4, "columns": 4, "faults": [], "rows": 8}', "'rows' is there twice in the chip"),
+        (
+            '{"version": 1, "rows": 4, "columns": 4, '
+            '"faults": [{"kind": "weight", "row": 1, "column": 2, "bit": 3, "value": 1, "bit": 4}]}',
+            r"'bit' is there twice in a fault \(.*row 1, column 2, bit 3, value 1, bit 4\); keep one",
+        ),
+        (
+            '{"version": 1, "rows": 4, "columns": 4, "faults": [{"kind": "bypass", "row": 1, "column": 2}], "faults": []}',
+            "'faults'",
+        ),
+    ],
+)
+def test_a_doubled_key_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "twice.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as refused:
+        chip.read(path)
+    assert str(refused.value).startswith(str(path))
+
+
+def test_what_read_would_refuse_is_not_written(tmp_path: Path) -> None:
+    array = Array(rows=128, columns=128)
+    faults = [Fault(*divmod(n // 9, 128), "accumulator", n % 9, 1) for n in range(chip.FAULTS + 1)]
+    path = tmp_path / "full.json"
+    with pytest.raises(ValueError, match=r"full\.json: no chip file can hold this map.*faults") as refused:
+        chip.write(path, fault_map(array, faults))
+    assert str(chip.FAULTS) in str(refused.value)
+    assert not path.exists()
+    most = fault_map(array, faults[:-1])
+    chip.write(path, most)
+    assert chip.digest(chip.read(path)) == chip.digest(most)
+    with pytest.raises(ValueError, match="name"):
+        chip.write(path, fault_map(array, [], "n" * 201))
+
+
 def test_a_chip_of_another_array_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "chip.json"
     path.write_text(json.dumps(GOOD))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
 from accelsim.int8.network import Network
 from accelsim.timing import Array
+from r2f import folders
 from r2f.cli import app
 from r2f.reduce import picture, resilience
 from r2f.reduce.amounts import Table, fixed
@@ -165,6 +167,45 @@ def test_the_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     result = CliRunner().invoke(app, [*shlex.split(found[1]), "--eval-samples", "100"])
     assert result.exit_code == 0, result.output
     assert len(resilience.read(tmp_path / "resilience" / "digits" / resilience.FILE).courses) == 4
+
+
+@pytest.mark.parametrize("amounts", ["4,nane", "0", "0e,0"])
+def test_amounts_are_looked_at_before_anything_is_trained(
+    amounts: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*_: object) -> None:
+        raise AssertionError("the network was made first")
+
+    monkeypatch.setattr(resilience.prepare, "float_module", trained)
+    result = CliRunner().invoke(app, arguments(weights, tmp_path, "--amounts", amounts))
+    assert result.exit_code == 1
+    assert "--amounts" in result.stderr
+
+
+def test_a_second_measurement_in_a_folder_is_one_line(weights: str, tmp_path: Path) -> None:
+    (tmp_path / resilience.KEPT).write_bytes(b"half a li")
+    with folders.locked(tmp_path):
+        result = CliRunner().invoke(app, arguments(weights, tmp_path))
+    assert result.exit_code == 1
+    assert f"{tmp_path}: another r2f works" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / resilience.KEPT).read_bytes() == b"half a li"
+
+
+def test_rates_beyond_help_are_at_the_upper_edge(table: Table) -> None:
+    axes = Figure().subplots()
+    picture.required(axes, table, [20.0, 100.0])
+    beyond = [line for line in axes.lines if line.get_marker() == "x"]
+    assert [len(line.get_xdata()) for line in beyond] == [0, 2]
+    assert min(beyond[1].get_ydata()) > table.courses[0].points[-1].iterations
+    assert max(beyond[1].get_ydata()) < axes.get_ylim()[1]
+    assert [text.get_text() for text in axes.texts] == ["x: beyond help"]
+
+
+def test_rates_that_are_as_many_elements_are_refused() -> None:
+    asked = Asked(rates=(0.01, 0.0101, 0.05), maps=1, amounts=("4",))
+    with pytest.raises(SettingsError, match=r"--rates 0.01 and 0.0101: of 1024 processing elements both are 10"):
+        list(resilience.drawn(asked, Array()))
 
 
 def test_rates_that_break_no_element_are_named() -> None:
