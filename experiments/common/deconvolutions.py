@@ -115,6 +115,18 @@ def _module(network: str, width: int | None) -> nn.Module:
         return (GENERATIVE[network]() if width is None else GENERATIVE[network](width=width)).eval()
 
 
+@torch.no_grad()
+def _spread(module: nn.Module) -> None:
+    """Random weights as He et al. 2015 have them: with torch's own activations fade, and zeros agree with zeros."""
+    generator = torch.Generator().manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            taps = part.in_channels * math.prod(part.kernel_size)
+            if isinstance(part, nn.ConvTranspose2d):
+                taps //= math.prod(part.stride)
+            part.weight.normal_(0, math.sqrt(2 / taps), generator=generator)
+
+
 def _blank(node: real.Conv) -> net.Conv:
     """The node's layer with weights of zero, whose shapes alone count."""
     out = node.weight.shape[0]
@@ -199,7 +211,9 @@ def reads(cell: Checked) -> tuple[str, ...]:
 def checked(cell: Checked, shared: Path) -> Agreement:
     """Runs a network in all ways on one image, and each transposed convolution as a scatter in float64, which is exact here."""
     module = _module(cell.network, cell.width)
-    if cell.weights is not None:
+    if cell.weights is None:
+        _spread(module)
+    else:
         zoo.load_weights(module, shared / "weights" / cell.weights)
     shape = cell.shape or INPUTS[cell.network]
     images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
