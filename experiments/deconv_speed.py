@@ -191,12 +191,12 @@ def draw(written: dict[str, Any], path: Path) -> None:
             at = [(group + (place - 1) * 0.27, height) for group, height in enumerate(heights) if height is not None]
             axis.bar([x for x, _ in at], [y for _, y in at], 0.26, label=label, **style.bar(place))
             for x, y in at:
-                axis.text(x, y + 0.05, f"{y:.1f}", ha="center", va="bottom", fontsize=6)
-        axis.axhline(1, color="black", linewidth=0.8)
+                axis.text(x, 1.02 * y, f"{y:.1f}", ha="center", va="bottom", fontsize=6)
         axis.set_xticks(range(len(names)), [name.replace("fast_style_transfer", "fast style\ntransfer") for name in names])
         axis.set(title=f"batch {batch}", ylabel="speedup over zero-padding", yscale="log")
         axis.set_yticks([1, 2, 3, 4, 6, 8, 16], ["1", "2", "3", "4", "6", "8", "16"])
         axis.minorticks_off()
+        axis.set_ylim(1, 20)
     style.legend(drawn, rows[0][0])
     path.parent.mkdir(parents=True, exist_ok=True)
     style.save(drawn, path)
