@@ -17,11 +17,12 @@ from accelsim.datasets import IMAGENET_MEAN, IMAGENET_STD, spread
 from accelsim.int8.network import Conv, Network, UInt8
 from accelsim.lowering import lower
 from accelsim.named import looking_in
+from accelsim.zoo.generative import INPUTS
 from r2f import prepare, run
 from r2f import settings as settings_file
 from r2f.settings import DEMO_NETWORK, Settings, SettingsError
 
-SIZES = dict.fromkeys(zoo.NETWORKS, (224, 224, 3)) | {"resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}
+SIZES = dict.fromkeys(zoo.NETWORKS, (224, 224, 3)) | {"resnet20": (32, 32, 3), "resnet56": (32, 32, 3)} | INPUTS
 """(H, W, C) of the images that the zoo's networks were made for; the demo's has its data."""
 IMAGES = 16
 """As many are enough to lower a network whose indices are asked for, not its accuracy."""

@@ -66,14 +66,29 @@ def into(layer: Exact, xs: Sequence[Activation], y: Activation) -> None:
             kernels.look_up(a, za, layer.table.reshape(-1, 256).view(np.int8), out, y.size)
         case Channels():
             kernels.move_channels(a, layer.order, out, n * h * w, shape[2])
-        case Flatten() | Slice():
+        case Flatten():
             y[...] = reference.layer(layer, xs)
+        case Slice():
+            cut(layer, xs[0], y)
         case Interleave():
             interleave(layer, xs, y)
         case Resample():
             resample(layer, xs[0], y)
         case _:
             assert_never(layer)
+
+
+def cut(layer: Slice, x: Activation, y: Activation) -> None:
+    """Write the window of x into y, one strided copy, and zeros where it reaches past x."""
+    of, to = [], []
+    for at, step, size, count in zip(layer.offset, (*layer.step, 1), x.shape[1:], y.shape[1:], strict=True):
+        begin = max(0, -(at // step))
+        end = max(begin, min(count, (size - 1 - at) // step + 1))
+        of.append(slice(at + begin * step, at + end * step, step) if end > begin else slice(0, 0))
+        to.append(slice(begin, end))
+    if any(part.stop - part.start < count for part, count in zip(to, y.shape[1:], strict=True)):
+        y[...] = 0
+    y[:, to[0], to[1], to[2]] = x[:, of[0], of[1], of[2]]
 
 
 def interleave(layer: Interleave, xs: Sequence[Activation], y: Activation) -> None:

@@ -9,22 +9,30 @@ With t + p = s m + r, an output t of a dimension (stride s, padding p) is ``sum_
   of which padding cuts some away;
 - zero-padded: the input with s - 1 zeros between its pixels, and one convolution. What the others are compared with.
 
-All give the same integers. "auto" takes phases or merged, whichever takes fewer cycles on the modelled array.
+All give the same integers. "auto" takes phases or merged, whichever takes fewer cycles on the modelled array for a batch of
+``BATCH`` images. A dimension of one pixel has no neighbours, whatever the stride: merged takes the filter itself as its stride
+there, so that a latent vector's projection is the dense layer that it stands for.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from accelsim.int8 import network as net
 from accelsim.int8.network import Int8, Shape, Way
 from accelsim.timing import Array
-from accelsim.timing.array import layer_cycles
+from accelsim.timing.array import layer_cycles, layer_macs
+
+BATCH: Final = 16
+"""Images whose cycles "auto" counts, one behind another in a tile: as many as a run has in a batch."""
+MOST_BLOCKS: Final = 4096
+"""Blocks that an ``Interleave`` may have."""
 
 
 class Phase(NamedTuple):
@@ -103,14 +111,19 @@ def convolutions(layer: net.Conv, operand: Operand, first: int, way: Way) -> lis
     if way == "auto":
         ways: tuple[Way, ...] = ("phases", "merged") if layer.groups == 1 else ("phases",)
         found = [_convolutions(layer, operand, first, one) for one in ways]
-        return min(found, key=lambda made: _cycles(made, operand.shape, first))
+        return min(found, key=lambda made: cycles(made, operand.shape, first, BATCH))
     return _convolutions(layer, operand, first, "phases" if way == "merged" and layer.groups > 1 else way)
 
 
-def _cycles(layers: list[net.Layer], operand: Shape, first: int) -> int:
-    """Modelled cycles of an image on the default array."""
+def cycles(layers: list[net.Layer], operand: Shape, first: int, batch: int) -> int:
+    """Modelled cycles of ``batch`` images, one behind another in a tile, on the default array."""
+    return sum(layer_cycles(one, shape, Array(), stream=batch) for one, shape in mac_layers(layers, operand, first))
+
+
+def mac_layers(layers: list[net.Layer], operand: Shape, first: int) -> Iterator[tuple[net.Conv, Shape]]:
+    """The MAC layers of ``convolutions`` and the shape of what each reads."""
     shapes = {first + place: one.shape for place, one in enumerate(layers)}
-    return sum(layer_cycles(one, shapes.get(one.inputs[0], operand), Array()) for one in layers if isinstance(one, net.Conv))
+    return ((one, shapes.get(one.inputs[0], operand)) for one in layers if isinstance(one, net.Conv))
 
 
 def _convolutions(layer: net.Conv, operand: Operand, first: int, way: Way) -> list[net.Layer]:
@@ -125,6 +138,10 @@ def _convolutions(layer: net.Conv, operand: Operand, first: int, way: Way) -> li
         case "zero-padded":
             made.zero_padded(sides)
         case "merged":
+            wide = [side._replace(stride=max(side.stride, side.kernel)) if side.size == 1 else side for side in sides]
+            if math.prod(side.stride for side in wide) <= MOST_BLOCKS:
+                sides = wide
+            made.layer = replace(layer, stride=(sides[0].stride, sides[1].stride))
             made.merged(sides)
         case _:
             of = split if way == "split" else phases
@@ -243,4 +260,4 @@ def _picked(weight: Int8, y: Phase, x: Phase) -> Int8:
 
 def macs(layers: list[net.Layer]) -> int:
     """Multiplications of an image."""
-    return sum(one.weight[0].size * math.prod(one.shape) for one in layers if isinstance(one, net.Conv))
+    return sum(layer_macs(one) for one in layers if isinstance(one, net.Conv))

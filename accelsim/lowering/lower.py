@@ -21,7 +21,7 @@ from accelsim.lowering.errors import LoweringError
 from accelsim.lowering.fold import fold
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.pixels import normalise
-from accelsim.lowering.quantise import Aim, plain, quantise
+from accelsim.lowering.quantise import Aim, choose, chosen, plain
 from accelsim.lowering.trace import duplicate, trace
 
 _SAME = 2e-3
@@ -56,6 +56,36 @@ def lower(
     integers.
     Raises LoweringError where the module cannot be traced or an operator cannot be lowered.
     """
+    (network,) = lower_ways(
+        module,
+        calibration_images_u8,
+        mean,
+        std,
+        name,
+        (deconvolution,),
+        classifier=classifier,
+        activations=activations,
+        ber=ber,
+    )
+    return network
+
+
+def lower_ways(
+    module: nn.Module,
+    calibration_images_u8: UInt8,
+    mean: Sequence[float],
+    std: Sequence[float],
+    name: str,
+    ways: Sequence[Way],
+    *,
+    classifier: bool = False,
+    activations: Activations = "auto",
+    ber: float = 0.0,
+) -> list[Network]:
+    """The int8 networks of ``lower``, one for each of ``ways``, for the cost of one: they differ in nothing else.
+
+    Raises LoweringError as ``lower`` does.
+    """
     images = calibration_images_u8
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise LoweringError(f"calibration images: expected uint8 (N, H, W, C), got {images.dtype} {images.shape}")
@@ -76,11 +106,13 @@ def lower(
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
     try:
         aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier)
-        network = quantise(lowered, images, mean, std, name, aim, deconvolution)
+        choice = choose(lowered, images, mean, std, aim)
+        networks = [chosen(choice, mean, std, name, way) for way in ways]
     except ValueError as error:
         raise LoweringError(str(error)) from error
-    validate(network)
-    return network
+    for network in networks:
+        validate(network)
+    return networks
 
 
 def _no_shared_weights(traced: Graph) -> None:

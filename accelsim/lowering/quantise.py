@@ -61,12 +61,31 @@ def plain(graph: Graph) -> Aim:
     return Aim(unsigned=False, gains=depthwise)
 
 
-@torch.no_grad()
 def quantise(
     graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str, aim: Aim, way: Way = "auto"
 ) -> Network:
     """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C).
     ``way``: how its transposed convolutions run.
+
+    Raises ValueError, which names the node, where the float graph gives values that are not finite.
+    """
+    return chosen(choose(graph, images, mean, std, aim), mean, std, name, way)
+
+
+def chosen(choice: Choice, mean: Sequence[float], std: Sequence[float], name: str, way: Way) -> Network:
+    """The int8 network of these scales and integers."""
+    return Network(
+        name=name,
+        input_shape=choice.graph.input_shape,
+        input_scale=choice.scales[INPUT],
+        input_table=input_table(mean, std, choice.image.numpy()),
+        layers=emit(choice, way),
+    )
+
+
+@torch.no_grad()
+def choose(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], aim: Aim) -> Choice:
+    """Scales and integers for a float graph, calibrated on uint8 images (N, H, W, C).
 
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
@@ -95,13 +114,7 @@ def quantise(
     assert best is not None
     if aim.classifier and aim.unsigned and aim.ber:
         _place_answers(best, exact, aim.ber)
-    return Network(
-        name=name,
-        input_shape=graph.input_shape,
-        input_scale=best.scales[INPUT],
-        input_table=input_table(mean, std, best.image.numpy()),
-        layers=emit(best, way),
-    )
+    return best
 
 
 def _trial(count: int) -> npt.NDArray[np.int64]:

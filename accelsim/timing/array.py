@@ -54,7 +54,7 @@ class Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Bytes moved by one execution of a layer on one image."""
+    """Bytes moved by one execution of a layer on one image, or on those that stream through it together."""
 
     buffer_reads: int
     """From the buffers to the array: weights, inputs, and partial sums of the K tiles before."""
@@ -139,29 +139,37 @@ def _matrix(conv: Conv, input_shape: Shape) -> tuple[int, int, int]:
     return depth * kernel_h * kernel_w, filters // conv.groups, size[0] * size[1]
 
 
-def layer_cycles(conv: Conv, input_shape: Shape, array: Array) -> int:
+def layer_cycles(conv: Conv, input_shape: Shape, array: Array, *, stream: int = 1) -> int:
     """Cycles of one execution of a MAC layer on one image, all groups one after another.
 
     ``(2R + C + T - 2) * ceil(K/R) * ceil(N/C)`` a group (architecture.md, "Time"). SCALE-Sim 3.0 reports exactly one
-    less a group. ``input_shape`` is (H, W, C) of the operand. Raises ValueError where the layer cannot take it.
+    less a group. ``input_shape`` is (H, W, C) of the operand. ``stream`` images go through a tile one behind another, T
+    pixels of each, so that loading and draining it is paid once for them; the cycles are those of all of them.
+    Raises ValueError where the layer cannot take the input.
     """
     k, n, t = _matrix(conv, input_shape)
     tiles = -(-k // array.rows) * -(-n // array.columns)
-    return (2 * array.rows + array.columns + t - 2) * tiles * conv.groups
+    return (2 * array.rows + array.columns + stream * t - 2) * tiles * conv.groups
 
 
-def layer_traffic(conv: Conv, input_shape: Shape, array: Array) -> Traffic:
-    """Bytes that one execution of a MAC layer on one image moves, from the tiling of ``layer_cycles``.
+def layer_macs(conv: Conv) -> int:
+    """Multiplications of one execution of a MAC layer on one image."""
+    return int(conv.weight[0].size) * math.prod(conv.shape)
+
+
+def layer_traffic(conv: Conv, input_shape: Shape, array: Array, *, stream: int = 1) -> Traffic:
+    """Bytes that one execution of a MAC layer on ``stream`` images moves, from the tiling of ``layer_cycles``.
 
     Biases and multipliers stay in the requantiser and are not counted. Raises ValueError where the layer cannot
     take the input.
     """
     k, n, t = _matrix(conv, input_shape)
+    t *= stream
     k_tiles, n_tiles = -(-k // array.rows), -(-n // array.columns)
     groups = conv.groups
     partial = (k_tiles - 1) * t * n * ACCUMULATOR_BYTES * groups
     # A group streams its own channels, so what must stay for the next N tile is a group's share of the input.
-    group_input = input_shape[0] * input_shape[1] * (input_shape[2] // groups)
+    group_input = stream * input_shape[0] * input_shape[1] * (input_shape[2] // groups)
     fetches = 1 if group_input <= array.input_kb * 1024 else n_tiles
     alive = t * min(n, array.columns) * ACCUMULATOR_BYTES
     spilled = k_tiles > 1 and alive > array.output_kb * 1024

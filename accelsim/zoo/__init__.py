@@ -1,4 +1,4 @@
-"""The networks of the paper's Table III and of the demo, as float modules, and where their weights come from."""
+"""The networks of the paper's Table III, of the demo, and generative ones, as float modules, and where weights come from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from accelsim.named import users
 from accelsim.zoo.checkpoint import WeightsError, read
 from accelsim.zoo.digits import digits_cnn
+from accelsim.zoo.generative import GENERATIVE
 from accelsim.zoo.mobilenet import mobilenet_v2
 from accelsim.zoo.resnet import resnet18, resnet20, resnet50, resnet56
 from accelsim.zoo.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0
@@ -34,8 +35,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
         shufflenet_v2_x1_0,
         squeezenet1_1,
     )
-}
-"""Builders by name; each takes ``num_classes``."""
+} | GENERATIVE
+"""Builders by name; each takes ``num_classes``, but for generators, which have no classes."""
 
 
 def build(network: str, classes: int | None = None) -> nn.Module:
@@ -46,9 +47,8 @@ def build(network: str, classes: int | None = None) -> nn.Module:
     Raises ValueError where there is no such network, or its function fails or returns anything but a module.
     """
     builder = _builder(network)
-    takes = "num_classes" in inspect.signature(builder).parameters
     try:
-        module = builder(num_classes=classes) if takes and classes is not None else builder()
+        module = builder(num_classes=classes) if _takes_classes(builder) and classes is not None else builder()
     except Exception as error:  # the user's own code runs here
         raise ValueError(f"network {network!r}: it fails to build: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
@@ -76,7 +76,7 @@ def load(
     path = Path(weights)
     builder = _builder(network)
     tensors = read(path)
-    if network in NETWORKS:
+    if network in NETWORKS and _takes_classes(builder):
         found = classes_of(builder, tensors, path)
         if found is not None and classes is not None and found != classes:
             raise WeightsError(
@@ -86,6 +86,10 @@ def load(
     module = build(network, classes)
     fill(module, tensors, path, say)
     return module.eval()
+
+
+def _takes_classes(builder: Callable[..., nn.Module]) -> bool:
+    return "num_classes" in inspect.signature(builder).parameters
 
 
 def _builder(network: str) -> Callable[..., nn.Module]:

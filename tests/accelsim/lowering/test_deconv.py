@@ -17,7 +17,7 @@ from accelsim.int8 import network as net
 from accelsim.int8.checks import validate
 from accelsim.int8.network import INPUT, Activation, Network, Way
 from accelsim.lowering import lower
-from accelsim.lowering.deconv import Operand, convolutions, macs
+from accelsim.lowering.deconv import Operand, convolutions, cycles, macs
 
 WAYS: tuple[Way, ...] = ("phases", "merged", "split", "zero-padded")
 PATHS = [name for name, works, _ in probe() if works]
@@ -151,3 +151,34 @@ def test_a_generator_lowers_and_all_ways_are_one(generator: nn.Module, activatio
         want = generator(pixels).permute(0, 2, 3, 1).numpy()
     got = found["auto"] * np.float32(network.layers[-1].scale)
     assert 10 * np.log10(np.square(want).mean() / np.square(want - got).mean()) > 20
+
+
+def test_a_projection_is_a_dense_layer() -> None:
+    """A latent vector has no neighbours: one 1x1 convolution and its outputs put in place, not a window over zeros."""
+    ones = np.ones(6, np.float32)
+    layer = net.Conv(
+        name="project", inputs=(INPUT,), shape=(4, 4, 6), scale=1.0, weight=np.ones((6, 9, 4, 4), np.int8),
+        bias=np.zeros(6, np.int32), weight_scale=ones, multiplier=ones,
+    )  # fmt: skip
+    operand = Operand((1, 1, 9), 1.0, True)
+    conv, together = convolutions(layer, operand, 0, "merged")
+    assert isinstance(conv, net.Conv)
+    assert isinstance(together, net.Interleave)
+    assert (conv.weight.shape, conv.shape, together.step) == ((96, 9, 1, 1), (1, 1, 96), (4, 4))
+    assert macs([conv]) == 96 * 9 == macs(convolutions(layer, operand, 0, "phases")) // 16
+    assert len(convolutions(layer, operand, 0, "auto")) == 2
+
+
+def test_auto_is_the_cheaper_one_for_a_batch() -> None:
+    """Where few pixels pass, loading tiles is all that costs; behind 16 images the products do."""
+    for inputs, outputs, size in ((512, 256, 4), (64, 3, 32), (8, 4, 3)):
+        ones = np.ones(outputs, np.float32)
+        layer = net.Conv(
+            name="up", inputs=(INPUT,), shape=(2 * size, 2 * size, outputs), scale=1.0,
+            weight=np.ones((outputs, inputs, 4, 4), np.int8), bias=np.zeros(outputs, np.int32), weight_scale=ones,
+            multiplier=ones, stride=(2, 2), padding=(1, 1),
+        )  # fmt: skip
+        operand = Operand((size, size, inputs), 1.0, True)
+        counts = {way: cycles(convolutions(layer, operand, 0, way), operand.shape, 0, 16) for way in WAYS}
+        chosen = cycles(convolutions(layer, operand, 0, "auto"), operand.shape, 0, 16)
+        assert chosen == min(counts["phases"], counts["merged"]) == min(counts.values())

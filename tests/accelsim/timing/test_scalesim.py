@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from accelsim.int8.network import INPUT, Conv, Network, Shape
+from accelsim.int8.network import INPUT, Conv, Network, Shape, Way
+from accelsim.lowering.deconv import Operand, convolutions, mac_layers
 from accelsim.timing import Array, layer_cycles
 from accelsim.timing.scalesim import multiplicity, read_config, topology, write_config
 
@@ -99,8 +101,6 @@ def test_names_cannot_break_the_file() -> None:
 
 
 def test_two_strides_are_refused_by_name() -> None:
-    from dataclasses import replace
-
     uneven = replace(LAYERS[0][1], stride=(1, 2), shape=(8, 4, 5))
     with pytest.raises(ValueError, match=r"stem.*stride"):
         topology(network([uneven]))
@@ -152,12 +152,26 @@ scalesim(save_disk_space=True, verbose=False, config=config, topology=topology, 
 """
 
 
-def test_cycles_are_scalesims_plus_one(tmp_path: Path) -> None:
+def deconvolution() -> list[tuple[Shape, Conv]]:
+    """The convolutions of one transposed convolution, 5x5 by 2 on 6x5x9, in all four ways."""
+    layer = conv("up", (6, 5, 9), 10, (5, 5))
+    layer = replace(layer, shape=(12, 10, 10), stride=(2, 2), padding=(2, 2))
+    ways: tuple[Way, ...] = ("zero-padded", "split", "phases", "merged")
+    found: list[tuple[Shape, Conv]] = []
+    for way in ways:
+        made = convolutions(layer, Operand((6, 5, 9), 1.0, True), 0, way)
+        found += [(shape, replace(one, name=f"{way}.{one.name}")) for one, shape in mac_layers(made, (6, 5, 9), 0)]
+    assert len(found) == 1 + 4 + 4 + 1
+    return found
+
+
+@pytest.mark.parametrize("layers", [LAYERS, deconvolution()], ids=["layers", "deconvolution"])
+def test_cycles_are_scalesims_plus_one(tmp_path: Path, layers: list[tuple[Shape, Conv]]) -> None:
     python = os.environ.get("R2F_SCALESIM_PYTHON")
     if not python:
         pytest.skip("set R2F_SCALESIM_PYTHON to a Python with scalesim==3.0.0 and numpy<2.4 to compare cycles with it")
     array = Array(rows=8, columns=8, input_kb=64, weight_kb=64, output_kb=64)
-    plan = network([layer for _, layer in LAYERS])
+    plan = network([layer for _, layer in layers])
     text = topology(plan)
     (tmp_path / "net.csv").write_text(text)
     lines = [",".join([row.split(",")[0], *["1"] * (_LAYOUT_COLUMNS - 1)]) + "," for row in text.splitlines()]
@@ -169,7 +183,7 @@ def test_cycles_are_scalesims_plus_one(tmp_path: Path) -> None:
     with (tmp_path / "out" / "r2f" / "COMPUTE_REPORT.csv").open() as file:
         report = list(csv.reader(file, skipinitialspace=True))
     column = report[0].index("Total Cycles")
-    assert len(report) == 1 + len(LAYERS)
-    for (shape, layer), row in zip(LAYERS, report[1:], strict=True):
+    assert len(report) == 1 + len(layers)
+    for (shape, layer), row in zip(layers, report[1:], strict=True):
         reported = int(float(row[column]))
         assert layer_cycles(layer, shape, array) == layer.groups * (reported + 1), layer.name
