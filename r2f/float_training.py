@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from accelsim.datasets import Dataset, Int64
 from accelsim.int8.network import UInt8
 from accelsim.lowering import normalise
-from services.trainer.core.evaluation import Evaluation, accuracy, count
+from services.trainer.core.evaluation import Evaluation, Reference, accuracy, measure
 
 
 def train(build: Callable[[], nn.Module], data: Dataset, *, seed: int = 0, epochs: int = 16, batch: int = 32) -> nn.Module:
@@ -50,20 +51,24 @@ def _train(module: nn.Module, data: Dataset, epochs: int, batch: int) -> nn.Modu
     return module.eval()
 
 
-def evaluate(module: nn.Module, images: UInt8, labels: Int64, data: Dataset) -> Evaluation:
-    """Accuracy of a float module on uint8 images (N, H, W, C), in per cent, measured in eval mode whatever mode it is in.
+def evaluate(module: nn.Module, images: UInt8, truth: Int64 | Reference, data: Dataset) -> Evaluation:
+    """What a float module comes to on uint8 images (N, H, W, C), measured in eval mode whatever mode it is in.
 
-    Among equal outputs the lowest class comes first. Raises ValueError where a label is no class of the module's.
+    ``truth``: labels (N,), or what its images are held against. Among equal outputs the lowest class comes
+    first. Raises ValueError where a label is no class of the module's.
     """
     was_training = module.training
     module.eval()
-    counts = []
+    found = []
     with torch.inference_mode():
         for start in range(0, len(images), 256):
-            outputs = module(normalised(images[start : start + 256], data)).numpy()
-            counts.append(count(outputs, labels[start : start + 256]))
+            outputs = module(normalised(images[start : start + 256], data))
+            outputs = outputs.permute(0, 2, 3, 1) if outputs.dim() == 4 else outputs
+            places = np.arange(start, min(start + 256, len(images)))
+            of = truth.at(places) if isinstance(truth, Reference) else truth[places]
+            found.append(measure(outputs.numpy(), 1.0, of))
     module.train(was_training)
-    return accuracy([counts])
+    return accuracy([found])
 
 
 def normalised(images: UInt8, data: Dataset) -> Tensor:

@@ -21,7 +21,7 @@ from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
 from broker.launch import find_mosquitto
 from broker.link import profile
-from r2f import float_training
+from r2f import float_training, inprocess
 from r2f import settings as settings_file
 from r2f.devices.dividing import divide
 from r2f.display import Display
@@ -31,7 +31,7 @@ from r2f.settings import DEMO_NETWORK, DEVICES_OWN, Settings, SettingsError
 from services.bus import BusError
 from services.bus.address import broker_address, hidden
 from services.trainer.core import job as jobs
-from services.trainer.core import viewing
+from services.trainer.core import objective, viewing
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.fleet import Fleet
 from services.trainer.core.job import Job
@@ -182,16 +182,16 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     with say.step("quantising to int8"):
         network = lowered(settings, data, module)
         plain = lowered(msgspec.structs.replace(settings, activations="signed"), data, module) if settings.baseline else None
-    data.check(network)
+    data.check(network, images=True)
     asked = settings
     settings = protected(settings, network)
-    with say.step("accuracy of the float network"):
-        chosen = spread(settings.evaluation_samples, len(data.test_images))
-        accuracy = float_training.evaluate(module, data.test_images[chosen], data.test_labels[chosen], data)
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
-    job = job_of(settings, folder.name, at_once, data.digest())
-    job = viewing.decided(job, network, data.train_images[calibration(data)])
+    job = settled(job_of(settings, folder.name, at_once, data.digest()), network, data)
+    with say.step("accuracy of the float network"):
+        chosen = spread(settings.evaluation_samples, len(data.test_images))
+        truth = inprocess.reference(job, network, data, chosen)
+        accuracy = float_training.evaluate(module, data.test_images[chosen], truth, data)
     try:
         jobs.check(job, network)
     except ValueError as error:
@@ -211,10 +211,13 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
-        np.save(folder / "train_labels.npy", data.train_labels)
+        own = data.train_labels if data.train_targets is None else data.train_targets
+        np.save(folder / jobs.OWN["labels" if data.train_targets is None else "targets"], own)
+    if job.against == "targets" and data.test_targets is not None:
+        np.save(folder / jobs.TARGETS, data.test_targets)
     jobs.write(folder, job)
     if fleet is not None:
-        divide(asked, folder, fleet, (jobs.NETWORK, jobs.PLAIN, PREPARED, "train_labels.npy"))
+        divide(asked, folder, fleet, (jobs.NETWORK, jobs.PLAIN, PREPARED, *jobs.OWN.values(), jobs.TARGETS))
     settings_file.write(folder, asked)  # last: a trainer that waits takes a folder that has it
 
 
@@ -230,10 +233,19 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float =
         data.mean,
         data.std,
         name=settings.network,
-        classifier=True,
+        classifier=None,
         activations=settings.activations,
         ber=share * rate_of(settings.rates),
     )
+
+
+def settled(job: Job, network: Network, data: Dataset) -> Job:
+    """The job with all that it leaves to the network and its data. Raises SettingsError that names the option."""
+    try:
+        decided = objective.settled(job, network, data)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return viewing.decided(decided, network, data.train_images[calibration(data)])
 
 
 def rate_of(rates: Rates) -> float:

@@ -8,6 +8,7 @@ import pytest
 from accelsim.int8.network import INPUT, Flatten, Network
 from services.trainer.core import selection
 from services.trainer.core.selection import first, further, gained, is_better
+from services.trainer.core.task import Task
 
 
 def network(scale: float = 0.1) -> Network:
@@ -19,10 +20,10 @@ def network(scale: float = 0.1) -> Network:
 def test_agreement_is_what_two_distributions_share() -> None:
     outputs = np.array([[[[0, 0, 0]]], [[[127, -128, -128]]]], np.int8)
     truth = np.array([[0.5, 0.25, 0.25], [0.25, 0.75, 0]], np.float32)
-    found = selection.agreement(network(), outputs, truth)
+    found = selection.agreement(Task(), network(), outputs, truth)
     np.testing.assert_allclose(found, [1 / 3 + 0.5, 0.25], atol=1e-6)
     label = np.eye(3, dtype=np.float32)[[0, 0]]
-    np.testing.assert_allclose(selection.agreement(network(), outputs, label), [1 / 3, 1], atol=1e-6)
+    np.testing.assert_allclose(selection.agreement(Task(), network(), outputs, label), [1 / 3, 1], atol=1e-6)
 
 
 def test_the_error_of_a_gain_is_that_of_samples_and_of_seeds_paired() -> None:
