@@ -81,7 +81,9 @@ def check(settings: Settings) -> None:
     if settings.ranks > 1 and not settings.trainer:
         raise SettingsError(f"--ranks {settings.ranks}: the trainer is started elsewhere (--no-trainer), and its ranks with it")
     if not settings.data.source:
-        raise SettingsError("--data is empty: give 'digits', an .npz file or a folder of images")
+        raise SettingsError(
+            "--data is empty: give 'digits', 'shapes', 'crops2x', latents:Z, an .npz file or a folder of images"
+        )
     if settings.link is not None:
         profile(settings.link)
     if settings.live and settings.link is None:
@@ -95,7 +97,7 @@ def check(settings: Settings) -> None:
         accelerators.build(settings.accelerator, faults.build(settings.fault_model), worn)
     if settings.network not in zoo.NETWORKS and ":" not in settings.network:
         zoo.build(settings.network)  # raises, naming those there are
-    if settings.weights is None and settings.network != DEMO_NETWORK:
+    if settings.weights is None and settings.network not in zoo.TRAINED_HERE:
         raise SettingsError(f"network {settings.network}: give its trained weights with --weights FILE")
 
 
@@ -280,12 +282,22 @@ def read(folder: Path) -> Prepared:
 
 
 def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
-    """The float network in eval mode: the demo's is trained here, others come with their weights."""
+    """The float network in eval mode: those of ``zoo.TRAINED_HERE`` are trained here, others come with their weights."""
     if settings.weights is not None:
         # A class list says how many classes a network has, else its checkpoint or its function does.
         classes = None if settings.data.classes is None else data.classes
         with looking_in(settings.modules):
             return zoo.load(settings.network, Path(settings.weights), classes=classes, say=say.note)
+    if settings.network != DEMO_NETWORK:
+        meant = zoo.TRAINED_HERE[settings.network]
+        wants = "masks" if meant == "shapes" else "images"
+        if data.kind != wants:
+            raise SettingsError(
+                f"{data.name}: network {settings.network} is trained here on {wants} as targets, as --data {meant} has "
+                f"them, and this data has {data.kind}; or give trained weights with --weights"
+            )
+        with say.step("training the float network"):
+            return float_training.from_nothing(settings.network, data, settings.seed)
     expected = datasets.load(datasets.DIGITS).shape
     if data.shape != expected:
         raise SettingsError(
@@ -293,7 +305,7 @@ def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
             f"takes {datasets.dataset.by(expected)}; name yours with --network and --weights"
         )
     with say.step("training the float network"):
-        return float_training.train(lambda: zoo.build(DEMO_NETWORK, data.classes), data, seed=settings.seed)
+        return float_training.from_nothing(DEMO_NETWORK, data, settings.seed)
 
 
 def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_BATCH, data: str = "") -> Job:

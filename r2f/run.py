@@ -16,7 +16,7 @@ from accelsim import datasets
 from accelsim.named import FOLDER
 from broker.launch import free_port
 from broker.link import profile
-from r2f import folders, pipeline, plots, prepare, report
+from r2f import folders, pipeline, plots, prepare, report, sheet
 from r2f import settings as settings_file
 from r2f.devices import choosing, dividing, watching
 from r2f.devices import report as of_devices
@@ -168,14 +168,15 @@ async def _elsewhere(folder: Path) -> None:
 
 
 def finish(settings: Settings, folder: Path) -> report.Report | FleetReport:
-    """``report.json`` of a run that is done, and of one device its plots."""
+    """``report.json`` of a run that is done, and of one device its plots and sample images."""
     prepared, fleet = prepare.read(folder), fleets.read(folder)
     link = None if settings.link is None else profile(settings.link)
     if fleet is not None:
         of_all = of_devices.collect(folder, fleet, network=settings.network, link=link, prepared=prepared)
         of_devices.write(folder, of_all)
         return of_all
-    found = report.collect(folder, network=settings.network, link=link, prepared=prepared)
+    shown = sheet.draw(folder, settings)
+    found = report.collect(folder, network=settings.network, link=link, prepared=prepared, sheet=shown)
     report.write(folder, found)
     plots.draw(folder, found)
     return found

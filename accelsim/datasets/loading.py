@@ -55,7 +55,7 @@ def load(
     path = Path(source)
     names = None if classes is None else tuple(classes)
     notes: tuple[str, ...] = ()
-    if str(source) in (made.SHAPES, made.CROPS) or str(source).startswith(f"{made.LATENTS}:"):
+    if made.is_made(str(source)):
         return _made(str(source), shape, mean, std, names)
     if path.suffix.lower() == ".npz" and path.is_file():
         found = npz.targets(path, shape)

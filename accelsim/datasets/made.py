@@ -22,6 +22,11 @@ LIMIT: Final = 3.0
 MOST_LATENTS: Final = 1 << 20
 
 
+def is_made(source: str) -> bool:
+    """Whether a source's name stands for a data set of this module."""
+    return source in (SHAPES, CROPS) or source.startswith(f"{LATENTS}:")
+
+
 class Made(NamedTuple):
     """Training and held-out images uint8 (N, H, W, C), and their targets, where there are any."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
@@ -16,11 +15,11 @@ import structlog
 
 from accelsim.datasets import spread
 from accelsim.faults import Rates
-from accelsim.files import write_whole
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from services.bus import Bus
 from services.bus.messages import Phase, State
+from services.trainer import samples
 from services.trainer.core import checkpoint, evaluation, job, ledger, recipe, result
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.course import (
@@ -50,7 +49,7 @@ log = structlog.get_logger()
 
 Int64 = npt.NDArray[np.int64]
 Turn = AbstractAsyncContextManager[Any]
-REFERENCE: Final = "reference.npy"
+REFERENCE: Final = "reference"
 """Fault-free outputs (N, H, W, C) of the network from before retraining, for the held-out samples of the evaluations."""
 READY_S = 60.0
 """How long the services of a device may take to be there, at least."""
@@ -95,22 +94,22 @@ async def run(
 async def before(server: Server, todo: Job, folder: Path, found: Result, agent: State, initial: Network) -> None:
     """Evaluate the device before retraining, and in the paper's arithmetic where the folder has that; what is known stays."""
     held_out = agent.samples["test"]
-    if todo.against == "fault-free outputs" and not (folder / REFERENCE).exists():
+    if todo.against == "fault-free outputs" and not (folder / f"{REFERENCE}.npy").exists():
         await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
         await _refer(server, todo, folder, held_out)
     truth = _truth(todo, folder, initial, held_out)
     if found.faulty_plain is None and (folder / job.PLAIN).exists():
         plain = storage.load(folder / job.PLAIN)
         await server.deploy_model(todo.device, plain, version=evaluation.PLAIN_VERSION)
-        found.clean_plain = await _evaluate(server, todo, "plain", plain, truth, held_out, faults=False)
-        found.faulty_plain = await _evaluate(server, todo, "plain", plain, truth, held_out, faults=True)
+        found.clean_plain = await _evaluate(server, todo, folder, "plain", plain, truth, held_out, faults=False)
+        found.faulty_plain = await _evaluate(server, todo, folder, "plain", plain, truth, held_out, faults=True)
         result.write(folder, found)
     if found.faulty_before is None:
         await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
         if found.clean_before is None:
-            found.clean_before = await _evaluate(server, todo, "before", initial, truth, held_out, faults=False)
+            found.clean_before = await _evaluate(server, todo, folder, "before", initial, truth, held_out, faults=False)
             result.write(folder, found)
-        found.faulty_before = await _evaluate(server, todo, "before", initial, truth, held_out, faults=True)
+        found.faulty_before = await _evaluate(server, todo, folder, "before", initial, truth, held_out, faults=True)
         result.write(folder, found)
 
 
@@ -123,9 +122,9 @@ async def after(
         truth = _truth(todo, folder, initial, held_out)
         await server.deploy_model(todo.device, outcome.network, version=outcome.version)
         if found.clean_after is None:
-            found.clean_after = await _evaluate(server, todo, "after", outcome.network, truth, held_out, faults=False)
+            found.clean_after = await _evaluate(server, todo, folder, "after", outcome.network, truth, held_out, faults=False)
             result.write(folder, found)
-        found.faulty_after = await _evaluate(server, todo, "after", outcome.network, truth, held_out, faults=True)
+        found.faulty_after = await _evaluate(server, todo, folder, "after", outcome.network, truth, held_out, faults=True)
         found.model_sha256 = storage.digest(outcome.network)
         result.write(folder, found)
     return found.faulty_after
@@ -270,9 +269,7 @@ async def _refer(server: Server, todo: Job, folder: Path, available: int) -> Non
         if data.outputs is None:
             raise RuntimeError("a pass in inference mode ended without its outputs")
         found.append(data.outputs)
-    with io.BytesIO() as file:
-        np.save(file, np.concatenate(found))
-        write_whole(folder / REFERENCE, file.getvalue())
+    samples.save(folder, REFERENCE, np.concatenate(found))
 
 
 def _truth(todo: Job, folder: Path, initial: Network, available: int) -> Reference | None:
@@ -286,40 +283,51 @@ def _truth(todo: Job, folder: Path, initial: Network, available: int) -> Referen
             fitting(kind_of(todo, initial), initial, targets, str(path))
             return evaluation.against_targets(todo, initial, targets[spread(todo.evaluation_samples, available)])
         case "fault-free outputs":
-            outputs: npt.NDArray[Any] = np.load(folder / REFERENCE, allow_pickle=False)
-            wanted = (min(todo.evaluation_samples, available), *initial.layers[-1].shape)
-            if outputs.shape != wanted or outputs.dtype != initial.layers[-1].dtype:
-                raise ValueError(
-                    f"{folder / REFERENCE}: {outputs.dtype} of {outputs.shape}, expected {wanted}; start the run anew"
-                )
+            outputs = samples.read(folder, REFERENCE, initial, min(todo.evaluation_samples, available))
             return evaluation.against_outputs(todo, initial, outputs)
         case _:
             assert_never(todo.against)
 
 
 async def _evaluate(
-    server: Server, todo: Job, phase: Phase, network: Network, truth: Reference | None, available: int, *, faults: bool
+    server: Server,
+    todo: Job,
+    folder: Path,
+    phase: Phase,
+    network: Network,
+    truth: Reference | None,
+    available: int,
+    *,
+    faults: bool,
 ) -> Evaluation:
-    """What the device, which runs ``network``, comes to on held-out samples, as the job's faults leave it or without them."""
+    """What the device, which runs ``network``, comes to on held-out samples, as the job's faults leave it or without them.
+
+    Of outputs that are images a handful under the first seed stay in the folder.
+    """
     rates = todo.rates if faults else Rates()
     scheme = todo.scheme if faults else todo.scheme.bare
     await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, scheme=scheme)
-    samples = spread(todo.evaluation_samples, available)
+    chosen = spread(todo.evaluation_samples, available)
     seeds = evaluation.seeds_of(rates, todo.evaluation_seeds)
     metric, scale = todo.metric or "top1", network.layers[-1].scale
     found: list[list[Measured]] = [[] for _ in seeds]
-    for due in evaluation.passes(samples, seeds, todo.evaluation_batch):
+    shown: list[npt.NDArray[Any]] = []
+    for due in evaluation.passes(chosen, seeds, todo.evaluation_batch):
         data = await server.get_data(
             todo.device, iteration=due.iteration, split="test", samples=due.samples.tolist(), seed=due.seed
         )
         if data.outputs is None or (truth is None and data.labels is None):
             raise ValueError("evaluation: the device's held-out samples have no labels")
-        of = data.labels if truth is None else truth.at(np.searchsorted(samples, due.samples))
+        of = data.labels if truth is None else truth.at(np.searchsorted(chosen, due.samples))
         assert of is not None
         found[due.run].append(evaluation.measure(data.outputs, scale, of))
-        if due.samples[-1] == samples[-1]:
+        if truth is not None and due.run == 0:
+            shown.append(data.outputs[np.isin(due.samples, chosen[samples.places(len(chosen))])])
+        if due.samples[-1] == chosen[-1]:
             (value,) = evaluation.accuracy(found[due.run : due.run + 1]).of(metric)
             await server.publish_progress(todo.device, phase, due.run + 1, len(seeds), value, faults=faults, metric=metric)
+    if shown:
+        samples.save(folder, f"{'faulty' if faults else 'clean'}_{phase}", np.concatenate(shown))
     return evaluation.accuracy(found)
 
 
