@@ -1,5 +1,5 @@
-"""Data sets: scikit-learn's digits, others that are made on the spot, npz files, and folders of images; with what an image should
-give, and their normalisation.
+"""Data sets: scikit-learn's digits, others that are made on the spot, npz files, and folders of images; with what
+an image should give, and their normalisation.
 
 ``open`` reads what a ``Spec`` says, ``load`` the same from arguments. Nothing is dropped, clipped or renumbered without a
 word: what cannot be used is a DataError that names it, what is left aside on purpose is in ``Dataset.notes``.

@@ -50,7 +50,7 @@ def shapes(train: int = 1500, test: int = 250, seed: int = 7) -> Made:
 def crops(train: int = 1200, test: int = 200, seed: int = 7) -> Made:
     """Crops of scikit-learn's two photos: targets 64x64x3, images 32x32x3, the mean of each four pixels.
 
-    What is held out is the right fifth of each photo, of which no training crop shows a pixel.
+    What is held out is the middle fifth of each photo, of which no training crop shows a pixel.
     """
     # Loaded here: scikit-learn takes a second to import.
     from sklearn.datasets import load_sample_images
@@ -58,12 +58,13 @@ def crops(train: int = 1200, test: int = 200, seed: int = 7) -> Made:
     photos = [np.asarray(photo, np.uint8) for photo in load_sample_images().images]
     random = np.random.Generator(np.random.PCG64(seed))
     parts = []
-    for count, right in ((train, False), (test, True)):
+    for count, held_out in ((train, False), (test, True)):
         targets = np.empty((count, SIDE, SIDE, 3), np.uint8)
         for i in range(count):
             photo = photos[i % len(photos)]
-            edge = photo.shape[1] * 4 // 5
-            part = photo[:, edge:] if right else photo[:, :edge]
+            edges = [photo.shape[1] * fifths // 5 for fifths in (0, 2, 3, 5)]
+            place = 1 if held_out else 2 * int(random.integers(2))
+            part = photo[:, edges[place] : edges[place + 1]]
             y, x = (int(random.integers(size - SIDE + 1)) for size in part.shape[:2])
             targets[i] = part[y : y + SIDE, x : x + SIDE]
         halves = targets.reshape(count, SIDE // 2, 2, SIDE // 2, 2, 3)

@@ -42,8 +42,8 @@ class UNet(nn.Module):
 
 
 class Enlarge(nn.Module):
-    """Convolutions at the small size and a transposed one (Dong et al. 2016): (N, 3, H, W) to (N, 3, 2H, 2W), of which 0 is black and
-    1 white."""
+    """Convolutions at the small size and a transposed one (Dong et al. 2016): (N, 3, H, W) to (N, 3, 2H, 2W), of which 0 is
+    black and 1 white."""
 
     def __init__(self) -> None:
         super().__init__()
