@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 # Debian puts mosquitto where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/sbin
 
-.PHONY: demo test lint docs figures mosquitto clean
+.PHONY: demo test lint docs npm figures mosquitto clean
 
 demo: $(VENV)/installed
 	$(BIN)/r2f demo
@@ -47,8 +47,17 @@ figures: $(VENV)/installed-dev
 	$(BIN)/python -m experiments.reduce --network digits_cnn resnet20 resnet56 $(if $(FULL),,--maps 1 --chips 4 --no-mapping) \
 	    --json $(FIGURES)/reduce.json --out $(FIGURES) $(POOL)
 
-docs: $(VENV)/installed-dev
+# The bus as a page of its own, by AsyncAPI's component, where npm is; without, docs/bus.md has the same in words.
+docs: $(VENV)/installed-dev npm
 	$(BIN)/mkdocs build --strict
+	@if [ -d $(NPM)/node_modules/@asyncapi/react-component ]; then $(BIN)/python -m services.bus.asyncapi \
+	    --page site/asyncapi.html --component $(NPM)/node_modules/@asyncapi/react-component && echo site/asyncapi.html; fi
+
+NPM := $(VENV)/npm
+npm: | $(BIN)/python
+	@if [ -d $(NPM)/node_modules/@asyncapi/parser ]; then :; elif command -v npm >/dev/null && npm install --silent --no-audit --no-fund \
+	    --ignore-scripts --prefix $(NPM) @asyncapi/parser@3 @asyncapi/react-component@3 >/dev/null; then :; \
+	else echo "npm is not here, or reaches no registry: no page of docs/asyncapi.json, and AsyncAPI's parser does not check it"; fi
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

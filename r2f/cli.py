@@ -414,6 +414,31 @@ def tap_command(
     guarded(work)
 
 
+@app.command("conform")
+def conform_command(
+    role: Annotated[Literal["agent", "voter", "codec"], typer.Option(help="What the program is; a codec: the device's.")],
+    broker: Annotated[str, typer.Option(envvar="R2F_BROKER", help="mqtt://host:port, where nothing else of the device runs.")],
+    device: Annotated[str, typer.Option(envvar="R2F_DEVICE", help="Name of the device that the program serves.")] = "edge-0",
+    within: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds that an answer may take.")] = 5.0,
+    image_size: Annotated[str, typer.Option(help="HxWxC of an agent's images, 8x8 at least.")] = "8x8x1",
+    steps: Annotated[int, typer.Option(min=0, max=255, help="By how much an agent's integers may differ from ours.")] = 0,
+) -> None:
+    """Put a program of somebody else to the contract of its role, a verdict a line; exit code 1 where one fails."""
+
+    def work() -> None:
+        import asyncio
+
+        from r2f.conform.command import conform, size_of
+
+        def say(verdict: object) -> None:
+            print(verdict, flush=True)
+
+        if not asyncio.run(conform(broker, device, role, within, size_of(image_size), steps, say)):
+            raise typer.Exit(1)
+
+    guarded(work)
+
+
 @app.command()
 def doctor() -> None:
     """What this machine offers: engine paths and why, brokers, shared memory, networks."""

@@ -237,6 +237,7 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float =
         name=settings.network,
         classifier=None,
         activations=settings.activations,
+        deconvolution=settings.deconvolution,
         ber=share * rate_of(settings.rates),
     )
 

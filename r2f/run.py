@@ -240,12 +240,15 @@ def service_programs(
         up["R2F_LINK_BITS_PER_S"], down["R2F_LINK_BITS_PER_S"] = str(link.up), str(link.down)
     modules = {} if settings.modules is None else {FOLDER: settings.modules}
     threads = _ALONE if suffix else {}
-    return [
-        Program(f"agent{suffix}", "services.edge_agent", (*named, *agent), up | modules | threads),
-        Program(f"voter{suffix}", "services.voter", (*named, "--arena-mb", str(memory.voter)), on_device | threads),
-        Program(f"codec-device{suffix}", "services.codec", ("--side", "device", *named, *codec), up | threads),
+    # A program of somebody else need not know how to read shared memory.
+    aside = threads | ({"R2F_SHM_DIR": ""} if settings.external else {})
+    programs = [
+        Program(f"agent{suffix}", "services.edge_agent", (*named, *agent), up | modules | aside),
+        Program(f"voter{suffix}", "services.voter", (*named, "--arena-mb", str(memory.voter)), on_device | aside),
+        Program(f"codec-device{suffix}", "services.codec", ("--side", "device", *named, *codec), up | aside),
         Program(f"codec-server{suffix}", "services.codec", ("--side", "server", *named), down | threads),
     ]
+    return [program for program in programs if program.name.removesuffix(suffix) not in settings.external]
 
 
 async def _watch(broker: str, devices: Sequence[str], say: Display, listening: asyncio.Event) -> None:

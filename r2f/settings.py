@@ -21,7 +21,7 @@ from msgspec import Meta
 from accelsim.datasets import DIGITS, Spec, is_made
 from accelsim.faults import Rates
 from accelsim.files import write_whole
-from accelsim.int8.network import Activations
+from accelsim.int8.network import Activations, Way
 from services import devices
 from services.trainer.core.task import PAPER, Sgd, Sharing, Task, said
 
@@ -30,6 +30,9 @@ DEMO_NETWORK = "digits_cnn"
 DEVICES_OWN = "device"
 """``known-map``: the chip that the device is given."""
 Devices = Annotated[str, Meta(min_length=1, max_length=1 << 18)]
+
+
+External = Annotated[tuple[Literal["agent", "voter", "codec-device"], ...], Meta(max_length=3)]
 
 
 RecipeName = Literal["ours", "paper"]
@@ -55,6 +58,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
     activations: Activations = "auto"
+    deconvolution: Way = "auto"
+    """How transposed convolutions run as ordinary ones."""
     baseline: bool = False
     """Measure what the paper's arithmetic would come to as well."""
     link: str | None = None
@@ -86,6 +91,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A broker that is there already, without its password; None starts one."""
     launch: bool = True
     """Start the device's and the codec's services; False where they run elsewhere."""
+    external: External = ()
+    """Of the services that are started: those of the device that are not, for programs of somebody else do their work."""
     trainer: bool = True
     """Start the trainer; False where one waits for runs below the folder that this run's is in."""
     embedded: bool = False
@@ -107,6 +114,7 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
     "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
+    "deconvolution": Option("deconvolution", "How transposed convolutions run (docs/generative.md).", NETWORK),
     "baseline": Option("baseline", "Evaluate the paper's arithmetic too, for what is won in all.", EVALUATION),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
     "modules": Option(
@@ -195,6 +203,9 @@ OPTIONS: dict[str, Option] = {
     "live": Option("live", "Make the link real: a shaping proxy between two brokers.", PIPELINE),
     "broker": Option("broker", "A broker that runs already; one is started where not given.", PIPELINE),
     "launch": Option("launch", "Start the services too; the default without --broker.", PIPELINE),
+    "external": Option(
+        "external", "Services not started, for other programs are: agent, voter, codec-device, with commas.", PIPELINE
+    ),
     "trainer": Option("trainer", "Start the trainer too; without, one waits: services.trainer --next OUT.", PIPELINE),
     "embedded": Option("embedded", "Start the embedded broker even where Mosquitto is installed.", PIPELINE),
 }
@@ -239,7 +250,10 @@ def parse(values: Mapping[str, Any], base: Settings | None = None) -> Settings:
     for name in (name for name in OPTIONS if name in typed):
         settings = _replaced(settings, OPTIONS[name].field.split("."), typed[name])
     if "launch" not in typed and typed.get("broker") is not None:
-        settings = msgspec.structs.replace(settings, launch=False)
+        settings = msgspec.structs.replace(settings, launch=bool(settings.external))
+    if settings.external and (settings.broker is None or not settings.launch):
+        what = "without --launch none is started" if settings.broker else "give --broker, on which it is to be found"
+        raise SettingsError(f"--external {','.join(settings.external)}: {what}")
     return settings
 
 
@@ -305,6 +319,8 @@ def _typed(name: str, value: Any) -> Any:
         raise SettingsError(f"--{name} {_said(value)}: {_plain(str(error), bounds(name))}") from None
     if isinstance(found, float) and not math.isfinite(found):
         raise SettingsError(f"--{name} {found}: expected a finite number")
+    if name == "external":
+        return tuple(dict.fromkeys(found))
     if name == "protect":
         return tuple(sorted(set(found)))
     if name == "device":
@@ -366,6 +382,10 @@ def _indices(name: str, text: str) -> tuple[int, ...]:
     return found
 
 
+def _several(name: str, text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _share(name: str, text: str) -> float:
     number, percent, rest = text.strip().partition("%")
     try:
@@ -378,8 +398,8 @@ def _share(name: str, text: str) -> float:
 
 
 _WORDS: dict[str, Callable[[str, str], Any]] = {
-    "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers, "output-range": _numbers,
-    "protect": _indices,
+    "external": _several, "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers,
+    "output-range": _numbers, "protect": _indices,
 }  # fmt: skip
 """Settings that a command line writes in words of their own: several numbers, or a share."""
 

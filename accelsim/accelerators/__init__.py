@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 
-from accelsim.accelerators.protocol import Accelerator, Factory, Ports, PortVoter, vote_at
+from accelsim.accelerators.protocol import Accelerator, Factory, Ports, PortVoter, Timed, vote_at
 from accelsim.accelerators.simulated import Simulated
 from accelsim.engine import choose
 from accelsim.faults import SOFT_ERRORS, FaultModel, Rates
 from accelsim.faults.permanent import FaultMap
 from accelsim.named import users
 
-__all__ = ["Accelerator", "Factory", "PortVoter", "Ports", "Simulated", "build", "vote_at"]
+__all__ = ["Accelerator", "Factory", "PortVoter", "Ports", "Simulated", "Timed", "build", "vote_at"]
 
 _METHODS = ("load", "run_layer", "run_replicas", "run")
 

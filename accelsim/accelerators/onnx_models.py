@@ -21,15 +21,17 @@ from accelsim.int8.network import (
     Conv,
     Flatten,
     Float32,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
-from accelsim.int8.walk import walk
+from accelsim.int8.walk import dense, walk
 
 _Bounded = Conv | Add | Concat | MeanPool | Mul
 _OPSET = 17
@@ -208,15 +210,21 @@ class Model:
                 product = self.cast(self.add("Mul", wide), TensorProto.FLOAT)
                 return self.requantise(product, layer.multiplier, layer)
             case Table():
-                first = 128 if dtypes[0] == np.int8 else 0
-                places = self.add("Add", [self.cast(operands[0], TensorProto.INT32), self.constant(first, np.int32)])
-                return self.add("Gather", [self.constant(layer.table, layer.dtype), places], axis=0)
+                zero = 128 if dtypes[0] == np.int8 else 0
+                tables = np.arange(0, layer.table.size, 256).reshape(1, -1, 1, 1)
+                first = self.constant(zero if layer.table.ndim == 1 else zero + tables, np.int32)
+                places = self.add("Add", [self.cast(operands[0], TensorProto.INT32), first])
+                return self.add("Gather", [self.constant(layer.table.reshape(-1), layer.dtype), places], axis=0)
             case Channels():
                 return self.add("Gather", [operands[0], self.constant(layer.order, np.int64)], axis=1)
             case Flatten():
                 return self.add("Reshape", [operands[0], self.constant([0, -1, 1, 1], np.int64)])
             case Slice():
                 return self._slice(layer, operands[0], shapes[0])
+            case Interleave():
+                return self._interleave(layer, operands, shapes)
+            case Resample():
+                return self._resample(layer, operands[0], shapes[0])
             case _:
                 assert_never(layer)
 
@@ -276,6 +284,43 @@ class Model:
             return y
         pads = [0, *(before[i] for i in order), 0, *(after[i] for i in order)]
         return self.add("Pad", [y, self.constant(pads, np.int64), self.zero(layer.dtype)])
+
+    def _interleave(self, layer: Interleave, operands: list[str], shapes: list[tuple[int, int, int]]) -> str:
+        """Every phase on one coarse grid, then rows and columns of the phases side by side, cut to size."""
+        h, w, c = layer.shape
+        sy, sx = layer.step
+        grid = (-(-h // sy), -(-w // sx), c)
+        found = {}
+        for number, channel, row, column in layer.blocks.tolist():
+            window = Slice(
+                name=layer.name, inputs=(0,), shape=grid, scale=layer.scale, offset=(-(row // sy), -(column // sx), channel),
+                signed=layer.signed,
+            )  # fmt: skip
+            found[row % sy, column % sx] = self._slice(window, operands[number], shapes[number])
+        phases = [(i, j) for i in range(sy) for j in range(sx)]
+        if len(found) < len(phases):
+            some = self.cast(next(iter(found.values())), TensorProto.INT32)
+            nothing = self.cast(self.add("Mul", [some, self.constant(0, np.int32)]), layer.dtype)
+            found = dict.fromkeys(phases, nothing) | found
+        axes = self.constant([3, 5], np.int64)
+        wide = {phase: self.add("Unsqueeze", [found[phase], axes]) for phase in phases}
+        rows = [self.add("Concat", [wide[i, j] for j in range(sx)], axis=5) for i in range(sy)]
+        y = self.add("Concat", rows, axis=3)
+        y = self.add("Reshape", [y, self.constant([0, c, grid[0] * sy, grid[1] * sx], np.int64)])
+        ends = [self.constant(v, np.int64) for v in ([0, 0], [h, w], [2, 3])]
+        return self.add("Slice", [y, *ends])
+
+    def _resample(self, layer: Resample, x: str, shape: tuple[int, int, int]) -> str:
+        if layer.moves:
+            for axis, places in ((2, layer.rows), (3, layer.columns)):
+                x = self.add("Gather", [x, self.constant(places[:, 0], np.int64)], axis=axis)
+            return x
+        # In float64 the sums are exact, whatever their order.
+        wide = self.cast(x, TensorProto.DOUBLE)
+        by_row = self.constant(dense(layer.rows, layer.row_weights, shape[0]), np.float64)
+        by_column = self.constant(dense(layer.columns, layer.column_weights, shape[1]).T, np.float64)
+        total = self.add("MatMul", [self.add("MatMul", [by_row, wide]), by_column])
+        return self.cast(self.rounded(self.cast(total, TensorProto.FLOAT), layer.multiplier), layer.dtype)
 
     def finish(self, inputs: list[Any], outputs: list[Any]) -> bytes:
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.constants)

@@ -50,6 +50,16 @@ class PortVoter(Protocol):
         ...
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """An accelerator with a clock of its own: its time is what it measured, not what an array would take by the model."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that it has computed for, all in all. Grows with every execution."""
+        ...
+
+
 def vote_at(accelerator: Accelerator, ports: Ports) -> None:
     """Have an accelerator vote at these ports. Raises ValueError where it has no voters and is asked for one."""
     if isinstance(accelerator, PortVoter):

@@ -20,12 +20,16 @@ from accelsim.int8.network import (
     Concat,
     Exact,
     Flatten,
+    Int32,
+    Interleave,
     MaxPool,
     MeanPool,
     Mul,
+    Resample,
     Slice,
     Table,
 )
+from accelsim.int8.walk import windows
 
 _WHOLE = {True: (INT8_MIN, INT8_MAX), False: (0, UINT8_MAX)}
 """Bounds that clamp nothing, of signed and other integers."""
@@ -59,10 +63,44 @@ def into(layer: Exact, xs: Sequence[Activation], y: Activation) -> None:
         case MeanPool():
             kernels.mean_pool(a, za, window(layer, shape), np.float32(layer.multiplier), layer.low, layer.high, out, n)
         case Table():
-            kernels.look_up(a, za, layer.table.view(np.int8), out, y.size)
+            kernels.look_up(a, za, layer.table.reshape(-1, 256).view(np.int8), out, y.size)
         case Channels():
             kernels.move_channels(a, layer.order, out, n * h * w, shape[2])
         case Flatten() | Slice():
             y[...] = reference.layer(layer, xs)
+        case Interleave():
+            interleave(layer, xs, y)
+        case Resample():
+            resample(layer, xs[0], y)
         case _:
             assert_never(layer)
+
+
+def interleave(layer: Interleave, xs: Sequence[Activation], y: Activation) -> None:
+    """Write the blocks of xs into y, a strided copy each."""
+    shapes = [(x.shape[1], x.shape[2], x.shape[3]) for x in xs]
+    parts = [(to, xs[number][:, of[0], of[1], channels]) for number, channels, of, to in windows(layer, shapes)]
+    if sum(part.size for _, part in parts) < y.size:
+        y[...] = 0
+    for (rows, columns), part in parts:
+        y[:, rows, columns] = part
+
+
+def resample(layer: Resample, x: Activation, y: Activation) -> None:
+    """Write the weighted means of x's pixels into y: rows first, then columns, which in integers is the same sum."""
+    if layer.moves:
+        y[...] = x[:, layer.rows[:, 0]][:, :, layer.columns[:, 0]]
+        return
+    total = _weighted(x, layer.rows, layer.row_weights, 1)
+    total = _weighted(total, layer.columns, layer.column_weights, 2)
+    y[...] = np.rint(total.astype(np.float32) * np.float32(layer.multiplier))
+
+
+def _weighted(x: Activation | Int32, places: Int32, weights: Int32, axis: int) -> Int32:
+    """Sum over the places' second axis of ``weights`` times what lies there along ``axis`` of x."""
+    form = [1, 1, 1, 1]
+    form[axis] = len(places)
+    total = np.zeros((*x.shape[:axis], len(places), *x.shape[axis + 1 :]), np.int32)
+    for of, by in zip(places.T, weights.T, strict=True):
+        total += np.take(x, of, axis=axis) * by.reshape(form)
+    return total

@@ -23,11 +23,13 @@ from accelsim.int8.network import (
     Flatten,
     Int8,
     Int32,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -58,13 +60,18 @@ def layer(layer: Layer, operands: Sequence[Activation]) -> Activation:
             product = x.astype(np.int64) * operands[1].astype(np.int64)
             return _bytes(layer, _scaled(product, layer.multiplier))
         case Table():
-            return layer.table[x.astype(np.int64) + (128 if x.dtype == np.int8 else 0)]
+            tables = np.broadcast_to(layer.table, (x.shape[3], 256))
+            return tables[np.arange(x.shape[3]), x.astype(np.int64) + (128 if x.dtype == np.int8 else 0)]
         case Channels():
             return np.ascontiguousarray(x[..., layer.order])
         case Slice():
             return _slice(layer, x)
         case Flatten():
             return np.ascontiguousarray(x.transpose(0, 3, 1, 2).reshape(len(x), 1, 1, -1))
+        case Interleave():
+            return _interleave(layer, operands)
+        case Resample():
+            return _resample(layer, x)
         case _:
             assert_never(layer)
 
@@ -129,6 +136,34 @@ def _slice(layer: Slice, x: Activation) -> Activation:
     # Places outside the operand stay zero.
     to = [np.flatnonzero((a >= 0) & (a < size)) for a, size in zip(at, x.shape[1:], strict=True)]
     y[np.ix_(np.arange(len(x)), *to)] = x[np.ix_(np.arange(len(x)), *(a[t] for a, t in zip(at, to, strict=True)))]
+    return y
+
+
+def _interleave(layer: Interleave, operands: Sequence[Activation]) -> Activation:
+    """A pixel at a time."""
+    h, w, c = layer.shape
+    y: Activation = np.zeros((len(operands[0]), h, w, c), layer.dtype)
+    for number, channel, row, column in layer.blocks.tolist():
+        x = operands[number]
+        for i in range(x.shape[1]):
+            for j in range(x.shape[2]):
+                a, b = row + i * layer.step[0], column + j * layer.step[1]
+                if 0 <= a < h and 0 <= b < w:
+                    y[:, a, b] = x[:, i, j, channel : channel + c]
+    return y
+
+
+def _resample(layer: Resample, x: Activation) -> Activation:
+    """A pixel at a time."""
+    h, w, c = layer.shape
+    y: Activation = np.zeros((len(x), h, w, c), layer.dtype)
+    for i in range(h):
+        for j in range(w):
+            total = np.zeros((len(x), c), np.int64)
+            for row, by_row in zip(layer.rows[i], layer.row_weights[i], strict=True):
+                for column, by_column in zip(layer.columns[j], layer.column_weights[j], strict=True):
+                    total += int(by_row) * int(by_column) * x[:, row, column].astype(np.int64)
+            y[:, i, j] = _scaled(total, layer.multiplier)
     return y
 
 

@@ -14,11 +14,13 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -58,6 +60,14 @@ def every_layer() -> Network:
         Channels(**here, name="channels", order=np.arange(2, dtype=np.int32)),
         Slice(**here, name="slice", offset=(0, 0, 0)),
         Flatten(**here | {"shape": (1, 1, 8)}, name="flatten"),
+        Interleave(
+            **here | {"shape": (4, 4, 2)}, name="interleave", step=(2, 2), blocks=np.array([[0, 0, 1, 1]], np.int32),
+            taps=np.zeros((0, 2), np.int32),
+        ),
+        Resample(
+            **here, name="resample", rows=np.zeros((2, 1), np.int32), row_weights=np.ones((2, 1), np.int32),
+            columns=np.zeros((2, 1), np.int32), column_weights=np.ones((2, 1), np.int32), multiplier=1.0,
+        ),
     )  # fmt: skip
     table = np.zeros((2, 256), np.int8)
     return Network(name="warm", input_shape=shape, input_scale=1.0, input_table=table, layers=layers)

@@ -21,11 +21,13 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -58,7 +60,7 @@ def c_header(network: Network) -> str:
         made, arguments = _arguments(f"{name}_{index}", layer)
         arrays += made
         x = f"{at(operands[0])}, {_shape(network, operands[0])}"
-        if isinstance(layer, Add | Concat | Mul):
+        if isinstance(layer, Add | Concat | Mul | Interleave):
             pointers = ", ".join(at(i) for i in operands)
             shapes = ", ".join(_shape(network, i)[len("(r2f_shape)") :] for i in operands)
             x = f"(const uint8_t *const[]){{{pointers}}}, (const r2f_shape[]){{{shapes}}}, {len(operands)}"
@@ -135,13 +137,21 @@ def _arguments(name: str, layer: Layer) -> tuple[list[str], list[object]]:
         case MeanPool():
             return [], [*layer.kernel, *layer.stride, *layer.padding, _float(layer.multiplier), layer.low, layer.high]
         case Table():
-            arrays, numbers = {"table": layer.table.view(np.uint8)}, ()
+            arrays, numbers = {"table": layer.table.view(np.uint8)}, (layer.table.size // 256,)
         case Channels():
             arrays, numbers = {"order": layer.order}, ()
         case Flatten():
             return [], []
         case Slice():
             return [], [*layer.offset, *layer.step]
+        case Interleave():
+            return [_array(f"{name}_blocks", layer.blocks)], [f"{name}_blocks", len(layer.blocks), *layer.step]
+        case Resample():
+            arrays = {"rows": layer.rows, "row_weights": layer.row_weights}
+            arrays |= {"columns": layer.columns, "column_weights": layer.column_weights}
+            made = [_array(f"{name}_{key}", array) for key, array in arrays.items()]
+            counts = (layer.rows.shape[1], layer.columns.shape[1])
+            return made, [*(f"{name}_{key}" for key in arrays), *counts, _float(layer.multiplier)]
         case _:
             assert_never(layer)
     return [_array(f"{name}_{key}", array) for key, array in arrays.items()], [*(f"{name}_{key}" for key in arrays), *numbers]

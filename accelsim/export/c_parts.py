@@ -131,9 +131,10 @@ static inline void r2f_mul(const uint8_t *const *x, const r2f_shape *in, int cou
 }
 """,
         "Table": r"""
-static inline void r2f_table(const uint8_t *x, r2f_shape in, uint8_t *y, r2f_shape out, const uint8_t *table)
+static inline void r2f_table(const uint8_t *x, r2f_shape in, uint8_t *y, r2f_shape out, const uint8_t *table,
+                             int tables)
 {
-    for (int i = 0; i < r2f_size(out); i++) y[i] = table[r2f_at(x, in, i) + (in.is_signed ? 128 : 0)];
+    for (int i = 0; i < r2f_size(out); i++) y[i] = table[256 * (i % tables) + r2f_at(x, in, i) + (in.is_signed ? 128 : 0)];
 }
 """,
         "Channels": r"""
@@ -161,6 +162,38 @@ static inline void r2f_slice(const uint8_t *x, r2f_shape in, uint8_t *y, r2f_sha
                 const int a = first_h + h * step_h, b = first_w + w * step_w, d = first_c + c;
                 const int inside = a >= 0 && a < in.h && b >= 0 && b < in.w && d >= 0 && d < in.c;
                 *y++ = inside ? x[(a * in.w + b) * in.c + d] : 0;
+            }
+}
+""",
+        "Resample": r"""
+static inline void r2f_resample(const uint8_t *x, r2f_shape in, uint8_t *y, r2f_shape out, const int32_t *rows,
+                                const int32_t *row_weights, const int32_t *columns, const int32_t *column_weights, int a, int b,
+                                float multiplier)
+{
+    for (int h = 0; h < out.h; h++)
+        for (int w = 0; w < out.w; w++)
+            for (int c = 0; c < out.c; c++) {
+                int32_t sum = 0;
+                for (int i = h * a; i < (h + 1) * a; i++)
+                    for (int j = w * b; j < (w + 1) * b; j++)
+                        sum += row_weights[i] * column_weights[j] * r2f_at(x, in, (rows[i] * in.w + columns[j]) * in.c + c);
+                *y++ = (uint8_t)(int)rintf((float)sum * multiplier);
+            }
+}
+""",
+        "Interleave": r"""
+static inline void r2f_interleave(const uint8_t *const *x, const r2f_shape *in, int count, uint8_t *y, r2f_shape out,
+                                  const int32_t *blocks, int number, int step_h, int step_w)
+{
+    (void)count;
+    memset(y, 0, (size_t)r2f_size(out));
+    for (int b = 0; b < number; b++, blocks += 4)
+        for (int i = 0; i < in[blocks[0]].h; i++)
+            for (int j = 0; j < in[blocks[0]].w; j++) {
+                const int h = blocks[2] + i * step_h, w = blocks[3] + j * step_w;
+                if (h < 0 || h >= out.h || w < 0 || w >= out.w) continue;
+                const uint8_t *from = x[blocks[0]] + (i * in[blocks[0]].w + j) * in[blocks[0]].c + blocks[1];
+                memcpy(y + (h * out.w + w) * out.c, from, (size_t)out.c);
             }
 }
 """,

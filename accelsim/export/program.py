@@ -22,15 +22,17 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
-from accelsim.int8.walk import walk
+from accelsim.int8.walk import dense, walk, windows
 
 
 class Program(nn.Module):
@@ -42,7 +44,7 @@ class Program(nn.Module):
         self.pixels = nn.Buffer(torch.tensor(network.input_table.reshape(-1)).float())
         self.first = nn.Buffer(256 * torch.arange(network.input_shape[2]))
         for index, layer in enumerate(network.layers):
-            for name, array in _arrays(layer).items():
+            for name, array in _arrays(network, layer).items():
                 self.register_buffer(f"{name}{index}", torch.tensor(array))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -88,13 +90,29 @@ class Program(nn.Module):
                 return torch.round((x * operands[1]) * layer.multiplier).clamp(layer.low, layer.high)
             case Table():
                 signed = self.network.dtype_of(layer.inputs[0]) == np.int8
-                return self._of("table", index)[(x + 128 if signed else x).long()]
+                places = (x + 128 if signed else x).long()
+                if layer.table.ndim > 1:
+                    places = places + self._of("first", index)
+                return self._of("table", index)[places]
             case Channels():
                 return x[:, self._of("order", index)]
             case Flatten():
                 return x.reshape(x.shape[0], -1, 1, 1)
             case Slice():
                 return _slice(layer, x)
+            case Interleave():
+                h, w, c = layer.shape
+                y = x.new_zeros((x.shape[0], c, h, w))
+                shapes = [self.network.shape_of(i) for i in layer.inputs]
+                for number, channels, of, to in windows(layer, shapes):
+                    y[:, :, to[0], to[1]] = operands[number][:, channels, of[0], of[1]]
+                return y
+            case Resample():
+                if layer.moves:
+                    return x[:, :, self._of("rows", index)][:, :, :, self._of("columns", index)]
+                # In float64 the sums are exact, whatever their order.
+                total = self._of("by_row", index) @ x.double() @ self._of("by_column", index).T
+                return torch.round(total.float() * layer.multiplier)
             case _:
                 assert_never(layer)
 
@@ -103,7 +121,7 @@ class Program(nn.Module):
         return found
 
 
-def _arrays(layer: Layer) -> dict[str, np.ndarray]:
+def _arrays(network: Network, layer: Layer) -> dict[str, np.ndarray]:
     """What a layer keeps, by name."""
     match layer:
         case Conv():
@@ -119,9 +137,19 @@ def _arrays(layer: Layer) -> dict[str, np.ndarray]:
         case MeanPool():
             return {"ones": np.ones((layer.shape[2], 1, *layer.kernel))}
         case Table():
-            return {"table": layer.table.astype(np.float32)}
+            first = np.arange(0, layer.table.size, 256).reshape(-1, 1, 1)
+            table = {"table": layer.table.reshape(-1).astype(np.float32)}
+            return table if layer.table.ndim == 1 else table | {"first": first}
         case Channels():
             return {"order": layer.order.astype(np.int64)}
+        case Resample():
+            if layer.moves:
+                return {"rows": layer.rows[:, 0].astype(np.int64), "columns": layer.columns[:, 0].astype(np.int64)}
+            h, w, _ = network.shape_of(layer.inputs[0])
+            return {
+                "by_row": dense(layer.rows, layer.row_weights, h).astype(np.float64),
+                "by_column": dense(layer.columns, layer.column_weights, w).astype(np.float64),
+            }
         case _:
             return {}
 

@@ -24,11 +24,13 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -99,7 +101,7 @@ def _layer(model: Model, network: Network, layer: Layer, operands: list[_Value])
                 pads=[*layer.padding, *pool_ends(layer, shapes[0])],
             )  # fmt: skip
             return _quantised(model, y, layer.scale, layer.dtype)
-        case Table() | Channels() | Flatten() | Slice():
+        case Table() | Channels() | Flatten() | Slice() | Interleave() | Resample():
             dtypes = [network.dtype_of(i) for i in layer.inputs]
             integers = [one.integers for one in operands]
             return _dequantised(model, model.layer(layer, integers, scales, shapes, dtypes, True), layer.scale, layer.dtype)

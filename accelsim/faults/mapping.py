@@ -37,11 +37,13 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -243,7 +245,7 @@ def _sources(network: Network, layer: Layer) -> list[tuple[int, tuple[Node, ...]
             return [(0, ((source, c),) if _is_depthwise(layer) else ()) for c in range(count)]
         case Add() | Mul():
             return [(0, tuple((operand, c) for operand in layer.inputs)) for c in range(count)]
-        case Table() | MaxPool() | MeanPool():
+        case Table() | MaxPool() | MeanPool() | Resample():
             return [(0, ((source, c),)) for c in range(count)]
         case Concat():
             sizes = [network.shape_of(operand)[2] for operand in layer.inputs]
@@ -253,6 +255,9 @@ def _sources(network: Network, layer: Layer) -> list[tuple[int, tuple[Node, ...]
         case Slice():
             shifted = (layer.offset[2] + c for c in range(count))
             return [(1, ((source, c),)) if 0 <= c < depth else (0, ()) for c in shifted]
+        case Interleave():
+            blocks = layer.blocks.tolist()
+            return [(0, tuple((layer.inputs[of], first + c) for of, first, _, _ in blocks)) for c in range(count)]
         case Flatten():
             return [(pixel, ((source, c),)) for c in range(depth) for pixel in range(height * width)]
         case _:

@@ -19,11 +19,13 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Shape,
     Slice,
     Table,
@@ -33,6 +35,8 @@ from accelsim.int8.network import (
 
 MAX_LAYERS = 1 << 14
 _MAX_ELEMENTS = 1 << 28
+MOST_STEPS = 1 << 22
+"""Largest sum of a Resample's weights over rows and columns: times 255 it is an int32"""
 
 
 class NetworkError(ValueError):
@@ -106,6 +110,10 @@ def _check_layer(layer: Layer, operands: list[_Operand], where: str) -> None:
             _check_mul(layer, operands, where)
         case Slice():
             _check_slice(layer, operands, where)
+        case Interleave():
+            _check_interleave(layer, operands, where)
+        case Resample():
+            _check_resample(layer, operands, where)
         case _:
             assert_never(layer)
 
@@ -190,8 +198,9 @@ def _check_mean(layer: MeanPool, operands: list[_Operand], where: str) -> None:
 def _check_table(layer: Table, operands: list[_Operand], where: str) -> None:
     shape = _one(operands, where).shape
     _require(layer.shape == shape, f"{where}: shape {layer.shape} of a table, its operand has {shape}")
-    _check_array(f"{where}: table", layer.table, np.int8 if layer.signed else np.uint8, (256,))
-    _check_array(f"{where}: slope", layer.slope, np.float32, (256,))
+    size = (256,) if layer.table.ndim == 1 else (shape[2], 256)
+    _check_array(f"{where}: table", layer.table, np.int8 if layer.signed else np.uint8, size)
+    _check_array(f"{where}: slope", layer.slope, np.float32, size)
     _require(bool(np.isfinite(layer.slope).all()), f"{where}: slope is not finite")
 
 
@@ -234,6 +243,52 @@ def _check_slice(layer: Slice, operands: list[_Operand], where: str) -> None:
         f"{where}: offset {layer.offset} or step {layer.step} out of range",
     )
     _check_moved(layer, operand, where)
+
+
+def _check_interleave(layer: Interleave, operands: list[_Operand], where: str) -> None:
+    _some(operands, where)
+    count = len(layer.blocks) if layer.blocks.ndim == 2 else 0
+    _check_array(f"{where}: blocks", layer.blocks, np.int32, (count, 4))
+    _require(0 < count <= 4096, f"{where}: {count} blocks, expected 1 to 4096")
+    _check_array(f"{where}: taps", layer.taps, np.int32, (count if len(layer.taps) else 0, 2))
+    _require(min(layer.step) > 0 and max(layer.step) < 1 << 12, f"{where}: step {layer.step} out of range")
+    _require(bool((layer.taps >= 0).all() and (layer.taps < 1 << 16).all()), f"{where}: taps out of range")
+    for operand in operands:
+        _check_moved(layer, operand, where)
+    seen: set[tuple[int, int]] = set()
+    for block, (number, channel, row, column) in enumerate(layer.blocks.tolist()):
+        _require(0 <= number < len(operands), f"{where}: block {block} is of operand {number} of {len(operands)}")
+        _require(
+            0 <= channel <= operands[number].shape[2] - layer.shape[2] and max(abs(row), abs(column)) < 1 << 20,
+            f"{where}: block {block} starts at channel {channel}, row {row}, column {column}",
+        )
+        phase = (row % layer.step[0], column % layer.step[1])
+        _require(phase not in seen, f"{where}: block {block} lies where an earlier one does")
+        seen.add(phase)
+
+
+def _check_resample(layer: Resample, operands: list[_Operand], where: str) -> None:
+    operand = _one(operands, where)
+    _check_moved(layer, operand, where)
+    _require(layer.shape[2] == operand.shape[2], f"{where}: {layer.shape[2]} channels, the operand has {operand.shape[2]}")
+    total = 1
+    for what, size, inside, places, weights in (
+        ("row", layer.shape[0], operand.shape[0], layer.rows, layer.row_weights),
+        ("column", layer.shape[1], operand.shape[1], layer.columns, layer.column_weights),
+    ):
+        count = places.shape[1] if places.ndim == 2 else 0
+        _require(0 < count <= 64, f"{where}: {count} {what}s a pixel, expected 1 to 64")
+        _check_array(f"{where}: {what}s", places, np.int32, (size, count))
+        _check_array(f"{where}: {what}_weights", weights, np.int32, (size, count))
+        _require(bool(((places >= 0) & (places < inside)).all()), f"{where}: {what}s must be below {inside}")
+        sums = weights.sum(axis=1, dtype=np.int64)
+        _require(
+            bool((weights >= 0).all() and sums[0] > 0 and (sums == sums[0]).all() and sums[0] <= MOST_STEPS),
+            f"{where}: {what}_weights must be 0 or more, with one sum of 1 to {MOST_STEPS}",
+        )
+        total *= int(sums[0])
+    _require(total <= MOST_STEPS, f"{where}: a mean in steps of 1/{total}, expected at most 1/{MOST_STEPS}")
+    _check_multipliers((layer.multiplier,), [operand_multiplier(1.0, 1.0, total)], where)
 
 
 def _one(operands: list[_Operand], where: str) -> _Operand:

@@ -24,6 +24,8 @@ UINT8_MAX = 255
 
 Activations = Literal["auto", "signed"]
 """Which activations are uint8: those that cannot be negative, or none."""
+Way = Literal["auto", "phases", "merged", "split", "zero-padded"]
+"""How a transposed convolution runs as ordinary ones (``accelsim.lowering.deconv``)."""
 Shape = tuple[int, int, int]
 """(H, W, C) of one image's activation."""
 
@@ -130,12 +132,12 @@ class MeanPool(_Node):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Table(_Node):
-    """Any pointwise function: ``y = table[x + 128]`` of an int8, ``table[x]`` of a uint8."""
+    """Any pointwise function: ``y = table[x + 128]`` of an int8, ``table[x]`` of a uint8; or one a channel."""
 
     table: Activation
-    """(256,) of the output's dtype"""
+    """(256,) of the output's dtype, or (C, 256)"""
     slope: Float32
-    """(256,) derivative of the real function at each entry of the table, for the replayed backward pass."""
+    """As ``table``: derivative of the real function at each entry of the table, for the replayed backward pass."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -180,7 +182,52 @@ class Slice(_Node):
     step: tuple[int, int] = (1, 1)
 
 
-Exact = Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Interleave(_Node):
+    """Puts images into one: each block to every ``step``-th row and column, zero where there is none.
+
+    ``y[:, row + i * step[0], column + j * step[1], :] = x[:, i, j, channel : channel + C]`` of operand x for each block
+    (operand, channel, row, column) and all (i, j) whose place is inside. This is depth-to-space, an image made larger by
+    repetition, zeros between pixels, and how the phases of a transposed convolution come together.
+    """
+
+    step: tuple[int, int]
+    blocks: Int32
+    """(B, 4): number of the operand, its first channel, row and column of its first pixel. No two of a row and a column that
+    are the same modulo ``step``."""
+    taps: Int32
+    """(B, 2): rows and columns of weights, counted from the last, that each block's MAC layer has of one transposed
+    convolution; the others are and stay 0, and the blocks have one bias. (0, 2) where the layer only moves."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Resample(_Node):
+    """Every pixel a weighted mean of some of its operand's: another size, or padding with what is inside.
+
+    ``y[:, i, j, c] = rint(f32(sum_ab row_weights[i, a] * column_weights[j, b] * x[:, rows[i, a], columns[j, b], c]) *
+    multiplier)``, the sum in int32. Weights are not negative, and those of every row have one sum, as those of every column,
+    so that no mean leaves the range of what it is of; scale and sign are the operand's. One row and one column a pixel move
+    integers as they are. Weights are constants of a size, not parameters: they are never trained and cannot fail.
+    """
+
+    rows: Int32
+    """(H, A), at most 64 of them"""
+    row_weights: Int32
+    """(H, A), 0 or more"""
+    columns: Int32
+    """(W, B)"""
+    column_weights: Int32
+    """(W, B)"""
+    multiplier: float
+    """``f32(1 / (sum of a row's weights * sum of a column's))``"""
+
+    @property
+    def moves(self) -> bool:
+        """Whether every pixel is one of the operand's."""
+        return bool(self.rows.shape[1] == 1 and self.columns.shape[1] == 1)
+
+
+Exact = Add | Concat | MaxPool | MeanPool | Table | Channels | Flatten | Mul | Slice | Interleave | Resample
 """Layers that the device's general-purpose processor runs: they cannot fail."""
 
 Layer = Conv | Exact

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -269,6 +270,13 @@ class Builder:
                 case places.Window():
                     shape = step.shape
                     node = graph.Slice(name=name, inputs=[source], shape=shape, offset=step.offset, step=step.step)
+                case places.Pick():
+                    shape = (len(step.rows), len(step.columns), shape[2])
+                    rows, columns = (np.array(side, np.int32)[:, None] for side in (step.rows, step.columns))
+                    node = graph.Resample(
+                        name=name, inputs=[source], shape=shape, rows=rows, row_weights=np.ones_like(rows), columns=columns,
+                        column_weights=np.ones_like(columns),
+                    )  # fmt: skip
             source = self._move(source, step, node)
         return source
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from accelsim.int8 import network as net
-from accelsim.int8.network import Float32, Int32
+from accelsim.int8.network import INPUT, Float32, Int32, Way
 from accelsim.lowering import graph as real
+from accelsim.lowering.deconv import Operand, convolutions
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.weights import Weight
 
@@ -42,8 +43,26 @@ def bounds(node: real.Node, scale: float, level: int) -> tuple[int, Int32]:
     return min(low, level), high
 
 
-def emit(index: int, choice: Choice) -> net.Layer:
-    """The int8 layer of a node."""
+def emit(choice: Choice, way: Way) -> tuple[net.Layer, ...]:
+    """The int8 layers of all nodes, a transposed convolution's by its ``way``."""
+    layers: list[net.Layer] = []
+    at = {INPUT: INPUT}
+    for index, node in enumerate(choice.graph.nodes):
+        made = _layer(index, choice)
+        made = replace(made, inputs=tuple(at[i] for i in made.inputs))
+        if isinstance(node, real.Deconv):
+            assert isinstance(made, net.Conv)
+            source = node.inputs[0]
+            operand = Operand(choice.graph.shape_of(source), choice.scales[source], choice.levels[source] == 127)
+            layers += convolutions(made, operand, len(layers), way)
+        else:
+            layers.append(made)
+        at[index] = len(layers) - 1
+    return tuple(layers)
+
+
+def _layer(index: int, choice: Choice) -> net.Layer:
+    """The int8 layer of a node, its operands by their nodes; a transposed convolution's is not yet one that can run."""
     scales = choice.scales
     node = choice.graph.nodes[index]
     operands = [scales[i] for i in node.inputs]
@@ -81,13 +100,24 @@ def emit(index: int, choice: Choice) -> net.Layer:
             )  # fmt: skip
         case real.Pointwise():
             table, slope = _table(node, operands[0], choice.levels[node.inputs[0]], scale, low, high)
-            return net.Table(**common, table=table.astype(np.int8 if common["signed"] else np.uint8), slope=slope)
+            return net.Table(
+                **common, table=np.ascontiguousarray(table, np.int8 if common["signed"] else np.uint8), slope=slope
+            )
         case real.Channels():
             return net.Channels(**common, order=np.array(node.order, np.int32))
         case real.Slice():
             return net.Slice(**common, offset=node.offset, step=node.step)
+        case real.Resample():
+            shares = int(node.row_weights[0].sum()) * int(node.column_weights[0].sum())
+            return net.Resample(
+                **common, rows=node.rows, row_weights=node.row_weights, columns=node.columns,
+                column_weights=node.column_weights, multiplier=net.operand_multiplier(1.0, 1.0, shares),
+            )  # fmt: skip
         case real.Flatten():
             return net.Flatten(**common)
+        case real.Interleave():
+            blocks = np.array([(0, *block) for block in node.blocks], np.int32)
+            return net.Interleave(**common, step=node.step, blocks=blocks, taps=np.zeros((0, 2), np.int32))
     raise TypeError(f"{node.name}: {type(node).__name__} was not folded into another layer")
 
 
@@ -104,10 +134,14 @@ class Common(TypedDict):
 def _table(
     node: real.Pointwise, operand: float, level: int, scale: float, low: int, high: int
 ) -> tuple[npt.NDArray[np.float64], Float32]:
-    """The function at all 256 inputs, in steps of the output, and its derivative there."""
+    """The function at all 256 inputs, in steps of the output, and its derivative there: (256,), or (C, 256)."""
+    x = (torch.arange(level - 255, level + 1, dtype=torch.float64) * operand)[:, None, None, None]
+    channels = node.function(x).shape[1]
     with torch.enable_grad():
-        x = (torch.arange(level - 255, level + 1, dtype=torch.float64) * operand).requires_grad_()
+        x = x.repeat(1, channels, 1, 1).requires_grad_()
         y = real.clamp(node, node.function(x))
         (slope,) = torch.autograd.grad(y.sum(), x)
     steps = (y.detach() / scale).nan_to_num().round().clamp(low, high)
-    return steps.numpy(), slope.nan_to_num(0, 0, 0).numpy().astype(np.float32)
+    size = (256,) if channels == 1 else (channels, 256)
+    table, slopes = (v.reshape(256, channels).T.reshape(size).numpy() for v in (steps, slope.nan_to_num(0, 0, 0)))
+    return table, np.ascontiguousarray(slopes, np.float32)

@@ -53,7 +53,7 @@ def join(graph: Graph, *, image: bool) -> Joined:
     for index, node in enumerate(nodes):
         own, operands = channels(index), [channels(i) for i in node.inputs]
         match node:
-            case real.MaxPool() | real.MeanPool():
+            case real.MaxPool() | real.MeanPool() | real.Resample():
                 _join(parent, own, operands[0])
             case real.Add():
                 for operand in operands:
@@ -71,6 +71,9 @@ def join(graph: Graph, *, image: bool) -> Joined:
                 source = np.arange(len(own)) + node.offset[2]
                 inside = (source >= 0) & (source < len(operands[0]))
                 _join(parent, own[inside], operands[0][source[inside]])
+            case real.Interleave():
+                for channel, _, _ in node.blocks:
+                    _join(parent, own, operands[0][channel : channel + len(own)])
             case real.Conv():
                 pass
             case _:

@@ -69,6 +69,8 @@ def _absorb(nodes: list[graph.Node], readers: dict[int, list[int]], source: int,
             return True
         if not isinstance(node, graph.MOVES) or bounds.low > 0 or bounds.high < 0:
             return False
+        if isinstance(node, graph.Resample) and node.blends:
+            return False
         source = node.inputs[0]
     return False
 

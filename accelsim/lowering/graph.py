@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accelsim.int8.network import INPUT, Shape
+from accelsim.int8.network import INPUT, Int32, Shape
 from accelsim.lowering.origins import Origin
 
 Function = Callable[[Tensor], Tensor]
@@ -46,6 +47,14 @@ class Conv(Node):
     """The module's parameters that ``weight`` and ``bias`` come from."""
     gain: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
     """(O,) or (1,) float64, what the layer's results are scaled up by; a finite ``high`` is scaled up with them."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Deconv(Conv):
+    """Transposed convolution: input pixel (i, j) adds its products to output (i * stride + r - padding, ...) for each tap.
+
+    ``weight`` is (O, I/groups, R, S) like a convolution's, taps in torch's order; ``shape`` has the output padding.
+    """
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -99,7 +108,10 @@ class MeanPool(Node):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pointwise(Node):
-    """A function of each element alone; becomes a table."""
+    """A function of each element alone, or one a channel; becomes a table, or one a channel.
+
+    It is asked for (N, C, H, W), and for (N, 1, 1, 1) by who wants every channel's values at the same arguments.
+    """
 
     function: Function
 
@@ -120,12 +132,35 @@ class Slice(Node):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Interleave(Node):
+    """Blocks (channel, row, column) of the operand's channels, put together as in ``network.Interleave``."""
+
+    step: tuple[int, int]
+    blocks: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Resample(Node):
+    """Weighted means of rows (H, A) and columns (W, B), int32, as in ``network.Resample``."""
+
+    rows: Int32
+    row_weights: Int32
+    columns: Int32
+    column_weights: Int32
+
+    @property
+    def blends(self) -> bool:
+        """Whether a pixel may be of several, so that a ReLU behind is not one in front."""
+        return bool(self.rows.shape[1] > 1 or self.columns.shape[1] > 1)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Flatten(Node):
     """(N, C, H, W) to (N, C*H*W, 1, 1)."""
 
 
-MOVES = (MaxPool, Channels, Slice, Flatten)
-"""Nodes that hand on their operand's values, so that they keep its scale, and that a ReLU may pass."""
+MOVES = (MaxPool, Channels, Slice, Flatten, Interleave, Resample)
+"""Nodes that hand on their operand's values, so that they keep its scale, and that a ReLU may pass unless they blend."""
 
 
 @dataclass(slots=True)
@@ -201,12 +236,56 @@ def apply(node: Node, xs: list[Tensor]) -> Tensor:
             return _window(node, x)
         case Flatten():
             return x.flatten(1)[:, :, None, None]
+        case Interleave():
+            return _interleave(node, x)
+        case Resample():
+            return _resample(node, x)
     raise TypeError(f"{node.name}: {type(node).__name__} has no float operation")
 
 
 def convolve(node: Conv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The node's convolution with other weights than its own, e.g. quantised ones."""
+    if isinstance(node, Deconv):
+        return _deconvolve(node, x, weight, bias)
     return F.conv2d(x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
+
+
+def _deconvolve(node: Deconv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    out, fan_in, *kernel = weight.shape
+    grouped = weight.reshape(node.groups, out // node.groups, fan_in, *kernel).transpose(1, 2)
+    weight = grouped.reshape(node.groups * fan_in, out // node.groups, *kernel)
+    extra = [
+        n - ((size - 1) * s - 2 * p + k)
+        for n, size, s, p, k in zip(node.shape[:2], x.shape[2:], node.stride, node.padding, kernel, strict=True)
+    ]
+    return F.conv_transpose2d(x, weight, bias, node.stride, node.padding, extra, node.groups)
+
+
+def _interleave(node: Interleave, x: Tensor) -> Tensor:
+    h, w, c = node.shape
+    y = x.new_zeros(x.shape[0], c, h, w)
+    for channel, row, column in node.blocks:
+        to, of = [], []
+        for first, size, inside, step in zip((row, column), x.shape[2:], (h, w), node.step, strict=True):
+            places = range(max(0, -(first // step)), min(size, (inside - 1 - first) // step + 1))
+            of.append(slice(places.start, max(places.start, places.stop)))
+            to.append(slice(first + places.start * step, first + places.stop * step, step) if len(places) else slice(0, 0))
+        y[:, :, to[0], to[1]] = x[:, channel : channel + c, of[0], of[1]]
+    return y
+
+
+def _resample(node: Resample, x: Tensor) -> Tensor:
+    sides = ((2, node.rows, node.row_weights), (3, node.columns, node.column_weights))
+    for axis, places, weights in sides:
+        form = [1, 1, 1, 1]
+        form[axis] = len(places)
+        shares = torch.from_numpy((weights / weights[0].sum()).astype(np.float32))
+        parts = [
+            x.index_select(axis, torch.from_numpy(of.astype(np.int64))) * by.reshape(form)
+            for of, by in zip(places.T, shares.T, strict=True)
+        ]
+        x = sum(parts[1:], parts[0])
+    return x
 
 
 def _window(node: Slice, x: Tensor) -> Tensor:

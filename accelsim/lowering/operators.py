@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accelsim.lowering import graph, pooling
+from accelsim.lowering import enlarging, graph, pooling, resampling
 from accelsim.lowering.traced import Traced
 
 if TYPE_CHECKING:
@@ -127,6 +127,18 @@ def _batch_norm(
     return b.affine(input, factor, shift, frozenset() if weight is None else b.origins(weight))
 
 
+def _instance_norm(
+    b: Builder, input: Traced, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Traced:  # fmt: skip
+    if use_input_stats or running_mean is None or running_var is None:
+        raise b.refuse(
+            "instance norm by the statistics of each image",
+            "nn.InstanceNorm2d(C, track_running_stats=True) in evaluation mode and nn.BatchNorm2d can, theirs are constants",
+        )
+    return _batch_norm(b, input, running_mean, running_var, weight, bias, eps=eps)
+
+
 # --- arithmetic ---
 
 
@@ -213,12 +225,17 @@ def _hardtanh(b: Builder, input: Traced, min_val: float = -1.0, max_val: float =
 
 
 def _prelu(b: Builder, input: Traced, weight: Tensor) -> Traced:
-    if weight.numel() != 1:
+    if isinstance(weight, Traced):
+        raise b.refuse("a PReLU whose slopes are computed from an activation", "slopes that are a parameter work")
+    if weight.numel() == 1:
+        slope = float(weight)
+        return b.pointwise(input, lambda x: F.leaky_relu(x, slope))
+    if weight.numel() != input.origin.shape[1]:
         raise b.refuse(
-            "PReLU with a slope a channel", "nn.PReLU() or nn.LeakyReLU can, their slope is the same for all channels"
+            f"PReLU with {weight.numel()} slopes on {input.origin.shape[1]} channels", "one, or one a channel, works"
         )
-    slope = float(weight)
-    return b.pointwise(input, lambda x: F.leaky_relu(x, slope))
+    slopes = weight.detach().double().reshape(-1, 1, 1)
+    return b.pointwise(input, lambda x: torch.where(x > 0, x, x * slopes.to(x.dtype)))
 
 
 # --- moves ---
@@ -269,10 +286,10 @@ def _setitem(b: Builder, input: Any, key: Any, value: Any) -> None:
 
 
 def _pad(b: Builder, input: Traced, pad: Any, mode: str = "constant", value: Any = None) -> Traced:
-    if mode != "constant" or value not in (None, 0, 0.0):
-        if (leaf := type(b.running()).__name__).startswith("Conv"):
-            raise b.refuse(f"{leaf} with padding_mode={mode!r}", "padding_mode='zeros' works")
-        raise b.refuse(f"padding with mode {mode!r} and value {value}", "padding with zeros works")
+    if mode != "constant":
+        return b.value(resampling.padded(input, list(pad), mode))
+    if value not in (None, 0, 0.0):
+        raise b.refuse(f"padding with value {value}", "padding with zeros, by reflection or by replication works")
     return b.value(F.pad(input.origin, list(pad), value=-1))
 
 
@@ -317,8 +334,13 @@ def _dropout_off(b: Builder, input: Traced, p: float = 0.5, training: bool = Fal
 
 HANDLERS: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
+    "conv_transpose2d": enlarging.conv_transpose2d,
+    "pixel_shuffle": enlarging.pixel_shuffle,
+    "interpolate": resampling.interpolate,
+    "upsample": resampling.interpolate,
     "linear": _linear,
     "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
     "dropout": _dropout,
     "dropout1d": _dropout,
     "dropout2d": _dropout,
@@ -374,7 +396,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
 MOVES = frozenset(
     ("view", "reshape", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "flatten", "ravel", "unflatten",
      "squeeze", "unsqueeze", "chunk", "split", "split_with_sizes", "tensor_split", "narrow", "select", "unbind", "getitem",
-     "channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "flip", "roll", "index_select",
+     "channel_shuffle", "native_channel_shuffle", "pixel_unshuffle", "flip", "roll", "index_select",
      "view_as", "reshape_as", "expand", "expand_as", "contiguous", "iter", "t", "adjoint")
 )  # fmt: skip
 """Functions that only move elements: they are run on the indices"""

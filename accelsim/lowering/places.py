@@ -30,13 +30,21 @@ class Window:
     shape: Shape
 
 
-Move = Reorder | Window
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Any rows and columns in any order, some of them more than once."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+Move = Reorder | Window | Pick
 
 
 def moves(places: Tensor, shape: Shape) -> list[tuple[str, Move]] | None:
     """Moves from an image of ``shape`` (H, W, C) to ``places`` int64 (C, H, W), each with a suffix for its name.
 
-    None where no channel order, window and zero padding gives them. No moves where ``places`` is the image itself.
+    None where no channel order, rows and columns, window and zero padding give them. No moves where ``places`` is the image.
     """
     axes = _axes(places, shape)
     if axes is None:
@@ -49,7 +57,10 @@ def moves(places: Tensor, shape: Shape) -> list[tuple[str, Move]] | None:
     in_a_row = kept == list(range(kept[0], kept[0] + len(kept)))
     along_rows, along_columns = _progression(rows), _progression(columns)
     if along_rows is None or along_columns is None:
-        return None
+        if min(*rows, *columns, *channels) < 0:
+            return _crop_and_pad(places, shape)
+        order: list[tuple[str, Move]] = [] if kept == list(range(shape[2])) else [(".channels", Reorder(tuple(kept)))]
+        return [*order, ("", Pick(tuple(rows), tuple(columns)))]
     reads_outside = not (
         _zeros_lie_outside(rows, shape[0], along_rows)
         and _zeros_lie_outside(columns, shape[1], along_columns)
@@ -116,6 +127,8 @@ def _crop_and_pad(places: Tensor, shape: Shape) -> list[tuple[str, Move]] | None
     """Two windows where one would read elements that should be zeros: cut out what is kept, then pad it."""
     kept = torch.nonzero(places >= 0)
     low, high = kept.amin(0).tolist(), (kept.amax(0) + 1).tolist()
+    if low == [0, 0, 0] and high == list(places.shape):
+        return None  # zeros between what is kept
     region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     cut = moves(places[region], shape)
     if cut is None:

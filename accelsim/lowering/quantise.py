@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from accelsim.int8.network import INPUT, Network, UInt8
+from accelsim.int8.network import INPUT, Network, UInt8, Way
 from accelsim.lowering import graph as real
 from accelsim.lowering.answer import place
 from accelsim.lowering.balance import Balanced, balance, widest
@@ -62,8 +62,11 @@ def plain(graph: Graph) -> Aim:
 
 
 @torch.no_grad()
-def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str, aim: Aim) -> Network:
+def quantise(
+    graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], name: str, aim: Aim, way: Way = "auto"
+) -> Network:
     """The int8 network of a float graph, calibrated on uint8 images (N, H, W, C).
+    ``way``: how its transposed convolutions run.
 
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
@@ -92,13 +95,12 @@ def quantise(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[f
     assert best is not None
     if aim.classifier and aim.unsigned and aim.ber:
         _place_answers(best, exact, aim.ber)
-    layers = tuple(emit(index, best) for index in range(len(graph.nodes)))
     return Network(
         name=name,
         input_shape=graph.input_shape,
         input_scale=best.scales[INPUT],
         input_table=input_table(mean, std, best.image.numpy()),
-        layers=layers,
+        layers=emit(best, way),
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _GENERAL = (
     "convolution, linear, batch norm, pointwise functions, add, multiply, concat, max and mean pooling, channel "
-    "shuffles, slices and zero padding can"
+    "shuffles, slices, padding and interpolation can"
 )
 _NORM = "nn.BatchNorm2d can, its statistics are constants"
 _SOFTMAX = "leave it out, the largest output stays the largest"
@@ -24,12 +24,14 @@ _VALUES = "shapes may decide what forward() does, values of an activation may no
 
 _NEAREST_MODULES: tuple[tuple[Any, str], ...] = (
     (
-        (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d, nn.LocalResponseNorm, nn.RMSNorm),
+        (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm),
         _NORM,
     ),
     ((nn.Softmax, nn.LogSoftmax, nn.Softmax2d), _SOFTMAX),
-    ((nn.ConvTranspose2d,), "nn.Conv2d can"),
-    ((nn.Upsample,), "a strided nn.Conv2d can be taken out of the encoder instead"),
+    (
+        (nn.ConvTranspose1d, nn.ConvTranspose3d),
+        "nn.ConvTranspose2d can, of one dimension with a height of 1: a kernel (1, K) on x[:, :, None]",
+    ),
     ((nn.Conv1d, nn.Conv3d), "nn.Conv2d can"),
     (
         (nn.MultiheadAttention, nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.Embedding, nn.Transformer,
@@ -43,7 +45,6 @@ _NEAREST_CALLS = {
     "log_softmax": _SOFTMAX,
     "layer_norm": _NORM,
     "group_norm": _NORM,
-    "instance_norm": _NORM,
     "rms_norm": _NORM,
     "local_response_norm": _NORM,
     "normalize": _NORM,
@@ -55,11 +56,7 @@ _NEAREST_CALLS = {
     "einsum": _MATMUL,
     "conv1d": "nn.Conv2d can",
     "conv3d": "nn.Conv2d can",
-    "conv_transpose2d": "nn.Conv2d can",
-    "interpolate": _RESIZE,
-    "upsample": _RESIZE,
     "grid_sample": _RESIZE,
-    "prelu": "F.leaky_relu can, its slope is the same for all channels",
     "stack": "torch.cat over channels can",
     "max": "max pooling over the image can",
     "amax": "max pooling over the image can",

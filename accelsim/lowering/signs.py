@@ -20,7 +20,7 @@ def unsigned(graph: Graph) -> frozenset[int]:
             case real.Add() | real.Concat() | real.Mul() | real.MeanPool():
                 positive = found.issuperset(node.inputs)
             case real.Pointwise():
-                values = node.function(_GRID)
+                values = node.function(_GRID[:, None, None, None])
                 positive = bool((values.nan_to_num(0) >= 0).all())
             case _:
                 positive = isinstance(node, MOVES) and node.inputs[0] in found

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from services.bus import messages, topics
+from services.bus.meanings import meanings
 from services.bus.messages import Message
 
 _INLINE = (messages.Tensor, messages.Ref)
@@ -20,25 +21,37 @@ _INLINE = (messages.Tensor, messages.Ref)
 
 def markdown() -> str:
     """The table of topics with who sends there, then each message with its fields."""
-    lines = ["| topic `r2f/v1/{device}/…` | message | sent by |", "|---|---|---|"]
-    lines += [f"| `{key}` | {kind.__name__} | {_senders(key)} |" for key, kind in topics.TABLE.items()]
-    lines += ["| `state/{service}` | State, retained | that service |", "| `event/{stage}` | Timing | any |"]
-    kinds: list[type] = list(dict.fromkeys(topics.TABLE.values()))
-    every: list[type] = [*kinds, messages.State, messages.Timing, messages.Manifest, messages.Chunk]
-    for kind in every:
-        lines += ["", f"**{kind.__name__}**, `type` = `{kind.__name__.lower()}`", ""]
-        lines += _fields(kind, {field.name for field in _info(Message).fields})
-    parts = dict.fromkeys(part for kind in kinds for part in _parts(kind))
-    for part in [*(p for p in parts if p not in _INLINE), *_INLINE]:
+    lines = ["| topic `r2f/v1/{device}/…` | message | sent by | read by |", "|---|---|---|---|"]
+    lines += [f"| `{key}` | {kind.__name__} | {_senders(key)} | {_receivers(key)} |" for key, kind in topics.TABLE.items()]
+    lines += ["| `state/{service}` | State, retained | that service | any |", "| `event/{stage}` | Timing | any | any |"]
+    common = {field.name for field in _info(Message).fields}
+    lines += ["", "Every message:", "", *_fields(messages.Replicas, set(messages.Replicas.__struct_fields__) - common)]
+    for kind in every_kind():
+        lines += ["", f"**{kind.__name__}**, `type` = `{kind.__name__.lower()}`", "", *_fields(kind, common)]
+    found = dict.fromkeys(part for kind in every_kind() for part in parts(kind))
+    inner: list[type] = [*(part for part in found if part not in _INLINE), *_INLINE]
+    for part in inner:
         how = "an array in this order" if _info(part).array_like else "a map"
         lines += ["", f"*{part.__name__}*, {how}: {_first_line(part)}", "", *_fields(part, set())]
     return "\n".join(lines) + "\n"
+
+
+def every_kind() -> list[type[Message]]:
+    """Every type of message, in the order of the topics."""
+    kinds = dict.fromkeys(topics.TABLE.values())
+    return [*kinds, messages.State, messages.Timing, messages.Manifest, messages.Chunk]
 
 
 def _senders(key: str) -> str:
     if key in topics.SENDERS:
         return " and ".join(topics.SENDERS[key])
     return "who receives there" if key.endswith(f"/{topics.FLOW}") else "any"
+
+
+def _receivers(key: str) -> str:
+    if key in topics.RECEIVERS:
+        return " and ".join(topics.RECEIVERS[key])
+    return "who sends there" if key.endswith(f"/{topics.FLOW}") else "any"
 
 
 def _info(kind: type) -> msgspec.inspect.StructType:
@@ -52,11 +65,13 @@ def _first_line(kind: type) -> str:
 
 
 def _fields(kind: type, common: set[str]) -> list[str]:
-    lines = []
+    lines, told = [], meanings(kind)
     for field in _info(kind).fields:
         if field.name not in common:
             default = "" if field.required else " (optional)"
-            lines.append(f"- `{field.name}`: {_text(field.type)}{default}")
+            if isinstance(field.default, bool | int | float | str) and field.default:
+                default = f" (optional, `{str(field.default).lower()}` where left out)"
+            lines.append(f"- `{field.name}`: {_text(field.type)}{default}. {told[field.name]}")
     return lines
 
 
@@ -84,9 +99,9 @@ def _text(kind: msgspec.inspect.Type) -> str:
             )
 
 
-def _parts(kind: type) -> list[type]:
+def parts(kind: type) -> list[type[msgspec.Struct]]:
     """The structs that a message is made of, itself aside, outermost first."""
-    found: list[type] = []
+    found: list[type[msgspec.Struct]] = []
 
     def visit(what: Any) -> None:
         if isinstance(what, msgspec.inspect.StructType) and what.cls is not kind:

@@ -71,6 +71,27 @@ SENDERS: dict[str, tuple[str, ...]] = {
 }
 """``plane/name`` to the services that send there; a numbered message of another process than those is dropped."""
 
+RECEIVERS: dict[str, tuple[str, ...]] = {
+    "down/mode": ("agent", "codec-device", "codec-server"),
+    "down/forward": ("agent", "codec-server"),
+    "down/model": ("codec-device",),
+    "down/repair": ("codec-device",),
+    "down/rebuilt": ("codec-device",),
+    "edge/inputs": ("codec-device",),
+    "edge/replicas": ("voter",),
+    "edge/voted": ("codec-device", "agent"),
+    "edge/model": ("agent",),
+    "up/inputs": ("codec-server",),
+    "up/layers": ("codec-server",),
+    "up/repair": ("codec-server",),
+    "up/ack": ("trainer", "codec-server"),
+    "up/outputs": ("trainer",),
+    "server/inputs": ("trainer",),
+    "server/activations": ("trainer",),
+    "server/model": ("codec-server",),
+}
+"""``plane/name`` to the services that listen there; for those who write one of them in another language."""
+
 
 class Topic(NamedTuple):
     """A parsed topic."""

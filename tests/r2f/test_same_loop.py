@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from msgspec.structs import replace
 from torch import nn
 
@@ -248,6 +249,32 @@ async def test_every_recipe(name: str, scheme: str, broker: str, network: Networ
     if name == "labelled":
         assert found is not None
         assert (found.against, found.deployed) == ("labels", "before")
+
+
+@pytest.fixture(scope="module", params=["phases", "merged"])
+def deconvolving(request: pytest.FixtureRequest) -> Network:
+    """A network with a transposed convolution in it, of phases that differ."""
+    torch.manual_seed(3)
+    module = nn.Sequential(
+        nn.Conv2d(1, 6, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(6, 5, 5, 2, 2, output_padding=1), nn.ReLU(),
+        nn.Conv2d(5, 6, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 10),
+    )  # fmt: skip
+    return lower(
+        module.eval(), DIGITS.train_images[::9], DIGITS.mean, DIGITS.std, name="up", deconvolution=request.param
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["chained", "chained-protected-voted", "direct", "golden-layer"])
+async def test_transposed_convolutions(name: str, broker: str, deconvolving: Network, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    recipe = replace(PAPER, corrections=1, selection=16)
+    scheme = SCHEMES[name]
+    if scheme.protected:
+        scheme = replace(scheme, protected=tuple(index for index, _ in deconvolving.convs())[:2])
+    job = write(folder, deconvolving, scheme=scheme, iterations=4, recipe=recipe, sgd=Sgd(rate=0.05))
+    async with pipeline(broker, DIGITS):
+        sizes = await over_the_bus(broker, folder)
+    same(job, deconvolving, folder, sizes)
 
 
 CHIP = chip.random_map(Array(), 0.02, 1)

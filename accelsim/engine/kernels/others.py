@@ -111,11 +111,18 @@ def mean_pool(x, zero, window, multiplier, low, high, y, n):  # type: ignore[no-
 
 
 @njit(nogil=True, cache=True)
-def look_up(x, zero, table, y, count):  # type: ignore[no-untyped-def]
-    """y = table[x + zero]; table: bytes as int8."""
+def look_up(x, zero, tables, y, count):  # type: ignore[no-untyped-def]
+    """y = tables[0, x + zero], or by a table a channel where there are more; tables: bytes as int8."""
     source, out = carray(pointer(x), count, np.int8), carray(pointer(y), count, np.int8)
-    for i in range(count):
-        out[i] = table[np.int64(np.uint8(source[i]) ^ np.uint8(zero))]
+    channels = len(tables)
+    if channels == 1:
+        table = tables[0]
+        for i in range(count):
+            out[i] = table[np.int64(np.uint8(source[i]) ^ np.uint8(zero))]
+        return
+    for first in range(0, count, channels):
+        for c in range(channels):
+            out[first + c] = tables[c, np.int64(np.uint8(source[first + c]) ^ np.uint8(zero))]
 
 
 @njit(nogil=True, cache=True)

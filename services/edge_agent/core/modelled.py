@@ -1,7 +1,8 @@
-"""The modelled time of what a device ran, for the timing events (architecture.md, "Time")."""
+"""The time of what a device ran, by the model or by its own clock, for the timing events (architecture.md, "Time")."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from accelsim.accelerators import Ports
@@ -21,14 +22,21 @@ class Times(NamedTuple):
     share: float
 
 
-def times(network: Network, segment: Segment, array: Array, ports: Ports) -> Times:
-    """Modelled seconds of a segment, as long as its executions are still there. ``ports`` are voted on."""
-    forward = tmr = 0.0
+def times(network: Network, segment: Segment, array: Array, ports: Ports, measured: float | None = None) -> Times:
+    """Seconds of a segment, as long as its executions are still there. ``ports`` are voted on.
+
+    ``measured`` is what the accelerator's own clock says of all executions; votes and the referee are modelled then, too.
+    Raises ValueError where that is no time.
+    """
+    if measured is not None and not 0 <= measured < math.inf:
+        raise ValueError(f"accelerator: its clock says that a segment took {measured} s")
+    forward = tmr = processor = 0.0
+    votes = 0.0
     executions = actual = 0
     for executed in segment.layers:
         replica = executed.replicas[0]
         if not executed.ran:
-            tmr += vote_seconds(replica.size, len(executed.replicas), array)
+            processor += vote_seconds(replica.size, len(executed.replicas), array)
             continue
         layer = network.layers[executed.index]
         if not isinstance(layer, Conv):
@@ -38,10 +46,15 @@ def times(network: Network, segment: Segment, array: Array, ports: Ports) -> Tim
         first = timing.forward_s + timing.write_back_s
         voting = sum(port_seconds(layer, shape, array, site, batch=len(replica)) for site in ports.get(executed.index, ()))
         forward += 0.0 if executed.again else first
-        tmr += timing.tmr_s + _referee_s(layer, executed) + voting * executed.executions + (first if executed.again else 0.0)
+        tmr += timing.tmr_s + voting * executed.executions + (first if executed.again else 0.0)
+        processor += _referee_s(layer, executed)
+        votes += vote_seconds(replica.size, executed.executions, array) if executed.executions > 1 else 0.0
         executions += executed.executions
         actual += not executed.again
-    return Times(forward, tmr, actual / executions if executions else 0.0)
+    share = actual / executions if executions else 0.0
+    if measured is not None:
+        return Times(measured * share, measured * (1 - share) + processor + votes, share)
+    return Times(forward, tmr + processor, share)
 
 
 def _referee_s(layer: Conv, executed: Executed) -> float:

@@ -25,16 +25,19 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     Layer,
     MaxPool,
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
     UInt8,
 )
-from accelsim.int8.walk import walk
+from accelsim.int8.phases import bias_groups, taps_of
+from accelsim.int8.walk import walk, windows
 from services.trainer.core import elementwise
 from services.trainer.core.loss import Labels, loss
 
@@ -172,12 +175,18 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
                 below, own = _through_mean(layer, network, shape, gradient)
                 send(source, below, owned=own)
             case Table():
-                slope = layer.slope[values[source].view(np.uint8) ^ (128 if values[source].dtype == np.int8 else 0)]
+                steps = values[source].view(np.uint8) ^ (128 if values[source].dtype == np.int8 else 0)
+                slope = layer.slope[steps] if layer.slope.ndim == 1 else layer.slope[np.arange(shape[3]), steps]
                 send(source, gradient * torch.from_numpy(slope).permute(0, 3, 1, 2))
             case Channels():
                 send(source, elementwise.move_channels(gradient, layer.order, shape[3]))
             case Slice():
                 send(source, _through_slice(layer, shape, gradient))
+            case Interleave():
+                for source, part in _through_interleave(layer, network, batch, gradient).items():
+                    send(source, part)
+            case Resample():
+                send(source, _through_resample(layer, shape, gradient))
             case Mul():
                 first, second = layer.inputs
                 at_first, at_second = _through_mul(plane(first), plane(second), gradient)
@@ -191,7 +200,22 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
     for index, layer in network.convs():
         if index not in found:
             raise ValueError(f"layer {index} ({layer.name}): the network's output does not depend on it")
+    _as_one(network, found)
     return found
+
+
+def _as_one(network: Network, found: Gradients) -> None:
+    """The phases of a transposed convolution learn as the one filter that they are parts of.
+
+    Each tap is in one phase, so its gradient is there already; the bias is in all, and has the sum. What is 0 for there is no
+    tap has none.
+    """
+    for parts in bias_groups(network):
+        total = torch.stack([found[index][1][channels] for index, channels in parts]).sum(0)
+        for index, channels in parts:
+            found[index][1][channels] = total
+    for index, taps in taps_of(network).items():
+        found[index][0].mul_(torch.from_numpy(taps))
 
 
 def _limits(network: Network, layer: Layer) -> UInt8 | None:
@@ -268,6 +292,33 @@ def _through_slice(layer: Slice, shape: tuple[int, ...], gradient: Tensor) -> Te
         of.append(slice(first, max(first, end)))
         to.append(slice(offset + first * step, offset + max(first, end) * step, step))
     whole[tuple(to)] = gradient.permute(0, 2, 3, 1)[tuple(of)]
+    return whole.permute(0, 3, 1, 2)
+
+
+def _through_interleave(layer: Interleave, network: Network, batch: int, gradient: Tensor) -> dict[int, Tensor]:
+    """Each gradient to the element that lies there, by operand."""
+    shapes = [network.shape_of(source) for source in layer.inputs]
+    found: dict[int, Tensor] = {}
+    for number, channels, of, to in windows(layer, shapes):
+        h, w, c = shapes[number]
+        whole = found.setdefault(layer.inputs[number], torch.zeros(batch, h, w, c).permute(0, 3, 1, 2))
+        whole[:, channels, of[0], of[1]] += gradient[:, :, to[0], to[1]]
+    return found
+
+
+def _through_resample(layer: Resample, shape: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """Each gradient to the elements whose mean it is at, by their shares; added in one order, whatever the threads."""
+    whole = gradient.permute(0, 2, 3, 1)
+    for axis, places, weights in ((2, layer.columns, layer.column_weights), (1, layer.rows, layer.row_weights)):
+        size, shares = list(whole.shape), weights / weights[0].sum()
+        size[axis] = shape[axis]
+        below = torch.zeros(size)
+        form = [1, 1, 1, 1]
+        form[axis] = len(places)
+        for of, by in zip(places.T, shares.T, strict=True):
+            part = whole if bool((by == 1).all()) else whole * torch.from_numpy(by.astype(np.float32)).reshape(form)
+            below.index_add_(axis, torch.from_numpy(of.astype(np.int64)), part)
+        whole = below
     return whole.permute(0, 3, 1, 2)
 
 

@@ -18,6 +18,7 @@ from accelsim.faults.permanent import FaultMap, dead_weights, faulty_network
 from accelsim.faults.pruning import Kept
 from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
+from accelsim.int8.phases import bias_groups
 from services.known import known_faults
 from services.trainer.core import correction, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
@@ -126,7 +127,12 @@ def biases(learner: Learner, engine: Engine, received: Received) -> Biases:
     found = loss(network, device[len(network.layers) - 1], truth)
     moved = optimiser.copied(state.parameters)
     correction.correct(network, moved, engine, learner.initial, x, device, 1 / (state.iteration + 1))
-    return Biases(found.value, found.correct, {index: bias for index, (_, bias) in moved.items()})
+    asked = {index: bias for index, (_, bias) in moved.items()}
+    for parts in bias_groups(network):  # of the phases of a transposed convolution, which have one
+        mean = np.mean([asked[index][channels] for index, channels in parts], axis=0, dtype=np.float64)
+        for index, channels in parts:
+            asked[index][channels] = mean
+    return Biases(found.value, found.correct, asked)
 
 
 def take_biases(learner: Learner, found: Biases, begin: float) -> Step:

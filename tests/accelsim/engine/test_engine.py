@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -217,8 +219,44 @@ def every_layer_type() -> Network:
         Mul(name="square", inputs=(6, 6), shape=(5, 4, 18), scale=1.0, multiplier=0.004),
         Slice(name="slice", inputs=(1,), shape=(5, 4, 12), scale=1.0, offset=(0, 1, -3), step=(2, 2)),
         Flatten(name="flat", inputs=(11,), shape=(1, 1, 240), scale=1.0),
+        *resampled(0, 12, scale=1.0),
+        Table(name="tables", inputs=(4,), shape=(5, 4, 18), scale=1.0, table=random.integers(-128, 128, (18, 256), np.int8),
+              slope=np.zeros((18, 256), np.float32)),
         shape=shape,
     )  # fmt: skip
+
+
+def resampled(source: int, index: int, **rest: Any) -> list[Resample]:
+    """Any rows and columns of layer ``source``, (9, 8, 6), then means of them; the first is layer ``index + 1``."""
+    random = np.random.default_rng(5)
+    rows, columns = random.integers(0, 9, (4, 1)).astype(np.int32), random.integers(0, 8, (11, 1)).astype(np.int32)
+    ones = [np.ones_like(side) for side in (rows, columns)]
+    places = [random.integers(0, n, (m, 3)).astype(np.int32) for n, m in ((4, 7), (11, 5))]
+    weights = [random.multinomial(12, (0.5, 0.3, 0.2), len(side)).astype(np.int32) for side in places]
+    return [
+        Resample(
+            name="pick",
+            inputs=(source,),
+            shape=(4, 11, 6),
+            rows=rows,
+            row_weights=ones[0],
+            columns=columns,
+            column_weights=ones[1],
+            multiplier=1.0,
+            **rest,
+        ),
+        Resample(
+            name="blend",
+            inputs=(index + 1,),
+            shape=(7, 5, 6),
+            rows=places[0],
+            row_weights=weights[0],
+            columns=places[1],
+            column_weights=weights[1],
+            multiplier=float(np.float32(1 / 144)),
+            **rest,
+        ),
+    ]
 
 
 def every_layer_type_unsigned() -> Network:
@@ -255,6 +293,9 @@ def every_layer_type_unsigned() -> Network:
         Mul(name="square", inputs=(8, 9), shape=(5, 4, 24), scale=1.0, multiplier=0.004),
         Slice(name="slice", inputs=(2,), shape=(5, 4, 12), offset=(0, 1, -3), step=(2, 2), **moved),
         Flatten(name="flat", inputs=(15,), shape=(1, 1, 240), **moved),
+        *resampled(0, 16, **moved),
+        Table(name="tables", inputs=(6,), shape=(5, 4, 24), table=random.integers(0, 256, (24, 256), np.uint8),
+              slope=np.zeros((24, 256), np.float32), **moved),
         replace(first, name="last", inputs=(0,), signed=True, low=-128, high=np.full(6, 127, np.int32)),
         shape=shape,
     )  # fmt: skip

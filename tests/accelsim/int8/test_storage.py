@@ -30,6 +30,7 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
 )
@@ -276,6 +277,59 @@ def test_flatten_and_slice_are_checked(network: Network) -> None:
     bad = Slice(name="s", inputs=(0,), shape=(4, 4, 16), scale=x.scale, offset=(0, 0, 0), step=(0, 2))
     with pytest.raises(NetworkError, match="step"):
         validate(dataclasses.replace(network, layers=(x, bad)))
+
+
+def _resample(**fields: Any) -> Network:
+    rows, ones = np.array([[0, 1], [1, 0]], np.int32), np.array([[1, 3], [2, 2]], np.int32)
+    plain = {"rows": rows, "row_weights": ones, "columns": rows, "column_weights": ones, "multiplier": 1 / 16}
+    layer = Resample(name="r", inputs=(-1,), scale=1.0, **{"shape": (2, 2, 1)} | plain | fields)  # type: ignore[arg-type]
+    table = np.zeros((1, 256), np.int8)
+    return Network(name="n", input_shape=(2, 2, 1), input_scale=1.0, input_table=table, layers=(layer,))
+
+
+def test_a_resampling_is_kept() -> None:
+    assert _same(from_bytes(to_bytes(_resample())), _resample())
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"shape": (2, 2, 2)}, "2 channels, the operand has 1"),
+        ({"scale": 2.0}, "scale 2.0 is not the operand's"),
+        ({"shape": (3, 2, 1)}, r"rows: int32 of shape \(2, 2\), expected int32 of shape \(3, 2\)"),
+        ({"rows": np.array([[0, 2], [1, 0]], np.int32)}, "rows must be below 2"),
+        ({"columns": np.array([[0, -1], [1, 0]], np.int32)}, "columns must be below 2"),
+        ({"rows": np.zeros((2, 0), np.int32)}, "0 rows a pixel"),
+        ({"rows": np.zeros((2, 65), np.int32)}, "65 rows a pixel"),
+        ({"rows": np.zeros(2, np.int32)}, "0 rows a pixel"),
+        ({"row_weights": np.array([[1, 3], [2, 1]], np.int32)}, "with one sum"),
+        ({"row_weights": np.array([[-1, 5], [2, 2]], np.int32)}, "0 or more"),
+        ({"row_weights": np.array([[0, 0], [0, 0]], np.int32)}, "one sum of 1"),
+        ({"row_weights": np.full((2, 2), 2**31 - 1, np.int32)}, "one sum of 1"),
+        ({"row_weights": np.full((2, 2), 1 << 20, np.int32)}, "in steps of 1/8388608"),
+        ({"multiplier": 0.5}, "do not follow"),
+    ],
+)
+def test_a_resampling_is_checked(fields: dict[str, Any], text: str) -> None:
+    if "scale" in fields:
+        whole = _resample()
+        changed = dataclasses.replace(whole, layers=(dataclasses.replace(whole.layers[0], **fields),))
+    else:
+        changed = _resample(**fields)
+    with pytest.raises(NetworkError, match=text):
+        validate(changed)
+
+
+def test_tables_a_channel_are_checked() -> None:
+    whole = every_layer()
+    index = _first(whole, Table)
+    channels = whole.layers[index].shape[2]
+    tables, slopes = np.zeros((channels, 256), np.int8), np.zeros((channels, 256), np.float32)
+    assert _same(from_bytes(to_bytes(kept := _with(whole, index, table=tables, slope=slopes))), kept)
+    with pytest.raises(NetworkError, match="table: int8 of shape"):
+        validate(_with(whole, index, table=tables[1:], slope=slopes))
+    with pytest.raises(NetworkError, match="slope: float32 of shape"):
+        validate(_with(whole, index, table=tables))
 
 
 def _split(body: bytes) -> tuple[dict[str, Any], bytes]:

@@ -309,10 +309,45 @@ def test_convolutions_of_all_shapes(kernel: int, stride: int, padding: int, dila
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "softmax": (lambda: nn.Sequential(_conv(3, 8), nn.Softmax(1)), r"^1: Softmax.*leave it out"),
     "group norm": (lambda: nn.Sequential(_conv(3, 8), nn.GroupNorm(2, 8)), r"^1: GroupNorm.*BatchNorm2d"),
-    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 2)), r"^0: ConvTranspose2d.*Conv2d"),
-    "upsample": (lambda: Fn(lambda m, x: F.interpolate(x, scale_factor=2)), r"interpolate.*pooling"),
+    "transposed, dilated": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 2, dilation=2)),
+        r"dilation \(2, 2\).*=1 works",
+    ),
+    "transposed, weight computed": (
+        lambda: Fn(lambda m, x: F.conv_transpose2d(x, m.a(x)[:1, :3]), a=_conv(3, 3)),
+        r"weight is computed from an activation",
+    ),
+    "upsample, cubic": (lambda: nn.Sequential(_conv(3, 4), nn.Upsample(scale_factor=2, mode="bicubic")), r"bicubic.*bilinear"),
+    "upsample, antialias": (
+        lambda: Fn(lambda m, x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)),
+        r"bilinear' with antialias cannot.*nearest",
+    ),
+    "upsample by what is no fraction": (
+        lambda: Fn(lambda m, x: F.interpolate(x, scale_factor=1.2345, mode="bilinear")),
+        r"interpolate of 12 rows or columns to 14.*steps",
+    ),
+    "instance norm": (
+        lambda: nn.Sequential(_conv(3, 8), nn.InstanceNorm2d(8)),
+        r"^1: instance norm by the statistics of each image.*track_running_stats=True.*BatchNorm2d",
+    ),
+    "slopes that do not fit": (
+        lambda: Fn(lambda m, x: F.prelu(m.a(x), torch.ones(4)), a=_conv(3, 3)),
+        r"4 slopes on 3 channels",
+    ),
+    "slopes computed": (
+        lambda: Fn(lambda m, x: F.prelu(m.a(x), m.b(x).mean((0, 2, 3))), a=_conv(3, 3), b=_conv(3, 3)),
+        r"computed from an activation|mean over dim",
+    ),
+    "padding with ones": (lambda: Fn(lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), value=1.0), a=_conv(3, 3)), r"value 1.0.*zeros"),
+    "zeros between rows": (
+        lambda: Fn(
+            lambda m, x: m.b(torch.zeros_like(y := m.a(x)).index_copy_(2, torch.tensor([0, 3]), y[:, :, :2])),
+            a=_conv(3, 3),
+            b=_conv(3, 3),
+        ),
+        r"index_copy",
+    ),
     "matmul": (lambda: Fn(lambda m, x: x @ x), r"matmul.*nn.Linear"),
-    "reflect": (lambda: nn.Sequential(_conv(3, 8, padding_mode="reflect")), r"padding_mode='reflect'.*zeros"),
     "linear on an image": (lambda: nn.Linear(12, 4), r"linear layer on 4 dimensions.*flatten"),
     "concat of rows": (lambda: Fn(lambda m, x: torch.cat([m.a(x), x], 2), a=_conv(3, 3)), r"dimension 2.*channels"),
     "pool with ceil": (lambda: nn.AvgPool2d(5, 4, ceil_mode=True), r"partial windows.*ceil_mode=False"),
@@ -327,7 +362,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"^sum: .*shapes may.*values.*may not",
     ),
     "transposed image": (lambda: Fn(lambda m, x: m.a(x.transpose(2, 3)), a=_conv(3, 3)), r"moves elements"),
-    "pixel shuffle": (lambda: nn.Sequential(_conv(3, 4), nn.PixelShuffle(2), _conv(1, 1)), r"moves elements"),
     "batch mixed": (lambda: Fn(lambda m, x: m.a(x.flip(0)), a=_conv(3, 3)), r"mixes the images"),
     "shapes that differ": (lambda: Fn(lambda m, x: m.a(x) + m.b(x), a=_conv(3, 3), b=_conv(3, 1)), r"one shape"),
     "image too small": (lambda: nn.Sequential(nn.Conv2d(3, 8, 14)), r"^0: gives an empty image.*larger images"),

@@ -210,7 +210,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         ),
         r"^t: MultiheadAttention.*only convolutional",
     ),
-    "slope a channel": (lambda: nn.Sequential(_conv(3, 8), nn.PReLU(8)), r"^1: PReLU with a slope a channel.*LeakyReLU"),
     "half": (lambda: Fn(lambda m, x: m.a(x).half(), a=_conv(3, 8)), r"^half: a cast to torch.float16.*float32"),
     "noise": (lambda: Fn(lambda m, x: m.a(x) + torch.rand(1).item(), a=_conv(3, 3)), r"other outputs when it runs again"),
     "spatial gate": (

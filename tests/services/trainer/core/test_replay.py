@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from accelsim.engine import reference
+from accelsim.int8.checks import validate
 from accelsim.int8.network import (
     INPUT,
     Add,
@@ -23,11 +24,13 @@ from accelsim.int8.network import (
     MeanPool,
     Mul,
     Network,
+    Resample,
     Slice,
     Table,
     multiplier,
     operand_multiplier,
 )
+from accelsim.int8.walk import dense
 from services.trainer.core.replay import activations, replay
 
 
@@ -162,7 +165,12 @@ def autograd(network: Network, x: Int8, values: list[Int8], labels: np.ndarray):
         elif isinstance(layer, Table):
             operand = values[layer.inputs[0]]
             steps = torch.tensor(operand.astype(np.int64) + (128 if operand.dtype == np.int8 else 0)).permute(0, 3, 1, 2)
-            y = a * torch.tensor(layer.slope).double()[steps]
+            tables = torch.tensor(layer.slope).double().broadcast_to(layer.shape[2], 256)
+            y = a * tables[torch.arange(layer.shape[2])[:, None, None], steps]
+        elif isinstance(layer, Resample):
+            by_row = torch.tensor(dense(layer.rows, layer.row_weights, a.shape[2])).double()
+            by_column = torch.tensor(dense(layer.columns, layer.column_weights, a.shape[3])).double()
+            y = by_row @ a @ by_column.T / (by_row[0].sum() * by_column[0].sum())
         elif isinstance(layer, Channels):
             y = a[:, torch.tensor(layer.order).long()]
         elif isinstance(layer, Slice):
@@ -189,6 +197,41 @@ def autograd(network: Network, x: Int8, values: list[Int8], labels: np.ndarray):
 
 def fault_free(network: Network):
     return lambda index, operands: reference.layer(network.layers[index], operands)
+
+
+def resampled() -> Network:
+    """A table a channel, means of pixels and pixels more than once between MAC layers."""
+    b = Builder((6, 5, 3), 4)
+    stem = b.conv(INPUT, 8)
+    slope = b.rng.uniform(-0.5, 1.5, (8, 256)).astype(np.float32)
+    table = b.add(Table(name="act", inputs=(stem,), shape=(6, 5, 8), scale=float(np.float32(0.05)),
+                        table=b.rng.integers(-90, 90, (8, 256)).astype(np.int8), slope=slope))  # fmt: skip
+    rows, columns = (b.rng.integers(0, n, (m, 2)).astype(np.int32) for n, m in ((6, 9), (5, 7)))
+    weights = [np.sort(b.rng.multinomial(4, (0.5, 0.5), len(side))).astype(np.int32) for side in (rows, columns)]
+    blend = b.add(Resample(name="blend", inputs=(table,), shape=(9, 7, 8), scale=b.layers[table].scale, rows=rows,
+                           row_weights=weights[0], columns=columns, column_weights=weights[1], multiplier=1 / 16))  # fmt: skip
+    rows, columns = (np.array(places, np.int32)[:, None] for places in ((2, 1, 0, 1, 8), (6, 6, 0, 3)))
+    moved = b.add(Resample(name="move", inputs=(blend,), shape=(5, 4, 8), scale=b.layers[table].scale, rows=rows,
+                           row_weights=np.ones_like(rows), columns=columns, column_weights=np.ones_like(columns),
+                           multiplier=1.0))  # fmt: skip
+    b.conv(moved, 5, kernel=(5, 4), padding=(0, 0), scale=0.1)
+    return b.network()
+
+
+def test_resampling_and_tables_a_channel_equal_autograd() -> None:
+    network = resampled()
+    validate(network)
+    x = np.random.default_rng(5).integers(-128, 128, (3, 6, 5, 3), np.int8)
+    outputs = faulty(network, x, 6)
+    labels = np.random.default_rng(7).integers(0, 5, 3)
+    found = replay(network, x, outputs, labels, fault_free(network))
+    values = activations(network, x, outputs, fault_free(network))
+    value, wanted = autograd(network, x, [values[i] for i in range(len(network.layers))], labels)
+    assert found.loss == pytest.approx(value, rel=1e-5)
+    for index, pair in wanted.items():
+        for got, want in zip(found.gradients[index], pair, strict=True):
+            assert float(want.abs().max()) > 0
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6 * float(want.abs().max()))
 
 
 @pytest.mark.parametrize("seed", range(3))
