@@ -53,7 +53,7 @@ def build(network: str, classes: int | None = None) -> nn.Module:
     Raises ValueError where there is no such network, or its function fails or returns anything but a module.
     """
     builder = _builder(network)
-    takes = "num_classes" in inspect.signature(builder).parameters
+    takes = _takes_classes(builder)
     try:
         module = builder(num_classes=classes) if takes and classes is not None else builder()
     except Exception as error:  # the user's own code runs here
@@ -83,7 +83,7 @@ def load(
     path = Path(weights)
     builder = _builder(network)
     tensors = read(path)
-    if network in NETWORKS:
+    if network in NETWORKS and _takes_classes(builder):
         found = classes_of(builder, tensors, path)
         if found is not None and classes is not None and found != classes:
             raise WeightsError(
@@ -93,6 +93,10 @@ def load(
     module = build(network, classes)
     fill(module, tensors, path, say)
     return module.eval()
+
+
+def _takes_classes(builder: Callable[..., nn.Module]) -> bool:
+    return "num_classes" in inspect.signature(builder).parameters
 
 
 def _builder(network: str) -> Callable[..., nn.Module]:
