@@ -248,7 +248,7 @@ def resilience(
 
 @app.command()
 def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = RUNS) -> None:
-    """List the runs below a folder: network, BER, iterations, top-1 of the faulty device before and after, state."""
+    """List the runs below a folder: network, BER, iterations, metric of the faulty device before and after, state."""
 
     def work() -> None:
         from rich.console import Console
@@ -256,6 +256,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
         from rich.text import Text
 
         from r2f import folders
+        from services.metric import written
 
         found = folders.all_runs(out)
         name = Column("run", overflow="fold", min_width=max((len(one.folder.name) for one in found), default=0))
@@ -266,7 +267,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
             table.add_row(
                 Text(one.folder.name), Text("" if what is None else what.network), f"{max(rates):g}" if rates else "",
                 "" if what is None else f"{one.iterations}/{'?' if one.total is None else one.total}",
-                *("" if value is None else f"{value:.1f} %" for value in (one.before, one.after)), one.state,
+                *("" if value is None else written(one.metric, value) for value in (one.before, one.after)), one.state,
             )  # fmt: skip
         console = Console()
         console.print(table if found else f"no runs below {out}")
@@ -425,7 +426,8 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report | Fl
             raise typer.Exit(1)
         return
     console.print(table(report))
-    console.print(f"\n{folder}: report.json, summary.png, retrained.safetensors, logs/", soft_wrap=True, markup=False)
+    shown = f"{report.sheet}, " if report.sheet else ""
+    console.print(f"\n{folder}: report.json, summary.png, {shown}retrained.safetensors, logs/", soft_wrap=True, markup=False)
 
 
 def _stop(*_: object) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from r2f.pipeline import Pipeline
 from services.bus.messages import Phase, Progress, Timing
 from services.codec.core.segments import MODEL
+from services.metric import METRICS, written
 
 _TITLES: dict[Phase, str] = {
     "plain": "evaluating as in the paper",
@@ -87,7 +88,9 @@ class Display:
             detail = self._training(message)
         else:
             # Answers that choose what is deployed are held against one another, not counted.
-            detail = "" if message.phase == "select" else f"top-1 {message.value:.1f} %"
+            detail = (
+                "" if message.phase == "select" else f"{METRICS[message.metric].title} {written(message.metric, message.value)}"
+            )
         self._bars.update(task, completed=message.step, total=message.steps, detail=detail)
         if message.phase != "train" or message.step % 10 == 0 or message.step == message.steps:
             self._line(f"{title}: {message.step}/{message.steps} {detail}".rstrip())

@@ -20,8 +20,10 @@ import msgspec
 
 from r2f import settings as settings_file
 from r2f.settings import Settings, SettingsError
+from services.metric import Metric
 from services.trainer import waiting
 from services.trainer.core import fleet as fleets
+from services.trainer.core import job as jobs
 from services.trainer.core import ledger, result
 from services.trainer.core.evaluation import Evaluation
 
@@ -31,7 +33,7 @@ State = Literal["running", "done", "stopped", "given up", "damaged"]
 
 
 class Run(NamedTuple):
-    """One row of ``r2f runs``. ``before`` and ``after``: mean top-1 of the faulty device in per cent, None if not measured."""
+    """One row of ``r2f runs``. ``before`` and ``after``: mean metric of the faulty device, None if not measured."""
 
     folder: Path
     state: State
@@ -42,6 +44,7 @@ class Run(NamedTuple):
     before: float | None
     after: float | None
     why: str = ""
+    metric: Metric = "top1"
 
 
 @contextmanager
@@ -125,7 +128,7 @@ def look(folder: Path) -> Run:
         parts = [folder] if fleet is None else sorted(path.parent for path in folder.glob(f"*/{result.FILE}"))
         each = [result.read(part) for part in parts] or [result.read(folder)]
         done = max((len(ledger.read(part / result.PROGRESS)) for part in parts), default=0)
-        outcome = waiting.outcome(folder)
+        outcome, metric = waiting.outcome(folder), measured_by(folder)
     except (SettingsError, ValueError, msgspec.MsgspecError) as error:
         return Run(folder, "damaged", None, 0, None, None, None, str(error))
     state: State
@@ -136,8 +139,13 @@ def look(folder: Path) -> Run:
     else:
         state, why = ("done", "") if outcome == "" else ("given up", outcome)
     total = next((found.iterations for found in each if found.iterations is not None), settings.iterations)
-    before, after = _mean([found.faulty_before for found in each]), _mean([found.faulty_after for found in each])
-    return Run(folder, state, settings, done, total, before, after, why)
+    before, after = (_mean(metric, of) for of in ([one.faulty_before for one in each], [one.faulty_after for one in each]))
+    return Run(folder, state, settings, done, total, before, after, why, metric)
+
+
+def measured_by(folder: Path) -> Metric:
+    """The metric of a run's folder; before its job is written, that of classifiers."""
+    return (jobs.read(folder).metric or "top1") if (folder / jobs.FILE).exists() else "top1"
 
 
 def _together(folder: Path, settings: Settings, each: list[Run]) -> Run:
@@ -160,6 +168,7 @@ def _together(folder: Path, settings: Settings, each: list[Run]) -> Run:
         sum(before) / len(before) if before else None,
         sum(after) / len(after) if after else None,
         "" if state == "running" else why,
+        measured_by(folder),
     )
 
 
@@ -181,7 +190,7 @@ def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
     return address.read_text(encoding="utf-8").strip(), device
 
 
-def _mean(found: Sequence[Evaluation | None]) -> float | None:
+def _mean(metric: Metric, found: Sequence[Evaluation | None]) -> float | None:
     """Of the evaluations that were made."""
-    means = [fmean(one.top1) for one in found if one is not None]
+    means = [fmean(one.of(metric)) for one in found if one is not None]
     return fmean(means) if means else None

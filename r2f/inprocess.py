@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import msgspec
 import numpy as np
@@ -32,9 +32,9 @@ from services.edge_agent.core.plan import plan_of, ports_of, thresholded
 from services.known import known_faults
 from services.scheme import CHAINED, Scheme
 from services.scheme import check as check_scheme
-from services.trainer.core import evaluation, recipe
+from services.trainer.core import evaluation, objective, recipe
 from services.trainer.core.course import Answered, Answers, Batch, Deploy, Learnt, Reply, course
-from services.trainer.core.evaluation import Counts, Evaluation, Pass
+from services.trainer.core.evaluation import Evaluation, Measured, Pass, Reference
 from services.trainer.core.job import Job, check
 from services.trainer.core.selection import Selection
 from services.trainer.core.step import Received, start
@@ -92,9 +92,12 @@ def retrain(
     called after each iteration. Labels come from ``data`` whether the job says device or server.
     Raises TrainingDiverged, and ValueError where job, network and data do not fit together.
     """
+    job = objective.settled(job, network, data, path)
     check(job, network)
     plan = recipe.plan(job, len(data.train_images))
-    own = data.train_labels if job.labels == "server" else None
+    own = None
+    if job.labels == "server":
+        own = data.train_labels if data.train_targets is None else data.train_targets
     steps = course(plan, network, start(job, network), path, own, None)
     loop = Loop(job, data, accelerator or build(f"simulated:{path}"), path)
     done = Retrained(network, [])
@@ -142,7 +145,8 @@ class Loop:
             return None
         if self.on_device is None:
             raise ValueError("a pass before any network was deployed")
-        images, truth = self.data.train_images[command.samples], self.data.train_labels[command.samples]
+        images = self.data.train_images[command.samples]
+        truth = self.data.train_labels[command.samples] if self.data.kind == "classes" else None
         if isinstance(command, Batch):
             self.device.load(self.on_device, command.rates, self.job.seed)
             self.clock.tick("load")
@@ -185,7 +189,7 @@ def _record(learnt: Learnt, crossed: _Crossing, model_bytes: int, clock: Clock) 
 def evaluate(
     network: Network,
     images: UInt8,
-    labels: Int64,
+    truth: Int64 | Reference,
     rates: Rates,
     seeds: Sequence[int],
     *,
@@ -195,17 +199,39 @@ def evaluate(
     path: str = "auto",
     accelerator: Factory | None = None,
 ) -> Evaluation:
-    """Accuracy of the faulty device on images (N, H, W, C), for each fault seed; one number where there are no faults.
+    """What the faulty device comes to on images (N, H, W, C), for each fault seed; one number where there are no faults.
+
+    ``truth``: labels (N,), or what its images are measured against (``reference``).
 
     The same faults as in the pipeline's evaluation of as many samples in as large batches, with the scheme's camera and
     protected layers.
     """
     running = Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     seeds = evaluation.seeds_of(rates, seeds)
-    counts: list[list[Counts]] = [[] for _ in seeds]
+    found: list[list[Measured]] = [[] for _ in seeds]
     for due, output in _outputs(running, network, images, rates, seeds, batch):
-        counts[due.run].append(evaluation.count(output, labels[due.samples]))
-    return evaluation.accuracy(counts)
+        of = truth.at(due.samples) if isinstance(truth, Reference) else truth[due.samples]
+        found[due.run].append(evaluation.measure(output, network.layers[-1].scale, of))
+    return evaluation.accuracy(found)
+
+
+def reference(job: Job, network: Network, data: Dataset, chosen: Int64, path: str = "auto") -> Int64 | Reference:
+    """What held-out samples are measured against in a job that is settled: labels, targets, or what the network from before
+    retraining gives for them without faults."""
+    match job.against:
+        case "labels":
+            return data.test_labels[chosen]
+        case "targets":
+            assert data.test_targets is not None
+            return evaluation.against_targets(job, network, data.test_targets[chosen])
+        case "fault-free outputs":
+            images, _ = _photographed(data.test_images[chosen], job.scheme)
+            parts = [images[at : at + job.evaluation_batch] for at in range(0, len(images), job.evaluation_batch)]
+            engine = shared(network, path)
+            outputs = [engine.run(network.quantize_images(part))[-1] for part in parts]
+            return evaluation.against_outputs(job, network, np.concatenate(outputs))
+        case _:
+            assert_never(job.against)
 
 
 def outputs(
@@ -220,7 +246,7 @@ def outputs(
     path: str = "auto",
     accelerator: Factory | None = None,
 ) -> list[Activation]:
-    """What ``evaluate`` counts: the faulty device's outputs (N, 1, 1, C) for images (N, H, W, C), an array a fault seed."""
+    """What ``evaluate`` measures: the faulty device's outputs (N, H, W, C) for images (N, H, W, C), an array a fault seed."""
     running = Device(scheme, device, accelerator or build(f"simulated:{path}"), path)
     found: list[list[Activation]] = [[] for _ in seeds]
     for due, output in _outputs(running, network, images, rates, seeds, batch):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from r2f.report import Report, over, size
+from services.metric import METRICS
 
 INK, QUIET, GRID = "#1b1f24", "#6b7480", "#e3e6ea"
 FLOAT, CLEAN, PLAIN, BEFORE, AFTER = "#b8c0ca", "#7d8896", "#8f1d2c", "#d1495b", "#2a7f62"
@@ -61,8 +62,9 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def accuracy(axes: Axes, report: Report) -> None:
-    """Bars of top-1, with each fault seed as a dot and the standard deviation as a whisker."""
-    found = report.accuracy
+    """Bars of the metric, with each fault seed as a dot and the standard deviation as a whisker."""
+    found, unit = report.accuracy, METRICS[report.metric]
+    digits = unit.digits
     calm = "no soft\nerrors" if report.chip else "no faults"
     shown = [
         ("float", found.float_, FLOAT),
@@ -79,16 +81,20 @@ def accuracy(axes: Axes, report: Report) -> None:
             axes.errorbar(x, value.mean, value.std, color=INK, capsize=4, linewidth=1.2)
             jitter = np.linspace(-0.16, 0.16, len(value.values))
             axes.plot(x + jitter, value.values, ".", color="white", markeredgecolor=INK, markersize=6, zorder=3)
-        label = f"{value.mean:.1f}" + (f" ± {value.std:.1f}" if several else "")
+        label = f"{value.mean:.{digits}f}" + (f" ± {value.std:.{digits}f}" if several else "")
         top = max(value.mean + value.std, *value.values)
         axes.annotate(label, (x, top), xytext=(0, 5), textcoords="offset points", ha="center", fontweight="bold", fontsize=8)
     axes.set_xticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
     axes.tick_params(axis="x", length=0, labelcolor=INK)
-    axes.set_ylim(0, 112)
-    axes.set_yticks(range(0, 101, 20))
+    highest = max(max(value.mean + value.std, *value.values) for _, value, _ in shown) if unit.most is None else unit.most
+    axes.set_ylim(0, 1.12 * highest)
+    if unit.most is not None:
+        axes.set_yticks(np.linspace(0, unit.most, 6))
     axes.yaxis.grid(True, color=GRID)
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"Top-1 on {report.samples} held-out images, % (faulty: {report.verdict})")
+    title = unit.title[0].upper() + unit.title[1:] if unit.title == unit.title.lower() else unit.title
+    named = f"{title} on {report.samples} held-out images" + (f", {unit.unit}" if unit.unit else "")
+    axes.set_title(f"{named} (faulty: {report.verdict})")
 
 
 def loss(axes: Axes, report: Report) -> None:

@@ -31,7 +31,7 @@ from r2f.settings import DEMO_NETWORK, DEVICES_OWN, Settings, SettingsError
 from services.bus import BusError
 from services.bus.address import broker_address, hidden
 from services.trainer.core import job as jobs
-from services.trainer.core import viewing
+from services.trainer.core import objective, viewing
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.fleet import Fleet
 from services.trainer.core.job import Job
@@ -83,7 +83,9 @@ def check(settings: Settings) -> None:
     if settings.ranks > 1 and not settings.trainer:
         raise SettingsError(f"--ranks {settings.ranks}: the trainer is started elsewhere (--no-trainer), and its ranks with it")
     if not settings.data.source:
-        raise SettingsError("--data is empty: give 'digits', an .npz file or a folder of images")
+        raise SettingsError(
+            "--data is empty: give 'digits', 'shapes', 'crops2x', latents:Z, an .npz file or a folder of images"
+        )
     if settings.link is not None:
         profile(settings.link)
     if settings.live and settings.link is None:
@@ -97,7 +99,7 @@ def check(settings: Settings) -> None:
         accelerators.build(settings.accelerator, faults.build(settings.fault_model), worn)
     if settings.network not in zoo.NETWORKS and ":" not in settings.network:
         zoo.build(settings.network)  # raises, naming those there are
-    if settings.weights is None and settings.network != DEMO_NETWORK:
+    if settings.weights is None and settings.network not in zoo.TRAINED_HERE:
         raise SettingsError(f"network {settings.network}: give its trained weights with --weights FILE")
 
 
@@ -184,16 +186,16 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     with say.step("quantising to int8"):
         network = lowered(settings, data, module)
         plain = lowered(msgspec.structs.replace(settings, activations="signed"), data, module) if settings.baseline else None
-    data.check(network)
+    data.check(network, images=True)
     asked = settings
     settings = protected(settings, network)
-    with say.step("accuracy of the float network"):
-        chosen = spread(settings.evaluation_samples, len(data.test_images))
-        accuracy = float_training.evaluate(module, data.test_images[chosen], data.test_labels[chosen], data)
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
-    job = job_of(settings, folder.name, at_once, data.digest())
-    job = viewing.decided(job, network, data.train_images[calibration(data)])
+    job = settled(job_of(settings, folder.name, at_once, data.digest()), network, data)
+    with say.step("accuracy of the float network"):
+        chosen = spread(settings.evaluation_samples, len(data.test_images))
+        truth = inprocess.reference(job, network, data, chosen)
+        accuracy = float_training.evaluate(module, data.test_images[chosen], truth, data)
     try:
         jobs.check(job, network)
     except ValueError as error:
@@ -220,10 +222,13 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
     if settings.labels == "server":
-        np.save(folder / "train_labels.npy", data.train_labels)
+        own = data.train_labels if data.train_targets is None else data.train_targets
+        np.save(folder / jobs.OWN["labels" if data.train_targets is None else "targets"], own)
+    if job.against == "targets" and data.test_targets is not None:
+        np.save(folder / jobs.TARGETS, data.test_targets)
     jobs.write(folder, job)
     if fleet is not None:
-        divide(asked, folder, fleet, (jobs.NETWORK, jobs.PLAIN, PREPARED, "train_labels.npy"))
+        divide(asked, folder, fleet, (jobs.NETWORK, jobs.PLAIN, PREPARED, *jobs.OWN.values(), jobs.TARGETS))
     settings_file.write(folder, asked)  # last: a trainer that waits takes a folder that has it
 
 
@@ -239,11 +244,20 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float =
         data.mean,
         data.std,
         name=settings.network,
-        classifier=True,
+        classifier=None,
         activations=settings.activations,
         deconvolution=settings.deconvolution,
         ber=share * rate_of(settings.rates),
     )
+
+
+def settled(job: Job, network: Network, data: Dataset) -> Job:
+    """The job with all that it leaves to the network and its data. Raises SettingsError that names the option."""
+    try:
+        decided = objective.settled(job, network, data)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return viewing.decided(decided, network, data.train_images[calibration(data)])
 
 
 def rate_of(rates: Rates) -> float:
@@ -278,12 +292,22 @@ def read(folder: Path) -> Prepared:
 
 
 def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
-    """The float network in eval mode: the demo's is trained here, others come with their weights."""
+    """The float network in eval mode: those of ``zoo.TRAINED_HERE`` are trained here, others come with their weights."""
     if settings.weights is not None:
         # A class list says how many classes a network has, else its checkpoint or its function does.
         classes = None if settings.data.classes is None else data.classes
         with looking_in(settings.modules):
             return zoo.load(settings.network, Path(settings.weights), classes=classes, say=say.note)
+    if settings.network != DEMO_NETWORK:
+        meant = zoo.TRAINED_HERE[settings.network]
+        wants = "masks" if meant == "shapes" else "images"
+        if data.kind != wants:
+            raise SettingsError(
+                f"{data.name}: network {settings.network} is trained here on {wants} as targets, as --data {meant} has "
+                f"them, and this data has {data.kind}; or give trained weights with --weights"
+            )
+        with say.step("training the float network"):
+            return float_training.from_nothing(settings.network, data, settings.seed)
     expected = datasets.load(datasets.DIGITS).shape
     if data.shape != expected:
         raise SettingsError(
@@ -291,7 +315,7 @@ def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
             f"takes {datasets.dataset.by(expected)}; name yours with --network and --weights"
         )
     with say.step("training the float network"):
-        return float_training.train(lambda: zoo.build(DEMO_NETWORK, data.classes), data, seed=settings.seed)
+        return float_training.from_nothing(DEMO_NETWORK, data, settings.seed)
 
 
 def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_BATCH, data: str = "") -> Job:

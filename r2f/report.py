@@ -14,10 +14,12 @@ from accelsim.faults import Rates
 from broker.link import STAMP, Profile, transfer_s
 from r2f.prepare import Prepared
 from services.bus.messages import ROOT
+from services.metric import METRICS, Metric
 from services.scheme import Codec
 from services.trainer.core import job, ledger
 from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.job import Against
 from services.trainer.core.selection import Selection
 from services.trainer.core.task import Method
 
@@ -27,7 +29,7 @@ STAGES = ("forward", "tmr", "increment", "compress", "uplink", "decompress", "ba
 
 
 class Spread(msgspec.Struct, kw_only=True, frozen=True):
-    """Mean and standard deviation (of the population) over ``values``, in per cent, one a fault seed."""
+    """Mean and standard deviation (of the population) over ``values``, in the metric's unit, one a fault seed."""
 
     mean: float
     std: float
@@ -35,7 +37,7 @@ class Spread(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True, rename={"float_": "float"}):
-    """Accuracy on images held out from training; the faulty ones over several fault seeds, the same before and after."""
+    """A metric on images held out from training; the faulty ones over several fault seeds, the same before and after."""
 
     float_: Spread
     int8: Spread
@@ -118,15 +120,20 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     """Held-out images of the device in each evaluation, evenly over all that it has."""
     samples_float: int
     """Those of the server, on which the float network was measured: the same images where they have the same data."""
+    metric: Metric = "top1"
+    against: Against = "labels"
+    """What the metric is measured against. "fault-free outputs" are those of the int8 network from before retraining: there
+    is no ground truth, and fault-free before retraining is the best that there is by definition."""
     accuracy: Accuracy
-    """Top-1."""
+    """In the metric's unit: per cent, dB of psnr, or 1 at most of ssim."""
     accuracy_top5: Accuracy | None
-    """None where the network has no more than five classes."""
+    """None where the network has no more than five classes, or none."""
     verdict: Verdict
-    """Of the faulty device's top-1."""
+    """Of the faulty device's metric."""
     verdict_fault_free: Verdict
     recovered: float | None
-    """(after - before) / (fault-free before - before) of top-1; None where faults cost less than a point."""
+    """(after - before) / (fault-free before - before) of the metric; None where faults cost too little to tell: less than a
+    point, 0.1 dB or 0.005."""
     recovered_in_all: float | None
     """(after - plain) / (plain, fault-free - plain), faulty: against the paper's arithmetic, where that was measured."""
     uplink_bytes: Uplink
@@ -142,17 +149,19 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     loss: tuple[float, ...]
     """Of each iteration, on the device's own outputs."""
     model_sha256: str
+    sheet: str = ""
+    """File in the folder with some images as they went in, and came out before and after; empty where outputs are classes."""
 
 
 class ReportError(ValueError):
     """The run's folder does not hold a finished run; the message says what is missing."""
 
 
-def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepared) -> Report:
+def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepared, sheet: str = "") -> Report:
     """The report of a finished run, from the files that the trainer left in its folder.
 
     ``network`` is the name to report it under; ``link`` the clock of the transfers, if any; ``prepared`` what was found out
-    before it.
+    before it; ``sheet`` the file of sample images, if there is one.
     Raises ReportError if the run is not finished.
     """
     todo = job.read(folder)
@@ -167,7 +176,7 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
             f"{folder}: {len(rows)} of {'?' if result.iterations is None else result.iterations} iterations are done"
             f"{'' if after else ', and the evaluation after them is missing'}; resume with --resume {folder}"
         )
-    plain = None
+    metric, plain = todo.metric or "top1", None
     if result.clean_plain is not None and result.faulty_plain is not None:
         plain = result.clean_plain, result.faulty_plain
     rates = todo.rates
@@ -188,14 +197,19 @@ def collect(folder: Path, *, network: str, link: Profile | None, prepared: Prepa
         std=prepared.std,
         samples=after.samples,
         samples_float=prepared.float_accuracy.samples,
-        accuracy=_top(1, plain, prepared.sound, prepared.float_accuracy, clean, clean_after, before, after),
+        metric=metric,
+        against=todo.against,
+        accuracy=_over(metric, plain, prepared.sound, prepared.float_accuracy, clean, clean_after, before, after),
         accuracy_top5=(
-            _top(5, plain, prepared.sound, prepared.float_accuracy, clean, clean_after, before, after) if after.top5 else None
+            _over("top5", plain, prepared.sound, prepared.float_accuracy, clean, clean_after, before, after)
+            if after.top5
+            else None
         ),
-        verdict=verdict(before.top1, after.top1, after.samples),
-        verdict_fault_free=verdict(clean.top1, clean_after.top1, after.samples),
-        recovered=_recovered(clean, before, after),
-        recovered_in_all=None if plain is None else _recovered(*plain, after),
+        verdict=judged(metric, before, after),
+        verdict_fault_free=judged(metric, clean, clean_after),
+        recovered=_recovered(metric, clean, before, after),
+        recovered_in_all=None if plain is None else _recovered(metric, *plain, after),
+        sheet=sheet,
         uplink_bytes=Uplink(
             direct=layers + sum(row.input_bytes for row in rows),
             sent=sum(row.uplink_layers + row.uplink_inputs + row.uplink_repairs for row in rows),
@@ -227,31 +241,48 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean=fmean(values), std=pstdev(values), values=tuple(values))
 
 
-def _top(top: int, plain: tuple[Evaluation, Evaluation] | None, sound: Evaluation | None, *found: Evaluation) -> Accuracy:
-    """Top-``top`` of float, fault-free before and after, faulty before and after, of ``plain``: fault-free and faulty, and of
-    an array without permanent faults."""
+def _over(
+    metric: Metric, plain: tuple[Evaluation, Evaluation] | None, sound: Evaluation | None, *found: Evaluation
+) -> Accuracy:
+    """Of float, fault-free before and after, faulty before and after, of ``plain``: fault-free and faulty, and of an array
+    without permanent faults."""
+    made = Accuracy(*(spread(one.of(metric)) for one in (*found, *(plain or ()))))
+    return made if sound is None else msgspec.structs.replace(made, sound=spread(sound.of(metric)))
 
-    def of(one: Evaluation) -> Spread:
-        return spread(one.top1 if top == 1 else one.top5)
 
-    made = Accuracy(*map(of, (*found, *(plain or ()))))
-    return made if sound is None else msgspec.structs.replace(made, sound=of(sound))
+def judged(metric: Metric, before: Evaluation, after: Evaluation) -> Verdict:
+    """Whether a metric changed, on the same fault seeds and images before and after.
+
+    Top-1 and top-5 by ``verdict``; others by the images' own gains, which are kept, each paired with itself.
+    """
+    if metric in ("top1", "top5"):
+        return verdict(before.of(metric), after.of(metric), after.samples)
+    gains = [b - a for a, b in zip(before.of(metric), after.of(metric), strict=True)]
+    each = [b - a for a, b in zip(before.images, after.images, strict=True)]
+    return _beyond(fmean(gains), _squared_error(gains) + _squared_error(each))
+
+
+def _squared_error(gains: Sequence[float]) -> float:
+    """Of their mean."""
+    return pvariance(gains) / (len(gains) - 1) if len(gains) > 1 else 0.0
 
 
 def verdict(before: Sequence[float], after: Sequence[float], samples: int) -> Verdict:
-    """Whether top-1 in per cent changed, from the same fault seeds and ``samples`` images before and after."""
+    """Whether an accuracy in per cent changed, from the same fault seeds and ``samples`` images before and after."""
     gains = [b - a for a, b in zip(before, after, strict=True)]
-    of_seeds = pvariance(gains) / (len(gains) - 1) if len(gains) > 1 else 0.0
     of_images = sum(share * (100 - share) / samples for share in (fmean(before), fmean(after)))
-    gain = fmean(gains)
-    if abs(gain) <= 2 * sqrt(of_seeds + of_images):
+    return _beyond(fmean(gains), _squared_error(gains) + of_images)
+
+
+def _beyond(gain: float, squared_error: float) -> Verdict:
+    if abs(gain) <= 2 * sqrt(squared_error):
         return "within error"
     return "better" if gain > 0 else "worse"
 
 
-def _recovered(clean: Evaluation, before: Evaluation, after: Evaluation) -> float | None:
-    lost = fmean(clean.top1) - fmean(before.top1)
-    return (fmean(after.top1) - fmean(before.top1)) / lost if lost >= 1 else None
+def _recovered(metric: Metric, clean: Evaluation, before: Evaluation, after: Evaluation) -> float | None:
+    lost = fmean(clean.of(metric)) - fmean(before.of(metric))
+    return (fmean(after.of(metric)) - fmean(before.of(metric))) / lost if lost >= METRICS[metric].least else None
 
 
 def _stages(rows: Sequence[ledger.Row], link: Profile | None) -> dict[str, StageTime]:

@@ -16,7 +16,7 @@ from accelsim import datasets
 from accelsim.named import FOLDER
 from broker.launch import free_port
 from broker.link import profile
-from r2f import folders, pipeline, plots, prepare, report, tensorboard, watch
+from r2f import folders, pipeline, plots, prepare, report, sheet, tensorboard, watch
 from r2f import settings as settings_file
 from r2f.devices import choosing, dividing, watching
 from r2f.devices import report as of_devices
@@ -173,7 +173,7 @@ async def _elsewhere(folder: Path) -> None:
 
 
 def finish(settings: Settings, folder: Path) -> report.Report | FleetReport:
-    """``report.json`` of a run that is done, of one device its plots, and event files where they are asked for."""
+    """``report.json`` of a run that is done, of one device its plots and sample images, and event files where asked for."""
     if settings.tensorboard:
         tensorboard.write(folder)
     prepared, fleet = prepare.read(folder), fleets.read(folder)
@@ -182,7 +182,8 @@ def finish(settings: Settings, folder: Path) -> report.Report | FleetReport:
         of_all = of_devices.collect(folder, fleet, network=settings.network, link=link, prepared=prepared)
         of_devices.write(folder, of_all)
         return of_all
-    found = report.collect(folder, network=settings.network, link=link, prepared=prepared)
+    shown = sheet.draw(folder, settings)
+    found = report.collect(folder, network=settings.network, link=link, prepared=prepared, sheet=shown)
     report.write(folder, found)
     plots.draw(folder, found)
     return found

@@ -18,7 +18,7 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
-from accelsim.datasets import DIGITS, Spec
+from accelsim.datasets import DIGITS, Spec, is_made
 from accelsim.faults import Rates
 from accelsim.files import write_whole
 from accelsim.int8.network import Activations, Way
@@ -125,7 +125,7 @@ OPTIONS: dict[str, Option] = {
     "modules": Option(
         "modules", "Folder where package.module:function is looked for; the current one where not given.", NETWORK
     ),
-    "data": Option("data.source", "'digits', an .npz with train_images..., or a folder of class folders.", NETWORK),
+    "data": Option("data.source", "'digits', 'shapes', 'crops2x', latents:Z, an .npz, or a folder of class folders.", NETWORK),
     "image-size": Option("data.image_size", "HxWxC that a folder's images are scaled to.", NETWORK),
     "mean": Option(
         "data.mean", "Mean of each channel of pixels in 0..1, with commas; ImageNet's for colour, else the set's own.", NETWORK
@@ -181,6 +181,13 @@ OPTIONS: dict[str, Option] = {
     "clip": Option("sgd.clip", "Largest norm of gradients, at most 1e6 (no clip); chosen likewise where not given.", TRAINING),
     "average": Option("recipe.average", "What the average of weights that is deployed keeps an update; 0: none.", TRAINING),
     "labels": Option("labels", "Where labels come from.", TRAINING),
+    "loss": Option("loss", "Cross-entropy of classes; l1 or l2 of images, which is the default there.", TRAINING),
+    "metric": Option(
+        "metric", "What is measured: top1, top5, psnr, ssim or miou; by output and data if not given.", EVALUATION
+    ),
+    "output-range": Option(
+        "output_range", "Of outputs that are images: black,white; 0,1 or -1,1, as they are, where not given.", EVALUATION
+    ),
     "temperature": Option("recipe.temperature", "Of teacher-soft labels, 0.01 to 100.", TRAINING),
     "hard-labels": Option("recipe.hard", "Share of the loss against the device's labels, with teacher-soft.", TRAINING),
     "clean-gradient": Option("recipe.clean", "Share of the gradient taken without faults, on the server.", TRAINING),
@@ -274,7 +281,7 @@ def flat(settings: Settings, fields: Collection[str] = Settings.__struct_fields_
 def resolved(settings: Settings) -> Settings:
     """The same with paths that hold in any folder, and without the broker's password."""
     data = settings.data
-    source = data.source if data.source == DIGITS else _absolute(data.source)
+    source = data.source if data.source == DIGITS or is_made(data.source) else _absolute(data.source)
     data = msgspec.structs.replace(data, source=source, classes=_absolute(data.classes))
     return msgspec.structs.replace(
         settings,
@@ -399,7 +406,8 @@ def _share(name: str, text: str) -> float:
 
 
 _WORDS: dict[str, Callable[[str, str], Any]] = {
-    "external": _several, "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers, "protect": _indices,
+    "external": _several, "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers,
+    "output-range": _numbers, "protect": _indices,
 }  # fmt: skip
 """Settings that a command line writes in words of their own: several numbers, or a share."""
 

@@ -6,7 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from r2f.report import Report, Spread, over, size
+from r2f.report import Accuracy, Report, Spread, over, size
+from services.metric import METRICS, Metric, difference, written
 from services.trainer.core.selection import BEFORE, Selection
 
 
@@ -29,10 +30,11 @@ def _title(report: Report) -> Text:
 
 
 def _accuracy(report: Report) -> Table:
-    top1, top5 = report.accuracy, report.accuracy_top5
-    count = len(top1.faulty_before.values)
+    main, five = report.accuracy, report.accuracy_top5 if report.metric == "top1" else None
+    count = len(main.faulty_before.values)
     seeds = _many(count, "fault seed")
-    grid = _grid(f"On {report.samples} held-out images", "top-1", "std", *(("top-5", "std") if top5 else ()))
+    title = METRICS[report.metric].title
+    grid = _grid(f"On {report.samples} held-out images", title, "std", *(("top-5", "std") if five else ()))
     own = "" if report.samples_float == report.samples else f" ({report.samples_float} of the server's)"
     calm = _calm(report)
     for name, field in (
@@ -46,10 +48,12 @@ def _accuracy(report: Report) -> Table:
         (f"int8, faulty, after ({seeds})", "faulty_after"),
     ):
         cells = []
-        for found in (top1, top5):
+        shown: list[tuple[Metric, Accuracy | None]] = [(report.metric, main), ("top5", five)]
+        for metric, found in shown:
             value: Spread | None = None if found is None else getattr(found, field)
             if value is not None:
-                cells += [f"{value.mean:.1f} %", f"{value.std:.1f}" if len(value.values) > 1 else ""]
+                std = f"{value.std:.{METRICS[metric].digits}f}" if len(value.values) > 1 else ""
+                cells += [written(metric, value.mean), std]
         if cells:
             grid.add_row(name, *cells)
     return grid
@@ -63,15 +67,18 @@ def _calm(report: Report) -> str:
 def _verdict(report: Report) -> Group:
     found = report.accuracy
     lines = []
+    if report.against == "fault-free outputs":
+        lines.append(Text("measured against the fault-free int8 outputs from before retraining: there is no ground truth"))
     for name, verdict, before, after, recovered in (
         ("faulty", report.verdict, found.faulty_before, found.faulty_after, report.recovered),
         (_calm(report), report.verdict_fault_free, found.int8, found.int8_after, None),
     ):
-        said = f"{name}: {after.mean - before.mean:+.1f} points, {verdict}"
+        said = f"{name}: {difference(report.metric, after.mean - before.mean)}, {verdict}"
         said += "" if recovered is None else f"; {100 * recovered:.0f} % of what faults cost is back"
         lines.append(Text(said, style={"better": "green", "worse": "red", "within error": "yellow"}[verdict]))
     if found.faulty_plain is not None:
-        said = f"in all: {found.faulty_after.mean - found.faulty_plain.mean:+.1f} points against int8 as in the paper"
+        gain = difference(report.metric, found.faulty_after.mean - found.faulty_plain.mean)
+        said = f"in all: {gain} against int8 as in the paper"
         share = report.recovered_in_all
         said += "" if share is None else f"; {100 * share:.0f} % of what faults cost there is back"
         lines.append(Text(said))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from accelsim.datasets import folder, npz
+from accelsim.datasets import folder, made, npz
 from accelsim.datasets.classlist import class_list
 from accelsim.datasets.dataset import DataError, Dataset, Int64, by, few
 from accelsim.datasets.spec import DIGITS, Spec
@@ -16,6 +16,7 @@ from accelsim.int8.network import Shape, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+KNOWN = "'digits', 'shapes', 'crops2x', 'latents:Z'"
 HELD_OUT = 4
 """Where a source has no test images of its own, every fourth image of each class is held out, in its own order."""
 
@@ -34,11 +35,13 @@ def load(
     std: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Dataset:
-    """The data set that ``source`` names: ``digits``, an npz file, or a folder of images.
+    """The data set that ``source`` names: ``digits``, another that is made here, an npz file, or a folder of images.
 
     - ``digits``: scikit-learn's 1,797 handwritten digits, 8x8x1, pixels 0..16 stretched to 0..255.
+    - ``shapes``, ``crops2x``, ``latents:Z[:N[:SEED]]``: see ``accelsim.datasets.made``.
     - ``*.npz``: ``train_images`` (N, H, W, C), or (N, H, W) for grey, uint8 with ``train_labels``: class numbers (N,) or
-      (N, 1), or one-hot (N, K); and the same of ``test``, ``val``, ``valid`` or ``validation``.
+      (N, 1), or one-hot (N, K), or with ``train_targets`` (``npz.targets``); or ``latents``;
+      and the same of ``test``, ``val``, ``valid`` or ``validation``.
     - a folder with one folder a class, or two such folders named ``train`` and ``test``, ``val``, ``valid`` or
       ``validation``; every image is scaled and cropped to ``shape`` (H, W, C), which is then required. Folders within
       class folders are searched. Classes are numbered in the order of their folders' names.
@@ -52,6 +55,14 @@ def load(
     path = Path(source)
     names = None if classes is None else tuple(classes)
     notes: tuple[str, ...] = ()
+    if made.is_made(str(source)):
+        return _made(str(source), shape, mean, std, names)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        found = npz.targets(path, shape)
+        if found is not None:
+            if names is not None and found.made.train_targets is not None and found.made.train_targets.ndim == 4:
+                raise DataError(f"{path}: has images as targets, and no classes that --classes could name")
+            return _dataset(path.resolve().name, found.made, shape, mean, std, names, found.notes)
     if str(source) == DIGITS:
         parts = split(*_digits())
         if path.exists():
@@ -65,9 +76,9 @@ def load(
         train, test, notes = npz.read(path, shape)
         parts = split(*train, where=str(path)) if test is None else (*train, *test)
     elif path.exists():
-        raise DataError(f"{path}: neither an .npz file nor a folder; data is 'digits', an .npz file or a folder of images")
+        raise DataError(f"{path}: neither an .npz file nor a folder; data is {KNOWN}, an .npz file or a folder of images")
     else:
-        raise DataError(f"{path}: not found; data is 'digits', an .npz file or a folder with one folder a class")
+        raise DataError(f"{path}: not found; data is {KNOWN}, an .npz file or a folder with one folder a class")
     train_images, train_labels, test_images, test_labels = parts
     if shape is not None and train_images.shape[1:] != shape:
         raise DataError(f"{source}: images are {by(train_images.shape[1:])}, expected {by(shape)}")
@@ -83,6 +94,51 @@ def load(
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
+        mean=used_mean,
+        std=used_std,
+        class_names=names,
+        notes=notes,
+    )
+
+
+def _made(
+    source: str, shape: Shape | None, mean: Sequence[float] | None, std: Sequence[float] | None,
+    names: tuple[str, ...] | None,
+) -> Dataset:  # fmt: skip
+    """A data set that is made here."""
+    notes = (f"data is made here; to read the folder or file of that name, give ./{source}",) if Path(source).exists() else ()
+    if source == made.SHAPES:
+        return _dataset(source, made.shapes(), shape, mean, std, names or made.CLASSES, notes)
+    found = made.crops() if source == made.CROPS else made.latents(source)
+    if names is not None:
+        raise DataError(f"{source}: has no classes that --classes could name")
+    return _dataset(source, found, shape, mean, std, None, notes)
+
+
+def _dataset(
+    name: str, found: made.Made, shape: Shape | None, mean: Sequence[float] | None, std: Sequence[float] | None,
+    names: tuple[str, ...] | None, notes: tuple[str, ...],
+) -> Dataset:  # fmt: skip
+    """Images with targets, or latent vectors, as a data set."""
+    latents = found.train_targets is None
+    if shape is not None and found.train_images.shape[1:] != shape:
+        raise DataError(f"{name}: images are {by(found.train_images.shape[1:])}, expected {by(shape)}")
+    if latents and mean is None and std is None:
+        mean, std = made.normalisation(found.train_images.shape[3])
+    used_mean, used_std = _normalisation(name, found.train_images, mean, std)
+    if names is not None and found.train_targets is not None and found.test_targets is not None:
+        largest = max(int(found.train_targets.max()), int(found.test_targets.max()))
+        if largest >= len(names):
+            raise DataError(f"{name}: masks reach class {largest}, but the class list has {len(names)} names ({few(names)})")
+    return Dataset(
+        name=name,
+        train_images=found.train_images,
+        train_labels=np.zeros(len(found.train_images), np.int64),
+        test_images=found.test_images,
+        test_labels=np.zeros(len(found.test_images), np.int64),
+        train_targets=found.train_targets,
+        test_targets=found.test_targets,
+        latents=latents,
         mean=used_mean,
         std=used_std,
         class_names=names,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from accelsim.datasets.dataset import DataError, Int64, by, few
+from accelsim.datasets.made import LIMIT, Made, quantised
 from accelsim.int8.network import Shape, UInt8
 
 HELD_OUT: Final = ("test", "val", "valid", "validation")
@@ -42,6 +43,89 @@ def read(path: Path, shape: Shape | None) -> tuple[Part, Part | None, tuple[str,
         sizes = by(train[0].shape[1:]), by(test[0].shape[1:])
         raise DataError(f"{path}: train_images are {sizes[0]}, {held_out[0]}_images are {sizes[1]}")
     return train, test, (f"{path}: not used: {', '.join(aside)}",) if aside else ()
+
+
+class Paired(NamedTuple):
+    """What a file has in place of classes."""
+
+    made: Made
+    notes: tuple[str, ...]
+
+
+def targets(path: Path, shape: Shape | None) -> Paired | None:
+    """The images of a file with ``train_targets``, or with ``latents``; None where it has neither.
+
+    Targets are uint8 images (N, H, W, C) of any size, or masks (N, H, W) of class numbers 0 to 255, and a held-out part has
+    them too. Latents are float (N, Z), or int8 (N, Z) in steps of 3 / 127; the last fifth is held out (``made.quantised``).
+    Without a held-out part every fourth image is one. Raises DataError naming the file, the array and what to do.
+    """
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            if "latents" not in file and "train_targets" not in file:
+                return None
+            held_out = next((name for name in HELD_OUT if f"{name}_images" in file), None)
+            wanted = {"latents"} if "latents" in file else {"train_images", "train_targets"}
+            if held_out is not None and "latents" not in file:
+                wanted |= {f"{held_out}_images", f"{held_out}_targets"}
+            missing = sorted(wanted - set(file))
+            if missing:
+                raise DataError(f"{path}: array {missing[0]} is missing; it holds {', '.join(sorted(file))}")
+            arrays = {name: file[name] for name in wanted}
+            aside = sorted(set(file) - wanted)
+    except DataError:
+        raise
+    except Exception as error:  # as in ``read``
+        raise DataError(f"{path}: cannot be read as npz: {error}") from error
+    notes = (f"{path}: not used: {', '.join(aside)}",) if aside else ()
+    if "latents" in arrays:
+        return Paired(_latents(f"{path}: latents", arrays["latents"]), notes)
+    images, wanted_images = _pair(path, arrays, "train", shape)
+    if held_out is None:
+        if len(images) < 4:
+            raise DataError(f"{path}: {len(images)} images are too few to hold some out; give test_images and test_targets")
+        out = np.arange(len(images)) % 4 == 3
+        return Paired(Made(images[~out], wanted_images[~out], images[out], wanted_images[out]), notes)
+    others, wanted_others = _pair(path, arrays, held_out, shape)
+    for what, a, b in (("images", images, others), ("targets", wanted_images, wanted_others)):
+        if a.shape[1:] != b.shape[1:]:
+            raise DataError(f"{path}: train_{what} are {by(a.shape[1:])}, {held_out}_{what} are {by(b.shape[1:])}")
+    return Paired(Made(images, wanted_images, others, wanted_others), notes)
+
+
+def _pair(path: Path, arrays: Mapping[str, npt.NDArray[Any]], part: str, shape: Shape | None) -> tuple[UInt8, UInt8]:
+    images = _images(f"{path}: {part}_images", arrays[f"{part}_images"], shape)
+    where, wanted = f"{path}: {part}_targets", arrays[f"{part}_targets"]
+    what = f"{where} is {wanted.dtype} of shape {wanted.shape}, expected {len(images)} uint8 images or masks (N, H, W)"
+    if wanted.ndim not in (3, 4) or len(wanted) != len(images) or 0 in wanted.shape:
+        raise DataError(what)
+    if wanted.ndim == 4:
+        return images, _images(where, wanted, None)
+    if wanted.dtype.kind not in "iu":
+        raise DataError(f"{what}; masks are integers, the class of each pixel")
+    if wanted.min() < 0 or wanted.max() > 255:
+        raise DataError(
+            f"{where} holds {wanted.min()} to {wanted.max()}; classes are 0 to 255. Give ignored pixels a class of their own"
+        )
+    return images, np.ascontiguousarray(wanted.astype(np.uint8))
+
+
+def _latents(where: str, vectors: npt.NDArray[Any]) -> Made:
+    what = f"{where} is {vectors.dtype} of shape {vectors.shape}, expected floats or int8 of shape (N, Z)"
+    if vectors.ndim != 2 or 0 in vectors.shape or not (vectors.dtype.kind == "f" or vectors.dtype == np.int8):
+        raise DataError(what)
+    if len(vectors) < 8:
+        raise DataError(f"{where}: {len(vectors)} vectors are too few; give 8 or more")
+    if vectors.dtype == np.int8:
+        vectors = vectors * (LIMIT / 127)
+    if not np.isfinite(vectors).all():
+        raise DataError(f"{where} holds numbers that are not finite")
+    if np.abs(vectors).max() > 2 * LIMIT:
+        raise DataError(
+            f"{where} reaches {np.abs(vectors).max():g}; numbers are cut off at {LIMIT:g}, so scale them to a deviation of 1"
+        )
+    pixels = quantised(vectors)
+    held = max(1, len(pixels) // 5)
+    return Made(pixels[:-held], None, pixels[-held:], None)
 
 
 def _part(path: Path, file: Mapping[str, Any], part: str, shape: Shape | None) -> Part:

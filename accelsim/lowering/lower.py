@@ -38,7 +38,7 @@ def lower(
     std: Sequence[float],
     name: str = "network",
     *,
-    classifier: bool = False,
+    classifier: bool | None = False,
     activations: Activations = "auto",
     ber: float = 0.0,
     deconvolution: Way = "auto",
@@ -47,7 +47,7 @@ def lower(
 
     ``calibration_images_u8`` is uint8 (N, H, W, C), 64 to 256 images are enough; the module sees
     ``(pixel / 255 - mean[c]) / std[c]`` as (N, C, H, W) and is lowered as it runs in evaluation mode.
-    With ``classifier`` its output must be one number a class.
+    With ``classifier`` its output must be one number a class; None takes it for a classifier where it gives a vector.
     ``activations``: "auto" makes tensors that cannot be negative uint8, "signed" makes all int8, as the paper has them.
     ``ber`` is the bit error rate, 0 to 1, at inputs, weights and outputs of the accelerator that the network is made for:
     gains, scales and where a classifier's outputs lie are chosen so that flips do least harm. With "signed" it counts for
@@ -78,7 +78,7 @@ def lower_ways(
     name: str,
     ways: Sequence[Way],
     *,
-    classifier: bool = False,
+    classifier: bool | None = False,
     activations: Activations = "auto",
     ber: float = 0.0,
 ) -> list[Network]:
@@ -97,6 +97,8 @@ def lower_ways(
     traced = trace(module, shape)
     _no_shared_weights(traced)  # before batch norm, which may be shared too, is folded away
     lowered = fold(traced)
+    if classifier is None:
+        classifier = lowered.nodes[-1].shape[:2] == (1, 1)
     if classifier and lowered.nodes[-1].shape[:2] != (1, 1):
         h, w, c = lowered.nodes[-1].shape
         raise LoweringError(

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from torch import nn
 
@@ -14,13 +15,14 @@ from accelsim.named import users
 from accelsim.zoo.checkpoint import WeightsError, read
 from accelsim.zoo.digits import digits_cnn
 from accelsim.zoo.generative import GENERATIVE
+from accelsim.zoo.images import crops_sr2x, shapes_unet
 from accelsim.zoo.mobilenet import mobilenet_v2
 from accelsim.zoo.resnet import resnet18, resnet20, resnet50, resnet56
 from accelsim.zoo.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0
 from accelsim.zoo.squeezenet import squeezenet1_1
 from accelsim.zoo.weights import classes_of, fill, load_weights
 
-__all__ = ["NETWORKS", "WeightsError", "build", "load", "load_weights"]
+__all__ = ["NETWORKS", "TRAINED_HERE", "WeightsError", "build", "load", "load_weights"]
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     builder.__name__: builder
@@ -34,9 +36,14 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
         shufflenet_v2_x0_5,
         shufflenet_v2_x1_0,
         squeezenet1_1,
+        shapes_unet,
+        crops_sr2x,
     )
 } | GENERATIVE
-"""Builders by name; each takes ``num_classes``, but for generators, which have no classes."""
+"""Builders by name; each whose output is of classes takes ``num_classes``."""
+
+TRAINED_HERE: Final[dict[str, str]] = {"digits_cnn": "digits", "shapes_unet": "shapes", "crops_sr2x": "crops2x"}
+"""Networks that are trained from nothing where no weights are given, and the data set that each is meant for."""
 
 
 def build(network: str, classes: int | None = None) -> nn.Module:

@@ -62,7 +62,7 @@ def fitting(
     def agreement(network: Network) -> float:
         scheme = choice(network, images, settings.rates, budget, by).applied(settings.scheme)
         given = inprocess.outputs(network, images, settings.rates, SEEDS, scheme=scheme, batch=BATCH)
-        return float(np.mean([selection.agreement(network, outputs, truth) for outputs in given]))
+        return float(np.mean([selection.agreement(settings, network, outputs, truth) for outputs in given]))
 
     return max(networks, key=agreement)
 

@@ -15,6 +15,7 @@ from accelsim.faults import Rates
 from broker.link import Profile
 from r2f import report
 from r2f.prepare import Prepared
+from services.metric import Metric, written
 from services.scheme import Codec
 from services.trainer import waiting
 from services.trainer.core import job as jobs
@@ -25,7 +26,7 @@ from services.trainer.core.task import Sharing
 
 
 class Row(msgspec.Struct, kw_only=True, frozen=True):
-    """One device. Accuracies are mean top-1 of the faulty device in per cent; None where the run did not get that far."""
+    """One device. ``before`` and ``after`` are the mean metric of the faulty device; None where the run did not get so far."""
 
     device: str
     state: Literal["done", "given up"]
@@ -53,6 +54,8 @@ class FleetReport(msgspec.Struct, kw_only=True, frozen=True):
     rates: Rates
     codec: Codec
     batch: int
+    metric: Metric = "top1"
+    """Of the devices' ``before`` and ``after``."""
     devices: tuple[Row, ...]
 
     @property
@@ -67,7 +70,7 @@ def collect(folder: Path, fleet: Fleet, *, network: str, link: Profile | None, p
     todo = jobs.read(folder)
     rows = []
     for device in _devices(folder, fleet):
-        row = _row(folder / device, device)
+        row = _row(folder / device, device, todo.metric or "top1")
         if fleet.sharing == "own" and row.state == "done":
             found = report.collect(folder / device, network=network, link=link, prepared=prepared)
             report.write(folder / device, found)
@@ -78,6 +81,7 @@ def collect(folder: Path, fleet: Fleet, *, network: str, link: Profile | None, p
         sharing=fleet.sharing,
         rates=todo.rates,
         codec=todo.scheme.codec,
+        metric=todo.metric or "top1",
         batch=todo.batch,
         devices=tuple(rows),
     )
@@ -89,7 +93,7 @@ def _devices(folder: Path, fleet: Fleet) -> list[str]:
     return sorted(joined | set(fleet.devices))
 
 
-def _row(folder: Path, device: str) -> Row:
+def _row(folder: Path, device: str, metric: Metric) -> Row:
     outcome, found = waiting.outcome(folder), results.read(folder)
     if outcome is None:
         raise report.ReportError(f"{folder}: this device is not done; go on with --resume {folder.parent}")
@@ -99,9 +103,9 @@ def _row(folder: Path, device: str) -> Row:
         device=device,
         state="given up" if outcome else "done",
         why=outcome,
-        before=None if before is None else fmean(before.top1),
-        after=None if after is None else fmean(after.top1),
-        verdict=None if before is None or after is None else report.verdict(before.top1, after.top1, after.samples),
+        before=None if before is None else fmean(before.of(metric)),
+        after=None if after is None else fmean(after.of(metric)),
+        verdict=None if before is None or after is None else report.judged(metric, before, after),
         deployed="" if found.selection is None else found.selection.deployed,
         iterations=len(rows),
         uplink_bytes=sum(row.uplink_layers + row.uplink_inputs + row.uplink_repairs for row in rows),
@@ -141,7 +145,7 @@ def table(found: FleetReport) -> Group:
     for row in found.devices:
         grid.add_row(
             Text(row.device),
-            *("" if value is None else f"{value:.1f} %" for value in (row.before, row.after)),
+            *("" if value is None else written(found.metric, value) for value in (row.before, row.after)),
             "given up" if row.state == "given up" else row.verdict or "",
             str(row.iterations), report.size(row.uplink_bytes), report.size(row.downlink_bytes), row.model_sha256[:12],
         )  # fmt: skip

@@ -19,8 +19,10 @@ from r2f import inprocess, prepare
 from r2f.display import Display
 from r2f.models.which import Model, job_of
 from r2f.settings import Settings
+from services.metric import METRICS, Metric, written
 from services.scheme import Scheme
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.job import Against
 
 
 class Judged(NamedTuple):
@@ -35,6 +37,9 @@ class Judged(NamedTuple):
     """Without soft errors and without permanent faults."""
     faulty: Evaluation | None
     """None where the device has no faults."""
+    metric: Metric = "top1"
+    against: Against = "labels"
+    """"fault-free outputs" are those of the run's network from before retraining, or the model's own where it is of no run."""
 
 
 def evaluate(found: Model, settings: Settings, say: Display) -> Judged:
@@ -45,17 +50,19 @@ def evaluate(found: Model, settings: Settings, say: Display) -> Judged:
     prepare.check_files(settings)
     worn = prepare.permanent(settings)
     data = datasets.open(settings.data)
-    data.check(found.network)
-    job = job_of(found, settings)
+    data.check(found.network, images=True)
+    job = prepare.settled(job_of(found, settings), found.network, data)
+    metric = job.metric or "top1"
+    origin = found.network if found.run is None else prepare.network_of(found.run)
     with looking_in(settings.modules):
         device = accelerators.build(settings.accelerator, faults.build(settings.fault_model), worn)
         ideal = accelerators.build(settings.accelerator, faults.build(settings.fault_model), None)
     chosen = spread(settings.evaluation_samples, len(data.test_images))
-    images, labels = data.test_images[chosen], data.test_labels[chosen]
+    images, truth = data.test_images[chosen], inprocess.reference(job, origin, data, chosen)
 
     def judged(rates: Rates, factory: accelerators.Factory, scheme: Scheme) -> Evaluation:
         return inprocess.evaluate(
-            found.network, images, labels, rates, job.evaluation_seeds, scheme=scheme, device=job.device,
+            found.network, images, truth, rates, job.evaluation_seeds, scheme=scheme, device=job.device,
             batch=job.evaluation_batch, accelerator=factory,
         )  # fmt: skip
 
@@ -65,7 +72,7 @@ def evaluate(found: Model, settings: Settings, say: Display) -> Judged:
     if settings.rates != Rates() or worn is not None:
         with say.step("with faults"):
             faulty = judged(settings.rates, device, job.scheme)
-    return Judged(found.source, len(images), settings.rates, prepare.chip_words(settings), sound, faulty)
+    return Judged(found.source, len(images), settings.rates, prepare.chip_words(settings), sound, faulty, metric, job.against)
 
 
 def table(judged: Judged) -> Group:
@@ -74,28 +81,32 @@ def table(judged: Judged) -> Group:
     what = ", ".join(f"{site} {rate:g}" for site, rate in rates.items() if rate)
     title = f"{judged.source}: {judged.samples} held-out images" + (f"; BER {what}" if what else "")
     title += f"\n{judged.chip}" if judged.chip else ""
-    grid = Table("", "top-1", "std", box=None)
-    five = bool(judged.sound.top5)
+    title += f"\nmeasured against {judged.against}" if judged.against != "labels" else ""
+    grid = Table("", METRICS[judged.metric].title, "std", box=None)
+    five = bool(judged.sound.top5) and judged.metric == "top1"
     if five:
         grid.add_column("top-5")
         grid.add_column("std")
     for name, of in (("no faults", judged.sound), ("faulty", judged.faulty)):
         if of is None:
             continue
-        many = f" ({len(of.top1)} fault seeds)" if len(of.top1) > 1 else ""
-        cells = [cell for values in (of.top1, of.top5)[: 1 + five] for cell in _cells(values)]
+        seeds = len(of.of(judged.metric))
+        many = f" ({seeds} fault seeds)" if seeds > 1 else ""
+        shown: list[Metric] = [judged.metric, "top5"]
+        cells = [cell for metric in shown[: 1 + five] for cell in _cells(metric, of.of(metric))]
         grid.add_row(name + many, *cells)
     return Group(Text(title), grid)
 
 
-def _cells(values: list[float]) -> tuple[str, str]:
-    return f"{fmean(values):.1f} %", f"{pstdev(values):.1f}" if len(values) > 1 else ""
+def _cells(metric: Metric, values: list[float]) -> tuple[str, str]:
+    return written(metric, fmean(values)), f"{pstdev(values):.{METRICS[metric].digits}f}" if len(values) > 1 else ""
 
 
 def plain(judged: Judged) -> dict[str, object]:
     """The evaluation as JSON has it."""
     return {
-        "model": str(judged.source), "samples": judged.samples, "rates": msgspec.structs.asdict(judged.rates),
+        "model": str(judged.source), "samples": judged.samples, "metric": judged.metric, "against": judged.against,
+        "rates": msgspec.structs.asdict(judged.rates),
         "chip": judged.chip, "no_faults": msgspec.structs.asdict(judged.sound),
         "faulty": None if judged.faulty is None else msgspec.structs.asdict(judged.faulty),
     }  # fmt: skip

@@ -85,4 +85,7 @@ def job_of(found: Model, settings: Settings) -> Job:
     if found.run is None:
         return job
     own = jobs.read(found.run)
-    return msgspec.structs.replace(job, device=own.device, evaluation_batch=own.evaluation_batch)
+    job = msgspec.structs.replace(job, device=own.device, evaluation_batch=own.evaluation_batch)
+    if settings.metric is not None:
+        return job
+    return msgspec.structs.replace(job, metric=own.metric, loss=own.loss, output_range=own.output_range)

@@ -29,6 +29,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from accelsim.faults import Rates
+from services.metric import Metric
 from services.scheme import CHAINED, Known, Scheme, View, Vote
 
 VERSION = 1
@@ -361,8 +362,8 @@ class Timing(Message):
 
 
 class Progress(Message):
-    """``event/progress``: how far the trainer is. In ``train`` ``value`` is the loss, in an evaluation top-1 in per cent,
-    in ``select`` nothing."""
+    """``event/progress``: how far the trainer is. In ``train`` ``value`` is the loss, in an evaluation the
+    metric, by default top-1 in per cent, in ``select`` nothing."""
 
     phase: Phase
     step: int
@@ -371,6 +372,8 @@ class Progress(Message):
     grad_norm: float = 0.0
     faults: bool = True
     """False in an evaluation of the device without faults."""
+    metric: Metric = "top1"
+    """Of an evaluation: ``psnr`` is in dB, ``ssim`` at most 1, the others are in per cent."""
 
 
 class LayerVotes(msgspec.Struct, array_like=True, frozen=True):
@@ -412,8 +415,8 @@ class Iteration(Message):
     steps: Count
     """Iterations of the whole run."""
     loss: float
-    accuracy: float
-    """Of the batch, on the device itself, in per cent."""
+    accuracy: float | None
+    """Of the batch, on the device itself, in per cent; nil where the network gives no classes."""
     grad_norm: float
     wall_s: float
     attempts: Count

@@ -19,7 +19,7 @@ from services.edge_agent.agent import Agent, Device
 
 
 def main(
-    data: Annotated[str, typer.Option(help="'digits', an .npz with train_images..., or a folder of class folders.")],
+    data: Annotated[str, typer.Option(help="'digits', 'shapes', 'crops2x', latents:Z, an .npz, or a folder of class folders.")],
     broker: service.Broker = service.DEFAULT_BROKER,
     device: service.Device = service.DEFAULT_DEVICE,
     image_size: Annotated[str | None, typer.Option(help="HxWxC that a folder of images is scaled to, e.g. 224x224x3.")] = None,

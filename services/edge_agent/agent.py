@@ -209,7 +209,7 @@ class Agent:
             raise ValueError(f"samples: {forward.split} has {len(images)} images, asked for {chosen[:8]}")
         if forward.reliable and forward.mode == "training":
             raise ValueError("reliable: the general-purpose processor runs in inference mode alone")
-        batch, truth = images[chosen], labels[chosen]
+        batch, truth = images[chosen], labels[chosen] if data.kind == "classes" else None
         files: list[bytes] = []
         if mode.scheme.jpeg:
             files, batch = await asyncio.to_thread(photograph, batch, mode.scheme.jpeg)

@@ -39,19 +39,20 @@ class Client:
         ack = Ack(session=self.session, of=of, seq=seq, ok=not error, version=version, error=error)
         await self.bus.publish(self.bus.topic("up/ack"), ack)
 
-    async def send_outputs(self, forward: Forward, outputs: Activation, labels: Int64) -> None:
-        """Inference mode: the network's int8 or uint8 outputs (N, 1, 1, C), inline, for they cross the link as they are."""
+    async def send_outputs(self, forward: Forward, outputs: Activation, labels: Int64 | None) -> None:
+        """Inference mode: the network's int8 or uint8 outputs (N, H, W, C), inline, for they cross the link as they are."""
         message = Outputs(
             session=self.session,
             iteration=forward.iteration,
             attempt=forward.attempt,
             outputs=inline(outputs),
-            labels=inline(labels),
+            labels=None if labels is None else inline(labels),
         )
         await self.bus.publish(self.bus.topic("up/outputs"), message)
 
-    async def send_inputs(self, forward: Forward, images: UInt8, labels: Int64, files: Sequence[bytes] = ()) -> None:
-        """Training mode: the batch itself, uint8 (N, H, W, C) before any view, and labels int64 (N,), to the codec.
+    async def send_inputs(self, forward: Forward, images: UInt8, labels: Int64 | None, files: Sequence[bytes] = ()) -> None:
+        """Training mode: the batch itself, uint8 (N, H, W, C) before any view, and labels int64 (N,) if it has any, to the
+        codec.
 
         ``files`` are JPEG files of just these pixels, if the camera gives such: then they cross the link.
         """
@@ -60,7 +61,7 @@ class Client:
             iteration=forward.iteration,
             attempt=forward.attempt,
             images=self.bus.share(images),
-            labels=inline(labels),
+            labels=None if labels is None else inline(labels),
             files=tuple(files),
             view=forward.view,
         )

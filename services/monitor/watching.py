@@ -70,6 +70,7 @@ def _take(watched: Watched, topic: topics.Topic, message: Message, now: float) -
                 message.value,
                 faults=message.faults,
                 now=now,
+                metric=message.metric,
             )
         case Timing():
             watched.timing(device, message.session, message, now)

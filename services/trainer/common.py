@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -94,7 +95,7 @@ async def run(fleet: Fleet, folder: Path, options: service.Common, path: str, re
             outcome = await company.follow(steps, plan, state.iteration, state.config)
         found.selection = outcome.selection
         storage.save(outcome.network, folder / result.RETRAINED)
-        await company.every(lambda one: _after(one, outcome))
+        await company.every(lambda one: _after(one, initial, outcome))
         found.model_sha256 = storage.digest(outcome.network)
         result.write(folder, found)
     finally:
@@ -112,12 +113,13 @@ async def _before(one: Member, initial: Network) -> None:
     await training.before(one.server, one.job, folder, result.read(folder), one.agent, initial)
 
 
-async def _after(one: Member, outcome: Outcome) -> None:
+async def _after(one: Member, initial: Network, outcome: Outcome) -> None:
     folder, done = one.training.folder, one.training.plan.iterations
     found = result.read(folder)
     found.iterations, found.selection = done, outcome.selection
-    accuracy = await training.after(one.server, one.job, folder, found, one.agent, outcome)
-    await one.server.publish_progress(one.name, "done", done, done, sum(accuracy.top1) / len(accuracy.top1))
+    accuracy = await training.after(one.server, one.job, folder, found, one.agent, initial, outcome)
+    metric = one.job.metric or "top1"
+    await one.server.publish_progress(one.name, "done", done, done, fmean(accuracy.of(metric)), metric=metric)
 
 
 class Company:

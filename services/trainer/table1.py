@@ -15,6 +15,7 @@ from accelsim.int8.network import Network
 from services.boundary import guarded
 from services.bus import Bus, BusError, topics
 from services.bus.messages import Forward, Iteration, LayerRebuilt, Phase, Progress, SetMode, Stage, State, Timing, Votes
+from services.metric import Metric
 from services.scheme import CHAINED, Scheme, View
 from services.trainer.core.ledger import Row
 from services.trainer.remote import PATH, Data, Deployed, DeviceError, Patience, Remote
@@ -196,11 +197,26 @@ class Server:
         await self.bus.publish(self.bus.topic("event/iteration", device), iteration)
 
     async def publish_progress(
-        self, device: str, phase: Phase, step: int, steps: int, value: float, norm: float = 0.0, faults: bool = True
+        self,
+        device: str,
+        phase: Phase,
+        step: int,
+        steps: int,
+        value: float,
+        norm: float = 0.0,
+        faults: bool = True,
+        metric: Metric = "top1",
     ) -> None:
         """``event/progress``"""
         progress = Progress(
-            session=self.session, phase=phase, step=step, steps=steps, value=value, grad_norm=norm, faults=faults
+            session=self.session,
+            phase=phase,
+            step=step,
+            steps=steps,
+            value=value,
+            grad_norm=norm,
+            faults=faults,
+            metric=metric,
         )
         await self.bus.publish(self.bus.topic("event/progress", device), progress)
 

@@ -7,7 +7,7 @@ import time
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Final, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from services.bus import Bus
 from services.bus.messages import Phase, State
+from services.trainer import samples
 from services.trainer.core import checkpoint, evaluation, job, ledger, recipe, result
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.course import (
@@ -33,8 +34,10 @@ from services.trainer.core.course import (
     Steps,
     course,
 )
-from services.trainer.core.evaluation import Counts, Evaluation
+from services.trainer.core.evaluation import Evaluation, Measured, Reference
 from services.trainer.core.job import Job
+from services.trainer.core.labels import Own
+from services.trainer.core.objective import fitting, kind_of
 from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.core.result import Result
@@ -46,6 +49,8 @@ log = structlog.get_logger()
 
 Int64 = npt.NDArray[np.int64]
 Turn = AbstractAsyncContextManager[Any]
+REFERENCE: Final = "reference"
+"""Fault-free outputs (N, H, W, C) of the network from before retraining, for the held-out samples of the evaluations."""
 READY_S = 60.0
 """How long the services of a device may take to be there, at least."""
 MOST_SAMPLES = 1 << 26
@@ -80,37 +85,46 @@ async def run(
         found.selection = outcome.selection
         if found.faulty_after is None:
             storage.save(outcome.network, folder / result.RETRAINED)
-        faulty = await after(server, todo, folder, found, agent, outcome)
+        faulty = await after(server, todo, folder, found, agent, initial, outcome)
         done = plan.iterations
-        await server.publish_progress(todo.device, "done", done, done, fmean(faulty.top1))
+        metric = todo.metric or "top1"
+        await server.publish_progress(todo.device, "done", done, done, fmean(faulty.of(metric)), metric=metric)
 
 
 async def before(server: Server, todo: Job, folder: Path, found: Result, agent: State, initial: Network) -> None:
     """Evaluate the device before retraining, and in the paper's arithmetic where the folder has that; what is known stays."""
     held_out = agent.samples["test"]
+    if todo.against == "fault-free outputs" and not (folder / f"{REFERENCE}.npy").exists():
+        await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
+        await _refer(server, todo, folder, held_out)
+    truth = _truth(todo, folder, initial, held_out)
     if found.faulty_plain is None and (folder / job.PLAIN).exists():
-        await server.deploy_model(todo.device, storage.load(folder / job.PLAIN), version=evaluation.PLAIN_VERSION)
-        found.clean_plain = await _evaluate(server, todo, "plain", held_out, faults=False)
-        found.faulty_plain = await _evaluate(server, todo, "plain", held_out, faults=True)
+        plain = storage.load(folder / job.PLAIN)
+        await server.deploy_model(todo.device, plain, version=evaluation.PLAIN_VERSION)
+        found.clean_plain = await _evaluate(server, todo, folder, "plain", plain, truth, held_out, faults=False)
+        found.faulty_plain = await _evaluate(server, todo, folder, "plain", plain, truth, held_out, faults=True)
         result.write(folder, found)
     if found.faulty_before is None:
         await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
         if found.clean_before is None:
-            found.clean_before = await _evaluate(server, todo, "before", held_out, faults=False)
+            found.clean_before = await _evaluate(server, todo, folder, "before", initial, truth, held_out, faults=False)
             result.write(folder, found)
-        found.faulty_before = await _evaluate(server, todo, "before", held_out, faults=True)
+        found.faulty_before = await _evaluate(server, todo, folder, "before", initial, truth, held_out, faults=True)
         result.write(folder, found)
 
 
-async def after(server: Server, todo: Job, folder: Path, found: Result, agent: State, outcome: Outcome) -> Evaluation:
-    """Deploy what a run ends with and evaluate the device on it; its accuracy with faults."""
+async def after(
+    server: Server, todo: Job, folder: Path, found: Result, agent: State, initial: Network, outcome: Outcome
+) -> Evaluation:
+    """Deploy what a run ends with and evaluate the device on it; what it comes to with faults."""
     if found.faulty_after is None:
         held_out = agent.samples["test"]
+        truth = _truth(todo, folder, initial, held_out)
         await server.deploy_model(todo.device, outcome.network, version=outcome.version)
         if found.clean_after is None:
-            found.clean_after = await _evaluate(server, todo, "after", held_out, faults=False)
+            found.clean_after = await _evaluate(server, todo, folder, "after", outcome.network, truth, held_out, faults=False)
             result.write(folder, found)
-        found.faulty_after = await _evaluate(server, todo, "after", held_out, faults=True)
+        found.faulty_after = await _evaluate(server, todo, folder, "after", outcome.network, truth, held_out, faults=True)
         found.model_sha256 = storage.digest(outcome.network)
         result.write(folder, found)
     return found.faulty_after
@@ -137,7 +151,7 @@ class Training:
         """What the run ends with, from a state on, whose arrays are updated in place."""
         await self.begin(state.iteration)
         file = self.folder / checkpoint.FILE
-        own = _server_labels(self.folder, self.job, len(self.plan.pool) + len(self.plan.selection))
+        own = _server_labels(self.folder, self.job, initial, len(self.plan.pool) + len(self.plan.selection))
         steps = course(self.plan, initial, state, path, own, file, replaying)
         reply: Reply = None
         while True:
@@ -223,7 +237,8 @@ class Training:
         # Its own stages it need not hear of from the bus, which may be too late for a row that is written now.
         self.book.add(await self.server.publish_timing(device, "backward", iteration, made.backward_s))
         self.book.add(await self.server.publish_timing(device, "quantise", iteration, made.quantise_s))
-        row = _row(iteration, made, self.data, self.received, time.perf_counter() - self.begun)
+        classes = self.job.against == "labels"
+        row = _row(iteration, classes, made, self.data, self.received, time.perf_counter() - self.begun)
         self.rows.append(row)
         await self.server.publish_iteration(device, row, total, self.data)
         await self.server.publish_progress(device, "train", iteration + 1, total, made.loss, made.norm)
@@ -247,25 +262,77 @@ def _advance(steps: Steps[Outcome], reply: Reply) -> Command | Outcome:
         return outcome
 
 
-async def _evaluate(server: Server, todo: Job, phase: Phase, available: int, *, faults: bool) -> Evaluation:
-    """Accuracy on held-out samples, as the job's faults leave it or without them."""
+async def _refer(server: Server, todo: Job, folder: Path, available: int) -> None:
+    """Leave in the folder what the network that runs now gives for the held-out samples of an evaluation, fault-free."""
+    await server.set_mode(todo.device, Mode.INFERENCE, rates=Rates(), seed=todo.seed, scheme=todo.scheme.bare)
+    found = []
+    for due in evaluation.passes(spread(todo.evaluation_samples, available), [0], todo.evaluation_batch):
+        data = await server.get_data(
+            todo.device, iteration=due.iteration, split="test", samples=due.samples.tolist(), reliable=True
+        )
+        if data.outputs is None:
+            raise RuntimeError("a pass in inference mode ended without its outputs")
+        found.append(data.outputs)
+    samples.save(folder, REFERENCE, np.concatenate(found))
+
+
+def _truth(todo: Job, folder: Path, initial: Network, available: int) -> Reference | None:
+    """What the held-out samples of an evaluation are measured against; None where that is the device's labels."""
+    match todo.against:
+        case "labels":
+            return None
+        case "targets":
+            path = folder / job.TARGETS
+            targets = _own(path, available)
+            fitting(kind_of(todo, initial), initial, targets, str(path))
+            return evaluation.against_targets(todo, initial, targets[spread(todo.evaluation_samples, available)])
+        case "fault-free outputs":
+            outputs = samples.read(folder, REFERENCE, initial, min(todo.evaluation_samples, available))
+            return evaluation.against_outputs(todo, initial, outputs)
+        case _:
+            assert_never(todo.against)
+
+
+async def _evaluate(
+    server: Server,
+    todo: Job,
+    folder: Path,
+    phase: Phase,
+    network: Network,
+    truth: Reference | None,
+    available: int,
+    *,
+    faults: bool,
+) -> Evaluation:
+    """What the device, which runs ``network``, comes to on held-out samples, as the job's faults leave it or without them.
+
+    Of outputs that are images a handful under the first seed stay in the folder.
+    """
     rates = todo.rates if faults else Rates()
     scheme = todo.scheme if faults else todo.scheme.bare
     await server.set_mode(todo.device, Mode.INFERENCE, rates=rates, seed=todo.seed, scheme=scheme)
-    samples = spread(todo.evaluation_samples, available)
+    chosen = spread(todo.evaluation_samples, available)
     seeds = evaluation.seeds_of(rates, todo.evaluation_seeds)
-    counts: list[list[Counts]] = [[] for _ in seeds]
-    for due in evaluation.passes(samples, seeds, todo.evaluation_batch):
+    metric, scale = todo.metric or "top1", network.layers[-1].scale
+    found: list[list[Measured]] = [[] for _ in seeds]
+    shown: list[npt.NDArray[Any]] = []
+    for due in evaluation.passes(chosen, seeds, todo.evaluation_batch):
         data = await server.get_data(
             todo.device, iteration=due.iteration, split="test", samples=due.samples.tolist(), seed=due.seed
         )
-        if data.outputs is None or data.labels is None:
+        if data.outputs is None or (truth is None and data.labels is None):
             raise ValueError("evaluation: the device's held-out samples have no labels")
-        counts[due.run].append(evaluation.count(data.outputs, data.labels))
-        if due.samples[-1] == samples[-1]:
-            top1 = evaluation.accuracy(counts[due.run : due.run + 1]).top1[0]
-            await server.publish_progress(todo.device, phase, due.run + 1, len(seeds), top1, faults=faults)
-    return evaluation.accuracy(counts)
+        of = data.labels if truth is None else truth.at(np.searchsorted(chosen, due.samples))
+        assert of is not None
+        found[due.run].append(evaluation.measure(data.outputs, scale, of))
+        if truth is not None and due.run == 0:
+            shown.append(data.outputs[np.isin(due.samples, chosen[samples.places(len(chosen))])])
+        if due.samples[-1] == chosen[-1]:
+            (value,) = evaluation.accuracy(found[due.run : due.run + 1]).of(metric)
+            await server.publish_progress(todo.device, phase, due.run + 1, len(seeds), value, faults=faults, metric=metric)
+    if shown:
+        samples.save(folder, f"{'faulty' if faults else 'clean'}_{phase}", np.concatenate(shown))
+    return evaluation.accuracy(found)
 
 
 def resumed(folder: Path, todo: Job, initial: Network) -> Checkpoint:
@@ -295,17 +362,23 @@ def check_device(todo: Job, agent: State) -> None:
         )
 
 
-def _server_labels(folder: Path, todo: Job, available: int) -> Int64 | None:
-    """The server's own labels of the device's training samples: ``train_labels.npy`` in the run's folder."""
+def _server_labels(folder: Path, todo: Job, network: Network, available: int) -> Own | None:
+    """The server's own labels or targets of the device's training samples, in the run's folder."""
     if todo.labels != "server":
         return None
-    path = folder / "train_labels.npy"
-    own: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    if own.ndim != 1 or not np.issubdtype(own.dtype, np.integer):
-        raise ValueError(f"{path}: expected integers (N,), got {own.dtype} of {own.shape}")
-    if len(own) != available:
-        raise ValueError(f"{path}: {len(own)} labels, the device has {available} training samples")
-    return own.astype(np.int64)
+    kind = kind_of(todo, network)
+    path = folder / job.OWN["labels" if kind == "classes" else "targets"]
+    own = _own(path, available)
+    fitting(kind, network, own, str(path))
+    return own.astype(np.int64) if kind == "classes" else own
+
+
+def _own(path: Path, available: int) -> npt.NDArray[Any]:
+    """An array of the run's folder, one of each of the device's samples; a large one stays on the disk."""
+    own: npt.NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
+    if not own.ndim or len(own) != available:
+        raise ValueError(f"{path}: {len(own) if own.ndim else 0} labels, the device has {available} such samples")
+    return own
 
 
 def _received(data: Data) -> Received:
@@ -314,11 +387,11 @@ def _received(data: Data) -> Received:
     return Received(data.images, data.activations, data.labels)
 
 
-def _row(iteration: int, done: Step, data: Data, received: Received, wall: float) -> ledger.Row:
+def _row(iteration: int, right: bool, done: Step, data: Data, received: Received, wall: float) -> ledger.Row:
     return ledger.Row(
         iteration=iteration,
         loss=done.loss,
-        accuracy=100 * done.correct / len(received.images),
+        accuracy=100 * done.correct / len(received.images) if right else None,
         grad_norm=done.norm,
         wall_s=wall,
         attempts=data.attempt + 1,

@@ -165,7 +165,7 @@ def test_gradients_are_averaged_over_the_devices(prepared: Path) -> None:
             loops[name].carry(Deploy(model, iteration + 1, iteration))
             got = loops[name].carry(Batch(iteration, plans[name].samples(iteration), job.rates, None))
             assert isinstance(got, Received)
-            truth = labels.choose(job, device=got.device_labels, server=None, teacher=None)
+            truth = labels.choose(job, network, device=got.device_labels, server=None, teacher=None)
             found = replay(model, model.quantize_images(got.images), got.activations, truth, engine.fault_free)
             images += len(got.images)
             for i, pair in found.gradients.items():

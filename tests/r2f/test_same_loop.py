@@ -33,8 +33,9 @@ from services.codec.device_side import DeviceCodec
 from services.codec.server_side import ServerCodec
 from services.edge_agent.agent import Agent, Device
 from services.scheme import Port, Scheme
-from services.trainer import training
+from services.trainer import samples, training
 from services.trainer.core import job as jobs
+from services.trainer.core import objective, viewing
 from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.job import Job
@@ -42,6 +43,7 @@ from services.trainer.core.task import PAPER, Recipe, Sgd, Source
 from services.trainer.remote import DeviceError
 from services.trainer.table1 import serving
 from services.voter import voter
+from tests.services.trainer.core import images
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "auto"
@@ -136,27 +138,33 @@ def write(folder: Path, network: Network, **settings: Any) -> Job:
     return job
 
 
-def evaluate(network: Network, rates: Rates, job: Job, scheme: Scheme, worn: FaultMap | None = None) -> Evaluation:
-    chosen = spread(job.evaluation_samples, len(DIGITS.test_images))
+def evaluate(
+    network: Network, rates: Rates, job: Job, scheme: Scheme, worn: FaultMap | None = None, *, data: Dataset = DIGITS,
+    initial: Network | None = None,
+) -> Evaluation:  # fmt: skip
+    chosen = spread(job.evaluation_samples, len(data.test_images))
+    truth = inprocess.reference(job, initial or network, data, chosen, PATH)
     return inprocess.evaluate(
-        network, DIGITS.test_images[chosen], DIGITS.test_labels[chosen], rates, job.evaluation_seeds, scheme=scheme,
+        network, data.test_images[chosen], truth, rates, job.evaluation_seeds, scheme=scheme,
         device=job.device, batch=job.evaluation_batch, path=PATH, accelerator=build("simulated", permanent=worn),
     )  # fmt: skip
 
 
-def same(job: Job, network: Network, folder: Path, sizes: Sizes, worn: FaultMap | None = None) -> inprocess.Retrained:
+def same(
+    job: Job, network: Network, folder: Path, sizes: Sizes, worn: FaultMap | None = None, data: Dataset = DIGITS
+) -> inprocess.Retrained:  # fmt: skip
     """One process ends where the bus did, with as many bytes on the way."""
-    peer = inprocess.retrain(network, DIGITS, job, path=PATH, accelerator=build("simulated", permanent=worn))
+    peer = inprocess.retrain(network, data, job, path=PATH, accelerator=build("simulated", permanent=worn))
     found = results.read(folder)
     assert found.model_sha256 == storage.digest(peer.network)
     assert (found.iterations, found.selection) == (len(peer.iterations), peer.selection)
     kept = found.selection is not None and found.selection.deployed == "before"
     assert kept == (storage.digest(peer.network) == storage.digest(network))
     plain = job.scheme.bare
-    assert found.clean_before == evaluate(network, Rates(), job, plain, worn)
-    assert found.faulty_before == evaluate(network, job.rates, job, job.scheme, worn)
-    assert found.clean_after == evaluate(peer.network, Rates(), job, plain, worn)
-    assert found.faulty_after == evaluate(peer.network, job.rates, job, job.scheme, worn)
+    assert found.clean_before == evaluate(network, Rates(), job, plain, worn, data=data)
+    assert found.faulty_before == evaluate(network, job.rates, job, job.scheme, worn, data=data)
+    assert found.clean_after == evaluate(peer.network, Rates(), job, plain, worn, data=data, initial=network)
+    assert found.faulty_after == evaluate(peer.network, job.rates, job, job.scheme, worn, data=data, initial=network)
     for record in peer.iterations:
         sent = sizes[record.iteration]
         assert sent["inputs"] == record.input_bytes
@@ -275,6 +283,53 @@ async def test_transposed_convolutions(name: str, broker: str, deconvolving: Net
     async with pipeline(broker, DIGITS):
         sizes = await over_the_bus(broker, folder)
     same(job, deconvolving, folder, sizes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("images", {"labels": "teacher-soft", "loss": "l1"}),
+        ("images", {"labels": "server", "metric": "ssim", "recipe": replace(PAPER, selection=8, checks=2)}),
+        ("images", {"labels": "server", "recipe": replace(PAPER, chunks=3), "scheme": Scheme(jpeg=90)}),
+        ("masks", {"labels": "server"}),
+        ("masks", {"labels": "teacher-soft", "recipe": Recipe(selection=8, corrections=1, flip=True)}),
+        ("masks", {"labels": "teacher", "scheme": SCHEMES["golden-layer-threshold"]}),
+        ("nothing", {"labels": "teacher-soft", "recipe": Recipe(selection=8, corrections=1), "evaluation_batch": 5}),
+        ("classes", {"labels": "teacher", "metric": "miou"}),
+    ],
+)
+async def test_outputs_that_are_images(kind: Any, settings: dict[str, Any], broker: str, tmp_path: Path) -> None:
+    network, data, folder = images.network(), images.data(kind), tmp_path / "images"
+    job = objective.settled(write(folder, network, **{"recipe": PAPER, **settings}), network, data)
+    job = viewing.decided(job, network, data.train_images)
+    jobs.write(folder, job)
+    if data.train_targets is not None and data.test_targets is not None:
+        np.save(folder / jobs.OWN["targets"], data.train_targets)
+        np.save(folder / jobs.TARGETS, data.test_targets)
+    async with pipeline(broker, data):
+        sizes = await over_the_bus(broker, folder)
+    peer = same(job, network, folder, sizes, data=data)
+    assert storage.digest(peer.network) != storage.digest(network) or job.recipe.selection
+    assert all(one.mismatched == 0 for one in peer.iterations) or job.scheme.codec == "golden"
+    found = results.read(folder)
+    assert found.faulty_before is not None
+    assert len(found.faulty_before.of(job.metric or "top1")) == len(job.evaluation_seeds)
+    assert len(found.faulty_before.images) == len(data.test_images)
+    for name in ("clean_before", "faulty_before", "faulty_after"):
+        assert samples.read(folder, name, network).shape == (samples.SHOWN, *network.layers[-1].shape)
+
+
+async def test_targets_that_are_not_the_devices_are_named(broker: str, tmp_path: Path) -> None:
+    network, data, folder = images.network(), images.data("images"), tmp_path / "images"
+    job = objective.settled(write(folder, network, labels="server"), network, data)
+    jobs.write(folder, job)
+    async with pipeline(broker, data):
+        np.save(folder / jobs.TARGETS, images.data("images", test=5).test_targets)
+        with pytest.raises(ValueError, match=r"test_targets.npy: 5 labels, the device has 16 such samples"):
+            await over_the_bus(broker, folder)
+        np.save(folder / jobs.TARGETS, images.data("masks").test_targets)
+        with pytest.raises(ValueError, match=r"test_targets.npy: expected uint8 of shape \(N, 12, 12, 3\)"):
+            await over_the_bus(broker, folder)
 
 
 CHIP = chip.random_map(Array(), 0.02, 1)

@@ -21,8 +21,8 @@ class Point(msgspec.Struct, array_like=True, frozen=True):
     iteration: int
     """The last of those that it stands for, from 0."""
     loss: float
-    accuracy: float
-    """Of the batches on the device, in per cent."""
+    accuracy: float | None
+    """Of the batches on the device, in per cent; None where the network gives no classes."""
     up: float
     """Bytes on the link from the device: inputs, layers and repairs."""
     up_direct: float
@@ -80,7 +80,7 @@ def mean(points: list[Point]) -> Point:
     return Point(
         points[-1].iteration,
         of([p.loss for p in points]),
-        of([p.accuracy for p in points]),
+        known([p.accuracy for p in points]),
         of([p.up for p in points]),
         of([p.up_direct for p in points]),
         of([p.down for p in points]),

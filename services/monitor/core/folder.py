@@ -76,8 +76,9 @@ def _one(folder: Path, todo: Job, networks: Path) -> Found:
     run.done = rows[-1].iteration + 1 if rows else 0
     run.loss = rows[-1].loss if rows else None
     run.phase, run.step, run.steps = _phase(found, run)
+    metric = run.metric = todo.metric or "top1"
     run.scores = [
-        Score(phase, faults, list(one.top1)) for phase, faults, name in EVALUATIONS if (one := _evaluation(found, name))
+        Score(phase, faults, list(one.of(metric))) for phase, faults, name in EVALUATIONS if (one := _evaluation(found, name))
     ]
     run.model_sha256 = found.model_sha256
     run.deployed = "" if found.selection is None else found.selection.deployed

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from accelsim.faults import Rates
+from services.metric import Metric
 from services.scheme import Scheme
 from services.trainer.core.ledger import Row
 
@@ -80,7 +81,7 @@ class Layer(msgspec.Struct):
 
 
 class Score(msgspec.Struct):
-    """An evaluation, as far as it is: top-1 in per cent, a value a fault seed; None for one that was not heard."""
+    """An evaluation, as far as it is: the run's metric, a value a fault seed; None for one that was not heard."""
 
     phase: str
     faults: bool
@@ -127,6 +128,8 @@ class Run(msgspec.Struct):
     setting: Setting | None = None
     """In training, and until then the newest that has faults."""
     totals: Totals = msgspec.field(default_factory=Totals)
+    metric: Metric = "top1"
+    """Of the scores."""
     scores: list[Score] = []
     layers: dict[int, Layer] = {}
     model_sha256: str = ""

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from services.metric import Metric
 from services.monitor.core.curve import Curve, Point, point
 from services.monitor.core.known import LAYERS, Device, Run, Score, Service, Setting, Totals, count, tell_layers
 from services.trainer.core.evaluation import FIRST as EVALUATIONS
@@ -117,10 +118,13 @@ class Watched:
         self._touch(device, now)
 
     def progress(
-        self, device: str, session: str, phase: str, step: int, steps: int, value: float, *, faults: bool, now: float
+        self, device: str, session: str, phase: str, step: int, steps: int, value: float, *, faults: bool, now: float,
+        metric: Metric = "top1",
     ) -> None:  # fmt: skip
         """``event/progress``."""
         run = self._run(device, session, now)
+        if phase in ("before", "after", "plain"):
+            run.metric = metric
         _within(step, 1 << 40, "step")
         _within(steps, 1 << 40, "steps")
         _finite(value, 1e30, "value")
@@ -176,7 +180,8 @@ class Watched:
         _within(row.iteration, EVALUATIONS - 1, "iteration")
         _within(steps, EVALUATIONS, "steps")
         for name in ("loss", "accuracy", "grad_norm", "wall_s"):
-            _finite(getattr(row, name), 1e30, name)
+            if (value := getattr(row, name)) is not None:
+                _finite(value, 1e30, name)
         for name in ("attempts", "elements", "mismatched", "repaired", "input_bytes"):
             _within(getattr(row, name), BYTES, name)
         run = self._run(device, session, now)

@@ -30,6 +30,9 @@ const rate = (share) => share >= 1e-3 || share === 0 ? `${+(100 * share).toPreci
 const mean = (values) => values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
 const deviation = (values) => Math.sqrt(mean(values.map((v) => (v - mean(values)) ** 2)));
 const percent = (value, digits = 1) => value === null || !isFinite(value) ? "–" : `${value.toFixed(digits)} %`;
+const METRICS = { top1: ["top-1", "%", 1], top5: ["top-5", "%", 1], psnr: ["PSNR", "dB", 2], ssim: ["SSIM", "", 4], miou: ["mIoU", "%", 1] };
+const titleOf = (run) => METRICS[run.metric][0];
+const scored = (run, value) => value === null || !isFinite(value) ? "–" : `${value.toFixed(METRICS[run.metric][2])} ${METRICS[run.metric][1]}`.trim();
 const key = (device, session) => `${device} ${session}`;
 
 // ---- what is known ----
@@ -64,7 +67,7 @@ function sentence(device, run) {
   }
   if (run.phase === "done") {
     const before = mean(score(run, "before", true)), after = mean(score(run, "after", true));
-    const gain = before !== null && after !== null ? ` With faults the device went from ${percent(before)} to ${percent(after)} of top-1.` : "";
+    const gain = before !== null && after !== null ? ` With faults the device went from ${scored(run, before)} to ${scored(run, after)} of ${titleOf(run)}.` : "";
     return `Done: ${run.done} iterations${what ? ` of${what}` : ""}.${gain}`;
   }
   return `${PHASES[run.phase] || "Starting"}${what}${run.steps ? `: ${run.step} of ${run.steps}` : ""}.`;
@@ -119,9 +122,9 @@ function tiles(device, run) {
   const voted = layers.reduce((sum, one) => sum + one.elements, 0);
   const errors = layers.reduce((sum, one) => sum + one.errors, 0), agreed = layers.reduce((sum, one) => sum + one.agreed, 0), compared = layers.reduce((sum, one) => sum + one.compared, 0);
   const now = after.length ? after : before;
-  const what = after.length ? `was ${percent(mean(before))} before` : before.length ? "before retraining" : "not measured yet";
+  const what = after.length ? `was ${scored(run, mean(before))} before` : before.length ? "before retraining" : "not measured yet";
   return [
-    tile("Top-1 with faults", percent(mean(now)), `${what}${clean !== null ? `, ${percent(clean)} without faults` : ""}`),
+    tile(`${titleOf(run)[0].toUpperCase()}${titleOf(run).slice(1)} with faults`, scored(run, mean(now)), `${what}${clean !== null ? `, ${scored(run, clean)} without faults` : ""}`),
     tile("Loss", run.loss === null ? "–" : run.loss.toPrecision(3), run.done ? `iteration ${run.done} of ${run.iterations}` : "no iteration yet"),
     tile("Bytes up the link", total.up_direct ? percent(100 * total.up / total.up_direct) : "–", total.up_direct ? `${bytes(total.up)} instead of ${bytes(total.up_direct)}` : "of what it would be without R2F"),
     tile("Bytes down the link", total.down_direct ? percent(100 * total.down / total.down_direct) : "–", total.down_direct ? `${bytes(total.down)} instead of ${bytes(total.down_direct)}` : "of whole models"),
@@ -152,9 +155,9 @@ function scoreTable(run) {
   const names = { plain: "in the paper's arithmetic", before: "before retraining", after: "after retraining" };
   const rows = ["plain", "before", "after"].filter((phase) => run.scores.some((one) => one.phase === phase)).map((phase) => {
     const clean = score(run, phase, false), faulty = score(run, phase, true);
-    return [names[phase], clean.length ? percent(mean(clean)) : "–", faulty.length ? `${percent(mean(faulty))}${faulty.length > 1 ? ` ± ${deviation(faulty).toFixed(1)}` : ""}` : "–", faulty.length ? `${faulty.length}` : ""];
+    return [names[phase], clean.length ? scored(run, mean(clean)) : "–", faulty.length ? `${scored(run, mean(faulty))}${faulty.length > 1 ? ` ± ${deviation(faulty).toFixed(METRICS[run.metric][2])}` : ""}` : "–", faulty.length ? `${faulty.length}` : ""];
   });
-  return rows.length ? table(["top-1 on held-out images", "without faults", "with faults", "fault seeds"], rows) : h("p", { class: "note" }, "Nothing was evaluated yet.");
+  return rows.length ? table([`${titleOf(run)} on held-out images`, "without faults", "with faults", "fault seeds"], rows) : h("p", { class: "note" }, "Nothing was evaluated yet.");
 }
 function serviceTable(device, run) {
   const away = run && run.phase === "done" ? "dot rest" : "dot";  // behind a run nobody has to be there
@@ -276,10 +279,10 @@ function overview() {
   return {
     name: "", element, devices: [...state.devices.keys()].join(), start: losses.start, end: losses.end,
     update: () => {
-      put(list, table(["device", "online", "what it does", "loss", "top-1 with faults", "up the link"], [...state.devices.values()].map((device) => {
+      put(list, table(["device", "online", "what it does", "loss", "with faults", "up the link"], [...state.devices.values()].map((device) => {
         const run = newest(device), services = Object.values(device.services), there = services.filter((one) => one.online).length;
         const now = run ? (score(run, "after", true).length ? score(run, "after", true) : score(run, "before", true)) : [];
-        return [h("td", {}, h("span", { class: there && there === services.length ? "dot on" : "dot" }), h("a", { href: `#${encodeURIComponent(device.name)}` }, device.name)), `${there} of ${services.length}`, h("td", { class: "text" }, sentence(device, run)), run && run.loss !== null ? run.loss.toPrecision(3) : "–", percent(mean(now)), run && run.totals.up_direct ? percent(100 * run.totals.up / run.totals.up_direct) : "–"];
+        return [h("td", {}, h("span", { class: there && there === services.length ? "dot on" : "dot" }), h("a", { href: `#${encodeURIComponent(device.name)}` }, device.name)), `${there} of ${services.length}`, h("td", { class: "text" }, sentence(device, run)), run && run.loss !== null ? run.loss.toPrecision(3) : "–", run ? `${scored(run, mean(now))} ${now.length ? titleOf(run) : ""}`.trim() : "–", run && run.totals.up_direct ? percent(100 * run.totals.up / run.totals.up_direct) : "–"];
       })));
       const every = names.map((name) => { const device = state.devices.get(name), run = device && newest(device); if (!run) return []; if (!curves.has(key(name, run.session))) fetchCurve(name, run.session); return points(device, run); });
       const x = [...new Set(every.flat().map((p) => p[0] + 1))].sort((a, b) => a - b);

@@ -17,6 +17,7 @@ from accelsim.files import write_whole
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.int8.parameters import Parameters
+from services.trainer.core.objective import truth_shape
 from services.trainer.core.rate import Seen
 from services.trainer.core.selection import Candidate, Tried
 
@@ -164,7 +165,7 @@ def _tried(path: Path, candidates: list[Candidate], best: str, tensors: dict[str
         raise CheckpointError(f"{path}: what was found on the selection samples is missing")
     if not truth.dtype == before.dtype == after.dtype == np.float32:
         raise CheckpointError(f"{path}: truth and agreement are {truth.dtype}, {before.dtype}, {after.dtype}, expected float32")
-    if before.ndim != 2 or before.shape != after.shape or truth.shape != (before.shape[1], network.layers[-1].shape[2]):
+    if before.ndim != 2 or before.shape != after.shape or truth.shape != (before.shape[1], *truth_shape(network)):
         raise CheckpointError(f"{path}: truth {truth.shape} and agreement {before.shape}, {after.shape} do not fit one another")
     return Tried(candidates, truth, before, network, best, after)
 

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class Judged(NamedTuple):
-    """A device's answers to its selection samples: the right probabilities (N, classes), and how far its own agree."""
+    """A device's answers to its selection samples: the right outputs (``selection.Tried.truth``), and how far its own agree."""
 
     truth: Float32
     found: Agreement
@@ -239,7 +239,7 @@ def _outcome(learner: Learner, trials: list[Trial]) -> Outcome:
         candidates.append(Candidate(name=trial.name, agreement=percent, gain=points, error=doubt))
     found = Selection(
         samples=sum(one.found.shape[1] for one in trials[0].judged.values()),
-        against="fault-free answers" if learner.plan.job.labels.startswith("teacher") else "labels",
+        against=selection.against(learner.plan.job),
         candidates=candidates,
         deployed=best.name if better else BEFORE,
     )

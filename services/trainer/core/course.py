@@ -19,7 +19,7 @@ from accelsim.int8.network import Activation, Network
 from services.scheme import View
 from services.trainer.core import evaluation, selection
 from services.trainer.core.checkpoint import Checkpoint
-from services.trainer.core.labels import probabilities
+from services.trainer.core.labels import Own, right, taught
 from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.core.selection import SEEDS, Agreement, Float32, Selection
@@ -72,7 +72,7 @@ Command = Deploy | Batch | Answers | Learnt
 
 
 class Answered(NamedTuple):
-    """The device's outputs (N, 1, 1, C), and its labels (N,) if it has any."""
+    """The device's outputs (N, H, W, C), and its labels (N,) if it has any."""
 
     outputs: Activation
     labels: Int64 | None
@@ -97,14 +97,14 @@ def course(
     initial: Network,
     state: Checkpoint,
     path: str,
-    own: Int64 | None,
+    own: Own | None,
     saved: Path | None,
     replaying: Replaying | None = None,
 ) -> Steps[Outcome]:
     """The commands of a run from a state on, whose arrays become the course's own.
 
-    ``path`` is that of the engines, ``own`` the server's labels of the device's training samples, ``saved`` where the driver
-    puts checkpoints, if it does. ``replaying`` is the ``Learner``'s.
+    ``path`` is that of the engines, ``own`` the server's labels or targets of the device's training samples, ``saved`` where
+    the driver puts checkpoints, if it does. ``replaying`` is the ``Learner``'s.
     Raises TrainingDiverged, and ValueError where labels or tensors do not fit.
     """
     learner = Learner(plan, Engine(initial, path), state, replaying=replaying)
@@ -148,12 +148,11 @@ def _next(learner: Learner, network: Network, iteration: int = -1) -> Deploy:
     return Deploy(network, learner.state.version, iteration)
 
 
-def truth_of(plan: Plan, network: Network, own: Int64 | None) -> Steps[Float32]:
-    """The right probabilities (N, classes) of the selection samples: the labels where they are known, else those of the
+def truth_of(plan: Plan, network: Network, own: Own | None) -> Steps[Float32]:
+    """The right outputs (``Tried.truth``) of the selection samples: the labels where they are known, else those of the
     network that runs now on the device's general-purpose processor, which makes no errors."""
-    classes = network.layers[-1].shape[2]
     if own is not None:
-        return _exactly(own[plan.selection], classes)
+        return right(plan.job, network, own[plan.selection])
     found = []
     passes = list(evaluation.passes(plan.selection, [0], plan.job.evaluation_batch))
     for number, due in enumerate(passes):
@@ -162,9 +161,9 @@ def truth_of(plan: Plan, network: Network, own: Int64 | None) -> Steps[Float32]:
         if plan.job.labels == "device":
             if answered.labels is None:
                 raise ValueError("labels are to come from the device, which gave none; choose another source of labels")
-            found.append(_exactly(answered.labels, classes))
+            found.append(right(plan.job, network, answered.labels))
         else:
-            found.append(probabilities(network, answered.outputs, 1.0))
+            found.append(taught(plan.job, network, answered.outputs))
     return np.concatenate(found)
 
 
@@ -177,7 +176,7 @@ def agreement(plan: Plan, network: Network, truth: Float32) -> Steps[Agreement]:
         answered = yield Answers(due.iteration, due.samples, due.seed, number + 1, len(passes))
         assert isinstance(answered, Answered)
         of = truth[[place[int(sample)] for sample in due.samples]]
-        found[due.run].append(selection.agreement(network, answered.outputs, of))
+        found[due.run].append(selection.agreement(plan.job, network, answered.outputs, of))
     return np.stack([np.concatenate(parts) for parts in found])
 
 
@@ -202,15 +201,8 @@ def _outcome(learner: Learner) -> Outcome:
     better = selection.is_better(tried)
     found = Selection(
         samples=len(plan.selection),
-        against="fault-free answers" if plan.job.labels.startswith("teacher") else "labels",
+        against=selection.against(plan.job),
         candidates=tried.candidates,
         deployed=tried.best_name if better else selection.BEFORE,
     )
     return Outcome(tried.best if better else learner.initial.network, state.version + 1, found)
-
-
-def _exactly(labels: Int64, classes: int) -> Float32:
-    """Labels (N,) as probabilities (N, classes)."""
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but the network knows classes 0 to {classes - 1}")
-    return np.eye(classes, dtype=np.float32)[labels]

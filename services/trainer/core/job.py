@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
@@ -21,6 +22,15 @@ PLAIN = "plain.safetensors"
 """The same network in the paper's arithmetic, in runs that measure what it would have come to."""
 
 
+OWN: Final = {"labels": "train_labels.npy", "targets": "train_targets.npy"}
+"""The server's own labels (N,), or target images or masks, of the device's training samples."""
+TARGETS: Final = "test_targets.npy"
+"""Target images uint8 (N, H, W, C), or masks (N, H, W), of the held-out samples, where evaluations are against them."""
+Against = Literal["labels", "targets", "fault-free outputs"]
+"""What evaluations are held against: the device's labels, the server's copy of the targets (``TARGETS``), or what the network
+from before retraining gives without faults."""
+
+
 class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One retraining run. ``session`` names it on the bus."""
 
@@ -31,6 +41,7 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     evaluation_batch: int = 128
     patience_s: float = 20.0
     """Silence of the device after which it is asked again."""
+    against: Against = "labels"
     known: Known = b""
     """The device's permanent faults, as far as the server is to know them (``accelsim.faults.chip.packed``)."""
     data: str = ""
@@ -38,6 +49,7 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     same, for else they number classes differently. Not looked at where it is empty, or the device gives none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("iterations", "batch", "evaluation_samples", "evaluation_batch", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -76,8 +76,8 @@ class Row(msgspec.Struct, kw_only=True):
 
     iteration: int
     loss: float
-    accuracy: float
-    """Share of the batch that the device itself got right, in per cent."""
+    accuracy: float | None
+    """Share of the batch that the device itself got right, in per cent; None of images, which are not simply right."""
     grad_norm: float
     wall_s: float
     """From the forward's sending until the next model was handed over, as the trainer saw it."""

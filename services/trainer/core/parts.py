@@ -16,7 +16,7 @@ from torch import Tensor
 
 from accelsim.int8.network import Activation, Network
 from services.trainer.core import optimiser
-from services.trainer.core.loss import Labels, Soft
+from services.trainer.core.loss import Labels, Soft, Targets
 from services.trainer.core.replay import Gradients, Recompute, Replay, replay
 
 Replaying = Callable[[Network, Activation, Mapping[int, Activation], Labels, Recompute], Replay]
@@ -82,4 +82,6 @@ def _labels(labels: Labels, a: int, b: int) -> Labels:
     if isinstance(labels, Soft):
         hard = None if labels.hard is None else labels.hard[a:b]
         return labels._replace(probabilities=labels.probabilities[a:b], hard=hard)
+    if isinstance(labels, Targets):
+        return labels._replace(images=labels.images[a:b])
     return labels[a:b]

@@ -2,22 +2,25 @@
 
 Networks are compared on training samples that nothing is learnt from, by how far the faulty device's class probabilities
 agree with the right ones: those of the fault-free network, or the label, where labels are known. Agreement is the
-sum over classes of the smaller of the two, 1 where they are alike. It tells more of an image than whether the largest
-class is right, so fewer images tell networks apart. Each network answers the same samples under the same fault seeds, so each
-answer is paired with the one before.
+sum over classes of the smaller of the two, 1 where they are alike; where each pixel has a class, the mean of that. It tells
+more of an image than whether the largest class is right, so fewer images tell networks apart. Of an output that is an image it
+is 1 less the root of its mean squared error in shares of the range: the higher it is, the higher is PSNR. Each network answers
+the same samples under the same fault seeds, so each answer is paired with the one before.
 """
 
 from __future__ import annotations
 
 from math import sqrt
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, assert_never
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from accelsim.int8.network import Activation, Network
+from services.trainer.core import objective
 from services.trainer.core.labels import probabilities
+from services.trainer.core.task import Task
 
 Float32 = npt.NDArray[np.float32]
 Agreement = npt.NDArray[np.float32]
@@ -47,7 +50,7 @@ class Selection(msgspec.Struct, kw_only=True, frozen=True):
 
     samples: int
     against: str
-    """``labels``, or ``fault-free answers``."""
+    """``labels``, ``targets``, or ``fault-free answers``."""
     candidates: list[Candidate]
     """The network from before retraining is the first."""
     deployed: str
@@ -59,7 +62,7 @@ class Tried(NamedTuple):
 
     candidates: list[Candidate]
     truth: Float32
-    """The right probabilities (N, classes)."""
+    """The right outputs: probabilities (N, classes), or of each pixel (N, H, W, classes), or images (N, H, W, C)."""
     before: Agreement
     best: Network
     """The one that agrees most."""
@@ -68,9 +71,28 @@ class Tried(NamedTuple):
     """Of the best."""
 
 
-def agreement(network: Network, outputs: Activation, truth: Float32) -> Float32:
-    """How far a network's outputs (N, 1, 1, C) agree with the right probabilities (N, C); (N,)."""
-    return np.asarray(np.minimum(probabilities(network, outputs, 1.0), truth).sum(axis=1), np.float32)
+def agreement(task: Task, network: Network, outputs: Activation, truth: Float32) -> Float32:
+    """How far a network's outputs (N, H, W, C) agree with the right ones, of the shape of ``Tried.truth``; (N,)."""
+    kind = objective.kind_of(task, network)
+    match kind:
+        case "classes":
+            return np.asarray(np.minimum(probabilities(network, outputs, 1.0), truth).sum(axis=1), np.float32)
+        case "masks":
+            shared = np.minimum(probabilities(network, outputs, 1.0), truth).sum(axis=-1)
+            return np.asarray(shared.mean(axis=(1, 2), dtype=np.float64), np.float32)
+        case "pixels":
+            error = (objective.real(network, outputs) - truth) / objective.span(task)
+            root = np.sqrt(np.square(error).mean(axis=(1, 2, 3), dtype=np.float64))
+            return np.asarray(np.maximum(1 - root, 0), np.float32)
+        case _:
+            assert_never(kind)
+
+
+def against(task: Task) -> str:
+    """What agreement is with, in words."""
+    if task.labels.startswith("teacher"):
+        return "fault-free answers"
+    return "targets" if task.output_range is not None else "labels"
 
 
 def first(network: Network, truth: Float32, found: Agreement) -> Tried:

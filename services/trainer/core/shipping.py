@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network
-from services.trainer.core.loss import Labels, Soft
+from services.trainer.core.loss import Labels, Soft, Targets
 from services.trainer.core.replay import Gradients, Replay
 
 
@@ -29,6 +29,7 @@ def asked(network: Network | None, parts: Mapping[int, Part]) -> bytes:
     """The parts that another process is to replay, by number, on a network, or on the one before where it is None."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     soft: dict[str, tuple[float, float]] = {}
+    images: dict[str, tuple[str, float]] = {}
     if network is not None:
         tensors["network"] = np.frombuffer(storage.to_bytes(network), np.uint8)
     for number, part in parts.items():
@@ -40,10 +41,13 @@ def asked(network: Network | None, parts: Mapping[int, Part]) -> bytes:
             tensors[f"{number}/labels"] = labels.probabilities
             if labels.hard is not None:
                 tensors[f"{number}/hard"] = labels.hard
+        elif isinstance(labels, Targets):
+            images[str(number)] = labels.criterion, labels.span
+            tensors[f"{number}/labels"] = labels.images
         else:
             tensors[f"{number}/labels"] = labels
     whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    return bytes(save(whole, metadata={"r2f": json.dumps({"parts": sorted(parts), "soft": soft})}))
+    return bytes(save(whole, metadata={"r2f": json.dumps({"parts": sorted(parts), "soft": soft, "images": images})}))
 
 
 def what(data: bytes) -> tuple[Network | None, dict[int, Part]]:
@@ -56,6 +60,8 @@ def what(data: bytes) -> tuple[Network | None, dict[int, Part]]:
         if str(number) in head["soft"]:
             temperature, share = head["soft"][str(number)]
             labels = Soft(tensors[f"{number}/labels"], temperature, tensors.get(f"{number}/hard"), share)
+        if str(number) in head["images"]:
+            labels = Targets(tensors[f"{number}/labels"], *head["images"][str(number)])
         prefix = f"{number}/output/"
         outputs = {int(name.removeprefix(prefix)): y for name, y in tensors.items() if name.startswith(prefix)}
         parts[int(number)] = Part(tensors[f"{number}/x"], outputs, labels)

@@ -23,6 +23,7 @@ from services.known import known_faults
 from services.trainer.core import correction, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.job import Job, digest
+from services.trainer.core.labels import Own
 from services.trainer.core.loss import Labels, loss
 from services.trainer.core.parts import Replaying, chunked
 from services.trainer.core.recipe import Plan
@@ -44,7 +45,8 @@ class Received(NamedTuple):
     """Output (N, H, W, C) of each MAC layer by index, faults and all."""
     device_labels: Int64 | None
     """(N,)"""
-    server_labels: Int64 | None = None
+    server_labels: Own | None = None
+    """Or targets: (N, H, W) or (N, H, W, C)."""
 
 
 class Step(NamedTuple):
@@ -217,8 +219,7 @@ def averaged(learner: Learner) -> Network:
 
 
 def _labels(learner: Learner, received: Received) -> Labels:
-    job, taught = learner.plan.job, None
+    job, network, taught = learner.plan.job, learner.initial.network, None
     if job.labels.startswith("teacher"):
-        network = learner.initial.network
         taught = network, learner.initial.run(network.quantize_images(received.images))[-1]
-    return labels.choose(job, device=received.device_labels, server=received.server_labels, teacher=taught)
+    return labels.choose(job, network, device=received.device_labels, server=received.server_labels, teacher=taught)

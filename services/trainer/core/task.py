@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from accelsim.faults import Rates
+from services.metric import Metric
 from services.scheme import CHAINED, Scheme
 
 Source = Literal["device", "server", "teacher", "teacher-soft"]
 """Where labels come from. ``teacher`` takes the fault-free network's answer as the label, ``teacher-soft`` all its class
 probabilities."""
+Criterion = Literal["cross-entropy", "l1", "l2"]
+"""What training makes small: of classes, an image's or each pixel's; or the distance of pixels."""
 Method = Literal["retrain", "correct"]
 """What is done to the network: ``correct`` shifts biases by what faults do to a channel's mean and is done with that."""
 Schedule = Literal["cosine", "constant"]
@@ -116,8 +120,21 @@ class Task(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     sgd: Sgd = Sgd()
     recipe: Recipe = Recipe()
     labels: Source = "teacher-soft"
+    metric: Metric | None = None
+    """None is chosen by the network's output and the data (``services.trainer.core.objective``), as are the next two."""
+    loss: Criterion | None = None
+    output_range: tuple[float, float] | None = None
+    """What black and white are in outputs that are pixels."""
     seed: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     """Of the order of the samples and of the device's faults in training."""
     evaluation_samples: Count = 1000
     """At most this many of the held-out samples, evenly over all of them."""
     checkpoint_every: Count = 10
+
+    def __post_init__(self) -> None:
+        if self.output_range is not None:
+            low, high = self.output_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"output-range {low:g},{high:g}: expected two finite numbers, black's and white's, the first smaller"
+                )

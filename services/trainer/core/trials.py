@@ -18,6 +18,7 @@ from accelsim.files import write_whole
 from accelsim.int8 import storage
 from services.trainer.core.checkpoint import CheckpointError
 from services.trainer.core.common import Judged, Trial
+from services.trainer.core.objective import truth_shape
 
 PATTERN = "trial-*.safetensors"
 
@@ -60,8 +61,12 @@ def _read(path: Path, config: str) -> Trial:
     judged = {}
     for device in sorted(name.removeprefix("found/") for name in tensors if name.startswith("found/")):
         truth, found = tensors.get(f"truth/{device}"), tensors[f"found/{device}"]
-        classes = network.layers[-1].shape[2]
-        if truth is None or found.ndim != 2 or truth.shape != (found.shape[1], classes) or found.dtype != np.float32:
+        if (
+            truth is None
+            or found.ndim != 2
+            or truth.shape != (found.shape[1], *truth_shape(network))
+            or found.dtype != np.float32
+        ):
             raise CheckpointError(f"{path}: the answers of device {device} do not fit one another; start the run anew")
         judged[device] = Judged(truth, found)
     return Trial(iteration, name, network, judged)

@@ -1,7 +1,8 @@
 """Whether images may be mirrored or moved in training: what the network itself answers alike may be.
 
 A mirrored photo shows the same thing, a mirrored digit another one or none. The fault-free network knows: on the images that it
-was calibrated on, it must give three of four changed ones the answer that it gives the originals.
+was calibrated on, it must give three of four changed ones the answer that it gives the originals. Where outputs are images
+they are shown as they are, unless the recipe says otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from accelsim.engine import Engine
 from accelsim.int8.network import Network, UInt8
 from services.scheme import View
 from services.trainer.core.job import Job
+from services.trainer.core.objective import is_image
 from services.views import seen
 
 ALIKE: Final = 0.75
@@ -27,6 +29,10 @@ PART: Final = 16
 def decided(job: Job, network: Network, images: UInt8, path: str = "auto") -> Job:
     """The job with what its recipe leaves open decided, on images (N, H, W, C) that it was calibrated on."""
     recipe = job.recipe
+    if is_image(network):
+        # An output that is an image is mirrored and moved with its input; whether that is still right nobody can ask it.
+        recipe = msgspec.structs.replace(recipe, flip=bool(recipe.flip), shift=recipe.shift or 0)
+        return msgspec.structs.replace(job, recipe=recipe)
     if recipe.flip is not None and recipe.shift is not None:
         return job
     engine = Engine(network, path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from accelsim import zoo
@@ -33,6 +34,8 @@ PARAMETERS = {
     "unet": 31_037_698,
     "dcgan_faces": 3_576_704,
     "waifu2x": 552_483,
+    "shapes_unet": 66_268,
+    "crops_sr2x": 13_395,
 }
 # Convolutions, and whether a linear layer comes on top. Table III counts 57 for ShuffleNet, which includes it.
 LAYERS = {
@@ -54,6 +57,8 @@ LAYERS = {
     "unet": (19, 0),
     "dcgan_faces": (0, 0),
     "waifu2x": (6, 0),
+    "shapes_unet": (11, 0),
+    "crops_sr2x": (3, 0),
 }
 # A few of torchvision's (and akamaster's) names, with shapes: ends of the networks and the odd places.
 NAMES = {
@@ -96,6 +101,18 @@ def test_sizes_and_names_are_the_official_ones(name: str) -> None:
 def test_num_classes_reaches_the_output(name: str) -> None:
     with torch.no_grad():
         assert zoo.build(name, 7).eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("shapes_unet", (2, 4, 8, 12)), ("crops_sr2x", (2, 3, 16, 24))])
+def test_networks_for_images_come_back_from_their_weights(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """One has classes and the other none."""
+    module = zoo.build(name).eval()
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    x = torch.randn(2, 3, 8, 12)
+    with torch.no_grad():
+        again = zoo.load(name, tmp_path / "weights.safetensors")(x)
+        assert again.shape == shape
+        torch.testing.assert_close(again, module(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -21,7 +21,7 @@ from broker.child import environment, python
 from broker.launch import free_port
 from services.trainer import ranks
 from services.trainer.core import optimiser, parts, shipping
-from services.trainer.core.loss import Labels, Soft
+from services.trainer.core.loss import Labels, Soft, Targets
 from services.trainer.core.replay import Replay, replay
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (19, 8, 8, 1), dtype=np.uint8)
@@ -217,3 +217,18 @@ def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         pass
     assert time.monotonic() - begin < 30
+
+
+def test_target_images_cross_to_another_process_and_are_cut_with_the_batch() -> None:
+    images = np.random.default_rng(4).normal(size=(5, 2, 2, 3)).astype(np.float32)
+    labels = Targets(images, "l1", span=2.0)
+    x = np.zeros((5, 2, 2, 1), np.int8)
+    cut = [shipping.Part(*one) for one in parts.cut(x, {0: x}, labels, 2)]
+    _, back = shipping.what(shipping.asked(None, dict(enumerate(cut))))
+    joined = []
+    for number, part in enumerate(cut):
+        got = back[number].labels
+        assert isinstance(got, Targets)
+        assert (got.criterion, got.span, len(got.images)) == ("l1", 2.0, len(part.x))
+        joined.append(got.images)
+    np.testing.assert_array_equal(np.concatenate(joined), images)

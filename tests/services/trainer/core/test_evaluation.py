@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import jaccard_score
 
 from accelsim.faults import Rates
 from services.trainer.core import evaluation
@@ -65,3 +66,57 @@ def test_outputs_that_are_no_numbers_are_not_right() -> None:
     for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match="not finite"):
             evaluation.count(np.full((2, 1, 1, 7), value, np.float32), np.zeros(2, np.int64))
+
+
+def references(metric: str, values: np.ndarray, **units: float) -> evaluation.Reference:
+    return evaluation.Reference(metric, values, **units)  # type: ignore[arg-type]
+
+
+def test_psnr_is_its_formula_in_the_units_of_the_output() -> None:
+    """Targets are bytes of -1..1, outputs int8 steps of 1/100."""
+    random = np.random.default_rng(0)
+    outputs, targets = random.integers(-100, 100, (3, 8, 9, 3)).astype(np.int8), random.integers(0, 256, (3, 8, 9, 3), np.uint8)
+    found = evaluation.measure(outputs, 0.01, references("psnr", targets, scale=2 / 255, zero=-1.0, black=-1.0, white=1.0))
+    error = (outputs * 0.01 - (targets * (2 / 255) - 1)) / 2
+    np.testing.assert_allclose(found.scores, -10 * np.log10((error**2).mean(axis=(1, 2, 3))))
+    whole = evaluation.accuracy([[found, found], [found, found]])
+    assert whole.psnr == pytest.approx([found.scores.mean()] * 2)
+    assert (whole.samples, whole.top1, whole.of("psnr")) == (6, [], whole.psnr)
+    assert whole.images == pytest.approx([*found.scores, *found.scores])
+
+
+def test_an_image_that_is_right_has_the_highest_psnr_that_bytes_tell_and_an_ssim_of_one() -> None:
+    outputs = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    same = evaluation.measure(outputs, 1 / 255, references("psnr", outputs, scale=1 / 255))
+    assert same.scores == pytest.approx(58.92, abs=0.01)
+    assert evaluation.measure(outputs, 1 / 255, references("ssim", outputs, scale=1 / 255)).scores == pytest.approx(1)
+    other = evaluation.measure(255 - outputs, 1 / 255, references("ssim", outputs, scale=1 / 255))
+    assert (other.scores < 0.1).all()
+
+
+@pytest.mark.parametrize("as_outputs", [False, True])
+def test_mean_intersection_over_union_is_scikit_learns(as_outputs: bool) -> None:
+    random = np.random.default_rng(0)
+    outputs = random.integers(0, 256, (5, 8, 9, 6), np.uint8)
+    truth = random.integers(0, 256, (5, 8, 9, 6), np.uint8)
+    truth[..., 3] = 0
+    outputs[..., 3] = 0  # class 3 is nowhere
+    masks = truth.argmax(axis=3)
+    found = evaluation.measure(outputs, 1.0, references("miou", truth if as_outputs else masks.astype(np.uint8)))
+    answers = outputs.argmax(axis=3)
+    for got, right, answer in zip(found.scores, masks, answers, strict=True):
+        assert got == pytest.approx(100 * jaccard_score(right.reshape(-1), answer.reshape(-1), average="macro"))
+    whole = evaluation.accuracy([[found]])
+    assert whole.miou == pytest.approx([100 * jaccard_score(masks.reshape(-1), answers.reshape(-1), average="macro")])
+
+
+def test_what_cannot_be_measured_is_named() -> None:
+    outputs = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"outputs of shape \(2, 8, 8, 3\), held against \(2, 8, 8, 1\)"):
+        evaluation.measure(outputs, 1.0, references("psnr", outputs[..., :1]))
+    with pytest.raises(ValueError, match="masks hold 0 to 3, the network has 3 classes"):
+        evaluation.measure(outputs, 1.0, references("miou", np.arange(4, dtype=np.uint8).repeat(32).reshape(2, 8, 8)))
+    with pytest.raises(ValueError, match="not finite"):
+        evaluation.measure(np.full((1, 8, 8, 1), np.nan, np.float32), 1.0, references("psnr", outputs[:1, ..., :1]))
+    with pytest.raises(ValueError, match="psnr was not measured"):
+        Evaluation(samples=1, top1=[1.0]).of("psnr")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from accelsim.int8.network import INPUT, Flatten, Network
-from services.trainer.core.loss import Soft, loss
+from services.trainer.core.loss import Soft, Targets, loss
 
 SCALE = 0.0625
 LAYER = Flatten(name="flat", inputs=(INPUT,), shape=(1, 1, 3), scale=SCALE)
@@ -55,3 +55,53 @@ def test_labels_that_do_not_fit_are_named() -> None:
         loss(NETWORK, OUTPUT, Soft(SOFT[:, :2]))
     with pytest.raises(ValueError, match="labels run from 0 to 3"):
         loss(NETWORK, OUTPUT, np.array([0, 3]))
+
+
+def image_network(channels: int) -> Network:
+    layer = Flatten(name="flat", inputs=(INPUT,), shape=(4, 5, channels), scale=SCALE)
+    table = np.zeros((channels, 256), np.int8)
+    return Network(name="made", input_shape=(4, 5, channels), input_scale=SCALE, input_table=table, layers=(layer,))
+
+
+IMAGE = np.random.default_rng(0).integers(-128, 128, (3, 4, 5, 4)).astype(np.int8)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_the_distance_of_images_is_torchs(criterion: str) -> None:
+    wanted = np.random.default_rng(1).normal(0, 4, IMAGE.shape).astype(np.float32)
+    found = loss(image_network(4), IMAGE, Targets(wanted, criterion, span=2.0))  # type: ignore[arg-type]
+    given = (torch.from_numpy(IMAGE.astype(np.float64)) * SCALE).requires_grad_()
+    of = functional.l1_loss if criterion == "l1" else functional.mse_loss
+    value = of(given / 2, torch.from_numpy(wanted).double() / 2)
+    value.backward()
+    assert found.value == pytest.approx(value.item(), rel=1e-5)
+    assert (found.correct, tuple(found.gradient.shape)) == (0, (3, 4, 4, 5))
+    torch.testing.assert_close(found.gradient.double(), given.grad.permute(0, 3, 1, 2), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "probabilities", "soft"])
+def test_cross_entropy_of_each_pixel_is_torchs(kind: str) -> None:
+    random = np.random.default_rng(1)
+    hard, soft = random.integers(0, 4, (3, 4, 5)), random.dirichlet(np.ones(4), (3, 4, 5)).astype(np.float32)
+    given = (torch.from_numpy(IMAGE.astype(np.float64)) * SCALE).requires_grad_()
+    planes = given.permute(0, 3, 1, 2)
+    if kind == "soft":
+        log_p = functional.log_softmax(planes / 2, dim=1)
+        value = 4 * functional.kl_div(log_p, torch.from_numpy(soft).double().permute(0, 3, 1, 2), reduction="sum") / 60
+    else:
+        wanted = torch.from_numpy(hard) if kind == "numbers" else torch.from_numpy(soft).double().permute(0, 3, 1, 2)
+        value = functional.cross_entropy(planes, wanted)
+    value.backward()
+    labels = {"numbers": hard, "probabilities": soft, "soft": Soft(soft, 2.0)}[kind]
+    found = loss(image_network(4), IMAGE, labels)
+    assert found.value == pytest.approx(value.item(), rel=1e-5)
+    torch.testing.assert_close(found.gradient.double(), given.grad.permute(0, 3, 1, 2), rtol=1e-4, atol=1e-7)
+
+
+def test_images_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"target images have shape \(3, 4, 5, 3\), expected \(3, 4, 5, 4\)"):
+        loss(image_network(4), IMAGE, Targets(np.zeros((3, 4, 5, 3), np.float32)))
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\), expected \(3, 4, 5\) or \(3, 4, 5, 4\)"):
+        loss(image_network(4), IMAGE, np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="labels run from 4 to 4"):
+        loss(image_network(4), IMAGE, np.full((3, 4, 5), 4))

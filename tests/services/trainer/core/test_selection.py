@@ -8,6 +8,7 @@ import pytest
 from accelsim.int8.network import INPUT, Flatten, Network
 from services.trainer.core import selection
 from services.trainer.core.selection import first, further, gained, is_better
+from services.trainer.core.task import Task
 
 
 def network(scale: float = 0.1) -> Network:
@@ -19,10 +20,27 @@ def network(scale: float = 0.1) -> Network:
 def test_agreement_is_what_two_distributions_share() -> None:
     outputs = np.array([[[[0, 0, 0]]], [[[127, -128, -128]]]], np.int8)
     truth = np.array([[0.5, 0.25, 0.25], [0.25, 0.75, 0]], np.float32)
-    found = selection.agreement(network(), outputs, truth)
+    found = selection.agreement(Task(), network(), outputs, truth)
     np.testing.assert_allclose(found, [1 / 3 + 0.5, 0.25], atol=1e-6)
     label = np.eye(3, dtype=np.float32)[[0, 0]]
-    np.testing.assert_allclose(selection.agreement(network(), outputs, label), [1 / 3, 1], atol=1e-6)
+    np.testing.assert_allclose(selection.agreement(Task(), network(), outputs, label), [1 / 3, 1], atol=1e-6)
+
+
+def test_agreement_of_images_is_how_far_they_are_apart_and_of_masks_the_mean_over_pixels() -> None:
+    layer = Flatten(name="flat", inputs=(INPUT,), shape=(2, 2, 3), scale=0.5)
+    table = np.zeros((3, 256), np.int8)
+    made = Network(name="made", input_shape=(2, 2, 3), input_scale=0.5, input_table=table, layers=(layer,))
+    outputs = np.random.default_rng(0).integers(-2, 3, (4, 2, 2, 3)).astype(np.int8)
+    truth = np.random.default_rng(1).uniform(-1, 1, outputs.shape).astype(np.float32)
+    task = Task(metric="psnr", loss="l2", output_range=(-1.0, 1.0))
+    apart = np.sqrt(((outputs * 0.5 - truth) ** 2).mean(axis=(1, 2, 3))) / 2
+    np.testing.assert_allclose(selection.agreement(task, made, outputs, truth), 1 - apart, atol=1e-6)
+    assert selection.agreement(task, made, outputs, truth + 100).tolist() == [0, 0, 0, 0]
+    shares = np.random.default_rng(1).dirichlet(np.ones(3), (4, 2, 2)).astype(np.float32)
+    p = np.exp(outputs * 0.5) / np.exp(outputs * 0.5).sum(axis=3, keepdims=True)
+    wanted = [np.mean([np.minimum(p[i, y, x], shares[i, y, x]).sum() for y in (0, 1) for x in (0, 1)]) for i in range(4)]
+    found = selection.agreement(Task(metric="miou", loss="cross-entropy"), made, outputs, shares)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_the_error_of_a_gain_is_that_of_samples_and_of_seeds_paired() -> None:
