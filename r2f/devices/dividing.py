@@ -32,8 +32,10 @@ def divide(settings: Settings, folder: Path, fleet: Fleet, files: tuple[str, ...
                     shutil.copyfile(folder / name, own / name)
             jobs.write(own, msgspec.structs.replace(todo, device=device))
             settings_file.write(own, msgspec.structs.replace(settings, device=device))
-        elif (folder / jobs.PLAIN).exists():
-            shutil.copyfile(folder / jobs.PLAIN, own / jobs.PLAIN)
+        else:  # what each is evaluated with
+            for name in (jobs.PLAIN, jobs.TARGETS):
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, own / name)
     fleets.write(folder, fleet)
 
 

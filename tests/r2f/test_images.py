@@ -25,6 +25,7 @@ from r2f.display import Display
 from r2f.settings import SettingsError, parse
 from services.trainer.core import job as jobs
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.fleet import Fleet
 from tests.services.trainer.core import images
 
 MODULES = Path(__file__).parent
@@ -190,3 +191,15 @@ def test_training_images_from_nothing_learns_and_is_the_same_again() -> None:
     assert error < 0.1 * (untrained - torch.from_numpy(targets).permute(0, 3, 1, 2) / 255).square().mean()
     with pytest.raises(ValueError, match="has no targets to train"):
         float_training.train_images(build, data)
+
+
+@pytest.mark.parametrize("sharing", ["own", "common"])
+def test_each_of_several_devices_has_the_targets_that_it_is_evaluated_with(sharing: Any, tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "pairs.npz", train_images=small, train_targets=small)
+    given = {"network": "test_images:Upside", "modules": str(MODULES), "data": str(tmp_path / "pairs.npz"), "batch": 4}
+    settings = parse({**given, "weights": weights(Upside(), tmp_path / "upside.safetensors"), "fleet": sharing})
+    with Display(Console(quiet=True)) as say:
+        prepare.prepare(settings, tmp_path / "run", say, Fleet(devices=("a", "b"), sharing=sharing))
+    for device in "ab":
+        np.testing.assert_array_equal(np.load(tmp_path / "run" / device / jobs.TARGETS), small[3::4])

@@ -107,7 +107,7 @@ def test_num_classes_reaches_the_output(name: str) -> None:
 def test_networks_for_images_come_back_from_their_weights(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     """One has classes and the other none."""
     module = zoo.build(name).eval()
-    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    safetensors.torch.save_file(module.state_dict(), tmp_path / "weights.safetensors")
     x = torch.randn(2, 3, 8, 12)
     with torch.no_grad():
         again = zoo.load(name, tmp_path / "weights.safetensors")(x)
