@@ -48,7 +48,11 @@ class Takes(Protocol):
         ...
 
     def begin(self, device: str) -> None:
-        """A session of ThingsBoard's knows of the device."""
+        """A session of ThingsBoard's knows of the device; for "", it has begun."""
+        ...
+
+    def heard(self, device: str, timing: Timing) -> None:
+        """A stage of a pass was told on the bus."""
         ...
 
     async def serve(self) -> None:
@@ -65,6 +69,8 @@ class Bridge:
         self.devices: dict[str, Watched] = {}
         self.settings: dict[str, tuple[str, int, Setting]] = {}
         """The retained ``down/mode`` of each device: session, sequence number, setting."""
+        self.own: dict[str, str] = {}
+        """The boot under which this bridge last took each device's lease."""
         self.outbox = Outbox()
         self.gateway = Gateway(options.thingsboard, self.outbox, self._asked, self._begin)
         self.commands: Takes | None = None
@@ -142,10 +148,14 @@ class Bridge:
                 self.outbox.add(name, point)
                 self.gateway.wake()
             case Timing():
+                if self.commands is not None:
+                    self.commands.heard(name, message)
                 for ended in watched.timing(of, message, now):
                     self.outbox.add(name, ended)
 
     def _state(self, name: str, of: Watched, message: State) -> None:
+        if message.service == "trainer" and message.boot == self.own.get(name):
+            return
         before = of.online
         found = watched.state(of, message.service, message.online, message.boot, message.version, message.samples)
         if message.service == "agent" and of.online != before:
@@ -194,6 +204,8 @@ class Bridge:
     def _begin(self) -> None:
         """A new session: ThingsBoard knows of no device that is there, and may have lost everything."""
         self.outbox.tell("", {"bridge_version": f"r2f {version('r2f')}", "bridge_commands": self.commands is not None})
+        if self.commands is not None:
+            self.commands.begin("")
         for name, of in self.devices.items():
             if of.online:
                 self._present(name)

@@ -3,55 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from accelsim.faults import Rates
-from broker.launch import Running, launch
+from broker.launch import Running
 from services.bus import Bus, BusError
 from services.bus.messages import Progress, SetMode, Timing
 from services.thingsboard.bridge import Bridge, Options
 from services.thingsboard.core.outbox import Packet
 from services.thingsboard.gateway import address
+from tests.services.thingsboard.bridging import bridged, until
 from tests.services.thingsboard.standin import Standin
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-async def broker() -> AsyncIterator[Running]:
-    async with launch(embedded=True) as running:
-        yield running
-
-
-@pytest.fixture
-async def tb() -> AsyncIterator[Standin]:
-    standin = Standin()
-    standin.add("gateway", "TOKEN", gateway=True)
-    await standin.start()
-    yield standin
-    await standin.stop()
-
-
-@asynccontextmanager
-async def bridged(broker: Running, tb: Standin, token: str = "TOKEN") -> AsyncIterator[Bridge]:
-    bridge = Bridge(Options(broker.url(), address(f"mqtt://{token}@127.0.0.1:{tb.port}", None)))
-    serving = asyncio.create_task(bridge.serve())
-    try:
-        yield bridge
-    finally:
-        serving.cancel()
-        with suppress(asyncio.CancelledError):
-            await serving
-
-
-async def until(ready: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not ready():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 def step(number: int, value: float = 0.5) -> Progress:
@@ -59,7 +25,7 @@ def step(number: int, value: float = 0.5) -> Progress:
 
 
 async def test_a_device_is_connected_told_of_and_disconnected(broker: Running, tb: Standin) -> None:
-    async with bridged(broker, tb) as bridge:
+    async with bridged(broker.url(), tb) as bridge:
         async with Bus(broker.url(), "agent", "edge-0", arena_bytes=0) as bus:
             await bus.announce(version=3, samples={"train": 7, "test": 3})
             await until(lambda: "edge-0" in bridge.devices)
@@ -94,7 +60,7 @@ async def test_a_device_is_connected_told_of_and_disconnected(broker: Running, t
 
 async def test_thingsboard_away_at_first_and_in_the_middle(broker: Running, tb: Standin) -> None:
     await tb.stop()
-    async with bridged(broker, tb) as bridge, Bus(broker.url(), "agent", "edge-0", arena_bytes=0) as bus:
+    async with bridged(broker.url(), tb) as bridge, Bus(broker.url(), "agent", "edge-0", arena_bytes=0) as bus:
         await until(lambda: "edge-0" in bridge.devices)
         for number in range(1, 4):
             await bus.publish("event/progress", step(number))
@@ -128,7 +94,7 @@ async def test_two_bridges_of_one_token_do_not_fight(broker: Running, tb: Standi
     first = Bridge(Options(broker.url(), address(f"mqtt://TOKEN@127.0.0.1:{tb.port}", None)))
     serving = asyncio.create_task(first.serve())
     await until(lambda: first.gateway.there)
-    async with bridged(broker, tb) as second:
+    async with bridged(broker.url(), tb) as second:
         with pytest.raises(BusError, match="another client has the session"):
             await serving
         await until(lambda: second.gateway.there)
@@ -137,7 +103,7 @@ async def test_two_bridges_of_one_token_do_not_fight(broker: Running, tb: Standi
 
 
 async def test_a_message_on_which_sessions_end_is_given_up_and_others_arrive(broker: Running, tb: Standin) -> None:
-    async with bridged(broker, tb) as bridge:
+    async with bridged(broker.url(), tb) as bridge:
         await until(lambda: bridge.gateway.there)
         bridge.outbox.put_back(Packet("v1/gateway/telemetry", b'{"edge-0":"' + b"x" * 70_000 + b'"}', "telemetry", "edge-0"))
         bridge.outbox.tell("edge-0", {"agent_online": True})
@@ -148,7 +114,7 @@ async def test_a_message_on_which_sessions_end_is_given_up_and_others_arrive(bro
 
 
 async def test_a_message_that_thingsboard_refuses_is_counted_and_the_session_goes_on(broker: Running, tb: Standin) -> None:
-    async with bridged(broker, tb) as bridge:
+    async with bridged(broker.url(), tb) as bridge:
         await until(lambda: bridge.gateway.there)
         bridge.outbox.put_back(Packet("v1/gateway/telemetry", b"{", "telemetry", "edge-0"))
         bridge.gateway.wake()
@@ -158,7 +124,7 @@ async def test_a_message_that_thingsboard_refuses_is_counted_and_the_session_goe
 
 
 async def test_a_larger_packet_than_is_read_ends_the_session_and_not_the_bridge(broker: Running, tb: Standin) -> None:
-    async with bridged(broker, tb) as bridge:
+    async with bridged(broker.url(), tb) as bridge:
         await until(lambda: bridge.gateway.there)
         session = tb.devices["gateway"].session
         assert session is not None
@@ -167,7 +133,7 @@ async def test_a_larger_packet_than_is_read_ends_the_session_and_not_the_bridge(
 
 
 async def test_without_commands_what_thingsboard_asks_is_counted_and_left(broker: Running, tb: Standin) -> None:
-    async with bridged(broker, tb) as bridge, Bus(broker.url(), "agent", "edge-0", arena_bytes=0):
+    async with bridged(broker.url(), tb) as bridge, Bus(broker.url(), "agent", "edge-0", arena_bytes=0):
         await until(lambda: "edge-0" in tb.devices and tb.devices["edge-0"].session)
         with pytest.raises(TimeoutError):
             await tb.rpc("edge-0", "setAIoTMode", {"mode": "training"}, timeout=0.5)
