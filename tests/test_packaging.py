@@ -38,8 +38,11 @@ def test_each_command_is_a_module_that_exists(compose: dict[str, Any]) -> None:
 def test_only_the_brokers_are_on_the_link(compose: dict[str, Any]) -> None:
     sides = {name: set(service.get("networks", [])) for name, service in compose["services"].items()}
     assert {name for name, networks in sides.items() if "link" in networks} == {"device-broker", "server-broker"}
+    # The bridge alone reaches anything outside.
+    assert sides.pop("thingsboard") == {"server", "outside"}
     assert all(len(networks) == 1 for name, networks in sides.items() if not name.endswith("broker") and networks)
-    assert all(network["internal"] for network in compose["networks"].values())
+    assert not any("outside" in networks for networks in sides.values())
+    assert [name for name, network in compose["networks"].items() if not network.get("internal")] == ["outside"]
     assert not any("ports" in service for service in compose["services"].values())
 
 

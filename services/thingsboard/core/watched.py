@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from accelsim.faults import Rates
 from services.scheme import Scheme
-from services.thingsboard.core.values import Value, number, text
+from services.thingsboard.core.values import LARGEST, Value, number, text
 from services.trainer.core import evaluation
 from services.trainer.core.ledger import Event
 
@@ -72,7 +72,7 @@ def mode(of: Watched, session: str, named: str, rates: Rates, seed: int, scheme:
     found: dict[str, Value] = {
         "session": text(session),
         "effective_mode": named,
-        "effective_seed": seed,
+        "effective_seed": seed if abs(seed) < LARGEST else text(str(seed)),
         "effective_codec": scheme.codec,
         "effective_vote": scheme.vote,
         "effective_replicas": 0 if scheme.referee and scheme.codec == "chained" else scheme.replicas,
