@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 
 from broker.launch import Running
@@ -152,3 +153,128 @@ async def test_provisioning_and_firmware_as_their_client_speaks_them(tb: Standin
     assert "fresh" in tb.devices
     assert tb.devices["gateway"].told("tried") == [1]
     assert (told.get("bytes"), told.get("sha256")) == (len(data), announced["fw_checksum"]), errors.decode()
+
+
+def their_gateway(folder: Path, tb: Standin, broker: Running) -> Path:
+    """The configuration of thingsboard-gateway: its MQTT connector on a broker with JSON on it; the main file's path."""
+    keys = ("phase", "step", "steps", "loss", "grad_norm")
+    connector: dict[str, Any] = {
+        "broker": {
+            "host": broker.host,
+            "port": broker.port,
+            "clientId": "their-gateway",
+            "version": 4,
+            "maxMessageNumberPerWorker": 10,
+            "maxNumberOfWorkers": 10,
+            "security": {"type": "anonymous"},
+        },
+        "mapping": [
+            {
+                "topicFilter": "tb/+/data",
+                "subscriptionQos": 1,
+                "converter": {
+                    "type": "json",
+                    "deviceInfo": {
+                        "deviceNameExpressionSource": "topic",
+                        "deviceNameExpression": "(?<=tb/)(.*?)(?=/data)",
+                        "deviceProfileExpressionSource": "constant",
+                        "deviceProfileExpression": "r2f-device",
+                    },
+                    "timeout": 60000,
+                    "attributes": [{"type": "raw", "key": "agent_online", "value": "${online}"}],
+                    "timeseries": [{"type": "raw", "key": key, "value": f"${{{key}}}"} for key in keys],
+                },
+            }
+        ],
+        "requestsMapping": {
+            "connectRequests": [],
+            "disconnectRequests": [],
+            "attributeRequests": [],
+            "attributeUpdates": [
+                {
+                    "deviceNameFilter": ".*",
+                    "attributeFilter": "ber",
+                    "topicExpression": "tb/${deviceName}/attributes/${attributeKey}",
+                    "valueExpression": "${attributeValue}",
+                }
+            ],
+            "serverSideRpc": [
+                {
+                    "type": "twoWay",
+                    "deviceNameFilter": ".*",
+                    "methodFilter": "setAIoTMode",
+                    "requestTopicExpression": "tb/${deviceName}/rpc/${methodName}/${requestId}",
+                    "responseTopicExpression": "tb/${deviceName}/answer/${methodName}/${requestId}",
+                    "responseTopicQoS": 1,
+                    "responseTimeout": 10000,
+                    "valueExpression": "${params}",
+                }
+            ],
+        },
+    }
+    main = {
+        "thingsboard": {
+            "host": "127.0.0.1",
+            "port": tb.port,
+            "remoteShell": False,
+            "remoteConfiguration": False,
+            "statistics": {"enable": False},
+            "checkConnectorsConfigurationInSeconds": 60,
+            "security": {"type": "accessToken", "accessToken": "TOKEN"},
+            "qos": 1,
+        },
+        "storage": {"type": "memory", "read_records_count": 100, "max_records_count": 1000},
+        "grpc": {"enabled": False},
+        "connectors": [{"type": "mqtt", "name": "bus", "configuration": "mqtt.json"}],
+    }
+    logs = {"version": 1, "disable_existing_loggers": False, "handlers": {}, "loggers": {}, "root": {"level": "ERROR"}}
+    for name, text in (("mqtt.json", connector), ("tb_gateway.json", main), ("logs.json", logs)):
+        (folder / name).write_text(json.dumps(text))
+    return folder / "tb_gateway.json"
+
+
+THEIRS = """
+import sys
+from thingsboard_gateway.gateway.tb_gateway_service import TBGatewayService
+from thingsboard_gateway.tb_utility import tb_updater
+tb_updater.TBUpdater.check_for_new_version = lambda self: None  # it would ask a server of theirs
+TBGatewayService(sys.argv[1])
+"""
+
+
+async def test_their_gateway_tells_the_same(broker: Running, tb: Standin, tmp_path: Path) -> None:
+    interpreter = client("gateway", "thingsboard-gateway")
+    running = await asyncio.create_subprocess_exec(
+        *(interpreter, "-I", "-c", THEIRS, their_gateway(tmp_path, tb, broker)),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        async with aiomqtt.Client(broker.host, broker.port) as mqtt:
+            await mqtt.subscribe("tb/#", qos=1)
+            told = {"online": True, "phase": "train", "step": 1, "steps": 100, "loss": 0.0123456789, "grad_norm": 1.5}
+            await until(lambda: tb.said("CONNECT"), 30)
+            await asyncio.sleep(3.0)  # until its connector listens
+            await mqtt.publish("tb/edge-0/data", json.dumps(told), qos=1)
+            await until(lambda: "edge-0" in tb.devices and tb.devices["edge-0"].told("loss"), 20)
+
+            async def answer() -> None:
+                async for message in mqtt.messages:
+                    topic = str(message.topic)
+                    heard[topic] = bytes(message.payload)  # type: ignore[arg-type]
+                    if "/rpc/" in topic:
+                        await mqtt.publish(topic.replace("/rpc/", "/answer/"), b'{"ok": true, "seq": 1}', qos=1)
+
+            heard: dict[str, bytes] = {}
+            answering = asyncio.create_task(answer())
+            assert await acted(tb) == {"ok": True, "seq": 1}
+            await until(lambda: "tb/edge-0/attributes/ber" in heard)
+            answering.cancel()
+            assert float(heard["tb/edge-0/attributes/ber"]) == 0.5
+    finally:
+        running.terminate()
+        said, _ = await running.communicate()
+        (tmp_path / "said").write_bytes(said)
+    await until(lambda: tb.devices["edge-0"].session is None)
+    assert_told(tb)
