@@ -39,6 +39,8 @@ def main(
     """Bridge to ThingsBoard: telemetry and attributes of every device of the bus, through one gateway session."""
 
     async def work() -> None:
+        if models is not None and commands is None:
+            raise ValueError("--models: networks to deploy are of use with --commands alone")
         bridge = Bridge(Options(broker, address(thingsboard, token_file), devices.checked(device)))
         if commands is not None:
             bridge.commands = commanding(bridge, commands, models)

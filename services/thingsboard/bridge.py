@@ -27,6 +27,7 @@ LISTENS: Final = ("state/+", "event/+", "down/mode")
 INBOX_BYTES: Final = 32 << 20
 MESSAGE_BYTES: Final = 4 << 20
 AGAIN_S: Final = 2.0
+LOGGED: Final = 100
 LAST_S: Final = 3.0
 """At the end, for what is still to be told."""
 
@@ -217,5 +218,10 @@ class Bridge:
         if self.commands is not None:
             self.commands.take(topic, payload)
             return
+        self.leave_out(topic, "this bridge only tells; start it with --commands to have it carry out")
+
+    def leave_out(self, topic: str, reason: str) -> None:
+        """Count a message of ThingsBoard's that is dropped. The first are logged, and then some: it may send any number."""
         self.left_out += 1
-        log.warning("ThingsBoard asks, and this bridge only tells; start it with --commands", topic=topic[:200])
+        if self.left_out <= LOGGED or self.left_out % 1000 == 0:
+            log.warning("a message of ThingsBoard's is dropped", topic=topic[:200], reason=reason[:500], so_far=self.left_out)

@@ -89,8 +89,7 @@ class Commands:
             self._take(topic, payload)
         except ValueError as error:
             self.counts["bad"] += 1
-            self.bridge.left_out += 1
-            log.warning("a message of ThingsBoard's is dropped", topic=topic[:200], reason=str(error)[:500])
+            self.bridge.leave_out(topic, str(error))
 
     def _take(self, topic: str, payload: bytes) -> None:
         if topic == f"{GATEWAY}/rpc":
@@ -139,7 +138,14 @@ class Commands:
             if (timer := self._settling.get(device)) is not None:
                 timer.cancel()
             loop = asyncio.get_running_loop()
-            self._settling[device] = loop.call_later(SETTLE_S, self._put, device, lambda: self._configure(device))
+            self._settling[device] = loop.call_later(SETTLE_S, self._settled, device)
+
+    def _settled(self, device: str) -> None:
+        self._settling.pop(device, None)
+        if not self._put(device, lambda: self._configure(device)):
+            self.counts["busy"] += 1
+            self.bridge.outbox.tell(device, {"config_error": f"{WAITING} commands of {device} wait already; set it again"})
+            self.bridge.gateway.wake()
 
     # ---- carrying out ----
 
@@ -196,7 +202,6 @@ class Commands:
 
     async def _configure(self, device: str) -> None:
         """The shared attributes as they are now, as one mode, where they ask for another than there is."""
-        self._settling.pop(device, None)
         _, _, before = self.carrier.setting(device)
         try:
             after = asked.configured(self._shared[device], before)

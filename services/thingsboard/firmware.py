@@ -138,6 +138,7 @@ class Firmwares:
     async def _fetch(self, wanted: Firmware) -> Download:
         found, tries, self._failed = Download(wanted, next(self._requests)), 0, ""
         while not found.done:
+            await asyncio.sleep(self.gateway.spacing)
             there = self.gateway.publish(found.topic, str(CHUNK_BYTES).encode())
             try:
                 request, index, chunk = await asyncio.wait_for(self._chunks.get(), CHUNK_S)

@@ -153,6 +153,8 @@ class Gateway:
         self._careful = 0
         """Packets that go one at a time: one of so many may have ended the session before."""
         self._pause_until = 0.0
+        self.spacing = 0.0
+        """Seconds between two messages, by ThingsBoard's rate limits."""
         self._requests = itertools.count(1)
 
     @property
@@ -225,6 +227,7 @@ class Gateway:
             self.outbox.packet_bytes = max(1024, min(PACKET_BYTES, limits.max_payload_size - MARGIN))
         if limits.max_inflight_messages > 0:
             self._window = min(UNDER_WAY, limits.max_inflight_messages)
+        self.spacing = asked.spacing(limits)
 
     def _disconnected(self) -> None:
         link, self._link = self._link, None
@@ -277,13 +280,15 @@ class Gateway:
     async def _send(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(1.0):
+                pause = self._pause_until - time.monotonic()
+                async with asyncio.timeout(min(pause, 1.0) if pause > 0 else 1.0):
                     await self._wake.wait()
             except TimeoutError:
                 self._check()
             self._wake.clear()
             while self._link is not None and (packet := self._due()) is not None:
                 self._under_way[self._link.send(packet.topic, packet.payload, 1)] = (packet, time.monotonic())
+                self._pause_until = max(self._pause_until, time.monotonic() + self.spacing)
 
     def _due(self) -> Packet | None:
         full = len(self._under_way) >= (1 if self._careful else self._window)

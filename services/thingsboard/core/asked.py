@@ -5,6 +5,7 @@ Every reader raises ValueError, which names the key, its value and what would do
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -65,6 +66,7 @@ class Limits(msgspec.Struct, rename="camel"):
     max_payload_size: int
     max_inflight_messages: int
     gateway_rate_limits: dict[str, Any] | None = None
+    rate_limits: dict[str, Any] | None = None
 
 
 class SetAIoTMode(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,6 +125,24 @@ def decode(payload: bytes, kind: type[T]) -> T:
     if not LEVEL.fullmatch(device):
         raise ValueError(f"device {device[:80]!r} is no name of a device")
     return read
+
+
+_LIMIT: Final = re.compile(r"(\d{1,9}):(\d{1,9})")
+SLOWEST_S: Final = 10.0
+"""Between two messages, whatever limits say."""
+
+
+def spacing(limits: Limits) -> float:
+    """Seconds between two messages that keep all limits: each is ``count:seconds`` with commas, or nothing. Others are passed
+    over, since ThingsBoard says itself when one was not kept."""
+    found = 0.0
+    for each in (limits.rate_limits, limits.gateway_rate_limits):
+        for name in ("messages", "telemetryMessages"):
+            text = (each or {}).get(name)
+            for part in text.split(",")[:16] if isinstance(text, str) else ():
+                if (limit := _LIMIT.fullmatch(part)) is not None and int(limit[1]):
+                    found = max(found, int(limit[2]) / int(limit[1]))
+    return min(found, SLOWEST_S)
 
 
 def parameters(params: Any, kind: type[T], method: str) -> T:

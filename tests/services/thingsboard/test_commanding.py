@@ -319,3 +319,25 @@ async def test_a_broker_that_refuses_the_commands_account_is_said(tb: Standin, p
         bridge.commands.carrier.broker = "mqtt://127.0.0.1:1"  # type: ignore[union-attr]
         answer = await tb.rpc("edge-0", "setAIoTMode", {"mode": "training"})
         assert "unreachable" in answer["error"]
+
+
+async def test_a_flood_of_commands_is_bounded(pipeline: str, tb: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with commanded(pipeline, tb) as (bridge, _):
+        begun, go = 0, asyncio.Event()
+
+        async def slow(*_: object) -> dict[str, object]:
+            nonlocal begun
+            begun += 1
+            await go.wait()
+            return {"ok": True, "seq": begun}
+
+        monkeypatch.setattr(bridge.commands.carrier, "set_mode", slow)  # type: ignore[union-attr]
+        calls = [asyncio.create_task(tb.rpc("edge-0", "setAIoTMode", {"mode": "training"})) for _ in range(100)]
+        await until(lambda: sum(call.done() for call in calls) >= 100 - commands.WAITING - 1)
+        assert begun == 1
+        go.set()
+        answers = await asyncio.gather(*calls)
+        carried_out = [answer for answer in answers if answer["ok"]]
+        assert commands.WAITING <= len(carried_out) <= commands.WAITING + 1
+        assert all("wait already" in answer["error"] for answer in answers if not answer["ok"])
+        assert begun == len(carried_out)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from accelsim.faults import Rates
-from broker.launch import Running
+from broker.child import environment, python
+from broker.launch import Running, launch
 from services.bus import Bus, BusError
 from services.bus.messages import Progress, SetMode, Timing
 from services.thingsboard.bridge import Bridge, Options
@@ -154,3 +156,49 @@ def test_a_token_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_the_token_is_not_shown(tmp_path: Path) -> None:
     assert "SECRET" not in address("mqtt://SECRET@127.0.0.1", None).shown
+
+
+async def test_rate_limits_of_thingsboard_are_kept(broker: Running, tb: Standin) -> None:
+    tb.limits = {"messages": "10:1", "telemetryMessages": None, "telemetryDataPoints": None}
+    async with bridged(broker.url(), tb) as bridge:
+        await until(lambda: bridge.gateway.there)
+        for number in range(5):
+            bridge.outbox.tell(f"edge-{number}", {"agent_online": True})
+        start = asyncio.get_running_loop().time()
+        bridge.gateway.wake()
+        await until(lambda: len([name for name in tb.devices if name.startswith("edge-")]) == 5)
+        assert asyncio.get_running_loop().time() - start >= 0.4
+
+
+async def test_the_bus_away_and_back(tb: Standin) -> None:
+    async with launch(embedded=True) as first:
+        port = first.port
+        async with bridged(first.url(), tb) as bridge, Bus(first.url(), "agent", "edge-0", arena_bytes=0) as bus:
+            await until(lambda: "edge-0" in tb.devices)
+            first.process.kill()
+            await first.process.wait()
+            async with launch(port, embedded=True), asyncio.timeout(20):
+                while not tb.devices["edge-0"].told("step"):
+                    await bus.publish("event/progress", step(1))
+                    await asyncio.sleep(0.1)
+            assert bridge.gateway.counts["sessions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--thingsboard", "http://127.0.0.1"], "is no broker"),
+        (["--thingsboard", "mqtt://127.0.0.1:0", "--token-file", "TOKEN"], "is no broker"),
+        (["--thingsboard", "mqtt://127.0.0.1"], "no access token"),
+        (["--thingsboard", "mqtt://127.0.0.1", "--token-file", "nowhere"], "--token-file nowhere"),
+        (["--thingsboard", "mqtt://T@127.0.0.1", "--device", "a/b"], "is no name of a device"),
+        (["--thingsboard", "mqtt://T@127.0.0.1", "--models", "."], "--commands"),
+    ],
+)
+def test_options_that_are_wrong_end_with_a_line(options: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "TOKEN").write_text("T")
+    command = python("services.thingsboard", *options)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -161,3 +161,17 @@ def test_firmware_that_is_wrong_is_refused(change: dict[str, Any]) -> None:
         announced({**TOLD, **change})
     with pytest.raises(ValueError, match=r"^firmware: "):
         announced({"fw_title": "net"})
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({}, 0.0),
+        ({"gateway_rate_limits": {"messages": None, "telemetryMessages": "10:1,300:60"}}, 0.2),
+        ({"rate_limits": {"messages": "1:2"}, "gateway_rate_limits": {"messages": "4:1"}}, 2.0),
+        ({"rate_limits": {"messages": "1:99999", "telemetryMessages": 7}}, asked.SLOWEST_S),
+        ({"rate_limits": {"messages": "0:1,,x,-1:2,9," * 99}}, 0.0),
+    ],
+)
+def test_rate_limits_are_kept_by_a_pause(limits: dict[str, Any], seconds: float) -> None:
+    assert asked.spacing(asked.Limits(65536, 100, **limits)) == seconds
