@@ -71,7 +71,15 @@ class Carrier:
         if time.monotonic() - seen < QUIET_S:
             raise NotDone(f"a run has {device}, or had it less than {QUIET_S:g} s ago; ask again when it is done")
         try:
-            bus = Bus(self.broker, "trainer", device, session=session, readers=("codec-server",), give_up_s=HEARD_S)
+            bus = Bus(
+                self.broker,
+                "trainer",
+                device,
+                session=session,
+                yields=True,  # to a run that starts meanwhile
+                readers=("codec-server",),
+                give_up_s=HEARD_S,
+            )
             self.bridge.own[device] = bus.origin  # what is heard of it is no run's
             async with bus:
                 yield bus

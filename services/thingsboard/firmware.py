@@ -46,6 +46,8 @@ class Firmwares:
         self._held_of = ""
         self._given = ""
         """Checksum of what the devices were given."""
+        self._tried = ""
+        """Checksum of what was last released by itself, well or not."""
         self._chunks: asyncio.Queue[tuple[int, int, bytes]] = asyncio.Queue(maxsize=4)
         self._failed: str = ""
         self._fetching = asyncio.Lock()
@@ -93,7 +95,13 @@ class Firmwares:
             if all(key in self._shared for key in KEYS):
                 self.tell("FAILED", str(error))
             return
-        if self._announced is not None and self._announced.fw_checksum.lower() != self._given:
+        if self._announced is None:
+            self._tried = ""
+            return
+        checksum = self._announced.fw_checksum.lower()
+        if checksum not in (self._given, self._tried):
+            # Once: where it fails ThingsBoard ends the session, and announces it again to the next one.
+            self._tried = checksum
             self.fresh.set()
 
     # ---- to ThingsBoard ----

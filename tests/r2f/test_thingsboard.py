@@ -231,3 +231,26 @@ async def test_hostile_commands_of_thingsboard_change_nothing(
     assert not any(isinstance(answer, dict) and answer.get("ok") for answer in answers), answers
     assert "a run has edge-0" in tb.devices["edge-0"].client["config_error"]
     assert "is dropped" in log
+
+
+async def test_a_run_begins_and_ends_under_commands_without_a_pause(
+    prepared: Path, undisturbed: results.Result, tb: Standin, tmp_path: Path
+) -> None:
+    """One of them holds the device at nearly any time before the run, and gives way to it."""
+    await tb.start()
+    carried_out = 0
+
+    async def hammer() -> None:
+        nonlocal carried_out
+        while True:
+            with suppress(KeyError, ConnectionError, TimeoutError):
+                answer = await tb.rpc("edge-0", "setAIoTMode", {"mode": "inference", "rates": {"weight": 0.5}}, timeout=9)
+                carried_out += bool(answer.get("ok"))
+            await asyncio.sleep(0.001)
+
+    hammering = asyncio.create_task(hammer())
+    found, ended, log = await beside(prepared, tmp_path / "run", tb)
+    hammering.cancel()
+    assert found == undisturbed
+    assert ended is None, log
+    assert carried_out > 0
