@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -18,14 +18,16 @@ from rich.console import Console
 from accelsim.faults import Rates
 from broker.child import environment, python
 from broker.launch import find_mosquitto, free_port
-from r2f import run
+from r2f import prepare, run
 from r2f.display import Display
+from r2f.pipeline import running
 from r2f.settings import Settings
 from services.bus import Bus
 from services.bus.messages import Progress, Timing
 from services.trainer.core import ledger
 from services.trainer.core import result as results
 from services.trainer.core.task import Recipe, Sgd
+from tests.services.thingsboard.bridging import until
 from tests.services.thingsboard.standin import Standin
 
 pytestmark = [
@@ -80,9 +82,11 @@ async def beside(
     disturb: Callable[[int], Awaitable[None]] | None = None,
     token: str = "TOKEN",
     heard: list[int] | None = None,
+    before: Callable[[], bool] | None = None,
 ) -> tuple[results.Result, int | None, str]:
     """A run on a broker of its own with a bridge, commands and all, beside it; the bridge's exit code where it had ended, and
-    what it logged. ``heard`` is given the bytes of every event of a stage."""
+    what it logged. ``heard`` is given the bytes of every event of a stage. ``before``: the device's services are there first,
+    and the run begins when it is true."""
     shutil.copytree(prepared, folder)
     port = free_port()
     url = f"mqtt://127.0.0.1:{port}"
@@ -112,7 +116,13 @@ async def beside(
             settings = msgspec.structs.replace(SETTINGS, broker=url)
             async with Bus(url, "look", "edge-0", passive=True) as bus:
                 hearing = asyncio.create_task(hear(bus))
-                await run.execute(settings, folder, Watching(step))
+                async with AsyncExitStack() as stack:
+                    if before is not None:
+                        settings = msgspec.structs.replace(settings, launch=False)
+                        services = run.service_programs(SETTINGS, prepare.read(folder).memory, url, url)
+                        await stack.enter_async_context(running(services, folder / "services", lambda name: None))
+                        await until(before, 60)
+                    await run.execute(settings, folder, Watching(step))
                 await asyncio.sleep(1.5)
                 hearing.cancel()
             ended = bridge.returncode
@@ -249,8 +259,8 @@ async def test_a_run_begins_and_ends_under_commands_without_a_pause(
             await asyncio.sleep(0.001)
 
     hammering = asyncio.create_task(hammer())
-    found, ended, log = await beside(prepared, tmp_path / "run", tb)
+    found, ended, log = await beside(prepared, tmp_path / "run", tb, before=lambda: carried_out > 20)
     hammering.cancel()
     assert found == undisturbed
     assert ended is None, log
-    assert carried_out > 0
+    assert carried_out > 20
