@@ -38,11 +38,12 @@ def test_each_command_is_a_module_that_exists(compose: dict[str, Any]) -> None:
 def test_only_the_brokers_are_on_the_link(compose: dict[str, Any]) -> None:
     sides = {name: set(service.get("networks", [])) for name, service in compose["services"].items()}
     assert {name for name, networks in sides.items() if "link" in networks} == {"device-broker", "server-broker"}
-    # The page alone can be asked for from outside, by this host's own browsers.
+    # The page can be asked for from outside, by this host's own browsers; the bridge reaches something outside.
     assert sides.pop("monitor") == {"server", "page"}
+    assert sides.pop("thingsboard") == {"server", "outside"}
     assert all(len(networks) == 1 for name, networks in sides.items() if not name.endswith("broker") and networks)
-    assert not any("page" in networks for networks in sides.values())
-    assert [name for name, network in compose["networks"].items() if not network.get("internal")] == ["page"]
+    assert not any(networks & {"page", "outside"} for networks in sides.values())
+    assert {name for name, network in compose["networks"].items() if not network.get("internal")} == {"page", "outside"}
     ports = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert ports == {"monitor": ["127.0.0.1:8100:8100"]}
 

@@ -57,7 +57,8 @@ class Bus:
     credit, no requests. ``arena_bytes``: shared memory for tensors on their way, 0 to send them inline; ``arena_age_s``: after
     which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one of
     them starts anew all slots are taken back, since it knows nothing of them. ``give_up_s``: how long to look for a broker,
-    at first and whenever it goes away, before BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
+    at first and whenever it goes away, before BusError. ``yields``: give the name to whoever else wants it, and end with
+    BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
     received and not yet iterated, where it stops taking.
     """
 
@@ -70,6 +71,7 @@ class Bus:
         session: str = "",
         tls: Tls | None = None,
         passive: bool = False,
+        yields: bool = False,
         link_bits_per_s: float | None = None,
         arena_bytes: int = 256 << 20,
         arena_age_s: float = 30.0,
@@ -84,7 +86,8 @@ class Bus:
         self.service = service
         self.device = device
         self.session = session
-        self.origin = secrets.token_hex(6)
+        # Of two that begin at once the greater word stays, and "-" is below any digit.
+        self.origin = ("-" if yields else "") + secrets.token_hex(6)
         self.counts: Counter[str] = Counter()
         """sent, received, bad, foreign, duplicate, lost, refused, resent, reconnected, arena_full, events_lost."""
         self._tls = tls or Tls()
@@ -110,7 +113,7 @@ class Bus:
         )
         self._names = Names()
         state = State(session=session, service=service, online=True, boot=self.origin)
-        self._presence = Presence(device, state, self._sender)
+        self._presence = Presence(device, state, self._sender, yields=yields)
         self._client: Connection | None = None
         self._ready = asyncio.Event()
         self._subscriptions = Subscriptions(self.address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import lru_cache
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -53,14 +53,16 @@ class Presence:
 
     Ranks only grow, and everybody compares (rank, boot) alike. So of several who want one name at once the greatest stays
     whatever the network delays, and the others hear of it; and who has had the name for longer stays, to a factor of two.
+    One that ``yields`` stops wherever another wants the name.
     """
 
-    def __init__(self, device: str, state: State, sender: Sender) -> None:
+    def __init__(self, device: str, state: State, sender: Sender, *, yields: bool = False) -> None:
         self.topic = topics.build(device, "state", state.service)
         self.claims = topics.build(device, *topics.CLAIM.split("/"))
         self.state = state
         self._device = device
         self._sender = sender
+        self._yields = yields
         self._rival = ""
         """Boot of another process that is said to have our name."""
         self._since: float | None = None
@@ -101,12 +103,15 @@ class Presence:
         """Another's claim: answer it. Raises BusError where it ranks higher than ours."""
         if claim.service != self.state.service or claim.boot == self.state.boot or self._lost:
             return
-        if (self._rank(), self.state.boot) > (claim.rank, claim.boot):
+        if not self._yields and (self._rank(), self.state.boot) > (claim.rank, claim.boot):
             self._claim()
             return
+        self._lose(claim.boot)
+
+    def _lose(self, boot: str) -> NoReturn:
         self._lost, self._since = True, None
         raise BusError(
-            f"another {claim.service} called {self._device} is on this broker (boot {claim.boot}): "
+            f"another {self.state.service} called {self._device} is on this broker (boot {boot}): "
             "stop it, or give this one a name of its own with --device"
         )
 
@@ -116,6 +121,8 @@ class Presence:
         self._rival = state.boot if state.online and not ours else ""
         if not self.announced or not self.state.online or (ours and state.online):
             return
+        if self._rival and self._yields:
+            self._lose(self._rival)
         if self._rival:
             self._claim()  # one of us stops
         self.announce()  # ours stands, not the last will of a predecessor or a rival's birth

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from accelsim import zoo

@@ -166,6 +166,43 @@ async def test_a_service_that_loses_its_name_says_no_goodbye_for_the_other(broke
             await watch.receive(0.3)
 
 
+async def test_one_that_yields_gives_the_name_to_who_wants_it(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "watch", device, passive=True) as watch:
+        await watch.subscribe("state/trainer")
+        async with Bus(broker_url, "trainer", device, yields=True) as first:
+            assert (await state_of(watch, "trainer")).online
+            async with Bus(broker_url, "trainer", device) as second:
+                with pytest.raises(BusError, match=TAKEN.format("trainer", device)):
+                    await first.receive(60)
+        states = [await state_of(watch, "trainer") for _ in range(2)]
+        assert [(state.boot, state.online) for state in states] == [(second.origin, True), (second.origin, False)]
+
+
+async def test_one_that_yields_does_not_start_where_the_name_is_taken(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "trainer", device) as first:
+        with pytest.raises(BusError, match="another trainer"):
+            async with Bus(broker_url, "trainer", device, yields=True):
+                pass
+        await first.flush()
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_of_two_that_start_at_once_the_one_that_yields_stops(broker_url: str, device: str, attempt: int) -> None:
+    one, other = Bus(broker_url, "trainer", device, yields=True), Bus(broker_url, "trainer", device)
+
+    async def stays(bus: Bus) -> bool:
+        try:
+            async with bus:
+                await bus.receive(2.0)
+        except BusError:
+            return False
+        except TimeoutError:
+            return True
+        return True
+
+    assert await asyncio.gather(stays(one), stays(other)) == [False, True]
+
+
 async def test_a_service_that_fails_does_not_seem_to_be_there(broker_url: str, device: str) -> None:
     async with Bus(broker_url, "watch", device, passive=True) as watch:
         await watch.subscribe("state/agent")
