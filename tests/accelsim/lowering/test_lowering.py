@@ -68,6 +68,10 @@ def _sqnr(network: Network, module: nn.Module, images: UInt8) -> float:
     return float(10 * np.log10((want.numpy() ** 2).sum() / max((error**2).sum(), 1e-30)))
 
 
+IMAGES = {"shapes_unet": (32, 32, 4), "crops_sr2x": (64, 64, 3)}
+"""Networks that give an image for one of 32x32, and what."""
+
+
 def _lower(module: nn.Module, images: UInt8, **how: Any) -> Network:
     channels = images.shape[3]
     return lower(module, images, MEAN[:channels], STD[:channels], "test", **how)
@@ -203,7 +207,7 @@ def test_a_hand_written_network_of_everything() -> None:
     assert _sqnr(network, module, images) > 20
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in GENERATIVE])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*GENERATIVE, *IMAGES)])
 def test_the_zoo_lowers(name: str) -> None:
     torch.manual_seed(1)
     shape = {"digits_cnn": (8, 8, 1), "resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}.get(name, (64, 64, 3))
@@ -217,6 +221,16 @@ def test_the_zoo_lowers(name: str) -> None:
         n for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
     }
     assert network.layers[-1].shape == (1, 1, 10)
+    assert _sqnr(network, module, images) > 15
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_zoos_networks_for_images_lower(name: str) -> None:
+    torch.manual_seed(1)
+    module = build(name).eval()
+    images = _images((32, 32, 3), 4)
+    network = _lower(module, images)
+    assert network.layers[-1].shape == IMAGES[name]
     assert _sqnr(network, module, images) > 15
 
 
