@@ -15,7 +15,8 @@ from experiments import __main__ as listing
 from experiments.common import command
 
 NAMES = sorted(name.rpartition(".")[2] for name, _ in listing.listed())
-NEED_DATA = [name for name in NAMES if not name.startswith(("fig6", "fig7", "table3", "diagnose", "recover", "results"))]
+NEEDLESS = ("deconv_speed", "diagnose", "fig6", "fig7", "recover", "results", "rounding", "table3")
+NEED_DATA = [name for name in NAMES if not name.startswith(NEEDLESS)]
 
 
 def ended(module: ModuleType, *arguments: str, patch: pytest.MonkeyPatch) -> object:
