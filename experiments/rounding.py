@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 
 from accelsim import datasets, zoo
 from accelsim.accelerators import Factory, Simulated, build
@@ -17,6 +15,7 @@ from accelsim.datasets import Dataset
 from accelsim.faults import Rates
 from accelsim.int8.network import Conv, Network
 from accelsim.lowering import lower
+from experiments.common import command
 from r2f import float_training, inprocess
 from services.trainer.core.job import Job
 from services.trainer.core.task import PAPER, Sgd
@@ -89,16 +88,19 @@ def measured(network: Network, data: Dataset) -> list[dict[str, float | str]]:
     return rows
 
 
-def main(json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None) -> None:
+def main() -> None:
     """Bytes of intermediate outputs an iteration, without faults: accelerators that round as we do, and otherwise."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    given = parser.parse_args()
     rows = [row for network, data in (digits(), random("resnet20"), random("mobilenet_v2")) for row in measured(network, data)]
     for row in rows:
         raw, layers = float(row["raw"]), float(row["layers"])
         print(f"{row['network']:14} {row['accelerator']:14} {raw:12,.0f} B raw {layers:10,.0f} B sent"
               f" {100 * layers / raw:8.3f} %  {row['wrong']} elements wrong")  # fmt: skip
-    if json_file is not None:
-        json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if given.json is not None:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(main)
