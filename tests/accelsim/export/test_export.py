@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -80,6 +81,7 @@ class Resampled(nn.Module):
 OURS = {"mixed": Mixed, "generator": Generator, "resampled": Resampled}
 
 
+@functools.cache  # each format takes the same ones
 def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activation]:
     """(network, images (5, H, W, C), the engine's outputs)"""
     torch.manual_seed(2)
