@@ -46,12 +46,14 @@ def _write(folder: Path, found: Found) -> Path:
                     if stage in seconds:
                         values[f"time_{kind}/{stage}_seconds"] = seconds[stage]
             for name, value in values.items():
-                writer.add_scalar(name, value, row.iteration)
+                if value is not None:  # a network that gives images has no right answers in a batch
+                    writer.add_scalar(name, value, row.iteration)
+        unit = "percent" if found.run.metric == "top1" else found.run.metric
         for score in found.run.scores:
             name = f"evaluation/{score.phase}_{'faulty' if score.faults else 'fault_free'}"
             known = [value for value in score.values if value is not None]
             for seed, value in enumerate(known):
-                writer.add_scalar(f"{name}_percent_by_seed", value, seed)
+                writer.add_scalar(f"{name}_{unit}_by_seed", value, seed)
             if known:
-                writer.add_scalar(f"{name}_percent", fmean(known), found.run.done)
+                writer.add_scalar(f"{name}_{unit}", fmean(known), found.run.done)
     return at

@@ -87,7 +87,9 @@ def _counters(watched: Watched) -> Iterator[Metric]:
 def _runs(watched: Watched) -> Iterator[Metric]:
     loss = GaugeMetricFamily("r2f_loss", "Loss of the last iteration of the newest run.", labels=["device"])
     accuracy = GaugeMetricFamily(
-        "r2f_accuracy_ratio", "Mean top-1 of the newest run's evaluations, 0 to 1.", labels=["device", "phase", "faults"]
+        "r2f_accuracy_ratio",
+        "Mean top-1 of the newest run's evaluations, 0 to 1; none of networks that give images.",
+        labels=["device", "phase", "faults"],
     )
     error_rate = GaugeMetricFamily("r2f_bit_error_ratio", "Bit error rate that the device was told.", labels=["device", "site"])
     errors = GaugeMetricFamily("r2f_vote_error_ratio", "Share of voted elements that were wrong.", labels=["device"])
@@ -103,7 +105,8 @@ def _runs(watched: Watched) -> Iterator[Metric]:
             continue
         if run.loss is not None:
             loss.add_metric([device.name], run.loss)
-        for score in run.scores:
+        # Other metrics have other units, and pages show them.
+        for score in run.scores if run.metric == "top1" else ():
             if values := [value for value in score.values if value is not None]:
                 accuracy.add_metric([device.name, score.phase, str(score.faults).lower()], fmean(values) / 100)
         if voted := sum(layer.elements for layer in run.layers.values()):
