@@ -31,7 +31,8 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
-from accelsim.int8.walk import dense, walk
+from accelsim.int8.places import dense, pool_ends
+from accelsim.int8.walk import walk
 
 _Bounded = Conv | Add | Concat | MeanPool | Mul
 _OPSET = 17
@@ -329,16 +330,6 @@ class Model:
         onnx.checker.check_model(model)
         body: bytes = model.SerializeToString()
         return body
-
-
-def pool_ends(layer: MaxPool, shape: tuple[int, int, int]) -> list[int]:
-    """Padding behind an image (H, W, C) with which whole windows give the layer's shape, ceil_mode or not."""
-    return [
-        max(0, (n - 1) * s + d * (k - 1) + 1 - size - p)
-        for n, s, d, k, size, p in zip(
-            layer.shape[:2], layer.stride, layer.dilation, layer.kernel, shape[:2], layer.padding, strict=True
-        )
-    ]
 
 
 def _value(name: str, shape: tuple[int, int, int], dtype: Byte) -> Any:

@@ -29,7 +29,7 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
-from accelsim.int8.walk import windows
+from accelsim.int8.places import windows
 
 _WHOLE = {True: (INT8_MIN, INT8_MAX), False: (0, UINT8_MAX)}
 """Bounds that clamp nothing, of signed and other integers."""

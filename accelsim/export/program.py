@@ -32,7 +32,8 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
-from accelsim.int8.walk import dense, walk, windows
+from accelsim.int8.places import dense, pool_ends, windows
+from accelsim.int8.walk import walk
 
 
 class Program(nn.Module):
@@ -71,13 +72,8 @@ class Program(nn.Module):
                 parts = [torch.round(one * m) for one, m in zip(operands, layer.multipliers, strict=True)]
                 return torch.cat(parts, 1).clamp(layer.low, layer.high)
             case MaxPool():
-                h, w, _ = layer.shape
-                ends = [
-                    max(0, (n - 1) * s + d * (k - 1) + 1 - size - p)
-                    for n, s, d, k, size, p in zip(
-                        (h, w), layer.stride, layer.dilation, layer.kernel, x.shape[2:], layer.padding, strict=True
-                    )
-                ]
+                source = self.network.shape_of(layer.inputs[0])
+                ends = pool_ends(layer, source)
                 (py, px), lowest = layer.padding, -128.0 if layer.signed else 0.0
                 padded = F.pad(x, (px, ends[1], py, ends[0]), value=lowest)
                 return F.max_pool2d(padded, layer.kernel, layer.stride, 0, layer.dilation)

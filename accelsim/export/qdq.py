@@ -12,7 +12,7 @@ from typing import assert_never
 import numpy as np
 from onnx import TensorProto, helper
 
-from accelsim.accelerators.onnx_models import Model, pool_ends
+from accelsim.accelerators.onnx_models import Model
 from accelsim.int8.network import (
     INPUT,
     INT8_MAX,
@@ -34,6 +34,7 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
+from accelsim.int8.places import pool_ends
 from accelsim.int8.walk import walk
 
 _Bounded = Conv | Add | Concat | MeanPool | Mul

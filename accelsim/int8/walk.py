@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
-import numpy as np
-
-from accelsim.int8.network import Int32, Interleave, Layer, Network, Shape
+from accelsim.int8.network import Layer, Network
 
 T = TypeVar("T")
-Window = tuple[slice, slice]
-"""Rows and columns of an image."""
 
 
 def last_uses(network: Network) -> dict[int, int]:
@@ -35,26 +31,3 @@ def walk(network: Network, values: dict[int, T], *, first: int = 0, keep: bool =
         for operand in dict.fromkeys(layer.inputs):
             if last.get(operand) == index:
                 del values[operand]
-
-
-def windows(layer: Interleave, shapes: list[Shape]) -> Iterator[tuple[int, slice, Window, Window]]:
-    """(operand's number, its channels, its rows and columns, where those go) of each block; ``shapes`` are the operands'.
-
-    Blocks of which nothing is inside are left out.
-    """
-    for number, channel, *first in layer.blocks.tolist():
-        of, to = [], []
-        for at, size, inside, step in zip(first, shapes[number][:2], layer.shape[:2], layer.step, strict=True):
-            begin = max(0, -(at // step))
-            end = min(size, (inside - 1 - at) // step + 1)
-            of.append(slice(begin, end))
-            to.append(slice(at + begin * step, at + (end - 1) * step + 1, step))
-        if all(part.stop > part.start for part in of):
-            yield number, slice(channel, channel + layer.shape[2]), (of[0], of[1]), (to[0], to[1])
-
-
-def dense(places: Int32, weights: Int32, size: int) -> Int32:
-    """(H, size): of a ``Resample``'s rows (H, A), or columns, the weight of each place, which may be named twice."""
-    matrix = np.zeros((len(places), size), np.int32)
-    np.add.at(matrix, (np.arange(len(places))[:, None], places), weights)
-    return matrix

@@ -37,7 +37,8 @@ from accelsim.int8.network import (
     UInt8,
 )
 from accelsim.int8.phases import bias_groups, taps_of
-from accelsim.int8.walk import walk, windows
+from accelsim.int8.places import windows
+from accelsim.int8.walk import walk
 from services.trainer.core import elementwise
 from services.trainer.core.loss import Labels, loss
 

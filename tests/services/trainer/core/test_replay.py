@@ -30,7 +30,7 @@ from accelsim.int8.network import (
     multiplier,
     operand_multiplier,
 )
-from accelsim.int8.walk import dense
+from accelsim.int8.places import dense
 from services.trainer.core.replay import activations, replay
 
 
