@@ -26,6 +26,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Interleave,
     MaxPool,
     MeanPool,
     Mul,
@@ -318,6 +319,42 @@ def test_a_resampling_is_checked(fields: dict[str, Any], text: str) -> None:
         changed = _resample(**fields)
     with pytest.raises(NetworkError, match=text):
         validate(changed)
+
+
+def _interleave(**fields: Any) -> Network:
+    blocks = np.array([[0, 0, 0, 0], [0, 2, 1, -1]], np.int32)
+    plain = {"step": (2, 2), "blocks": blocks, "taps": np.array([[1, 2], [0, 0]], np.int32), "inputs": (-1,), "scale": 1.0}
+    layer = Interleave(name="i", **{"shape": (4, 4, 2)} | plain | fields)  # type: ignore[arg-type]
+    table = np.zeros((4, 256), np.int8)
+    return Network(name="n", input_shape=(2, 2, 4), input_scale=1.0, input_table=table, layers=(layer,))
+
+
+def test_an_interleaving_is_kept() -> None:
+    assert _same(from_bytes(to_bytes(_interleave())), _interleave())
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"blocks": np.array([[0, 0, 0, 0], [0, 2, 2, -2]], np.int32)}, "block 1 lies where an earlier one does"),
+        ({"blocks": np.array([[0, 0, 0, 0], [0, 3, 1, -1]], np.int32)}, "block 1 starts at channel 3"),
+        ({"blocks": np.array([[0, -1, 0, 0], [0, 2, 1, 1]], np.int32)}, "block 0 starts at channel -1"),
+        ({"blocks": np.array([[0, 0, 1 << 20, 0], [0, 2, 1, 1]], np.int32)}, "row 1048576"),
+        ({"blocks": np.array([[1, 0, 0, 0], [0, 2, 1, 1]], np.int32)}, "block 0 is of operand 1 of 1"),
+        ({"blocks": np.zeros((0, 4), np.int32)}, "0 blocks, expected 1 to 4096"),
+        ({"blocks": np.zeros(4, np.int32)}, r"blocks: int32 of shape \(4,\)"),
+        ({"blocks": np.zeros((2, 4), np.int64)}, "blocks: int64"),
+        ({"taps": np.zeros((1, 2), np.int32)}, r"expected int32 of shape \(2, 2\)"),
+        ({"taps": np.full((2, 2), -1, np.int32)}, "taps out of range"),
+        ({"step": (0, 2)}, "step"),
+        ({"scale": 2.0}, "scale 2.0 is not the operand's"),
+        ({"signed": False}, "uint8 integers from an operand that has int8"),
+        ({"inputs": ()}, "0 operands, expected 1 to 1024"),
+    ],
+)
+def test_an_interleaving_is_checked(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(NetworkError, match=text):
+        validate(_interleave(**fields))
 
 
 def test_tables_a_channel_are_checked() -> None:
