@@ -90,10 +90,6 @@ def _layer(model: Model, network: Network, layer: Layer, operands: list[_Value])
                 "AveragePool", reals, kernel_shape=layer.kernel, strides=layer.stride, count_include_pad=1,
                 pads=[*layer.padding, *layer.padding],
             )  # fmt: skip
-            # Its own factor: of a sum over the window it is as large as the window.
-            factor = layer.multiplier * layer.scale / scales[0] * layer.kernel[0] * layer.kernel[1]
-            if abs(factor - 1) > 1e-6:
-                y = model.add("Mul", [y, model.scale(factor)])
         case Mul():
             y = model.add("Mul", reals)
         case MaxPool():

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from accelsim.engine import Engine
+from accelsim.engine import Engine, reference
 from accelsim.export import c_header, program
 from accelsim.export.c_header import identifier
-from accelsim.int8.network import Activation, Network, UInt8
+from accelsim.int8 import network as net
+from accelsim.int8.network import INPUT, Activation, Conv, Network, UInt8
 from accelsim.lowering import lower
 from accelsim.zoo import build
 
@@ -78,12 +79,43 @@ class Resampled(nn.Module):
         return out
 
 
+def bounded() -> tuple[Network, UInt8, Activation]:
+    """A bound a channel, far below what the layer would give."""
+    high = np.array([5, 255, 40, 0], np.int32)
+    layer = Conv(
+        name="conv", inputs=(INPUT,), shape=(1, 1, 4), scale=0.5, signed=False, low=0, high=high, bias=np.zeros(4, np.int32),
+        weight=np.full((4, 3, 2, 2), 100, np.int8), weight_scale=np.full(4, 0.01, np.float32),
+        multiplier=net.multiplier(1.0, np.full(4, 0.01, np.float32), 0.5),
+    )  # fmt: skip
+    return made(layer, (2, 2, 3))
+
+
+def cancelling() -> tuple[Network, UInt8, Activation]:
+    """Sums that pass 2^24 on the way to a small one: in float32 they would lose their last bits."""
+    weight = np.concatenate([np.full(4096, 127), np.full(4096, -127), np.full(8, 1)]).astype(np.int8).reshape(1, -1, 1, 1)
+    layer = Conv(
+        name="conv", inputs=(INPUT,), shape=(1, 1, 1), scale=1.0, bias=np.zeros(1, np.int32), weight=weight,
+        weight_scale=np.full(1, 0.125, np.float32), multiplier=net.multiplier(1.0, np.full(1, 0.125, np.float32), 1.0),
+    )  # fmt: skip
+    return made(layer, (1, 1, weight.size))
+
+
+def made(layer: Conv, shape: tuple[int, int, int]) -> tuple[Network, UInt8, Activation]:
+    table = np.tile((np.arange(256) - 128).astype(np.int8), (shape[2], 1))
+    network = Network(name="made", input_shape=shape, input_scale=1.0, input_table=table, layers=(layer,))
+    images = np.random.default_rng(1).integers(200, 256, (5, *shape), dtype=np.uint8)
+    return network, images, reference.run(network, network.quantize_images(images))[-1]
+
+
+MADE = {"bounded": bounded, "cancelling": cancelling}
 OURS = {"mixed": Mixed, "generator": Generator, "resampled": Resampled}
 
 
 @functools.cache  # each format takes the same ones
 def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activation]:
     """(network, images (5, H, W, C), the engine's outputs)"""
+    if name in MADE:
+        return MADE[name]()
     torch.manual_seed(2)
     shape = SHAPES.get(name, (48, 48, 3))
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
@@ -94,7 +126,7 @@ def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activ
 
 
 @pytest.mark.parametrize("activations", ["auto", "signed"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MADE])
 def test_onnx_gives_our_integers(name: str, activations: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'r2f[onnx]' for ONNX files")
     from accelsim.accelerators.onnx_models import pixels_model
@@ -128,8 +160,19 @@ def test_qdq_is_steps_away_at_most(name: str, activations: str, optimised: bool)
     assert np.abs(steps - want).mean() < 1.0
 
 
+def test_qdq_has_bounds_a_channel() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'r2f[onnx]' for ONNX files")
+    from accelsim.export.qdq import qdq_model
+
+    network, images, want = bounded()
+    session = onnxruntime.InferenceSession(qdq_model(network), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"input": (images.astype(np.float32) - 128).transpose(0, 3, 1, 2)})
+    assert np.abs(y.transpose(0, 2, 3, 1) / 0.5 - want).max() <= 1
+    assert want[..., 0].max() == 5 < want[..., 2].max() == 40
+
+
 @pytest.mark.parametrize("activations", ["auto", "signed"])
-@pytest.mark.parametrize("name", ["digits_cnn", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed", "generator"])
+@pytest.mark.parametrize("name", ["digits_cnn", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed", "generator", *MADE])
 def test_torch_program_gives_our_integers(name: str, activations: str, tmp_path: Path) -> None:
     network, images, want = lowered(name, activations)
     (tmp_path / "model.pt2").write_bytes(program.to_bytes(network))
@@ -157,7 +200,7 @@ int main(void)
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (apt-get install gcc libc6-dev)")
 @pytest.mark.parametrize("activations", ["auto", "signed"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MADE])
 def test_c_header_gives_our_integers(name: str, activations: str, tmp_path: Path) -> None:
     network, images, want = lowered(name, activations)
     (tmp_path / "model.h").write_text(c_header.c_header(network))
