@@ -208,8 +208,9 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     healthy = None
     if words:
         with say.step("accuracy without the chip's faults"):
-            images, labels = data.test_images[chosen], data.test_labels[chosen]
-            healthy = inprocess.evaluate(network, images, labels, Rates(), [0], scheme=settings.scheme, batch=at_once)
+            healthy = inprocess.evaluate(
+                network, data.test_images[chosen], truth, Rates(), [0], scheme=settings.scheme, batch=at_once
+            )
     prepared = Prepared(
         float_accuracy=accuracy,
         classes=data.classes,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import matplotlib
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from accelsim import datasets
-from accelsim.datasets import spread
+from accelsim.datasets import Dataset, Int64, spread
 from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network, UInt8
 from r2f.plots import STYLE
@@ -38,6 +39,10 @@ COLOURS: Final = np.array(
 """Of the classes of masks, over and over."""
 
 
+Column = tuple[str, list[UInt8]]
+"""A title and images (H, W, 3)."""
+
+
 def draw(folder: Path, settings: Settings) -> str:
     """Leaves ``samples.png`` in a finished run's folder; its name, or nothing where outputs are classes.
 
@@ -48,13 +53,28 @@ def draw(folder: Path, settings: Settings) -> str:
         return ""
     shown = {name: samples.read(folder, name, network) for name in ("clean_before", "faulty_before", "faulty_after")}
     retrained = storage.load(folder / result.RETRAINED)
-    columns: list[tuple[str, list[UInt8]]] = [
-        ("fault-free", _pictures(job, network, shown["clean_before"])),
-        ("faulty, before", _pictures(job, network, shown["faulty_before"])),
-        ("faulty, retrained", _pictures(job, retrained, shown["faulty_after"])),
-    ]
+    columns = outputs(job, network, retrained, shown["clean_before"], shown["faulty_before"], shown["faulty_after"])
     if settings.launch or job.against == "targets":
-        columns = _own(settings, job, columns)
+        data = datasets.open(settings.data)
+        chosen = spread(job.evaluation_samples, len(data.test_images))
+        columns = between(data, chosen[samples.places(len(chosen))], columns)
+    save(columns, folder / FILE)
+    return FILE
+
+
+def outputs(
+    job: Job, before: Network, after: Network, clean: Activation, faulty: Activation, retrained: Activation
+) -> list[Column]:
+    """Columns of outputs (N, H, W, C): of the network from before retraining without faults and with, and of the one after."""
+    return [
+        ("fault-free", _pictures(job, before, clean)),
+        ("faulty, before", _pictures(job, before, faulty)),
+        ("faulty, retrained", _pictures(job, after, retrained)),
+    ]
+
+
+def save(columns: Sequence[Column], to: Path | IO[bytes]) -> None:
+    """The sheet as PNG."""
     with matplotlib.rc_context(STYLE):
         rows = len(columns[0][1])
         figure = Figure(figsize=(1.9 * len(columns), 1.9 * rows + 0.3), layout="constrained")
@@ -65,15 +85,11 @@ def draw(folder: Path, settings: Settings) -> str:
                 axes.set_axis_off()
         for axes, (title, _) in zip(grid[0], columns, strict=True):
             axes.set_title(title, fontsize=9, loc="center")
-        figure.savefig(folder / FILE, dpi=150, facecolor="white")
-    return FILE
+        figure.savefig(to, format="png", dpi=150, facecolor="white")
 
 
-def _own(settings: Settings, job: Job, columns: list[tuple[str, list[UInt8]]]) -> list[tuple[str, list[UInt8]]]:
-    """The columns between inputs, unless they are vectors, and targets, if there are any."""
-    data = datasets.open(settings.data)
-    chosen = spread(job.evaluation_samples, len(data.test_images))
-    chosen = chosen[samples.places(len(chosen))]
+def between(data: Dataset, chosen: Int64, columns: Sequence[Column]) -> list[Column]:
+    """The columns between the inputs of test images (N,), unless they are vectors, and their targets, if there are any."""
     found = list(columns)
     if not data.latents:
         found.insert(0, ("input", [_three(image) for image in data.test_images[chosen]]))
