@@ -104,6 +104,13 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         return WAYS[self.codec]
 
     @property
+    def executions(self) -> int:
+        """Of each layer in training: 1 where outputs go as they are, 0 where the referee chooses."""
+        if self.way.reference == "none":
+            return 1
+        return 0 if self.referee and self.way.reference == "vote" else self.replicas
+
+    @property
     def bare(self) -> Scheme:
         """The same without protection of any kind."""
         return msgspec.structs.replace(self, protected=(), ports=(), tmr=None, uncertain=0)

@@ -71,18 +71,21 @@ def pulses(rows: int, phase: int) -> tuple[int, int]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _wrapped(value: Any) -> Any:
+def in_register(value: Any) -> Any:
+    """A sum as the 32 bits of an accumulator hold it, int64; ``probes.wrapped`` of one value, compiled."""
     return np.int64(np.int32(value & 0xFFFFFFFF))
 
 
 @numba.njit(cache=True, nogil=True)
-def _held(loaded: Any, keep: Any, force: Any) -> Any:
+def in_weight(loaded: Any, keep: Any, force: Any) -> Any:
+    """What a weight register with these masks holds once ``loaded`` was loaded, -128..127."""
     return np.int64(np.int8(((loaded & keep) | force) & 0xFF))
 
 
 @numba.njit(cache=True, nogil=True)
-def _read(value: Any, shift: Any) -> Any:
-    """As the accelerator requantises: float32 of the sum, times a power of two, half to even."""
+def requantised(value: Any, shift: Any) -> Any:
+    """What is read of a sum, ``2**-shift`` of it: float32 times a power of two, half to even, clamped to int8, as the
+    accelerator requantises (docs/architecture.md, "Arithmetic")."""
     scaled = np.rint(np.float64(np.float32(value)) / np.float64(1 << shift))
     return np.int64(min(max(scaled, -128.0), 127.0))
 
@@ -95,7 +98,7 @@ def read_all(values: Int64) -> Int64:
         for n in range(values.shape[1]):
             for place in range(len(SHIFTS)):
                 for c in range(values.shape[2]):
-                    out[t, n, place, c] = _read(values[t, n, c], SHIFTS[place])
+                    out[t, n, place, c] = requantised(values[t, n, c], SHIFTS[place])
     return out
 
 
@@ -108,13 +111,14 @@ def walk(columns: Column, vectors: Int64, weights: Int64) -> Int64:
         for t in range(len(vectors)):
             s = np.int64(0)
             for i in range(len(vectors[t])):
-                held = _held(weights[i, c], weight_keep[c, i], weight_force[c, i])
-                s = (_wrapped(s + vectors[t, i] * held) & keep[c, i]) | force[c, i]
+                held = in_weight(weights[i, c], weight_keep[c, i], weight_force[c, i])
+                s = (in_register(s + vectors[t, i] * held) & keep[c, i]) | force[c, i]
             out[t, c] = s
     return out
 
 
 ALL: Final = 1 << 40
+"""More than anything that is counted of a column: an ``enough`` that is never reached."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -125,7 +129,7 @@ def _rail(column: Column, held: Int64, phase: int, before: Int64) -> None:
     for i in range(len(keep)):
         before[i] = s
         if moves(i, phase):
-            s = _wrapped(s + held[i])
+            s = in_register(s + held[i])
         s = (s & keep[i]) | force[i]
     before[len(keep)] = s
 
@@ -151,13 +155,13 @@ def misfit(column: Column, trials: Trials, rows: tuple[int, int], sure: bool, en
         if first >= last:
             continue
         for i in range(size):
-            held[i] = _held(weights[trial, i], weight_keep[i], weight_force[i])
+            held[i] = in_weight(weights[trial, i], weight_keep[i], weight_force[i])
         _rail(column, held, phase, before)
         for i in range(first, last, STEP):
-            s = (_wrapped(before[i] + x * held[i]) & keep[i]) | force[i]
+            s = (in_register(before[i] + x * held[i]) & keep[i]) | force[i]
             j = i + 1
             if j < size:
-                s = (_wrapped(s - x * held[j]) & keep[j]) | force[j]
+                s = (in_register(s - x * held[j]) & keep[j]) | force[j]
                 j += 1
             pulse = i // STEP
             if sure and (s < 0) != (before[j] < 0):
@@ -167,12 +171,12 @@ def misfit(column: Column, trials: Trials, rows: tuple[int, int], sure: bool, en
                 continue
             while j < size and s != before[j]:
                 if moves(j, phase):
-                    s = _wrapped(s + held[j])
+                    s = in_register(s + held[j])
                 s = (s & keep[j]) | force[j]
                 j += 1
-            left = _wrapped(s - before[j])
+            left = in_register(s - before[j])
             for place in range(len(SHIFTS)):
-                if (0 if left == 0 else _read(left, SHIFTS[place])) != readings[trial, pulse, place]:
+                if (0 if left == 0 else requantised(left, SHIFTS[place])) != readings[trial, pulse, place]:
                     count += 1
                     off[i] += 1
         if count >= enough:
@@ -190,7 +194,7 @@ def ends_off(column: Column, trials: Trials) -> int:
     count: Any = np.int64(0)
     for trial in range(len(phases)):
         for i in range(size):
-            held[i] = _held(weights[trial, i], weight_keep[i], weight_force[i])
+            held[i] = in_weight(weights[trial, i], weight_keep[i], weight_force[i])
         _rail(column, held, phases[trial], before)
         wrong = (before[size] ^ ends[trial]) & 0xFFFFFFFF
         while wrong:
@@ -200,17 +204,10 @@ def ends_off(column: Column, trials: Trials) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def unexplained(column: Column, trials: Trials) -> int:
-    """Readings, and bits of what leaves without pulses, that a column's faults do not explain."""
-    size = len(column[2])
-    return misfit(column, trials, (0, size), False, ALL, np.zeros(size, np.int64)) + ends_off(column, trials)
-
-
-@numba.njit(cache=True, nogil=True)
 def stick(column: Column, row: int, bit: int, value: int) -> int:
     """Has a latch's bit stuck at 0 or 1, or free (2); returns how it was."""
     keep, force = column[2], column[3]
-    mask = _wrapped(np.int64(1) << bit)
+    mask = in_register(np.int64(1) << bit)
     was = 2 if keep[row] & mask else (1 if force[row] & mask else 0)
     keep[row] = keep[row] | mask if value == 2 else keep[row] & ~mask
     force[row] = force[row] | mask if value == 1 else force[row] & ~mask
@@ -226,17 +223,17 @@ def registers() -> Int64:
 @numba.njit(cache=True, nogil=True)
 def _load(keep: Any, force: Any, of: Any, wanted: Any) -> Any:
     """What to load so that the sum goes from ``of`` to ``wanted``, to the other of 0 and -1, or as near as the weight can."""
-    if -128 <= wanted - of <= 127 and _held(wanted - of, keep, force) == wanted - of:
+    if -128 <= wanted - of <= 127 and in_weight(wanted - of, keep, force) == wanted - of:
         return wanted - of
     if abs(of) > 255:
         return -128 if of > 0 else 127
     best: Any = np.int64(ALL)
     load: Any = np.int64(0)
     for tried in range(256):
-        to = of + _held((tried + 128) & 0xFF, keep, force)
+        to = of + in_weight((tried + 128) & 0xFF, keep, force)
         cost = 0 if to == wanted else (1 if to == ~wanted else 2 + abs(to))
         if cost < best:
-            best, load = cost, _held(tried + 128, np.int64(-1), np.int64(0))
+            best, load = cost, in_weight(tried + 128, np.int64(-1), np.int64(0))
     return load
 
 
@@ -266,7 +263,7 @@ def lay(column: Column, phase: int, base: Int64, passed: Int64, load: int, out: 
                     if passed[j] < 0:
                         wanted = ~wanted
             out[i] = _load(weight_keep[i], weight_force[i], s, wanted) if abs(s) < 1 << 14 else 0
-            added = _held(out[i], weight_keep[i], weight_force[i])
+            added = in_weight(out[i], weight_keep[i], weight_force[i])
         elif load != PULSE:
             out[i] = load
         elif place == 1:
@@ -276,12 +273,18 @@ def lay(column: Column, phase: int, base: Int64, passed: Int64, load: int, out: 
             last = min(i + 1, rows - 1)
             for size in range(1, 128):
                 m = size * sign
-                if _held(m, weight_keep[i], weight_force[i]) == m and _held(m, weight_keep[last], weight_force[last]) == m:
+                if (
+                    in_weight(m, weight_keep[i], weight_force[i]) == m
+                    and in_weight(m, weight_keep[last], weight_force[last]) == m
+                ):
                     out[i] = m
                     break
-                if _held(-m, weight_keep[i], weight_force[i]) == -m and _held(-m, weight_keep[last], weight_force[last]) == -m:
+                if (
+                    in_weight(-m, weight_keep[i], weight_force[i]) == -m
+                    and in_weight(-m, weight_keep[last], weight_force[last]) == -m
+                ):
                     out[i] = -m
                     break
         else:
             out[i] = out[i - 1] if i else 0
-        s = (_wrapped(s + added) & keep[i]) | force[i]
+        s = (in_register(s + added) & keep[i]) | force[i]

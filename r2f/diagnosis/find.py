@@ -52,8 +52,6 @@ TURNS: Final = 2
 """Rails a round that pass a known fault where it does something."""
 KEPT: Final = 42
 """The most trials of earlier rounds that are looked back at."""
-
-
 CHECKED: Final = 64
 """Random vectors of the last check, the first one of zeros."""
 TILES: Final = 4

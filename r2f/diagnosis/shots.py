@@ -18,7 +18,7 @@ import numpy as np
 from accelsim.int8.network import Activation
 from accelsim.timing import Array
 from r2f.diagnosis.ask import Count
-from r2f.diagnosis.column import ALL, SHIFTS, Column, Int8, Int64, _held, _read, _wrapped
+from r2f.diagnosis.column import ALL, SHIFTS, Column, Int8, Int64, in_register, in_weight, requantised
 from r2f.diagnosis.probes import Probe
 
 LOADS: Final = (0, -1, 1, 2, 4, 8, 16, 32, 64, -128)
@@ -83,9 +83,9 @@ def shoot(array: Array, count: Count) -> Generator[Probe, Activation, list[Shots
 def _raise(keep: Int64, force: Int64) -> Int64:
     """Loads (2,) of RAISERS with such registers that add up to -1, or of the first one alone, as near as it can."""
     for second in (0, -1, 1):
-        held = int(_held(second, keep[1], force[1])) if len(keep) > 1 else 0
+        held = int(in_weight(second, keep[1], force[1])) if len(keep) > 1 else 0
         first = -1 - held
-        if -128 <= first <= 127 and _held(first, keep[0], force[0]) == first:
+        if -128 <= first <= 127 and in_weight(first, keep[0], force[0]) == first:
             return np.array([first, second], np.int64)
     return np.array([-1, 0], np.int64)
 
@@ -141,11 +141,11 @@ def _off(
     for a in range(len(base)):
         if base[a] == 1 and i <= 1:
             continue
-        p = _wrapped(s[1] if base[a] == 1 else s[0])
-        p = (_wrapped(p + x[a] * _held(load[a], keep, force)) & latch[0]) | latch[1]
-        left = _wrapped(((p & below[0]) | below[1]) - ends[base[a]])
+        p = in_register(s[1] if base[a] == 1 else s[0])
+        p = (in_register(p + x[a] * in_weight(load[a], keep, force)) & latch[0]) | latch[1]
+        left = in_register(((p & below[0]) | below[1]) - ends[base[a]])
         for place in range(readings.shape[2]):
-            if (0 if left == 0 else _read(left, 8 * place)) != readings[i, a, place]:
+            if (0 if left == 0 else requantised(left, SHIFTS[place])) != readings[i, a, place]:
                 count += 1
         if count >= enough:
             return enough
@@ -166,9 +166,9 @@ def columns_rows(column: Column, shots: Shots, off: Int64, enough: int, start: i
         below_force[i] = (force[i] & below_keep[i + 1]) | below_force[i + 1]
     zero, raised = np.zeros(rows + 1, np.int64), np.zeros(rows + 1, np.int64)
     for i in range(rows):
-        more = _held(shots.raised[i], weight_keep[i], weight_force[i]) if i <= 1 else np.int64(0)
+        more = in_weight(shots.raised[i], weight_keep[i], weight_force[i]) if i <= 1 else np.int64(0)
         zero[i + 1] = (zero[i] & keep[i]) | force[i]
-        raised[i + 1] = (_wrapped(raised[i] + more) & keep[i]) | force[i]
+        raised[i + 1] = (in_register(raised[i] + more) & keep[i]) | force[i]
     total: Any = np.int64(0)
     for which, p in ((0, zero[rows]), (1, raised[rows])):
         wrong = (p ^ shots.ends[which]) & 0xFFFFFFFF
@@ -206,7 +206,7 @@ def latches(column: Column, shots: Shots, least: int) -> None:
     ends = shots.ends
     first: Any = np.int64(0)
     for i in range(min(rows, 2)):
-        first += _held(shots.raised[i], weight_keep[i], weight_force[i])
+        first += in_weight(shots.raised[i], weight_keep[i], weight_force[i])
     common = ~(ends[0] ^ ends[1]) & 0xFFFFFFFF
     fault = 2 * least - 1
     kinds = 6  # above, its values, below's keep and force, cost, parent
@@ -239,8 +239,8 @@ def latches(column: Column, shots: Shots, least: int) -> None:
                         latch_keep: Any = np.int64(-1)
                         latch_force: Any = np.int64(0)
                         if move == 1 or move == 2:
-                            latch_keep = _wrapped(~mask)
-                            latch_force = _wrapped(val & mask)
+                            latch_keep = in_register(~mask)
+                            latch_force = in_register(val & mask)
                             up, val = up & ~mask, val & ~mask
                         if move >= 2:
                             up |= mask
@@ -279,7 +279,7 @@ def latches(column: Column, shots: Shots, least: int) -> None:
             live += 1
             if live == BEAM:
                 break
-    best: Any = np.int64(1 << 40)
+    best: Any = np.int64(ALL)
     k = 0
     for n in range(live):
         # What is stuck above row 0 is nowhere; a bit that was not raised may well not be stuck.
@@ -294,8 +294,8 @@ def latches(column: Column, shots: Shots, least: int) -> None:
     for i in range(rows):
         if bits[i, k] >= 0:
             mask = np.int64(1) << bits[i, k]
-            keep[i] = _wrapped(~mask)
-            force[i] = _wrapped(mask) if values[i, k] else 0
+            keep[i] = in_register(~mask)
+            force[i] = in_register(mask) if values[i, k] else 0
         k = parents[i, k]
 
 
@@ -310,7 +310,7 @@ def _weights(column: Column, shots: Shots, options: Int64, off: Int64) -> bool:
             continue
         was = weight_keep[i], weight_force[i]
         now = was
-        best: Any = np.int64(1 << 40)
+        best: Any = np.int64(ALL)
         for option in range(len(options) + 1):
             if option < len(options):
                 weight_keep[i], weight_force[i] = options[option]

@@ -143,7 +143,7 @@ class Bridge:
             case Progress():
                 point = watched.progress(
                     of, message.session, message.phase, message.step, message.steps, message.value, message.grad_norm,
-                    message.faults, now,
+                    message.faults, now, message.metric,
                 )  # fmt: skip
                 self._points(name, at_once=message.phase == "done")
                 self.outbox.add(name, point)

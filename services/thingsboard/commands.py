@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -45,8 +44,6 @@ class Commands:
         self.bridge = bridge
         self.carrier = carrier
         self.answers = Answers()
-        self.counts: Counter[str] = Counter()
-        """bad, busy."""
         self._lines: dict[str, asyncio.Queue[Job]] = {}
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._shared: dict[str, dict[str, Any]] = {}
@@ -88,7 +85,6 @@ class Commands:
         try:
             self._take(topic, payload)
         except ValueError as error:
-            self.counts["bad"] += 1
             self.bridge.leave_out(topic, str(error))
 
     def _take(self, topic: str, payload: bytes) -> None:
@@ -121,11 +117,9 @@ class Commands:
         except LookupError as error:
             self._give(key, {"error": str(error)})
         except ValueError as error:
-            self.counts["bad"] += 1
             self._give(key, {"ok": False, "error": str(error)})
         else:
             if not self._put(call.device, lambda: self._carry_out(key, what)):
-                self.counts["busy"] += 1
                 self._give(key, {"ok": False, "error": f"{WAITING} commands of {call.device} wait already"})
                 return
             self._accepting[key] = asyncio.get_running_loop().call_later(ANSWER_S, self._accept, key)
@@ -143,7 +137,6 @@ class Commands:
     def _settled(self, device: str) -> None:
         self._settling.pop(device, None)
         if not self._put(device, lambda: self._configure(device)):
-            self.counts["busy"] += 1
             self.bridge.outbox.tell(device, {"config_error": f"{WAITING} commands of {device} wait already; set it again"})
             self.bridge.gateway.wake()
 

@@ -9,7 +9,6 @@ import math
 import secrets
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -139,8 +138,8 @@ class Gateway:
     ) -> None:  # fmt: skip
         self.where = where
         self.outbox = outbox
-        self.counts: Counter[str] = Counter()
-        """received, sessions."""
+        self.sessions = 0
+        """That were begun."""
         self._take = take
         self._begin = begin
         self._link: Link | None = None
@@ -213,7 +212,7 @@ class Gateway:
         else:
             self._heed(limits)
         self._link, self._since, self._tried = link, time.monotonic(), 0
-        self.counts["sessions"] += 1
+        self.sessions += 1
         log.info("session with ThingsBoard", thingsboard=self.where.shown, waiting=len(self.outbox))
         self._begin()
         self.wake()
@@ -252,7 +251,6 @@ class Gateway:
             )
 
     def _arrived(self, topic: str, payload: bytes, retained: bool) -> None:
-        self.counts["received"] += 1
         if topic.startswith(f"{DEVICE}/rpc/response/"):
             try:
                 limits = asked.decode(payload, asked.Limits)

@@ -1,4 +1,4 @@
-"""Networks that may be deployed: files below a folder by the sha256 of their bytes, and the firmware of ThingsBoard's."""
+"""Networks that may be deployed: files below a folder, by the sha256 of their bytes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from accelsim.int8 import storage
 from accelsim.int8.network import Network
 
 MOST_FILES: Final = 4096
+"""That are looked at, in the order of their paths."""
 
 
 class Models:
@@ -20,7 +21,10 @@ class Models:
         self._digests: dict[Path, tuple[float, int, str]] = {}
 
     def find(self, sha256: str) -> Network:
-        """The network whose sha256 begins so. Raises ValueError where there is none, or more than one."""
+        """The network whose sha256 begins so, in lower-case hex.
+
+        Raises ValueError where there is none, or more than one, or the file is no network; OSError where it cannot be read.
+        """
         if self.folder is None:
             raise ValueError("this bridge has no folder of models; start it with --models")
         found: dict[str, Path] = {}

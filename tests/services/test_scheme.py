@@ -34,6 +34,19 @@ def test_only_what_the_server_predicts_from_what_it_rebuilt_can_be_mended(scheme
     assert scheme.repairs == repairs
 
 
+@pytest.mark.parametrize(
+    ("scheme", "executions"),
+    [
+        (Scheme(), 0),
+        (Scheme(referee=False), 3),
+        (Scheme(codec="golden", replicas=5), 5),
+        (Scheme(codec="direct"), 1),
+    ],
+)
+def test_how_often_a_layer_runs_in_training(scheme: Scheme, executions: int) -> None:
+    assert scheme.executions == executions
+
+
 def test_the_papers_threshold_is_the_default_and_needs_no_bytes() -> None:
     assert Scheme(codec="golden").theta == 0.6
     assert msgspec.json.encode(Scheme(codec="golden")) == b'{"codec":"golden"}'

@@ -51,11 +51,11 @@ def setting(mode: str, rates: Rates, scheme: Scheme, seed: int, known: bytes) ->
     """A setting in the words of the page."""
     return Setting(
         mode=mode,
-        rates={site: getattr(rates, site) for site in ("input", "weight", "accumulator", "output")},
+        rates=msgspec.structs.asdict(rates),
         seed=seed,
         codec=scheme.codec,
         vote=scheme.vote,
-        executions=0 if scheme.referee and scheme.codec == "chained" else scheme.replicas,
+        executions=scheme.executions,
         exact=scheme.repairs,
         protected=list(scheme.protected[:LAYERS]),
         ports=len(scheme.ports),

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final, NamedTuple
 
+import msgspec
+
 from accelsim.faults import Rates
+from services.metric import Metric
 from services.scheme import Scheme
 from services.thingsboard.core.values import LARGEST, Value, number, text
 from services.trainer.core import evaluation
@@ -47,7 +50,7 @@ class Watched:
     """Time of the last point of a step: two of one millisecond would be one."""
     session: str = ""
     scores: dict[tuple[str, bool], dict[int, float]] = field(default_factory=dict)
-    """Top-1 of the session's evaluations by (phase, with faults), then by seed number."""
+    """The metric of the session's evaluations by (phase, with faults), then by seed number."""
 
 
 def state(of: Watched, service: str, online: bool, boot: str, version: int, samples: dict[str, int]) -> dict[str, Value]:
@@ -75,7 +78,7 @@ def mode(of: Watched, session: str, named: str, rates: Rates, seed: int, scheme:
         "effective_seed": seed if abs(seed) < LARGEST else text(str(seed)),
         "effective_codec": scheme.codec,
         "effective_vote": scheme.vote,
-        "effective_replicas": 0 if scheme.referee and scheme.codec == "chained" else scheme.replicas,
+        "effective_replicas": scheme.executions,
         "effective_theta": number(scheme.theta) or 0.0,
         "effective_protected": list(scheme.protected),
         "effective_exact": scheme.repairs,
@@ -83,26 +86,39 @@ def mode(of: Watched, session: str, named: str, rates: Rates, seed: int, scheme:
         "link_bits_per_s": number(scheme.uplink_bits_per_s) or 0.0,
         "known_faults": bool(known),
     }
-    for site in ("input", "weight", "accumulator", "output"):
-        found[f"effective_ber_{site}"] = number(getattr(rates, site)) or 0.0
+    for site, rate in msgspec.structs.asdict(rates).items():
+        found[f"effective_ber_{site}"] = number(rate) or 0.0
     of.attributes |= found
     return found
 
 
 def progress(
-    of: Watched, session: str, phase: str, step: int, steps: int, value: float, norm: float, faults: bool, now: int
+    of: Watched,
+    session: str,
+    phase: str,
+    step: int,
+    steps: int,
+    value: float,
+    norm: float,
+    faults: bool,
+    now: int,
+    metric: Metric = "top1",
 ) -> Point:
-    """The point of an ``event/progress``. An evaluation's mean is told when all its seeds have been heard."""
+    """The point of an ``event/progress``. An evaluation's mean is told when all its seeds have been heard.
+
+    Its keys begin with ``accuracy`` for top-1, in per cent, else with the metric's name.
+    """
     if of.session != session:
         of.session, of.scores = session, {}
+    measured = "accuracy" if metric == "top1" else metric
     values: dict[str, Value] = {"phase": phase, "step": step, "steps": steps}
     if phase == "train":
         _put(values, "loss", value)
         _put(values, "grad_norm", norm)
     elif phase == "done":
-        _put(values, "accuracy_after", value)
+        _put(values, f"{measured}_after", value)
     elif phase != "select":
-        name = f"accuracy_{phase}" if faults else f"accuracy_{phase}_no_faults"
+        name = f"{measured}_{phase}" if faults else f"{measured}_{phase}_no_faults"
         _put(values, f"{name}_seed", value)
         scores = of.scores.setdefault((phase, faults), {})
         if 1 <= step <= steps <= SEEDS:

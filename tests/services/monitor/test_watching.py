@@ -48,7 +48,9 @@ def test_iterations_are_counted_once_and_when_their_events_are_here() -> None:
     run = run_of(watched)
     assert (run.totals.iterations, run.done, run.iterations, run.network) == (3, 5, 10, "net")
     assert [p.loss for p in watched.history("d", "s")] == [0, 1, 2, 3, 4], "those whose events are coming are shown too"
+    told = [p.iteration for *_, p in watched.recent].count(2)
     play(watched, range(2, 5))  # a run that was resumed does the same again
+    assert [p.iteration for *_, p in watched.recent].count(2) == told, "the point of one that is counted stays"
     tell(watched, "event/progress", Progress(session="s", phase="done", step=5, steps=5, value=1))
     assert (run.totals.iterations, run.totals.up, run.totals.down, run.totals.up_direct) == (5, 500, 150, 5 * 1064)
     assert (run.totals.down_direct, run.totals.repaired, run.totals.mismatched) == (4500, 25, 3500)

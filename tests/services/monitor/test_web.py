@@ -24,10 +24,10 @@ pytest.importorskip("starlette", reason="starlette is not installed (pip install
 from broker.child import environment, python
 from broker.launch import launch
 from services.bus import Bus
-from services.bus.messages import Ack, Progress, SetMode, State
+from services.bus.messages import Ack, LayerVotes, Progress, SetMode, State
 from services.monitor import metrics, watching, web
 from services.monitor.core.watched import Watched
-from tests.services.monitor.talk import play, tell
+from tests.services.monitor.talk import iteration, play, tell, votes
 
 TOKEN = "a-token-of-an-operator"
 
@@ -152,6 +152,20 @@ async def test_what_changes_is_told_and_history_comes_first() -> None:
             assert (await asyncio.to_thread(events.next))[0] == "state"
 
 
+async def test_what_did_not_change_is_not_told_again() -> None:
+    watched = some()
+    tell(watched, "state/agent", State(session="", service="agent", online=True), device="other")
+    async with served(watched) as url:
+        events = await asyncio.to_thread(Events, url)
+        with events:
+            await asyncio.to_thread(events.next)
+            play(watched, range(4, 5))
+            _, devices = await asyncio.to_thread(events.next)
+            _, points = await asyncio.to_thread(events.next)
+    assert [device["name"] for device in devices] == ["d"]
+    assert min(point[0] for *_, point in points) >= 2, "earlier ones were in the state"
+
+
 async def test_only_so_many_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "LISTENERS", 1)
     async with served(some()) as url:
@@ -182,6 +196,8 @@ OPERATOR = {"Authorization": f"Bearer {TOKEN}", "Content_Type": "application/jso
     [
         ({"ber": 0}, OPERATOR, "", 403, "only shows"),
         ({"ber": 0}, OPERATOR | {"Authorization": "Bearer wrong"}, TOKEN, 401, "token"),
+        ({"ber": 0}, OPERATOR | {"Authorization": f"Bearer {TOKEN[:-1]}"}, TOKEN, 401, "token"),
+        ({"ber": 0}, OPERATOR | {"Authorization": f"Bearer {TOKEN}s"}, TOKEN, 401, "token"),
         ({"ber": 0}, {"Content_Type": "application/json"}, TOKEN, 401, "token"),
         ({"ber": 0}, OPERATOR | {"Content_Type": "text/plain"}, TOKEN, 415, "application/json"),
         ({"ber": 2}, OPERATOR, TOKEN, 422, r"$.ber"),
@@ -294,6 +310,23 @@ def test_metrics_say_what_is_watched() -> None:
     assert 'r2f_stage_seconds_total{clock="host",device="d",stage="compress"} 4.0' in lines
     assert 'r2f_accuracy_ratio{device="d",faults="true",phase="after"} 0.915' in lines
     assert 'r2f_loss{device="d"} 3.0' in lines
+
+
+def test_executions_agree_where_a_layer_ran_more_than_once() -> None:
+    watched = Watched()
+    layers = (LayerVotes(0, 300, 3, 240, 6), LayerVotes(2, 300, 1, 0, 3))
+    for number in range(3):
+        tell(watched, "event/votes", votes(number, layers=layers))
+        tell(watched, "event/iteration", iteration(number))
+    lines = metrics.text(watched).decode().splitlines()
+    assert 'r2f_vote_agreement_ratio{device="d"} 0.8' in lines
+    assert 'r2f_vote_error_ratio{device="d"} 0.015' in lines
+
+
+def test_another_metric_than_top_1_is_no_accuracy() -> None:
+    watched = some()
+    tell(watched, "event/progress", Progress(session="s", phase="after", step=1, steps=1, value=31.5, metric="psnr"))
+    assert "r2f_accuracy_ratio{" not in metrics.text(watched).decode()
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ async def test_thingsboard_away_at_first_and_in_the_middle(broker: Running, tb: 
         device = tb.devices["edge-0"]
         await until(lambda: set(device.told("step")) == set(range(1, 7)))
         await until(lambda: device.session is not None)
-        assert bridge.gateway.counts["sessions"] == 2
+        assert bridge.gateway.sessions == 2
 
 
 async def test_a_token_that_is_none_ends_the_bridge_with_a_line(broker: Running, tb: Standin) -> None:
@@ -101,7 +101,7 @@ async def test_two_bridges_of_one_token_do_not_fight(broker: Running, tb: Standi
             await serving
         await until(lambda: second.gateway.there)
         await asyncio.sleep(0.5)
-        assert second.gateway.counts["sessions"] == 1
+        assert second.gateway.sessions == 1
 
 
 async def test_a_message_on_which_sessions_end_is_given_up_and_others_arrive(broker: Running, tb: Standin) -> None:
@@ -122,7 +122,7 @@ async def test_a_message_that_thingsboard_refuses_is_counted_and_the_session_goe
         bridge.gateway.wake()
         await until(lambda: bridge.outbox.counts["refused"] == 1)
         await until(lambda: tb.devices["gateway"].client.get("bridge_refused") == 1)
-        assert bridge.gateway.counts["sessions"] == 1
+        assert bridge.gateway.sessions == 1
 
 
 async def test_a_larger_packet_than_is_read_ends_the_session_and_not_the_bridge(broker: Running, tb: Standin) -> None:
@@ -131,7 +131,7 @@ async def test_a_larger_packet_than_is_read_ends_the_session_and_not_the_bridge(
         session = tb.devices["gateway"].session
         assert session is not None
         session.publish("v1/gateway/rpc", b"x" * (1 << 18))
-        await until(lambda: bridge.gateway.counts["sessions"] == 2)
+        await until(lambda: bridge.gateway.sessions == 2)
 
 
 async def test_without_commands_what_thingsboard_asks_is_counted_and_left(broker: Running, tb: Standin) -> None:
@@ -181,7 +181,7 @@ async def test_the_bus_away_and_back(tb: Standin) -> None:
                 while not tb.devices["edge-0"].told("step"):
                     await bus.publish("event/progress", step(1))
                     await asyncio.sleep(0.1)
-            assert bridge.gateway.counts["sessions"] == 1
+            assert bridge.gateway.sessions == 1
 
 
 @pytest.mark.parametrize(

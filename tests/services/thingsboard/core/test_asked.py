@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -85,6 +86,12 @@ def test_whatever_bytes_come_are_read_or_refused(payload: bytes) -> None:
 def test_more_than_is_read_is_refused() -> None:
     with pytest.raises(ValueError, match="at most 65536"):
         asked.decode(b'{"a":"' + b"x" * 70_000 + b'"}', dict[str, Any])
+
+
+@pytest.mark.parametrize("device", ["", "a/b", "+", "#", "x" * 65])
+def test_a_device_whose_name_is_no_level_of_a_topic_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a device"):
+        asked.decode(json.dumps({"device": device, "data": {}}).encode(), asked.Updated)
 
 
 def test_a_call_is_carried_out_once_for_a_minute() -> None:

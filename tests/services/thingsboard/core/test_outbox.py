@@ -116,6 +116,17 @@ def test_what_was_lost_goes_again_before_what_came_later() -> None:
     assert again[1] == first[1]
 
 
+def test_what_was_lost_goes_again_in_its_order() -> None:
+    outbox, sent = Outbox(), []
+    for ts in range(3):
+        outbox.tell("edge-0", {"a": ts})
+        outbox.add("edge-0", Point(ts, {"step": ts}))
+        sent += emptied(outbox)
+    for packet in reversed(sent):
+        outbox.put_back(packet)
+    assert emptied(outbox) == sent
+
+
 def test_a_device_that_went_meanwhile_is_not_connected_again() -> None:
     outbox = Outbox()
     outbox.present("edge-0")

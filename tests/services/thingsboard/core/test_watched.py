@@ -61,6 +61,13 @@ def test_the_mean_of_an_evaluation_is_told_when_every_seed_was_heard() -> None:
     assert "accuracy_before" not in told("b", 3, 60.0).values
 
 
+def test_another_metric_than_top_1_is_no_accuracy() -> None:
+    of = Watched()
+    point = watched.progress(of, "a", "before", 1, 1, 31.5, 0.0, True, 1, "psnr")
+    assert point.values == {"phase": "before", "step": 1, "steps": 1, "psnr_before_seed": 31.5, "psnr_before": 31.5}
+    assert watched.progress(of, "a", "done", 9, 9, 33.0, 0.0, True, 2, "psnr").values["psnr_after"] == 33.0
+
+
 def test_points_of_one_millisecond_are_kept_apart() -> None:
     of = Watched()
     times = [watched.progress(of, "s", "train", step, 9, 1.0, 1.0, True, 5).ts for step in range(3)]
