@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
 
 
 def write_whole(
@@ -31,6 +36,25 @@ def write_whole(
     finally:
         fresh.unlink(missing_ok=True)
     _sync(target.parent)
+
+
+def read_lines(path: Path, kind: type[T], cure: str) -> list[T]:
+    """A ``kind`` in JSON a line, of a file that is added to at its end; none where there is no file.
+
+    A last line that a kill cut off is taken out of the file. Raises ValueError where another is no ``kind``; ``cure`` says
+    what comes of deleting the file.
+    """
+    try:
+        body = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = body[: body.rfind(b"\n") + 1]
+    if len(whole) < len(body):
+        path.write_bytes(whole)
+    try:
+        return [msgspec.json.decode(line, type=kind) for line in whole.splitlines()]
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}; delete it, and {cure}") from error
 
 
 def _beside(path: Path) -> Path:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from accelsim.faults import Rates
+from accelsim.files import read_lines
 from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network, UInt8
 from r2f import inprocess
@@ -77,7 +78,8 @@ class Judge:
         what = (storage.digest(network), hashlib.sha256(images.tobytes()).hexdigest(), rates, seeds, batch)
         self._base = hashlib.sha256(msgspec.json.encode(what)).hexdigest()
         self._file = cache
-        self._known = {} if cache is None else _read(cache)
+        earlier = [] if cache is None else read_lines(cache, _Line, "the search measures anew")
+        self._known = {line.key: line.score for line in earlier}
         self._asked: set[str] = set()
 
     @property
@@ -119,18 +121,3 @@ def _shares(outputs: list[Activation]) -> tuple[tuple[int, float], ...]:
     values, counts = np.unique(np.concatenate([margins(y) for y in outputs]), return_counts=True)
     shares = np.cumsum(counts) / counts.sum()
     return tuple((int(value) + 1, float(share)) for value, share in zip(values, shares, strict=True))
-
-
-def _read(file: Path) -> dict[str, Score]:
-    """What an earlier search measured; a line that was cut off by a kill is dropped."""
-    if not file.exists():
-        return {}
-    body = file.read_bytes()
-    whole = body[: body.rfind(b"\n") + 1]
-    if len(whole) < len(body):
-        file.write_bytes(whole)
-    try:
-        lines = [msgspec.json.decode(line, type=_Line) for line in whole.splitlines()]
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{file}: {error}; delete it, and the search measures anew") from error
-    return {line.key: line.score for line in lines}

@@ -24,7 +24,7 @@ from accelsim.datasets import Dataset, spread
 from accelsim.faults import chip as chips
 from accelsim.faults.mapping import magnitude
 from accelsim.faults.permanent import FaultMap
-from accelsim.files import write_whole
+from accelsim.files import read_lines, write_whole
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from accelsim.timing import Array
@@ -216,7 +216,7 @@ def _measured(
 ) -> list[Course]:
     base = _base(subject)
     keys = [hashlib.sha256(f"{base} {chips.digest(faults)}".encode()).hexdigest() for faults in maps]
-    known = _read(file)
+    known = {line.key: line.course for line in read_lines(file, _Line, "all chips are measured anew")}
     missing = [place for place, key in enumerate(keys) if key not in known]
     done = len(maps) - len(missing)
     tell(done, f"{done} known")
@@ -285,21 +285,6 @@ def _in_worker(packed: bytes) -> Course:
     if _subject is None:
         raise RuntimeError("a worker was asked before it was told what chips share")
     return course_of(_subject, chips.unpacked(packed, "chip"))
-
-
-def _read(file: Path) -> dict[str, Course]:
-    """What was measured earlier; a line that was cut off by a kill is dropped."""
-    if not file.exists():
-        return {}
-    body = file.read_bytes()
-    whole = body[: body.rfind(b"\n") + 1]
-    if len(whole) < len(body):
-        file.write_bytes(whole)
-    try:
-        lines = [msgspec.json.decode(line, type=_Line) for line in whole.splitlines()]
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{file}: {error}; delete it, and all chips are measured anew") from error
-    return {line.key: line.course for line in lines}
 
 
 class Cell(NamedTuple):

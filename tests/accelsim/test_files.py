@@ -6,9 +6,10 @@ import os
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from accelsim.files import write_whole
+from accelsim.files import read_lines, write_whole
 
 
 def test_content_comes_back_and_the_old_one_is_kept_where_asked(tmp_path: Path) -> None:
@@ -58,3 +59,18 @@ def test_a_reader_never_sees_half(tmp_path: Path) -> None:
     while not done.is_set():
         assert path.read_bytes() in contents
     writer.join()
+
+
+class _Row(msgspec.Struct):
+    number: int
+
+
+def test_lines_are_read_but_one_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    assert read_lines(file, _Row, "") == []
+    file.write_bytes(b'{"number":1}\n{"number":2}\n{"numb')
+    assert [row.number for row in read_lines(file, _Row, "")] == [1, 2]
+    assert file.read_bytes() == b'{"number":1}\n{"number":2}\n', "what is added next is a line of its own"
+    file.write_bytes(b'{"number":1}\n{"number":"x"}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl: .*; delete it, and it is measured anew"):
+        read_lines(file, _Row, "it is measured anew")

@@ -38,6 +38,7 @@ from services.trainer.core.course import Batch, Deploy
 from services.trainer.core.replay import replay
 from services.trainer.core.step import Received
 from services.trainer.core.task import PAPER, Recipe, Sgd
+from tests.r2f.watching import Watching
 
 pytestmark = [
     pytest.mark.timeout(280),
@@ -61,26 +62,6 @@ SETTINGS = Settings(
 )
 DIGITS = load("digits")
 DATA = dict.fromkeys("abc", DIGITS)
-
-
-class Watching(Display):
-    """A display that does something with each step of the training, given the running pipeline."""
-
-    def __init__(self, each: Callable[[Pipeline, Progress], None] = lambda pipeline, message: None) -> None:
-        super().__init__(Console(quiet=True))
-        self.each = each
-        self.pipeline: Pipeline | None = None
-        self.restarts: list[str] = []
-
-    def started(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def restarted(self, name: str) -> None:
-        self.restarts.append(name)
-
-    def progress(self, message: Progress) -> None:
-        if message.phase == "train" and self.pipeline is not None:
-            self.each(self.pipeline, message)
 
 
 @pytest.fixture(scope="module")

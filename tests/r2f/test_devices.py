@@ -34,6 +34,7 @@ from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.fleet import Fleet
 from services.trainer.core.task import Recipe, Sgd
+from tests.r2f.watching import Watching
 
 pytestmark = [
     pytest.mark.timeout(280),
@@ -54,26 +55,6 @@ SETTINGS = Settings(
     codecs=2,
 )
 DIGITS = load("digits")
-
-
-class Watching(Display):
-    """A display that does something with each step of the training, given the running pipeline."""
-
-    def __init__(self, each: Callable[[Pipeline, Progress], None] = lambda pipeline, message: None) -> None:
-        super().__init__(Console(quiet=True))
-        self.each = each
-        self.pipeline: Pipeline | None = None
-        self.restarts: list[str] = []
-
-    def started(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def restarted(self, name: str) -> None:
-        self.restarts.append(name)
-
-    def progress(self, message: Progress) -> None:
-        if message.phase == "train" and self.pipeline is not None:
-            self.each(self.pipeline, message)
 
 
 @pytest.fixture(scope="module")
