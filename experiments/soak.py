@@ -47,7 +47,6 @@ DISK_MB: Final = 24
 LINKS: Final = (None, None, "lte", "hspa", "802.15.4g")
 """Of a run's two brokers; None is one broker. Each as likely as another."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-NO_SPACE: Final = "No space left on device"
 
 
 class Run(NamedTuple):
@@ -57,7 +56,7 @@ class Run(NamedTuple):
     seconds: float
     done: list[Disturbance]
     resumed: int
-    """How often ``r2f`` was killed, or ended because of a full disk, and was started again on the same folder."""
+    """How often ``r2f`` was killed and started again on the same folder."""
     stall_s: float
     """Longest time in which nothing changed in its folder."""
     failure: str
@@ -110,11 +109,10 @@ class Pace(NamedTuple):
     """Disturbances of the whole soak."""
 
 
-def soaked(folder: Path, link: str, sha: str, scene: Scene, pace: Pace, say: Callable[[str], None]) -> Run:
-    """One run from its prepared folder to its end, disturbed."""
+def soaked(folder: Path, log: Path, link: str, sha: str, scene: Scene, pace: Pace, say: Callable[[str], None]) -> Run:
+    """One run from its prepared folder to its end, disturbed. ``log`` is what ``r2f`` says, since it was last started."""
     done: list[Disturbance] = []
     lasting: list[tuple[float, Disturbance]] = []
-    log = folder / "soak.log"
     env = environment() if scene.clock is None else environment() | _off(scene.clock)
     began = changed = time.monotonic()
     stall, resumed, failure, state = 0.0, 0, "", _state(folder)
@@ -135,10 +133,10 @@ def soaked(folder: Path, link: str, sha: str, scene: Scene, pace: Pace, say: Cal
                     found_sha = result.read(folder).model_sha256
                     failure = "" if found_sha == sha else f"ended with model {found_sha[:12]}, not {sha[:12]}"
                     break
-                if code > 0 and not (NO_SPACE in words and any(one.what == "disk full" for one in done)):
+                if code > 0:
                     failure = f"ended early with {code}: {' '.join(words.split())[-300:]}"
                     break
-                _release(lasting)  # a broker that is frozen keeps nobody from starting another, and a full disk everybody
+                _release(lasting)  # who starts it again has seen to the disk
                 resumed += 1
                 process = _started(folder, log, env)
             if now - changed > STILL_S:
@@ -286,7 +284,7 @@ def soak(
             pace = Pace(EVERYTHING if kills is None else KILLS, every_s, began + 60 * minutes, most)
             name = "one broker" if link is None else f"two brokers, {link}"
             say(f"run {len(runs) + 1}: {name}{'' if off is None else ', a clock of its own'}")
-            run = soaked(folder, name, sha, Scene(0, chance, disk, off), pace, say)
+            run = soaked(folder, out / f"run-{len(runs) + 1}.log", name, sha, Scene(0, chance, disk, off), pace, say)
             runs.append(run)
             say(f"run {len(runs)}: {run.seconds:.0f} s, {len(run.done)} disturbances, {run.failure or 'the same model'}")
             if run.failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,9 +16,12 @@ from typing import IO
 from broker.child import dying_with_us, environment, python
 
 RESTARTS = 8
-"""How often in a row a process that was killed soon after its start is started again before the run is given up."""
+"""How often in a row a process that was killed soon after its start is started again before the run is given up, unless the
+run got on meanwhile."""
 STEADY_S = 60.0
 """A process that ran as long was not killed by what killed it before."""
+LONGEST_PAUSE_S = 1.6
+"""Before a process is started again."""
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
 
@@ -59,6 +63,11 @@ class Pipeline:
         """Process id of each program that runs now."""
         return {n: c.process.pid for n, c in self._children.items() if c.process and c.process.returncode is None}
 
+    def got_on(self) -> None:
+        """The run did something that it had not done before, so nothing that was killed until now keeps it from that."""
+        for child in self._children.values():
+            child.restarts = 0
+
     def argument(self, name: str, option: str) -> str:
         """Value of an option that a program was started with, such as the broker's ``--port``."""
         arguments = self._children[name].program.arguments
@@ -83,7 +92,8 @@ class Pipeline:
             if child.restarts > RESTARTS:
                 raise PipelineError(f"{program.name} was ended {child.restarts} times; see {child.log}")
             self._on_restart(program.name)
-            await asyncio.sleep(0.2 * child.restarts)
+            # Some chance in it: of several that were killed together not all come back at once.
+            await asyncio.sleep(min(LONGEST_PAUSE_S, 0.2 * child.restarts) * random.uniform(0.5, 1.5))
 
     def sweep(self) -> None:
         """Remove the logs of programs that had nothing to say."""

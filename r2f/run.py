@@ -27,7 +27,7 @@ from r2f.memory import Shares
 from r2f.pipeline import PipelineError, Program
 from r2f.settings import Settings
 from services.bus import Bus, BusError, topics
-from services.bus.messages import Progress, Timing
+from services.bus.messages import Phase, Progress, Timing
 from services.trainer import waiting
 from services.trainer.core import fleet as fleets
 from services.trainer.core.fleet import Fleet
@@ -147,7 +147,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         if settings.watch:
             showing.append(asyncio.create_task(watch.page(running, folder, server_broker, settings.watch_port, say)))
         listening = asyncio.Event()
-        watcher = asyncio.create_task(_watch(server_broker, fleet.devices if fleet else (settings.device,), say, listening))
+        devices = fleet.devices if fleet else (settings.device,)
+        watcher = asyncio.create_task(_watch(server_broker, devices, say, listening, running))
         hearing = asyncio.create_task(listening.wait())
         tasks: list[asyncio.Task[Any]] = [watcher, hearing, *showing]
         try:
@@ -258,9 +259,12 @@ def service_programs(
     return [program for program in programs if program.name.removesuffix(suffix) not in settings.external]
 
 
-async def _watch(broker: str, devices: Sequence[str], say: Display, listening: asyncio.Event) -> None:
-    """Feed the live display from the events. A display that lost its broker is no reason to stop."""
+async def _watch(
+    broker: str, devices: Sequence[str], say: Display, listening: asyncio.Event, running: pipeline.Pipeline
+) -> None:  # fmt: skip
+    """Feed the live display from the events, and say where the run gets on. A display that lost its broker does not stop it."""
     merged = watching.Merged(len(devices))
+    known: set[tuple[str, Phase, bool, int]] = set()
     while True:
         try:
             async with Bus(broker, service="watch", device=devices[0], passive=True, give_up_s=3600.0) as bus:
@@ -269,6 +273,10 @@ async def _watch(broker: str, devices: Sequence[str], say: Display, listening: a
                 listening.set()
                 async for topic, message in bus:
                     if isinstance(message, Progress):
+                        step = (topic, message.phase, message.faults, message.step)
+                        if step not in known:  # what is done again after a restart is no progress
+                            known.add(step)
+                            running.got_on()
                         say.progress(message if len(devices) == 1 else merged.of(topics.parse(topic).device, message))
                     elif isinstance(message, Timing):
                         say.timing(message)
