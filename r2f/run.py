@@ -136,7 +136,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
         ranks = ("--ranks", str(settings.ranks), "--meet", f"127.0.0.1:{free_port()}") if settings.ranks > 1 else ()
-        trainer = Program("trainer", "services.trainer", ("--run", str(folder), *ranks), {"R2F_BROKER": server_broker})
+        beside = {"R2F_BROKER": server_broker, **link_rates(settings)[1]}
+        trainer = Program("trainer", "services.trainer", ("--run", str(folder), *ranks), beside)
         programs += [
             Program(f"trainer-rank-{rank}", "services.trainer.ranks", ("--rank", str(rank), *ranks))
             for rank in range(1, settings.ranks)
@@ -242,10 +243,8 @@ def service_programs(
         agent += ["--random-faults", repr(settings.random_faults), "--chip-seed", str(settings.chip_seed)]
     # Addresses may hold passwords, which everybody on the host would see among the arguments.
     on_device, up, down = ({"R2F_BROKER": broker} for broker in (device_broker, device_broker, server_broker))
-    # On a real link, chunks are no longer than two seconds of its rate, and senders wait for credit as long as it takes.
-    if settings.live and settings.link is not None:
-        link = profile(settings.link)
-        up["R2F_LINK_BITS_PER_S"], down["R2F_LINK_BITS_PER_S"] = str(link.up), str(link.down)
+    of_device, of_server = link_rates(settings)
+    up, down = up | of_device, down | of_server
     modules = {} if settings.modules is None else {FOLDER: settings.modules}
     threads = _ALONE if suffix else {}
     # A program of somebody else need not know how to read shared memory.
@@ -257,6 +256,15 @@ def service_programs(
         Program(f"codec-server{suffix}", "services.codec", ("--side", "server", *named), down | threads),
     ]
     return [program for program in programs if program.name.removesuffix(suffix) not in settings.external]
+
+
+def link_rates(settings: Settings) -> tuple[dict[str, str], dict[str, str]]:
+    """Environment of what is on the device and of what is on the server: on a real link, chunks are no longer than two seconds
+    of its rate, and who waits for what crosses it waits as long as it takes."""
+    if not settings.live or settings.link is None:
+        return {}, {}
+    link = profile(settings.link)
+    return {"R2F_LINK_BITS_PER_S": str(link.up)}, {"R2F_LINK_BITS_PER_S": str(link.down)}
 
 
 async def _watch(

@@ -156,7 +156,7 @@ class Company:
             bus = await stack.enter_async_context(service.bus_of("trainer", self.options, name, readers=("codec-server",)))
             await stack.enter_async_context(service.telling_memory(bus))
             server = await stack.enter_async_context(serving(bus, self.job.session, patience=self.job.patience_s))
-            agent = await server.ready(name, max(training.READY_S, 3 * self.job.patience_s))
+            agent = await server.ready(name, training.ready_s(self.job))
             training.check_device(replace(self.job, device=name), agent)
             plan = common.member(self.job, name, agent.samples["train"], self.iterations)
         except (BusError, ValueError, OSError) as error:

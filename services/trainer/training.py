@@ -53,6 +53,8 @@ REFERENCE: Final = "reference"
 """Fault-free outputs (N, H, W, C) of the network from before retraining, for the held-out samples of the evaluations."""
 READY_S = 60.0
 """How long the services of a device may take to be there, at least."""
+LONGEST_READY_S = 1800.0
+"""And at most: behind a slow link, patience is for what is much larger than a birth."""
 MOST_SAMPLES = 1 << 26
 """That a device may say it has of a split: a plan numbers them all."""
 
@@ -74,8 +76,7 @@ async def run(
     found = result.read(folder)
 
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
-        # Many devices that start on one machine take longer; their patience says so.
-        agent = await server.ready(todo.device, max(READY_S, 3 * todo.patience_s))
+        agent = await server.ready(todo.device, ready_s(todo))
         check_device(todo, agent)
         plan = recipe.plan(todo, agent.samples["train"])
         found.iterations = plan.iterations
@@ -333,6 +334,12 @@ async def _evaluate(
     if shown:
         samples.save(folder, f"{'faulty' if faults else 'clean'}_{phase}", np.concatenate(shown))
     return evaluation.accuracy(found)
+
+
+def ready_s(todo: Job) -> float:
+    """How long the services of a job's device may take to be there. Many that start on one machine take longer; their patience
+    says so."""
+    return max(READY_S, min(3 * todo.patience_s, LONGEST_READY_S))
 
 
 def resumed(folder: Path, todo: Job, initial: Network) -> Checkpoint:
