@@ -14,7 +14,7 @@ from pathlib import Path
 from broker import config, embedded
 from broker.address import host_port, port
 from broker.launch import BrokerError, launch
-from services.bus.service import end_by_sigterm
+from services.bus.service import Lines, end_by_sigterm
 
 RESTARTS = 8
 """How often in a row a broker that something killed soon after its start is started again."""
@@ -82,7 +82,7 @@ async def _run(
     while True:
         async with launch(port, host, embedded=use_embedded or None, accounts=accounts, tls=tls, bridge=bridge) as running:
             port, began = running.port, time.monotonic()
-            print(f"{running.kind} on {running.url()}", flush=True)
+            print(f"{running.kind} on {running.url()}", file=Lines(sys.stdout), flush=True)
             code = await running.process.wait()
             if code > 0:
                 raise BrokerError(f"{running.kind} ended with {code}: {running.last_words()}")
@@ -90,7 +90,7 @@ async def _run(
         if restarts > RESTARTS:
             raise BrokerError(f"{running.kind} was ended {restarts} times, each soon after its start")
         how = f"was killed by {signal.Signals(-code).name}" if code else "was told to end"
-        print(f"{running.kind} {how}; starting it again", file=sys.stderr, flush=True)
+        print(f"{running.kind} {how}; starting it again", file=Lines(sys.stderr), flush=True)
         await asyncio.sleep(0.1 * restarts * random.uniform(0.5, 1.5))
 
 

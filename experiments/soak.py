@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 from rich.console import Console
 
 from accelsim.faults import Rates
+from accelsim.int8 import storage
 from broker.child import environment, python
 from broker.launch import find_mosquitto
 from experiments.common import command
@@ -64,13 +65,14 @@ class Run(NamedTuple):
 
 
 def settings_of(link: str | None, iterations: int, weights: str | None) -> Settings:
-    """The run, small and with all that a run can do: corrections, several updates, selection, evaluations."""
+    """The run, small: corrections, updates of two batches each, evaluations. It ends with what it learnt, be that better or not:
+    were the network from before kept, every run would end with that."""
     return Settings(
         weights=weights,
         rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
         iterations=iterations,
         sgd=Sgd(rate=0.02),
-        recipe=Recipe(corrections=2, selection=64, accumulate=2, shift=1),
+        recipe=Recipe(corrections=2, selection=0, accumulate=2, shift=1),
         evaluation_seeds=2,
         evaluation_samples=64,
         checkpoint_every=3,
@@ -79,17 +81,19 @@ def settings_of(link: str | None, iterations: int, weights: str | None) -> Setti
     )
 
 
-def undisturbed(folder: Path, say: Callable[[str], None]) -> str:
-    """The sha256 of the model that a prepared run ends with when it is left alone; its folder is as before."""
+def undisturbed(folder: Path, say: Callable[[str], None]) -> result.Result:
+    """What a prepared run ends with when it is left alone; its folder is as before."""
     alone = folder.with_name(f"{folder.name}-undisturbed")
     shutil.copytree(folder, alone)
     began = time.monotonic()
     finished = subprocess.run(resume(alone), env=environment(), capture_output=True, text=True)
     if finished.returncode:
         raise InputError(f"{alone}: the run fails even when it is left alone: {finished.stderr.strip()[-500:]}")
-    sha = result.read(alone).model_sha256
-    say(f"{folder.name}: undisturbed {time.monotonic() - began:.0f} s, model {sha[:12]}")
-    return sha
+    found = result.read(alone)
+    if found.model_sha256 == storage.digest(prepare.network_of(alone)):
+        raise InputError(f"{alone}: the run learnt nothing, so its model tells nothing")
+    say(f"{folder.name}: undisturbed {time.monotonic() - began:.0f} s, model {found.model_sha256[:12]}")
+    return found
 
 
 def resume(folder: Path) -> list[str]:
@@ -109,7 +113,9 @@ class Pace(NamedTuple):
     """Disturbances of the whole soak."""
 
 
-def soaked(folder: Path, log: Path, link: str, sha: str, scene: Scene, pace: Pace, say: Callable[[str], None]) -> Run:
+def soaked(
+    folder: Path, log: Path, link: str, expected: result.Result, scene: Scene, pace: Pace, say: Callable[[str], None]
+) -> Run:
     """One run from its prepared folder to its end, disturbed. ``log`` is what ``r2f`` says, since it was last started."""
     done: list[Disturbance] = []
     lasting: list[tuple[float, Disturbance]] = []
@@ -130,8 +136,11 @@ def soaked(folder: Path, log: Path, link: str, sha: str, scene: Scene, pace: Pac
             if (code := process.poll()) is not None:
                 words = log.read_text(errors="replace")
                 if code == 0:
-                    found_sha = result.read(folder).model_sha256
-                    failure = "" if found_sha == sha else f"ended with model {found_sha[:12]}, not {sha[:12]}"
+                    ended = result.read(folder)
+                    if ended.model_sha256 != expected.model_sha256:
+                        failure = f"ended with model {ended.model_sha256[:12]}, not {expected.model_sha256[:12]}"
+                    elif ended != expected:
+                        failure = "ended with the model, but other accuracies"
                     break
                 if code > 0:
                     failure = f"ended early with {code}: {' '.join(words.split())[-300:]}"
@@ -261,7 +270,7 @@ def soak(
     began = time.monotonic()
     chance = Random(seed)
     runs: list[Run] = []
-    prepared: dict[str | None, tuple[Path, str]] = {}
+    prepared: dict[str | None, tuple[Path, result.Result]] = {}
     clock = out / "clock" if FAKETIME.exists() and kills is None else None
     if clock is None and kills is None:
         say(f"no clock is put forward or back: {FAKETIME} is not there (apt-get install faketime)")
@@ -273,7 +282,7 @@ def soak(
                 with Display(Console(quiet=True)) as quiet:
                     prepare.prepare(settings_of(link, iterations, weights), folder, quiet)
                 prepared[link] = folder, undisturbed(folder, say)
-            fresh, sha = prepared[link]
+            fresh, expected = prepared[link]
             folder = (disk or out) / f"run-{len(runs) + 1}"
             shutil.copytree(fresh, folder)
             # A clock of its own for every other run: what it is preloaded with is in all its processes, and is not the product.
@@ -284,7 +293,7 @@ def soak(
             pace = Pace(EVERYTHING if kills is None else KILLS, every_s, began + 60 * minutes, most)
             name = "one broker" if link is None else f"two brokers, {link}"
             say(f"run {len(runs) + 1}: {name}{'' if off is None else ', a clock of its own'}")
-            run = soaked(folder, out / f"run-{len(runs) + 1}.log", name, sha, Scene(0, chance, disk, off), pace, say)
+            run = soaked(folder, out / f"run-{len(runs) + 1}.log", name, expected, Scene(0, chance, disk, off), pace, say)
             runs.append(run)
             say(f"run {len(runs)}: {run.seconds:.0f} s, {len(run.done)} disturbances, {run.failure or 'the same model'}")
             if run.failure:
