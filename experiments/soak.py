@@ -65,7 +65,7 @@ class Run(NamedTuple):
 
 
 def settings_of(link: str | None, iterations: int, weights: str | None) -> Settings:
-    """The run, small: corrections, updates of two batches each, evaluations. It ends with what it learnt, be that better or not:
+    """The run, small: corrections, updates of two batches each, evaluations. It ends with what it learnt, better or not:
     were the network from before kept, every run would end with that."""
     return Settings(
         weights=weights,
