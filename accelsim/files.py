@@ -29,7 +29,8 @@ def write_whole(
             os.replace(kept, keep)
         os.replace(fresh, target)
     except OSError as error:
-        error.filename = error.filename or str(target)  # a write that the disk refuses names nothing
+        if error.errno is not None and error.filename is None:
+            error.filename = str(target)  # a write that the disk refuses names nothing
         raise
     finally:
         fresh.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from broker.child import dying_with_us, environment, python
 RESTARTS = 8
 """How often a process that is killed soon after its start is started again before the run is given up."""
 FORGIVEN_S = 5.0
-"""For each such time that it ran, one of those is forgotten: what kills it from without comes now and then, what is wrong with it
-comes at once."""
+"""For each such time that it ran, one of those is forgotten: what kills it from without comes now and then, what is wrong with
+it comes at once."""
 FRUITLESS = 64
 """How often it is started again, however long it ran each time, while the run does not get on: as where memory is short."""
 LONGEST_PAUSE_S = 1.6

@@ -72,7 +72,7 @@ def processes(root: int) -> dict[str, int]:
 
 def killed(scene: Scene) -> Disturbance | None:
     """SIGKILL to any process, ``r2f`` among them: who started it is to start it again."""
-    return _struck(scene, "killed", signal.SIGKILL, processes(scene.root))
+    return _struck(scene, "killed", signal.SIGKILL, _all(scene))
 
 
 def service_killed(scene: Scene) -> Disturbance | None:
@@ -104,7 +104,9 @@ def two_killed(scene: Scene) -> Disturbance | None:
 
 def frozen(scene: Scene) -> Disturbance | None:
     """SIGSTOP to any process, and SIGCONT later."""
-    found = processes(scene.root)
+    found = _all(scene)
+    if not found:
+        return None
     name = _drawn(scene, found)
     try:
         handle = os.pidfd_open(found[name])  # that process, even where its number has become another's
@@ -169,10 +171,16 @@ def _struck(scene: Scene, what: str, number: signal.Signals, among: dict[str, in
     return Disturbance(what, name) if _send(among[name], number) else None
 
 
+def _all(scene: Scene) -> dict[str, int]:
+    """The processes of a run, ``r2f`` among them; where it is alone, as for a while after its start, seldom any."""
+    found = processes(scene.root)
+    return found if len(found) > 1 or scene.chance.random() < 0.2 else {}
+
+
 def _drawn(scene: Scene, among: dict[str, int]) -> str:
-    """One of the processes; ``r2f`` seldom, for all others end with it, and what is between it and them goes untried."""
+    """One of the processes; ``r2f`` seldom, for all others end with it, and they take a while to be there again."""
     names = sorted(among)
-    return scene.chance.choices(names, [1 if name == ROOT else 4 for name in names])[0]
+    return scene.chance.choices(names, [1 if name == ROOT else 5 for name in names])[0]
 
 
 def _send(pid: int, number: signal.Signals) -> bool:
