@@ -33,7 +33,7 @@ from broker.child import environment, python
 from broker.launch import find_mosquitto
 from experiments.common import command
 from experiments.common.command import InputError
-from experiments.common.disturbing import EVERYTHING, KILLS, Deed, Disturbance, Scene, set_clock
+from experiments.common.disturbing import EVERYTHING, Deed, Disturbance, Scene, in_turn, set_clock
 from r2f import prepare
 from r2f.display import Display
 from r2f.settings import Settings
@@ -270,6 +270,7 @@ def soak(
     began = time.monotonic()
     chance = Random(seed)
     runs: list[Run] = []
+    deeds = EVERYTHING if kills is None else ((in_turn(), 1),)
     prepared: dict[str | None, tuple[Path, result.Result]] = {}
     clock = out / "clock" if FAKETIME.exists() and kills is None else None
     if clock is None and kills is None:
@@ -290,7 +291,7 @@ def soak(
             if off is not None:
                 set_clock(off, 0)
             most = None if kills is None else kills - sum(len(run.done) for run in runs)
-            pace = Pace(EVERYTHING if kills is None else KILLS, every_s, began + 60 * minutes, most)
+            pace = Pace(deeds, every_s, began + 60 * minutes, most)
             name = "one broker" if link is None else f"two brokers, {link}"
             say(f"run {len(runs) + 1}: {name}{'' if off is None else ', a clock of its own'}")
             run = soaked(folder, out / f"run-{len(runs) + 1}.log", name, expected, Scene(0, chance, disk, off), pace, say)

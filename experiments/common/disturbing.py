@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -75,11 +76,20 @@ def killed(scene: Scene) -> Disturbance | None:
     return _struck(scene, "killed", signal.SIGKILL, _all(scene))
 
 
-def service_killed(scene: Scene) -> Disturbance | None:
-    """SIGKILL to any process but ``r2f`` itself."""
-    found = processes(scene.root)
-    found.pop(ROOT)
-    return _struck(scene, "killed", signal.SIGKILL, found)
+def in_turn() -> Deed:
+    """SIGKILL to any process but ``r2f`` itself, those first that met it least often."""
+    met: Counter[str] = Counter()
+
+    def kill(scene: Scene) -> Disturbance | None:
+        found = processes(scene.root)
+        found.pop(ROOT)
+        if not found:
+            return None
+        name = min(sorted(found), key=lambda name: (met[name], scene.chance.random()))
+        met[name] += 1
+        return Disturbance("killed", name) if _send(found[name], signal.SIGKILL) else None
+
+    return kill
 
 
 def ended(scene: Scene) -> Disturbance | None:
@@ -160,8 +170,6 @@ EVERYTHING: Final[tuple[tuple[Deed, int], ...]] = (
     (killed, 35), (ended, 10), (two_killed, 10), (frozen, 30), (disk_full, 8), (clock_stepped, 7),
 )  # fmt: skip
 """What a soak does, and how often of a hundred times."""
-KILLS: Final[tuple[tuple[Deed, int], ...]] = ((service_killed, 1),)
-"""Kills alone, of all that is to be started again without anybody's help."""
 
 
 def _struck(scene: Scene, what: str, number: signal.Signals, among: dict[str, int]) -> Disturbance | None:
