@@ -45,6 +45,8 @@ STILL_S: Final = 300.0
 TICK_S: Final = 0.05
 DISK_MB: Final = 24
 """Of the file system that a run's folder is on where its disk is to be full at times."""
+OFTEN: Final = 6
+"""Disturbances in the time that an undisturbed run takes, where nobody says how often: more keep it from getting on at all."""
 LINKS: Final = (None, None, "lte", "hspa", "802.15.4g")
 """Of a run's two brokers; None is one broker. Each as likely as another."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -81,8 +83,8 @@ def settings_of(link: str | None, iterations: int, weights: str | None) -> Setti
     )
 
 
-def undisturbed(folder: Path, say: Callable[[str], None]) -> result.Result:
-    """What a prepared run ends with when it is left alone; its folder is as before."""
+def undisturbed(folder: Path, say: Callable[[str], None]) -> tuple[result.Result, float]:
+    """What a prepared run ends with when it is left alone, and the seconds that it takes; its folder is as before."""
     alone = folder.with_name(f"{folder.name}-undisturbed")
     shutil.copytree(folder, alone)
     began = time.monotonic()
@@ -92,8 +94,9 @@ def undisturbed(folder: Path, say: Callable[[str], None]) -> result.Result:
     found = result.read(alone)
     if found.model_sha256 == storage.digest(prepare.network_of(alone)):
         raise InputError(f"{alone}: the run learnt nothing, so its model tells nothing")
-    say(f"{folder.name}: undisturbed {time.monotonic() - began:.0f} s, model {found.model_sha256[:12]}")
-    return found
+    took = time.monotonic() - began
+    say(f"{folder.name}: undisturbed {took:.0f} s, model {found.model_sha256[:12]}")
+    return found, took
 
 
 def resume(folder: Path) -> list[str]:
@@ -260,7 +263,7 @@ def write(out: Path, runs: Sequence[Run], seed: int, minutes: float) -> None:
 
 
 def soak(
-    out: Path, *, minutes: float, seed: int, every_s: float, iterations: int, kills: int | None, links: Sequence[str | None],
+    out: Path, *, minutes: float, seed: int, every_s: float | None, iterations: int, kills: int | None, links: Sequence[str | None],
     weights: str | None, say: Callable[[str], None],
 ) -> list[Run]:  # fmt: skip
     """Run after run until the time is over, or so many kills are done; what became of each. Raises InputError."""
@@ -271,7 +274,7 @@ def soak(
     chance = Random(seed)
     runs: list[Run] = []
     deeds = EVERYTHING if kills is None else ((in_turn(), 1),)
-    prepared: dict[str | None, tuple[Path, result.Result]] = {}
+    prepared: dict[str | None, tuple[Path, result.Result, float]] = {}
     clock = out / "clock" if FAKETIME.exists() and kills is None else None
     if clock is None and kills is None:
         say(f"no clock is put forward or back: {FAKETIME} is not there (apt-get install faketime)")
@@ -282,8 +285,8 @@ def soak(
                 folder = out / f"prepared-{link or 'one-broker'}"
                 with Display(Console(quiet=True)) as quiet:
                     prepare.prepare(settings_of(link, iterations, weights), folder, quiet)
-                prepared[link] = folder, undisturbed(folder, say)
-            fresh, expected = prepared[link]
+                prepared[link] = folder, *undisturbed(folder, say)
+            fresh, expected, took = prepared[link]
             folder = (disk or out) / f"run-{len(runs) + 1}"
             shutil.copytree(fresh, folder)
             # A clock of its own for every other run: what it is preloaded with is in all its processes, and is not the product.
@@ -291,7 +294,7 @@ def soak(
             if off is not None:
                 set_clock(off, 0)
             most = None if kills is None else kills - sum(len(run.done) for run in runs)
-            pace = Pace(deeds, every_s, began + 60 * minutes, most)
+            pace = Pace(deeds, every_s or took / OFTEN, began + 60 * minutes, most)
             name = "one broker" if link is None else f"two brokers, {link}"
             say(f"run {len(runs) + 1}: {name}{'' if off is None else ', a clock of its own'}")
             run = soaked(folder, out / f"run-{len(runs) + 1}.log", name, expected, Scene(0, chance, disk, off), pace, say)
@@ -320,7 +323,7 @@ def main() -> int:
     parser = command.parser(__doc__)
     parser.add_argument("--minutes", type=seconds, default=60.0, help="how long disturbed runs are begun [%(default)s]")
     parser.add_argument("--kills", type=command.positive, help="instead: so many kills, and nothing but kills")
-    parser.add_argument("--every", type=seconds, default=3.0, metavar="SECONDS", help="between two, in the mean [%(default)s]")
+    parser.add_argument("--every", type=seconds, metavar="SECONDS", help="between two, in the mean [a sixth of a run]")
     parser.add_argument("--iterations", type=command.positive, default=20, help="of each run [%(default)s]")
     parser.add_argument("--link", choices=["none", "lte", "hspa", "802.15.4g"], help="this alone, in place of all in turn")
     parser.add_argument("--seed", type=int, default=0, help="of what is done [%(default)s]")
