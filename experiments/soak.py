@@ -263,8 +263,8 @@ def write(out: Path, runs: Sequence[Run], seed: int, minutes: float) -> None:
 
 
 def soak(
-    out: Path, *, minutes: float, seed: int, every_s: float | None, iterations: int, kills: int | None, links: Sequence[str | None],
-    weights: str | None, say: Callable[[str], None],
+    out: Path, *, minutes: float, seed: int, every_s: float | None, iterations: int, kills: int | None,
+    links: Sequence[str | None], weights: str | None, say: Callable[[str], None],
 ) -> list[Run]:  # fmt: skip
     """Run after run until the time is over, or so many kills are done; what became of each. Raises InputError."""
     if out.exists() and any(out.iterdir()):
