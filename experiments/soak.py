@@ -26,7 +26,9 @@ from random import Random
 from typing import Final, NamedTuple
 
 from rich.console import Console
+from safetensors.torch import save_file
 
+from accelsim import datasets
 from accelsim.faults import Rates
 from accelsim.int8 import storage
 from broker.child import environment, python
@@ -34,9 +36,9 @@ from broker.launch import find_mosquitto
 from experiments.common import command
 from experiments.common.command import InputError
 from experiments.common.disturbing import EVERYTHING, Deed, Disturbance, Scene, in_turn, set_clock
-from r2f import prepare
+from r2f import float_training, prepare
 from r2f.display import Display
-from r2f.settings import Settings
+from r2f.settings import DEMO_NETWORK, Settings
 from services.trainer.core import result
 from services.trainer.core.task import Recipe, Sgd
 
@@ -47,7 +49,7 @@ DISK_MB: Final = 24
 """Of the file system that a run's folder is on where its disk is to be full at times."""
 OFTEN: Final = 6
 """Disturbances in the time that an undisturbed run takes, where nobody says how often: more keep it from getting on at all."""
-LINKS: Final = (None, None, "lte", "hspa", "802.15.4g")
+LINKS: Final = (None, None, "hspa", "802.15.4g")
 """Of a run's two brokers; None is one broker. Each as likely as another."""
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
@@ -275,6 +277,9 @@ def soak(
     runs: list[Run] = []
     deeds = EVERYTHING if kills is None else ((in_turn(), 1),)
     prepared: dict[str | None, tuple[Path, result.Result, float]] = {}
+    if weights is None:
+        weights = str(out / "float.safetensors")
+        save_file(float_training.from_nothing(DEMO_NETWORK, datasets.load(datasets.DIGITS), 0).state_dict(), weights)
     clock = out / "clock" if FAKETIME.exists() and kills is None else None
     if clock is None and kills is None:
         say(f"no clock is put forward or back: {FAKETIME} is not there (apt-get install faketime)")
