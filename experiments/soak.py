@@ -42,6 +42,7 @@ from r2f.settings import DEMO_NETWORK, Settings
 from services.trainer.core import result
 from services.trainer.core.task import Recipe, Sgd
 
+NO_ROOM: Final = "No space left on device"
 STILL_S: Final = 300.0
 """A run of which nothing has changed on the disk for as long has wedged."""
 TICK_S: Final = 0.05
@@ -62,6 +63,9 @@ class Run(NamedTuple):
     done: list[Disturbance]
     resumed: int
     """How often ``r2f`` was killed and started again on the same folder."""
+    no_room: int
+    """How often it ended by itself with a line that said that the disk was full, as it began or reported, and was started again
+    when there was room."""
     stall_s: float
     """Longest time in which nothing changed in its folder."""
     failure: str
@@ -126,7 +130,7 @@ def soaked(
     lasting: list[tuple[float, Disturbance]] = []
     env = environment() if scene.clock is None else environment() | _off(scene.clock)
     began = changed = time.monotonic()
-    stall, resumed, failure, state = 0.0, 0, "", _state(folder)
+    stall, resumed, no_room, failure, state = 0.0, 0, 0, "", _state(folder)
     process = _started(folder, log, env)
     following = began + scene.chance.expovariate(1 / pace.every_s)
     try:
@@ -147,11 +151,14 @@ def soaked(
                     elif ended != expected:
                         failure = "ended with the model, but other accuracies"
                     break
-                if code > 0:
+                filled = scene.disk is not None and any(one.what == "disk full" for _, one in lasting)
+                if code > 0 and filled and NO_ROOM in words:
+                    no_room += 1
+                elif code > 0:
                     failure = f"ended early with {code}: {' '.join(words.split())[-300:]}"
                     break
                 _release(lasting)  # who starts it again has seen to the disk
-                resumed += 1
+                resumed += code < 0
                 process = _started(folder, log, env)
             if now - changed > STILL_S:
                 failure = f"stood still for {STILL_S:.0f} s: {' '.join(log.read_text(errors='replace').split())[-300:]}"
@@ -171,7 +178,7 @@ def soaked(
         if process.poll() is None:
             process.kill()
             process.wait()
-    return Run(link, time.monotonic() - began, done, resumed, stall, failure)
+    return Run(link, time.monotonic() - began, done, resumed, no_room, stall, failure)
 
 
 def _release(lasting: list[tuple[float, Disturbance]]) -> None:
@@ -235,6 +242,7 @@ def table(runs: Sequence[Run], seed: int, minutes: float) -> str:
         f"| did not | {len(failed)} |",
         f"| disturbances | {sum(count.values())} |",
         f"| `r2f` itself started again on its folder | {sum(run.resumed for run in runs)} |",
+        f"| `r2f` itself ended for want of room, said so, and was started again | {sum(run.no_room for run in runs)} |",
         f"| longest time without anything new in a run's folder | {max((run.stall_s for run in runs), default=0):.0f} s |",
         "", "| done | times | to whom |", "|---|---|---|",
     ]  # fmt: skip
@@ -254,9 +262,11 @@ def write(out: Path, runs: Sequence[Run], seed: int, minutes: float) -> None:
     (out / "soak.md").write_text(table(runs, seed, minutes), encoding="utf-8")
     with (out / "runs.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["run", "link", "seconds", "disturbances", "resumed", "longest stall s", "failure"])
+        rows.writerow(["run", "link", "seconds", "disturbances", "resumed", "no room", "longest stall s", "failure"])
         for n, run in enumerate(runs, 1):
-            rows.writerow([n, run.link, f"{run.seconds:.1f}", len(run.done), run.resumed, f"{run.stall_s:.1f}", run.failure])
+            rows.writerow(
+                [n, run.link, f"{run.seconds:.1f}", len(run.done), run.resumed, run.no_room, f"{run.stall_s:.1f}", run.failure]
+            )
     with (out / "disturbances.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["what", "whom", "times"])

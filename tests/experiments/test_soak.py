@@ -78,6 +78,31 @@ def test_another_model_and_an_early_end_are_noticed(
     assert judged(right, "import sys; sys.exit('no reason')") == "ended early with 1: no reason"
 
 
+def test_for_want_of_room_r2f_may_end_if_it_says_so(
+    twenty: tuple[Path, list[soak.Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for another reason, nor without a word of it, nor where there was room."""
+    done = twenty[0] / "prepared-one-broker-undisturbed"
+    (tmp_path / "again").touch()
+
+    def fill(scene: Scene) -> disturbing.Disturbance:
+        return disturbing.Disturbance("disk full", "all", 600.0, (tmp_path / "again").unlink)
+
+    def judged(said: str, disk: Path | None) -> soak.Run:
+        (tmp_path / "again").touch()
+        program = (
+            f"import os, sys, time; time.sleep(0.5); sys.exit({said!r} if os.path.exists({str(tmp_path / 'again')!r}) else 0)"
+        )
+        monkeypatch.setattr(soak, "resume", lambda _: [sys.executable, "-c", program])
+        pace = soak.Pace(((fill, 1),), 0.01, float("inf"), 1)
+        return soak.soaked(done, tmp_path / "log", "", result.read(done), Scene(0, Random(0), disk), pace, lambda _: None)
+
+    run = judged("r2f: [Errno 28] No space left on device: 'report.json'", tmp_path)
+    assert (run.failure, run.no_room, run.resumed) == ("", 1, 0)
+    assert judged("r2f: another reason", tmp_path).failure == "ended early with 1: r2f: another reason"
+    assert judged("r2f: [Errno 28] No space left on device", None).failure.startswith("ended early with 1")
+
+
 def test_a_run_that_stands_still_is_noticed_and_ended(
     twenty: tuple[Path, list[soak.Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
