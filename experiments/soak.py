@@ -131,7 +131,7 @@ def soaked(
     env = environment() if scene.clock is None else environment() | _off(scene.clock)
     began = changed = time.monotonic()
     stall, resumed, no_room, failure, state = 0.0, 0, 0, "", _state(folder)
-    process = _started(folder, log, env)
+    process, life = _started(folder, log, env), 0
     following = began + scene.chance.expovariate(1 / pace.every_s)
     try:
         while True:
@@ -151,7 +151,7 @@ def soaked(
                     elif ended != expected:
                         failure = "ended with the model, but other accuracies"
                     break
-                filled = scene.disk is not None and any(one.what == "disk full" for _, one in lasting)
+                filled = scene.disk is not None and any(one.what == "disk full" for one in done[life:])
                 if code > 0 and filled and NO_ROOM in words:
                     no_room += 1
                 elif code > 0:
@@ -159,6 +159,7 @@ def soaked(
                     break
                 _release(lasting)  # who starts it again has seen to the disk
                 resumed += code < 0
+                life = len(done)
                 process = _started(folder, log, env)
             if now - changed > STILL_S:
                 failure = f"stood still for {STILL_S:.0f} s: {' '.join(log.read_text(errors='replace').split())[-300:]}"
