@@ -34,7 +34,7 @@ from services.trainer.core.job import Job
 from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.disk import written
-from services.trainer.remote import DeviceError
+from services.trainer.remote import DeviceError, ready_s
 from services.trainer.table1 import Server, serving
 from services.trainer.training import Training
 
@@ -158,7 +158,7 @@ class Company:
             bus = await stack.enter_async_context(service.bus_of("trainer", self.options, name, readers=("codec-server",)))
             await stack.enter_async_context(service.telling_memory(bus))
             server = await stack.enter_async_context(serving(bus, self.job.session, patience=self.job.patience_s))
-            agent = await server.ready(name, training.ready_s(self.job))
+            agent = await server.ready(name, ready_s(self.job.patience_s))
             training.check_device(replace(self.job, device=name), agent)
             plan = common.member(self.job, name, agent.samples["train"], self.iterations)
         except (BusError, ValueError, OSError) as error:

@@ -54,6 +54,12 @@ class Patience(NamedTuple):
     attempts: int = 4
 
 
+def ready_s(patience_s: float) -> float:
+    """How long, in seconds, services of a job with that patience may take to be there. Many that start on one machine take
+    longer, and their patience says so; behind a slow link it is for what is much larger than a birth."""
+    return max(60.0, min(3 * patience_s, 1800.0))
+
+
 @dataclass(slots=True)
 class Data:
     """What one forward pass of the device gave: Table I's getData.

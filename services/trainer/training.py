@@ -44,7 +44,7 @@ from services.trainer.core.recipe import Plan
 from services.trainer.core.result import Result
 from services.trainer.core.step import INITIAL_VERSION, Received, Step, start
 from services.trainer.disk import written
-from services.trainer.remote import Data
+from services.trainer.remote import Data, ready_s
 from services.trainer.table1 import Mode, Server, serving
 
 log = structlog.get_logger()
@@ -53,10 +53,6 @@ Int64 = npt.NDArray[np.int64]
 Turn = AbstractAsyncContextManager[Any]
 REFERENCE: Final = "reference"
 """Fault-free outputs (N, H, W, C) of the network from before retraining, for the held-out samples of the evaluations."""
-READY_S = 60.0
-"""How long the services of a device may take to be there, at least."""
-LONGEST_READY_S = 1800.0
-"""And at most: behind a slow link, patience is for what is much larger than a birth."""
 MOST_SAMPLES = 1 << 26
 """That a device may say it has of a split: a plan numbers them all."""
 
@@ -78,7 +74,7 @@ async def run(
     found = result.read(folder)
 
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
-        agent = await server.ready(todo.device, ready_s(todo))
+        agent = await server.ready(todo.device, ready_s(todo.patience_s))
         check_device(todo, agent)
         plan = recipe.plan(todo, agent.samples["train"])
         found.iterations = plan.iterations
@@ -337,12 +333,6 @@ async def _evaluate(
         name = f"{'faulty' if faults else 'clean'}_{phase}"
         await written(lambda: samples.save(folder, name, np.concatenate(shown)))
     return evaluation.accuracy(found)
-
-
-def ready_s(todo: Job) -> float:
-    """How long the services of a job's device may take to be there. Many that start on one machine take longer; their patience
-    says so."""
-    return max(READY_S, min(3 * todo.patience_s, LONGEST_READY_S))
 
 
 def resumed(folder: Path, todo: Job, initial: Network) -> Checkpoint:
