@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from accelsim import datasets
 from accelsim.faults import Rates
 from accelsim.int8 import storage
-from broker.child import environment, python
+from broker.child import dying_with_us, environment, python
 from broker.launch import find_mosquitto
 from experiments.common import command
 from experiments.common.command import InputError
@@ -190,7 +190,10 @@ def _release(lasting: list[tuple[float, Disturbance]]) -> None:
 
 def _started(folder: Path, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:  # of the last start alone: what it says is why it ended
-        return subprocess.Popen(resume(folder), env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        # A soak that is killed leaves no run behind.
+        return subprocess.Popen(
+            dying_with_us(resume(folder), signal.SIGTERM), env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
 
 
 def _state(folder: Path) -> tuple[int, ...]:
