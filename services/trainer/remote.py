@@ -217,6 +217,7 @@ class Remote:
                 result = await self._wait(ready)
             except TimeoutError:
                 silent += 1
+                log.warning("silent", device=self.name, asked_for=what, for_s=self.patience.seconds, times=silent)
             else:
                 if result:
                     return result
