@@ -3,6 +3,7 @@
 # make lint   ruff (rules and format), mypy, import-linter
 # make figures   every figure and table of the paper, into runs/figures: within an hour on two cores. FULL=--full is the
 #             paper's size (hours), R2F_DATA the folder of real data, POOL=--dask=ADDRESS a cluster. Goes on where it was
+# make soak MINUTES=60   runs whose processes are killed, frozen and cut off at random, and a table of it, into runs/soak: SEED=1 others
 # make docs   the documentation as a site, in site/; fails on a link that leads nowhere
 #
 # On x86-64 Linux PyPI's torch brings CUDA along. For the small CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # Debian puts mosquitto where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/sbin
 
-.PHONY: demo test lint docs npm figures mosquitto clean
+.PHONY: demo test lint docs npm figures soak mosquitto clean
 
 demo: $(VENV)/installed
 	$(BIN)/r2f demo
@@ -47,6 +48,11 @@ figures: $(VENV)/installed-dev
 	$(BIN)/python -m experiments.fig5_protection --out $(FIGURES) $(FULL) $(POOL)
 	$(BIN)/python -m experiments.reduce --network digits_cnn resnet20 resnet56 $(if $(FULL),,--maps 1 --chips 4 --no-mapping) \
 	    --json $(FIGURES)/reduce.json --out $(FIGURES) $(POOL)
+
+MINUTES := 60
+SEED := 0
+soak: $(VENV)/installed-dev mosquitto
+	$(BIN)/python -m experiments.soak --minutes $(MINUTES) --seed $(SEED) --out runs/soak
 
 # The bus as a page of its own, by AsyncAPI's component, where npm is; without, docs/bus.md has the same in words.
 docs: $(VENV)/installed-dev npm

@@ -33,6 +33,10 @@ def write_whole(
             os.link(target, kept)
             os.replace(kept, keep)
         os.replace(fresh, target)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(target)  # a write that the disk refuses names nothing
+        raise
     finally:
         fresh.unlink(missing_ok=True)
     _sync(target.parent)
@@ -55,6 +59,20 @@ def read_lines(path: Path, kind: type[T], cure: str) -> list[T]:
         return [msgspec.json.decode(line, type=kind) for line in whole.splitlines()]
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}: {error}; delete it, and {cure}") from error
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Adds ``data`` to the end of a file, all of it or, but for a crash in the middle, nothing. Raises OSError if the disk
+    refuses."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError as error:
+            file.truncate(before)
+            error.filename = str(path)
+            raise
 
 
 def _beside(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import signal
 import sys
 import time
@@ -13,12 +14,13 @@ from pathlib import Path
 from broker import config, embedded
 from broker.address import host_port, port
 from broker.launch import BrokerError, launch
-from services.bus.service import end_by_sigterm
+from services.bus.service import Lines, end_by_sigterm
 
 RESTARTS = 8
 """How often in a row a broker that something killed soon after its start is started again."""
-STEADY_S = 60.0
-"""A broker that ran as long was not ended by what ended it before."""
+FORGIVEN_S = 2.0
+"""For each such time that a broker ran, once it took connections, one of its restarts is forgotten: what ends it from without
+comes now and then, what ends it of itself comes at once."""
 
 
 def main() -> None:
@@ -78,19 +80,18 @@ async def _run(
     """
     restarts = 0
     while True:
-        began = time.monotonic()
         async with launch(port, host, embedded=use_embedded or None, accounts=accounts, tls=tls, bridge=bridge) as running:
-            port = running.port
-            print(f"{running.kind} on {running.url()}", flush=True)
+            port, began = running.port, time.monotonic()
+            print(f"{running.kind} on {running.url()}", file=Lines(sys.stdout), flush=True)
             code = await running.process.wait()
             if code > 0:
                 raise BrokerError(f"{running.kind} ended with {code}: {running.last_words()}")
-        restarts = restarts + 1 if time.monotonic() - began < STEADY_S else 1
+        restarts = max(0, restarts - int((time.monotonic() - began) / FORGIVEN_S)) + 1
         if restarts > RESTARTS:
             raise BrokerError(f"{running.kind} was ended {restarts} times, each soon after its start")
         how = f"was killed by {signal.Signals(-code).name}" if code else "was told to end"
-        print(f"{running.kind} {how}; starting it again", file=sys.stderr, flush=True)
-        await asyncio.sleep(0.1 * restarts)
+        print(f"{running.kind} {how}; starting it again", file=Lines(sys.stderr), flush=True)
+        await asyncio.sleep(0.1 * restarts * random.uniform(0.5, 1.5))
 
 
 async def _until_sigterm(running: Coroutine[None, None, None]) -> bool:

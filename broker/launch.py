@@ -89,7 +89,7 @@ async def launch(
     accounts: Sequence[Account] = (),
     tls: Tls | None = None,
     bridge: Bridge | None = None,
-    deadline_s: float = 15.0,
+    deadline_s: float = 60.0,
 ) -> AsyncIterator[Running]:
     """A broker for the time of the block; it dies with this process, however that ends.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,9 +16,14 @@ from typing import IO
 from broker.child import dying_with_us, environment, python
 
 RESTARTS = 8
-"""How often in a row a process that was killed soon after its start is started again before the run is given up."""
-STEADY_S = 60.0
-"""A process that ran as long was not killed by what killed it before."""
+"""How often a process that is killed soon after its start is started again before the run is given up."""
+FORGIVEN_S = 5.0
+"""For each such time that it ran, one of those is forgotten: what kills it from without comes now and then, what is wrong with
+it comes at once."""
+FRUITLESS = 64
+"""How often it is started again, however long it ran each time, while the run does not get on: as where memory is short."""
+LONGEST_PAUSE_S = 1.6
+"""Before a process is started again."""
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
 
@@ -42,6 +48,9 @@ class _Child:
     log: Path
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
+    """Soon after one another."""
+    fruitless: int = 0
+    """Since the run got on."""
     began_at: int = 0
     """Length of the log when it was last started."""
 
@@ -58,6 +67,11 @@ class Pipeline:
     def pids(self) -> dict[str, int]:
         """Process id of each program that runs now."""
         return {n: c.process.pid for n, c in self._children.items() if c.process and c.process.returncode is None}
+
+    def got_on(self) -> None:
+        """The run did something that it had not done before, so nothing that was killed until now keeps it from that."""
+        for child in self._children.values():
+            child.restarts = child.fruitless = 0
 
     def argument(self, name: str, option: str) -> str:
         """Value of an option that a program was started with, such as the broker's ``--port``."""
@@ -79,11 +93,14 @@ class Pipeline:
                 return
             if code > 0:
                 raise PipelineError(_last_words(child) or f"{program.name} ended with {code}; see {child.log}")
-            child.restarts = child.restarts + 1 if time.monotonic() - began < STEADY_S else 1
-            if child.restarts > RESTARTS:
-                raise PipelineError(f"{program.name} was ended {child.restarts} times; see {child.log}")
+            child.restarts = max(0, child.restarts - int((time.monotonic() - began) / FORGIVEN_S)) + 1
+            child.fruitless += 1
+            if child.restarts > RESTARTS or child.fruitless > FRUITLESS:
+                often = f"{child.fruitless} times, and the run did not get on; see {child.log}"
+                raise PipelineError(f"{program.name} was ended {often}")
             self._on_restart(program.name)
-            await asyncio.sleep(0.2 * child.restarts)
+            # Some chance in it: of several that were killed together not all come back at once.
+            await asyncio.sleep(min(LONGEST_PAUSE_S, 0.2 * child.restarts) * random.uniform(0.5, 1.5))
 
     def sweep(self) -> None:
         """Remove the logs of programs that had nothing to say."""

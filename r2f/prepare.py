@@ -26,6 +26,7 @@ from r2f import settings as settings_file
 from r2f.devices.dividing import divide
 from r2f.display import Display
 from r2f.memory import MB, Shares, live_bytes, shares
+from r2f.patience import silence_s
 from r2f.protection import plan as plans
 from r2f.settings import DEMO_NETWORK, DEVICES_OWN, Settings, SettingsError
 from services.bus import BusError
@@ -192,6 +193,7 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
     job = settled(job_of(settings, folder.name, at_once, data.digest()), network, data)
+    job = msgspec.structs.replace(job, patience_s=silence_s(settings, network))
     with say.step("accuracy of the float network"):
         chosen = spread(settings.evaluation_samples, len(data.test_images))
         truth = inprocess.reference(job, network, data, chosen)

@@ -27,7 +27,7 @@ from r2f.memory import Shares
 from r2f.pipeline import PipelineError, Program
 from r2f.settings import Settings
 from services.bus import Bus, BusError, topics
-from services.bus.messages import Progress, Timing
+from services.bus.messages import Phase, Progress, Timing
 from services.trainer import waiting
 from services.trainer.core import fleet as fleets
 from services.trainer.core.fleet import Fleet
@@ -136,7 +136,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
             (folder / waiting.FAILED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
         ranks = ("--ranks", str(settings.ranks), "--meet", f"127.0.0.1:{free_port()}") if settings.ranks > 1 else ()
-        trainer = Program("trainer", "services.trainer", ("--run", str(folder), *ranks), {"R2F_BROKER": server_broker})
+        beside = {"R2F_BROKER": server_broker, **link_rates(settings)[1]}
+        trainer = Program("trainer", "services.trainer", ("--run", str(folder), *ranks), beside)
         programs += [
             Program(f"trainer-rank-{rank}", "services.trainer.ranks", ("--rank", str(rank), *ranks))
             for rank in range(1, settings.ranks)
@@ -147,7 +148,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         if settings.watch:
             showing.append(asyncio.create_task(watch.page(running, folder, server_broker, settings.watch_port, say)))
         listening = asyncio.Event()
-        watcher = asyncio.create_task(_watch(server_broker, fleet.devices if fleet else (settings.device,), say, listening))
+        devices = fleet.devices if fleet else (settings.device,)
+        watcher = asyncio.create_task(_watch(server_broker, devices, say, listening, running))
         hearing = asyncio.create_task(listening.wait())
         tasks: list[asyncio.Task[Any]] = [watcher, hearing, *showing]
         try:
@@ -241,10 +243,8 @@ def service_programs(
         agent += ["--random-faults", repr(settings.random_faults), "--chip-seed", str(settings.chip_seed)]
     # Addresses may hold passwords, which everybody on the host would see among the arguments.
     on_device, up, down = ({"R2F_BROKER": broker} for broker in (device_broker, device_broker, server_broker))
-    # On a real link, chunks are no longer than two seconds of its rate, and senders wait for credit as long as it takes.
-    if settings.live and settings.link is not None:
-        link = profile(settings.link)
-        up["R2F_LINK_BITS_PER_S"], down["R2F_LINK_BITS_PER_S"] = str(link.up), str(link.down)
+    of_device, of_server = link_rates(settings)
+    up, down = up | of_device, down | of_server
     modules = {} if settings.modules is None else {FOLDER: settings.modules}
     threads = _ALONE if suffix else {}
     # A program of somebody else need not know how to read shared memory.
@@ -258,9 +258,21 @@ def service_programs(
     return [program for program in programs if program.name.removesuffix(suffix) not in settings.external]
 
 
-async def _watch(broker: str, devices: Sequence[str], say: Display, listening: asyncio.Event) -> None:
-    """Feed the live display from the events. A display that lost its broker is no reason to stop."""
+def link_rates(settings: Settings) -> tuple[dict[str, str], dict[str, str]]:
+    """Environment of what is on the device and of what is on the server: on a real link, chunks are no longer than two seconds
+    of its rate, and who waits for what crosses it waits as long as it takes."""
+    if not settings.live or settings.link is None:
+        return {}, {}
+    link = profile(settings.link)
+    return {"R2F_LINK_BITS_PER_S": str(link.up)}, {"R2F_LINK_BITS_PER_S": str(link.down)}
+
+
+async def _watch(
+    broker: str, devices: Sequence[str], say: Display, listening: asyncio.Event, running: pipeline.Pipeline
+) -> None:  # fmt: skip
+    """Feed the live display from the events, and say where the run gets on. A display that lost its broker does not stop it."""
     merged = watching.Merged(len(devices))
+    known: set[tuple[str, Phase, bool, int]] = set()
     while True:
         try:
             async with Bus(broker, service="watch", device=devices[0], passive=True, give_up_s=3600.0) as bus:
@@ -269,6 +281,10 @@ async def _watch(broker: str, devices: Sequence[str], say: Display, listening: a
                 listening.set()
                 async for topic, message in bus:
                     if isinstance(message, Progress):
+                        step = (topic, message.phase, message.faults, message.step)
+                        if step not in known:  # what is done again after a restart is no progress
+                            known.add(step)
+                            running.got_on()
                         say.progress(message if len(devices) == 1 else merged.of(topics.parse(topic).device, message))
                     elif isinstance(message, Timing):
                         say.timing(message)

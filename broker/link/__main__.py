@@ -10,6 +10,7 @@ import sys
 from broker.address import host_port
 from broker.link.profiles import PROFILES, Profile, profile
 from broker.link.proxy import shape
+from services.bus.service import Lines
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
         link = profile(options.profile)
         link = Profile(link.name, link.up, link.down, options.latency_ms / 1e3)
         async with shape(link, options.connect, options.listen) as shaped:
-            print(f"{link.name} on {shaped.host}:{shaped.port}", flush=True)
+            print(f"{link.name} on {shaped.host}:{shaped.port}", file=Lines(sys.stdout), flush=True)
             await asyncio.Event().wait()
 
     try:

@@ -40,7 +40,7 @@ from services.bus.encoding import MessageError
 from services.bus.identity import Names, Presence, sender_states
 from services.bus.messages import Claim, Flow, Message, Stage, State, Tensor, Timing
 from services.bus.receiving import Receiver
-from services.bus.sending import UNACKNOWLEDGED, Sender, limits
+from services.bus.sending import CREDIT_WAIT_S, UNACKNOWLEDGED, Sender, limits
 from services.bus.subscriptions import Subscriptions
 from services.bus.tensors import Tensors
 
@@ -102,6 +102,7 @@ class Bus:
             message_limit=message_limit,
             inbox_limit=inbox_bytes,
             counts=self.counts,
+            link_s=self._sender.limits.link_wait_s - CREDIT_WAIT_S,
         )
         self._tensors = Tensors(
             f"r2f-{service[:40]}-{self.origin}",

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from services.bus import encoding
+from services.bus import encoding, topics
 from services.bus.chunks import Reassembler
 from services.bus.encoding import MessageError
 from services.bus.messages import Chunk, Flow, Manifest, Message, State
@@ -51,7 +51,8 @@ class Receiver:
 
     ``answer(topic, flow)`` sends a Flow back to the senders of a topic. ``session``: messages of another are dropped, where
     set. ``passive``: asks nobody and waits for nothing. ``message_limit``: bytes of the largest message; ``inbox_limit``:
-    received and not yet read, where it stops taking. ``counts`` gets received, bad, foreign, duplicate, lost, refused.
+    received and not yet read, where it stops taking. ``link_s``: for which what was sent before may be on the link, and what is
+    asked for waits behind it. ``counts`` gets received, bad, foreign, duplicate, lost, refused.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Receiver:
         message_limit: int,
         inbox_limit: int,
         counts: Counter[str],
+        link_s: float = 0.0,
     ) -> None:
         self.ins: OrderedDict[tuple[str, str], In] = OrderedDict()
         self._answer_with = answer
         self._session = session
         self._passive = passive
+        self._link_s = link_s
         self._counts = counts
         self._reassembler = Reassembler(message_limit)
         self._inbox_limit = inbox_limit
@@ -172,14 +175,15 @@ class Receiver:
             self._answer(topic, origin, flow, everything=True)
 
     def mend(self, patience_s: float) -> None:
-        """Ask again for what is missing; pass over what has been for ``patience_s``."""
+        """Ask again for what is missing; pass over what has been for ``patience_s``, where it crosses the link for longer."""
         now = time.monotonic()
         for (topic, origin), flow in list(self.ins.items()):
             if not flow.gap_since:
                 continue
-            if now - flow.gap_since > patience_s:
+            link_s = self._behind(topic)
+            if now - flow.gap_since > patience_s + link_s:
                 self._skip(topic, origin, flow)
-            elif now - flow.asked > 1.0:
+            elif now - flow.asked > 1.0 + link_s:
                 flow.asked = now
                 self._answer(topic, origin, flow)
 
@@ -198,9 +202,13 @@ class Receiver:
             self._held_bytes += size
         if self._passive:  # it asks nobody, so it does not wait either
             self._skip(topic, origin, flow)
-        elif now - flow.asked > 0.5:
+        elif now - flow.asked > 0.5 + self._behind(topic):
             flow.asked = now
             self._answer(topic, origin, flow)
+
+    def _behind(self, topic: str) -> float:
+        """Seconds that an answer on that topic may wait behind what is on the link. Asked sooner, it would come twice."""
+        return self._link_s if topics.parse(topic).plane in topics.LINK_PLANES else 0.0
 
     def _release_held(self, topic: str, origin: str, flow: In) -> None:
         while (entry := flow.held.pop(flow.next, None)) is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, cast
 
 import structlog
 import typer
@@ -257,6 +258,33 @@ def fail(service: str, error: BaseException) -> NoReturn:
     raise SystemExit(1)
 
 
+class Lines:
+    """A stream of log lines that ends nobody: those that a full disk has no room for stay in its buffer or are lost, and the
+    first one that it takes again is followed by a word of that."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._refused = False
+
+    def write(self, text: str) -> None:
+        self._tried(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        if self._tried(self._stream.flush) and self._refused:
+            self._refused = False
+            self.write("the disk was full; lines before this one may be missing\n")
+
+    def _tried(self, call: Callable[[], object]) -> bool:
+        try:
+            call()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._refused = True
+            return False
+        return True
+
+
 def configure_logs(as_json: bool | None, level: str = "info") -> None:
     """structlog to stderr: for people on a terminal, JSON lines elsewhere, unless told."""
     lines = not sys.stderr.isatty() if as_json is None else as_json
@@ -270,6 +298,6 @@ def configure_logs(as_json: bool | None, level: str = "info") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Lines(sys.stderr))),
         cache_logger_on_first_use=True,
     )

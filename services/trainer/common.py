@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, TypeVar
@@ -32,7 +33,8 @@ from services.trainer.core.fleet import Fleet, Shared
 from services.trainer.core.job import Job
 from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
-from services.trainer.remote import DeviceError
+from services.trainer.disk import written
+from services.trainer.remote import DeviceError, ready_s
 from services.trainer.table1 import Server, serving
 from services.trainer.training import Training
 
@@ -83,7 +85,7 @@ async def run(fleet: Fleet, folder: Path, options: service.Common, path: str, re
         plan = common.leading({name: one.training.plan for name, one in company.members.items()})
         if found.iterations is None:
             found.iterations = plan.iterations
-            result.write(folder, found)
+            await written(lambda: result.write(folder, found))
         company.plan_for(found.iterations)
         plan = company.members[plan.job.device].training.plan
         fleets.truncate(folder, state.iteration)
@@ -94,10 +96,10 @@ async def run(fleet: Fleet, folder: Path, options: service.Common, path: str, re
             steps = common.course(plan, initial, state, path, folder / checkpoint.FILE, known, replaying)
             outcome = await company.follow(steps, plan, state.iteration, state.config)
         found.selection = outcome.selection
-        storage.save(outcome.network, folder / result.RETRAINED)
+        await written(lambda: storage.save(outcome.network, folder / result.RETRAINED))
         await company.every(lambda one: _after(one, initial, outcome))
         found.model_sha256 = storage.digest(outcome.network)
-        result.write(folder, found)
+        await written(lambda: result.write(folder, found))
     finally:
         await company.leave()
 
@@ -156,7 +158,7 @@ class Company:
             bus = await stack.enter_async_context(service.bus_of("trainer", self.options, name, readers=("codec-server",)))
             await stack.enter_async_context(service.telling_memory(bus))
             server = await stack.enter_async_context(serving(bus, self.job.session, patience=self.job.patience_s))
-            agent = await server.ready(name, max(training.READY_S, 3 * self.job.patience_s))
+            agent = await server.ready(name, ready_s(self.job.patience_s))
             training.check_device(replace(self.job, device=name), agent)
             plan = common.member(self.job, name, agent.samples["train"], self.iterations)
         except (BusError, ValueError, OSError) as error:
@@ -271,19 +273,19 @@ class Company:
                     if command.teaches:
                         took_part = sorted(reply)
                 case common.Tried():
-                    await asyncio.to_thread(trials.write, self.folder, command.trial, config)
+                    await written(partial(trials.write, self.folder, command.trial, config), aside=True)
                 case Learnt():
                     due = training.is_due(plan, saved, command)
                     for name in took_part:
                         if name in self.members:
                             await self.members[name].training.note(command, due)
-                    self._book(command, tuple(took_part), time.perf_counter() - begun)
+                    await self._book(command, tuple(took_part), time.perf_counter() - begun)
                     begun = time.perf_counter()
                     if due and command.state is not None:
-                        await asyncio.to_thread(checkpoint.write, self.folder, command.state)
+                        await written(partial(checkpoint.write, self.folder, command.state), aside=True)
                         saved = command.iteration + 1
 
-    def _book(self, learnt: Learnt, took_part: tuple[str, ...], wall: float) -> None:
+    async def _book(self, learnt: Learnt, took_part: tuple[str, ...], wall: float) -> None:
         line = Shared(
             iteration=learnt.iteration,
             loss=learnt.made.loss,
@@ -294,7 +296,7 @@ class Company:
             lost=dict(self.lost),
             joined=tuple(self.joined),
         )
-        fleets.append(self.folder, line)
+        await written(lambda: fleets.append(self.folder, line))
         self.late, self.lost, self.joined = [], {}, []
 
     async def _deploy(self, command: Deploy) -> None:

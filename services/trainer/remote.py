@@ -34,6 +34,9 @@ log = structlog.get_logger()
 
 SETTLE_S = 0.3
 """From a service's birth until it listens: a repeat that comes sooner may go unheard, and would cost a whole patience."""
+REPEATS = 32
+"""How often a command is given in all. Services that are killed again and again may need a few; those that die of the command
+itself are not to do so for ever."""
 T = TypeVar("T")
 
 PATH = ("agent", "voter", "codec-device", "codec-server")
@@ -45,10 +48,16 @@ class DeviceError(BusError):
 
 
 class Patience(NamedTuple):
-    """How long a device may be silent before it is asked again, and how often it is asked in all."""
+    """How long a device may be silent before it is asked again, and how often it is asked to no avail, but for restarts."""
 
     seconds: float = 20.0
     attempts: int = 4
+
+
+def ready_s(patience_s: float) -> float:
+    """How long, in seconds, services of a job with that patience may take to be there. Many that start on one machine take
+    longer, and their patience says so; behind a slow link it is for what is much larger than a birth."""
+    return max(60.0, min(3 * patience_s, 1800.0))
 
 
 @dataclass(slots=True)
@@ -154,27 +163,34 @@ class Remote:
     # ---- waiting ----
 
     async def ready(self, within_s: float) -> State:
-        """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones."""
+        """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones.
+
+        Where the broker went away meanwhile they are given as long again.
+        """
 
         def present() -> State | None:
             online = {name for name, state in self._states.items() if state.online}
             # The agent counts its samples only after its birth.
             return self._states["agent"] if online.issuperset(PATH) and self._states["agent"].samples else None
 
-        async with self._changed:
+        while True:
+            reconnected = self.bus.counts["reconnected"]
             try:
-                async with asyncio.timeout(within_s):
+                async with self._changed, asyncio.timeout(within_s):
                     while (found := present()) is None:
                         if self.failure is not None:
                             raise self.failure
                         await self._changed.wait()
+                    return found
             except TimeoutError:
                 missing = sorted(set(PATH) - {n for n, s in self._states.items() if s.online})
+            await self.bus.announce()  # something to be acknowledged by the broker, once it is there
+            await self.bus.flush()
+            if self.bus.counts["reconnected"] == reconnected:
                 raise DeviceError(
                     f"device {self.name!r}: no sign of {', '.join(missing) or 'its samples'} within {within_s:g} s; "
                     f"are they running, and with --device {self.name}?"
-                ) from None
-        return found
+                )
 
     def acknowledged(self, of: Literal["mode", "model"], seq: int) -> bool:
         """Whether the device has done what it was told. Raises DeviceError if it refused."""
@@ -190,21 +206,34 @@ class Remote:
     async def until(self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], what: str) -> T:
         """Send, wait, and send again when a service restarted or nothing moved for as long as patience lasts.
 
-        Raises DeviceError, naming ``what``, when all attempts are used up.
+        Raises DeviceError, naming ``what``, when all attempts are used up: those in a row that met silence, or all in all.
         """
         self._acks.clear()
-        for attempt in range(self.patience.attempts):
+        silent = 0
+        for attempt in range(REPEATS):
             await send(attempt)
-            result = await self._wait(ready)
-            if result:
-                return result
+            await self.bus.flush()  # while the broker is away it is not the device that is silent
+            try:
+                result = await self._wait(ready)
+            except TimeoutError:
+                silent += 1
+                log.warning("silent", device=self.name, asked_for=what, for_s=self.patience.seconds, times=silent)
+            else:
+                if result:
+                    return result
+                silent = 0
+            if silent == self.patience.attempts:
+                raise DeviceError(
+                    f"device {self.name!r}: no answer to {what} after {silent} attempts "
+                    f"({self.patience.seconds:g} s without a message each)"
+                )
         raise DeviceError(
-            f"device {self.name!r}: no answer to {what} after {self.patience.attempts} attempts "
-            f"({self.patience.seconds:g} s without a message each)"
+            f"device {self.name!r}: no answer to {what} after {REPEATS} attempts, between which services started anew; "
+            "their logs may say why"
         )
 
     async def _wait(self, ready: Callable[[], T | None]) -> T | None:
-        """The result, or None when it is time to repeat."""
+        """The result, or None when a service restarted and it is time to repeat. Raises TimeoutError after patience."""
         restarts = self._restarts
         async with self._changed:
             while not (result := ready()):
@@ -213,12 +242,9 @@ class Remote:
                 if self._restarts != restarts and all(self._listens(name) for name in PATH):
                     break
                 seen = self._progress
-                try:
-                    async with asyncio.timeout(self.patience.seconds):
-                        while self._progress == seen:
-                            await self._changed.wait()
-                except TimeoutError:
-                    return None
+                async with asyncio.timeout(self.patience.seconds):
+                    while self._progress == seen:
+                        await self._changed.wait()
             else:
                 return result
         await asyncio.sleep(SETTLE_S)

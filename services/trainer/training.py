@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, assert_never
@@ -42,7 +43,8 @@ from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.core.result import Result
 from services.trainer.core.step import INITIAL_VERSION, Received, Step, start
-from services.trainer.remote import Data
+from services.trainer.disk import written
+from services.trainer.remote import Data, ready_s
 from services.trainer.table1 import Mode, Server, serving
 
 log = structlog.get_logger()
@@ -51,8 +53,6 @@ Int64 = npt.NDArray[np.int64]
 Turn = AbstractAsyncContextManager[Any]
 REFERENCE: Final = "reference"
 """Fault-free outputs (N, H, W, C) of the network from before retraining, for the held-out samples of the evaluations."""
-READY_S = 60.0
-"""How long the services of a device may take to be there, at least."""
 MOST_SAMPLES = 1 << 26
 """That a device may say it has of a split: a plan numbers them all."""
 
@@ -74,8 +74,7 @@ async def run(
     found = result.read(folder)
 
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
-        # Many devices that start on one machine take longer; their patience says so.
-        agent = await server.ready(todo.device, max(READY_S, 3 * todo.patience_s))
+        agent = await server.ready(todo.device, ready_s(todo.patience_s))
         check_device(todo, agent)
         plan = recipe.plan(todo, agent.samples["train"])
         found.iterations = plan.iterations
@@ -84,7 +83,7 @@ async def run(
         outcome = await Training(server, folder, plan, turn or nullcontext()).run(initial, state, path, replaying)
         found.selection = outcome.selection
         if found.faulty_after is None:
-            storage.save(outcome.network, folder / result.RETRAINED)
+            await written(lambda: storage.save(outcome.network, folder / result.RETRAINED))
         faulty = await after(server, todo, folder, found, agent, initial, outcome)
         done = plan.iterations
         metric = todo.metric or "top1"
@@ -103,14 +102,14 @@ async def before(server: Server, todo: Job, folder: Path, found: Result, agent: 
         await server.deploy_model(todo.device, plain, version=evaluation.PLAIN_VERSION)
         found.clean_plain = await _evaluate(server, todo, folder, "plain", plain, truth, held_out, faults=False)
         found.faulty_plain = await _evaluate(server, todo, folder, "plain", plain, truth, held_out, faults=True)
-        result.write(folder, found)
+        await written(lambda: result.write(folder, found))
     if found.faulty_before is None:
         await server.deploy_model(todo.device, initial, version=INITIAL_VERSION)
         if found.clean_before is None:
             found.clean_before = await _evaluate(server, todo, folder, "before", initial, truth, held_out, faults=False)
-            result.write(folder, found)
+            await written(lambda: result.write(folder, found))
         found.faulty_before = await _evaluate(server, todo, folder, "before", initial, truth, held_out, faults=True)
-        result.write(folder, found)
+        await written(lambda: result.write(folder, found))
 
 
 async def after(
@@ -123,10 +122,10 @@ async def after(
         await server.deploy_model(todo.device, outcome.network, version=outcome.version)
         if found.clean_after is None:
             found.clean_after = await _evaluate(server, todo, folder, "after", outcome.network, truth, held_out, faults=False)
-            result.write(folder, found)
+            await written(lambda: result.write(folder, found))
         found.faulty_after = await _evaluate(server, todo, folder, "after", outcome.network, truth, held_out, faults=True)
         found.model_sha256 = storage.digest(outcome.network)
-        result.write(folder, found)
+        await written(lambda: result.write(folder, found))
     return found.faulty_after
 
 
@@ -166,7 +165,7 @@ class Training:
         await self.server.on_events(
             self.job.device, self.book.add, lambda votes: self.book.add_votes(votes.iteration, votes.layers)
         )
-        ledger.truncate(self.folder / result.PROGRESS, iteration)
+        await written(lambda: ledger.truncate(self.folder / result.PROGRESS, iteration))
         self.saved = iteration
 
     async def carry(self, command: Command) -> Reply:
@@ -227,7 +226,7 @@ class Training:
         due = is_due(self.plan, self.saved, command)
         await self.note(command, due)
         if due and command.state is not None:
-            await asyncio.to_thread(checkpoint.write, self.folder, command.state)
+            await written(partial(checkpoint.write, self.folder, command.state), aside=True)
             self.saved = command.iteration + 1
 
     async def note(self, command: Learnt, due: bool) -> None:
@@ -244,7 +243,7 @@ class Training:
         await self.server.publish_progress(device, "train", iteration + 1, total, made.loss, made.norm)
         # Events of an iteration may still be under way when it ends; by the one after next they are here. A checkpoint
         # does not wait for them: every row that it will not do again must be on the disk first.
-        self.book.settle(self.folder / result.PROGRESS, self.rows, keep=0 if due else 2)
+        await written(lambda: self.book.settle(self.folder / result.PROGRESS, self.rows, keep=0 if due else 2))
 
 
 def is_due(plan: Plan, saved: int, learnt: Learnt) -> bool:
@@ -273,7 +272,7 @@ async def _refer(server: Server, todo: Job, folder: Path, available: int) -> Non
         if data.outputs is None:
             raise RuntimeError("a pass in inference mode ended without its outputs")
         found.append(data.outputs)
-    samples.save(folder, REFERENCE, np.concatenate(found))
+    await written(lambda: samples.save(folder, REFERENCE, np.concatenate(found)))
 
 
 def _truth(todo: Job, folder: Path, initial: Network, available: int) -> Reference | None:
@@ -331,13 +330,14 @@ async def _evaluate(
             (value,) = evaluation.accuracy(found[due.run : due.run + 1]).of(metric)
             await server.publish_progress(todo.device, phase, due.run + 1, len(seeds), value, faults=faults, metric=metric)
     if shown:
-        samples.save(folder, f"{'faulty' if faults else 'clean'}_{phase}", np.concatenate(shown))
+        name = f"{'faulty' if faults else 'clean'}_{phase}"
+        await written(lambda: samples.save(folder, name, np.concatenate(shown)))
     return evaluation.accuracy(found)
 
 
 def resumed(folder: Path, todo: Job, initial: Network) -> Checkpoint:
     """The newest whole checkpoint of this job, else the start."""
-    if not (folder / checkpoint.FILE).exists():
+    if not any((folder / name).exists() for name in (checkpoint.FILE, checkpoint.PREVIOUS)):
         return start(todo, initial)
     state, refused = checkpoint.latest(folder, config=job.digest(todo))
     for reason in refused:

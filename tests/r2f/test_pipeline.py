@@ -75,7 +75,7 @@ async def test_a_program_that_is_killed_again_and_again_ends_the_run(
 
 async def test_a_program_that_ran_long_is_forgiven(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "RESTARTS", 1)
-    monkeypatch.setattr(pipeline, "STEADY_S", 0.0)
+    monkeypatch.setattr(pipeline, "FORGIVEN_S", 0.001)
     again: list[str] = []
     async with pipeline.running([Program("a", module, (SLEEP,))], tmp_path / "logs", again.append) as running:
         pid = 0
@@ -84,6 +84,35 @@ async def test_a_program_that_ran_long_is_forgiven(module: str, tmp_path: Path, 
             os.kill(pid, signal.SIGKILL)
         await until("a", running, pid)
     assert again == ["a"] * 3
+
+
+async def test_a_program_that_is_killed_while_the_run_gets_on_is_forgiven(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "RESTARTS", 1)
+    again: list[str] = []
+    async with pipeline.running([Program("a", module, (SLEEP,))], tmp_path / "logs", again.append) as running:
+        pid = 0
+        for count in range(1, 4):
+            pid = await until("a", running, pid)
+            os.kill(pid, signal.SIGKILL)
+            while len(again) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            running.got_on()
+        await until("a", running, pid)
+    assert again == ["a"] * 3
+
+
+async def test_a_program_that_runs_for_a_while_and_is_killed_and_gets_nowhere_ends_the_run(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "FORGIVEN_S", 0.001)
+    monkeypatch.setattr(pipeline, "FRUITLESS", 2)
+    suicide = "import os, time; time.sleep(0.1); os.kill(os.getpid(), 9)"
+    with pytest.raises(ExceptionGroup) as caught:
+        async with pipeline.running([Program("a", module, (suicide,))], tmp_path / "logs", lambda _: None):
+            await asyncio.sleep(600)
+    assert "a was ended 3 times, and the run did not get on" in str(caught.value.exceptions[0])
 
 
 async def test_the_last_word_is_of_the_last_start(module: str, tmp_path: Path) -> None:

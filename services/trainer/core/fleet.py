@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from accelsim.files import write_whole
+from accelsim.files import append_whole, write_whole
 from services.trainer.core.task import Sharing
 
 FILE = "fleet.json"
@@ -69,9 +69,8 @@ def truncate(folder: Path, iteration: int) -> None:
 
 
 def append(folder: Path, step: Shared) -> None:
-    """Add a line."""
-    with (folder / STEPS).open("ab") as file:
-        file.write(msgspec.json.encode(step) + b"\n")
+    """Add a line, whole. Raises OSError if the disk refuses."""
+    append_whole(folder / STEPS, msgspec.json.encode(step) + b"\n")
 
 
 def write(folder: Path, fleet: Fleet) -> None:

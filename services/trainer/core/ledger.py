@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from accelsim.files import write_whole
+from accelsim.files import append_whole, write_whole
 from services.codec.core.segments import INPUTS, MODEL, REPAIR
 
 
@@ -109,6 +109,8 @@ class Ledger:
     def __init__(self) -> None:
         self._events: dict[int, dict[tuple[str, int, bool], Event]] = defaultdict(dict)
         self._votes: dict[int, dict[int, Voted]] = defaultdict(dict)
+        self._filled: list[Row] = []
+        """Rows that are to be written."""
 
     def add(self, timing: Event) -> None:
         """Takes in one event. ``tmr`` comes from both the agent and the voter, told apart by their device time."""
@@ -150,15 +152,19 @@ class Ledger:
         return row
 
     def settle(self, path: Path, rows: list[Row], *, keep: int) -> None:
-        """Moves all rows but the last ``keep`` to the progress file, filled."""
+        """Moves all rows but the last ``keep`` to the progress file, filled. Where the disk refuses, OSError is raised and the
+        next call writes them."""
         done = rows[: max(0, len(rows) - keep)]
         if done:
-            append(path, [self.fill(row) for row in done])
+            self._filled += [self.fill(row) for row in done]
             del rows[: len(done)]
             # Events of iterations that no row will ever claim.
             for of in (self._events, self._votes):
                 for iteration in [i for i in of if i < done[-1].iteration]:
                     del of[iteration]
+        if self._filled:
+            append(path, self._filled)
+            self._filled = []
 
 
 def _layers(layers: list[LayerRow], votes: dict[int, Voted]) -> list[LayerRow]:
@@ -188,10 +194,8 @@ def _segments(events: Iterable[Event]) -> list[Segment]:
 
 
 def append(path: Path, rows: list[Row]) -> None:
-    """Adds finished rows to a run's progress file."""
-    with path.open("ab") as file:
-        for row in rows:
-            file.write(msgspec.json.encode(row) + b"\n")
+    """Adds finished rows to a run's progress file, all or none. Raises OSError where the disk refuses."""
+    append_whole(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
 
 
 def read(path: Path) -> list[Row]:

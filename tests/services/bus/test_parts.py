@@ -178,7 +178,7 @@ def test_limits_of_a_thin_link_and_of_a_broker(monkeypatch: pytest.MonkeyPatch) 
 class Receiving:
     """A receiver and what it answers."""
 
-    def __init__(self, *, passive: bool = False, inbox: int = 1 << 20) -> None:
+    def __init__(self, *, passive: bool = False, inbox: int = 1 << 20, link_s: float = 0.0) -> None:
         self.counts: Counter[str] = Counter()
         self.answers: list[Flow] = []
         self.receiver = Receiver(
@@ -188,6 +188,7 @@ class Receiving:
             message_limit=1 << 20,
             inbox_limit=inbox,
             counts=self.counts,
+            link_s=link_s,
         )
 
     def take(self, *numbers: int, origin: str = "o", late: bool = False, size: int = 10) -> None:
@@ -237,6 +238,22 @@ async def test_a_gap_is_asked_for_and_then_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("services.bus.receiving.time.monotonic", lambda: now + 6)
     receiving.receiver.mend(5)
     assert await receiving.read() == [1, 3]
+    assert receiving.counts["lost"] == 1
+
+
+async def test_over_a_thin_link_a_gap_is_asked_for_once_and_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent again waits behind what is on the link: asked for each second it would come a hundred times."""
+    receiving = Receiving(link_s=128)
+    receiving.take(1, 3)
+    now = time.monotonic()
+    for later, asked in ((2, 1), (6, 1), (100, 1), (128, 1), (130, 2), (132, 2)):
+        monkeypatch.setattr("services.bus.receiving.time.monotonic", lambda later=later: now + later)
+        receiving.receiver.mend(5)
+        receiving.take(3 + later)
+        assert len(receiving.answers) == asked, f"{later} s later"
+        assert receiving.counts["lost"] == 0
+    monkeypatch.setattr("services.bus.receiving.time.monotonic", lambda: now + 134)
+    receiving.receiver.mend(5)
     assert receiving.counts["lost"] == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,24 @@ import pytest
 from broker.child import environment, python
 from broker.launch import free_port, launch
 from services.bus import Bus
+from services.bus.service import Lines
+
+
+def test_a_full_disk_ends_nobody_for_a_line_of_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with open("/dev/full", "w", buffering=1) as stream, log.open("w") as room:
+        said = Lines(stream)
+        for _ in range(1000):  # more than a buffer holds
+            print("a line that there is no room for", file=said, flush=True)
+        os.dup2(room.fileno(), stream.fileno())  # there is room again
+        print("kept", file=said, flush=True)
+        print("kept", file=said, flush=True)
+    *before, first, word, second = log.read_text().splitlines()
+    assert (first, word, second) == ("kept", "the disk was full; lines before this one may be missing", "kept")
+    assert len(before) < 1000
+    with pytest.raises(ValueError, match="closed file"):
+        print("a mistake of ours", file=said, flush=True)
+
 
 PROGRAM = """
 import sys

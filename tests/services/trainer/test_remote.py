@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -29,6 +31,7 @@ from services.bus.messages import (
     Tensor,
     Timing,
 )
+from services.trainer import remote
 from services.trainer.remote import PATH, Data, DeviceError
 from services.trainer.table1 import Mode, serving
 
@@ -43,6 +46,7 @@ class FakeBus:
         self.inbox: asyncio.Queue[tuple[str, Message] | BusError] = asyncio.Queue()
         self.published: list[Message] = []
         self.rejected: list[str] = []
+        self.counts: Counter[str] = Counter()
         self.answer = lambda message: []
 
     def topic(self, name: str, device: str | None = None) -> str:
@@ -62,6 +66,10 @@ class FakeBus:
         for name, given in self.answer(message):
             self.inbox.put_nowait((self.topic(name), given))
 
+    async def announce(self, **fields: Any) -> None: ...
+
+    async def flush(self) -> None: ...
+
     def share(self, array: np.ndarray, readers: int = 1) -> Tensor:
         return encoding.inline(array)
 
@@ -73,6 +81,11 @@ class FakeBus:
 
     def reject(self, topic: str, reason: str) -> None:
         self.rejected.append(reason)
+
+
+@pytest.fixture(autouse=True)
+def settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SETTLE_S", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +206,69 @@ async def test_data_needs_a_network_and_a_mode(network: Network) -> None:
             await server.get_data("d", iteration=0, split="train", samples=[0])
     assert not [message for message in bus.published if isinstance(message, Forward | EncodedModel)]
     assert "agent" in PATH
+
+
+async def test_a_broker_that_is_away_is_no_silence_of_the_device(network: Network) -> None:
+    """It is away for longer than all attempts last, and the first one is answered when it is back."""
+    bus, back = FakeBus(), asyncio.Event()
+
+    async def flush() -> None:
+        await back.wait()
+        for name, given in whole(network):
+            bus.inbox.put_nowait((bus.topic(name), given))
+
+    bus.flush = flush  # type: ignore[method-assign]
+    getting = asyncio.create_task(get_data(bus, network, patience=0.05))
+    await asyncio.sleep(1.0)
+    back.set()
+    assert (await getting).attempt == 0
+
+
+async def test_services_are_given_as_long_again_where_the_broker_went_away(network: Network) -> None:
+    bus = FakeBus()
+
+    async def flush() -> None:
+        bus.counts["reconnected"] += 1  # it was away for all that time, and is back
+        for service in PATH:
+            samples = {"train": 9, "test": 9} if service == "agent" else {}
+            state = State(session="", service=service, online=True, boot="1", samples=samples)
+            bus.inbox.put_nowait((bus.topic(f"state/{service}"), state))
+
+    bus.flush = flush  # type: ignore[method-assign]
+    async with serving(bus, "s") as server:  # type: ignore[arg-type]
+        assert (await server.ready("d", within_s=0.2)).samples == {"train": 9, "test": 9}
+        assert bus.counts["reconnected"] == 1
+        bus.flush = FakeBus().flush  # type: ignore[method-assign]
+        with pytest.raises(DeviceError, match="no sign of agent, codec-device"):
+            await server.ready("other", within_s=0.2)
+
+
+async def test_services_that_start_anew_again_and_again_use_up_no_patience(network: Network) -> None:
+    """More often than a silent device is asked; but a command that they die of is not given for ever."""
+    bus, boots = FakeBus(), itertools.count()
+
+    def born(service: str) -> tuple[str, Message]:
+        samples = {"train": 9, "test": 9} if service == "agent" else {}
+        return f"state/{service}", State(session="", service=service, online=True, boot=str(next(boots)), samples=samples)
+
+    good = 6
+
+    def answer(message: Message) -> list[tuple[str, Message]]:
+        if not isinstance(message, Forward):
+            return []
+        return whole(network, attempt=message.attempt) if message.attempt == good else [born("agent")]
+
+    bus.answer = answer
+    for service in PATH:
+        topic, state = born(service)
+        bus.inbox.put_nowait((bus.topic(topic), state))
+    assert (await get_data(bus, network, patience=300.0)).attempt == good
+    good = -1
+    for service in PATH:
+        topic, state = born(service)
+        bus.inbox.put_nowait((bus.topic(topic), state))
+    with pytest.raises(DeviceError, match=f"after {remote.REPEATS} attempts, between which services started anew"):
+        await get_data(bus, network, patience=300.0)
 
 
 async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_until_then(network: Network) -> None:

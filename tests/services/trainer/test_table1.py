@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from accelsim.faults import Rates
+from broker.launch import free_port, launch
 from services.bus import Bus
+from services.bus.messages import Ack, SetMode
 from services.trainer.remote import DeviceError
 from services.trainer.table1 import Mode, serving
 
@@ -70,6 +73,32 @@ async def test_a_device_that_never_answers_is_given_up(broker: str) -> None:
     ):
         with pytest.raises(DeviceError, match="'edge-8': no answer to mode training after 2 attempts"):
             await server.set_mode("edge-8", Mode.TRAINING, rates=Rates(), seed=0)
+
+
+async def test_a_broker_that_is_away_for_longer_than_all_attempts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.bus.connection.LONGEST_PAUSE_S", 0.2)
+    port = free_port()
+
+    async def answering(device: Bus) -> None:
+        async for _, message in device:
+            if isinstance(message, SetMode):
+                await device.publish("up/ack", Ack(session="s", of="mode", seq=message.seq, ok=True))
+
+    async with contextlib.AsyncExitStack() as stack:
+        async with launch(port):
+            bus = await stack.enter_async_context(Bus(f"127.0.0.1:{port}", service="trainer", device="d", give_up_s=120))
+            device = await stack.enter_async_context(Bus(f"127.0.0.1:{port}", service="agent", device="d", give_up_s=120))
+            await device.subscribe("down/mode")
+            task = asyncio.create_task(answering(device))
+            server = await stack.enter_async_context(serving(bus, session="s", patience=3.0, attempts=1))
+            await server.set_mode("d", Mode.TRAINING, rates=Rates(), seed=0)
+        setting = asyncio.create_task(server.set_mode("d", Mode.INFERENCE, rates=Rates(), seed=0))
+        await asyncio.sleep(4.0)  # one attempt of three seconds is all that a silent device is given
+        assert not setting.done()
+        async with launch(port):
+            await setting
+            task.cancel()
+            await stack.aclose()
 
 
 async def test_data_needs_a_model(broker: str) -> None:
