@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,9 +14,25 @@ def write_whole(
     """Puts ``data`` into a file: a reader, or a crash at any moment, finds the old content or the new one.
 
     ``keep`` is the name under which the old file stays, in the same folder; ``mode`` the new one's permissions, less the
-    umask. Raises OSError if the disk refuses; the old file is then as it was.
+    umask. Raises OSError that names the file if the disk refuses; the old one is then as it was, and nothing is left beside it.
     """
     target = Path(path)
+    with naming(target):
+        _replace(target, data, keep, mode)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Has an OSError of the block name the file: what a write raises where the disk is full says only that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _replace(target: Path, data: bytes, keep: str | os.PathLike[str] | None, mode: int) -> None:
     fresh = _beside(target)
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:

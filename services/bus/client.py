@@ -34,7 +34,7 @@ import structlog
 from numpy.typing import NDArray
 
 from services.bus import encoding, subscriptions, topics
-from services.bus.address import Tls, broker_address
+from services.bus.address import BusError, Tls, broker_address
 from services.bus.connection import Connection, connection, keep
 from services.bus.encoding import MessageError
 from services.bus.identity import Names, Presence, sender_states
@@ -284,9 +284,12 @@ class Bus:
                 self._receiver.take(topic, message, len(payload), retained=retained, late=late)
         except MessageError as error:
             self._receiver.bad(error)
-        except Exception as error:
-            # Not the sender's fault but ours; raising here would only look like a lost connection.
+        except BusError as error:  # the name is another's
             self._fail(error)
+        except Exception as error:
+            # A mistake of ours on one message; raising here would only look like a lost connection.
+            self._log.error("message failed", topic=topic[:300], bytes=len(payload), exc_info=True)
+            self._receiver.bad(MessageError(f"{topic[:300]}: {type(error).__name__}: {error}"))
 
     def _may_send(self, topic: str, origin: str, n: int) -> bool:
         if not origin or self._passive or self._names.may_send(topic, origin):
@@ -319,6 +322,7 @@ class Bus:
         while True:
             await asyncio.sleep(0.25)
             if self._client is not None:
+                self._sender.mend()
                 self._receiver.mend(self._give_up_s)
 
     # -- tensors ------------------------------------------------------------------------------------------------------

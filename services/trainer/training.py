@@ -337,7 +337,7 @@ async def _evaluate(
 
 def resumed(folder: Path, todo: Job, initial: Network) -> Checkpoint:
     """The newest whole checkpoint of this job, else the start."""
-    if not (folder / checkpoint.FILE).exists():
+    if not any((folder / name).exists() for name in (checkpoint.FILE, checkpoint.PREVIOUS)):
         return start(todo, initial)
     state, refused = checkpoint.latest(folder, config=job.digest(todo))
     for reason in refused:

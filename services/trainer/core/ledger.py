@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from accelsim.files import write_whole
+from accelsim.files import naming, write_whole
 from services.codec.core.segments import INPUTS, MODEL, REPAIR
 
 
@@ -188,8 +188,8 @@ def _segments(events: Iterable[Event]) -> list[Segment]:
 
 
 def append(path: Path, rows: list[Row]) -> None:
-    """Adds finished rows to a run's progress file."""
-    with path.open("ab") as file:
+    """Adds finished rows to a run's progress file. Raises OSError that names it if the disk refuses."""
+    with naming(path), path.open("ab") as file:
         for row in rows:
             file.write(msgspec.json.encode(row) + b"\n")
 
