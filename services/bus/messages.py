@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from accelsim.faults import Rates
-from services.metric import Metric
+from services.metric import METRICS, Metric
 from services.scheme import CHAINED, Known, Scheme, View, Vote
 
 VERSION = 1
@@ -44,6 +44,14 @@ Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress
 ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Unix = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+REASON = 2000
+Reason = Annotated[str, msgspec.Meta(max_length=REASON)]
+"""For people; a sender cuts it."""
+Samples = Annotated[dict[Name, Count], msgspec.Meta(max_length=16)]
 
 
 class Ref(msgspec.Struct, array_like=True, frozen=True):
@@ -145,7 +153,7 @@ class EncodedInputs(Message):
 
     iteration: int
     attempt: int
-    sent_at: float
+    sent_at: Unix
     """Unix seconds by the sender's clock; what the link took is only as true as the two clocks."""
     hashes: tuple[bytes, ...]
     labels: Tensor | None
@@ -222,7 +230,7 @@ class EncodedLayers(Message):
 
     iteration: int
     attempt: int
-    sent_at: float
+    sent_at: Unix
     """Unix seconds by the sender's clock; what the link took is only as true as the two clocks."""
     segment: int
     batch: int
@@ -257,7 +265,7 @@ class EncodedRepair(Message):
 
     iteration: int
     attempt: int
-    sent_at: float
+    sent_at: Unix
     layer: int
     layers: tuple[EncodedLayer, ...]
 
@@ -268,7 +276,7 @@ class LayerActivation(msgspec.Struct, kw_only=True, omit_defaults=True):
     index: int
     actual: Tensor
     faithful: bool = True
-    repaired: int = 0
+    repaired: Count = 0
 
 
 class Activations(Message):
@@ -294,7 +302,7 @@ class EncodedModel(Message):
 
     iteration: int
     """That the version came from; -1 for one that no iteration made."""
-    sent_at: float
+    sent_at: Unix
     version: int
     base: int
     digest: int
@@ -307,8 +315,8 @@ class Ack(Message):
     of: Command
     seq: int
     ok: bool
-    version: int = 0
-    error: str = ""
+    version: Count = 0
+    error: Reason = ""
 
 
 class Outputs(Message):
@@ -323,14 +331,14 @@ class Outputs(Message):
 class State(Message):
     """``state/{service}``, retained: birth, and by the last will, death."""
 
-    service: str
+    service: Name
     online: bool
-    boot: str = ""
+    boot: Name = ""
     """Changes at every start, so that a restart is seen even if the death was not."""
-    version: int = 0
-    samples: dict[str, int] = {}
+    version: Count = 0
+    samples: Samples = {}
     """Of the agent: how many samples each split has."""
-    data: str = ""
+    data: Name = ""
     """Of the agent: digest of its data's classes and image size, by which the trainer knows that it numbers classes alike."""
 
 
@@ -355,9 +363,9 @@ class Timing(Message):
 
     stage: Stage
     iteration: int
-    host_s: float
-    device_s: float = 0.0
-    bytes: int = 0
+    host_s: Seconds
+    device_s: Seconds = 0.0
+    bytes: Count = 0
     segment: int = -1
 
 
@@ -366,14 +374,19 @@ class Progress(Message):
     metric, by default top-1 in per cent, in ``select`` nothing."""
 
     phase: Phase
-    step: int
-    steps: int
-    value: float
-    grad_norm: float = 0.0
+    step: Count
+    steps: Count
+    value: Finite
+    grad_norm: Finite = 0.0
     faults: bool = True
     """False in an evaluation of the device without faults."""
     metric: Metric = "top1"
     """Of an evaluation: ``psnr`` is in dB, ``ssim`` at most 1, the others are in per cent."""
+
+    def __post_init__(self) -> None:
+        most = METRICS[self.metric].most
+        if self.phase not in ("train", "select") and most is not None and not -most <= self.value <= most:
+            raise ValueError(f"value: {self.metric} of {self.value} is none; {most:g} is the most")
 
 
 class LayerVotes(msgspec.Struct, array_like=True, frozen=True):
@@ -414,11 +427,11 @@ class Iteration(Message):
     iteration: Count
     steps: Count
     """Iterations of the whole run."""
-    loss: float
-    accuracy: float | None
+    loss: Finite
+    accuracy: Percent | None
     """Of the batch, on the device itself, in per cent; nil where the network gives no classes."""
-    grad_norm: float
-    wall_s: float
+    grad_norm: Finite
+    wall_s: Seconds
     attempts: Count
     """Passes that it took, 1 where nothing was lost on the way."""
     input_bytes: Count

@@ -13,7 +13,7 @@ import structlog
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from services.boundary import answer
+from services.boundary import answer, cut
 from services.bus import Bus
 from services.bus.messages import (
     Ack,
@@ -156,7 +156,12 @@ class DeviceCodec:
     async def _refuse(self, message: EncodedModel, of: Command, error: Exception) -> None:
         version = self.session.end.version
         ack = Ack(
-            session=message.session, of=of, seq=message.version, ok=False, version=version, error=str(error) or repr(error)
+            session=message.session,
+            of=of,
+            seq=message.version,
+            ok=False,
+            version=version,
+            error=cut(str(error) or repr(error)),
         )
         await self.bus.publish("up/ack", ack)
 

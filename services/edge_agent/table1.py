@@ -9,6 +9,7 @@ import numpy as np
 
 from accelsim.datasets import Int64
 from accelsim.int8.network import Activation, UInt8
+from services.boundary import cut
 from services.bus import Bus
 from services.bus.encoding import inline
 from services.bus.messages import Ack, Command, Forward, Inputs, LayerReplicas, Outputs, Replicas
@@ -36,7 +37,7 @@ class Client:
 
     async def send_ack(self, of: Command, seq: int, *, version: int = 0, error: str = "") -> None:
         """Answer command ``seq``; ``version`` is the network now loaded, ``error`` says why the command failed."""
-        ack = Ack(session=self.session, of=of, seq=seq, ok=not error, version=version, error=error)
+        ack = Ack(session=self.session, of=of, seq=seq, ok=not error, version=version, error=cut(error))
         await self.bus.publish(self.bus.topic("up/ack"), ack)
 
     async def send_outputs(self, forward: Forward, outputs: Activation, labels: Int64 | None) -> None:
