@@ -316,7 +316,8 @@ static const char *run(struct bus *bus) {
         msgpack_packer packer;
         struct tensor outputs = activation(last, f->count, values[network->count]);
         struct tensor truth = {.dtype = "int64", .axes = 1, .shape = {f->count}, .count = f->count, .bytes = 8 * f->count, .data = (uint8_t *)labels};
-        head(&packer, &out, "outputs", 2);
+        head(&packer, &out, "outputs", 3);
+        put_int_at(&packer, "nonce", f->nonce);
         put_tensor_at(&packer, "outputs", &outputs);
         put_tensor_at(&packer, "labels", &truth);
         finish(bus, "up/outputs", &out);

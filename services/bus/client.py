@@ -38,11 +38,14 @@ from services.bus.address import BusError, Tls, broker_address
 from services.bus.connection import Connection, connection, keep
 from services.bus.encoding import MessageError
 from services.bus.identity import Names, Presence, sender_states
-from services.bus.messages import Claim, Flow, Message, Stage, State, Tensor, Timing
+from services.bus.messages import REASON, Claim, Dropped, Flow, Message, Stage, State, Tensor, Timing
 from services.bus.receiving import Receiver
 from services.bus.sending import UNACKNOWLEDGED, Sender, limits
 from services.bus.subscriptions import Subscriptions
 from services.bus.tensors import Tensors
+
+TELL_S = 1.0
+"""At most so often it is said that a message was dropped."""
 
 log = structlog.get_logger(__name__)
 
@@ -157,6 +160,11 @@ class Bus:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tensors.close()
+
+    @property
+    def signs(self) -> bool:
+        """Whether messages are signed here, and unsigned ones refused."""
+        return False
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -319,11 +327,20 @@ class Bus:
         return self._subscriptions.asked_for(topic)
 
     async def _mend_for_ever(self) -> None:
+        told, at = 0, 0.0
         while True:
             await asyncio.sleep(0.25)
-            if self._client is not None:
-                self._sender.mend()
-                self._receiver.mend(self._give_up_s)
+            if self._client is None:
+                continue
+            self._sender.mend()
+            self._receiver.mend(self._give_up_s)
+            now, dropped = time.monotonic(), self.counts["bad"]
+            if dropped > told and now - at >= TELL_S and not self._passive:
+                told, at = dropped, now
+                reason = self._receiver.reason[:REASON]
+                self._event(
+                    self.topic("event/dropped"), Dropped(session="", service=self.service, reason=reason, dropped=dropped)
+                )
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 

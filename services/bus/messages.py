@@ -24,6 +24,7 @@ In inference mode the agent answers a Forward with ``up/outputs`` Outputs and th
 from __future__ import annotations
 
 import math
+import secrets
 from typing import Annotated, Literal
 
 import msgspec
@@ -99,6 +100,11 @@ class Message(msgspec.Struct, kw_only=True, tag_field="type", tag=str.lower, omi
     n: Count = 0
 
 
+def fresh_nonce() -> int:
+    """The nonce of a new command."""
+    return secrets.randbits(52) or 1
+
+
 class SetMode(Message):
     """``down/mode``, retained: how the device is to run from now on."""
 
@@ -107,6 +113,8 @@ class SetMode(Message):
     rates: Rates = Rates()
     seed: int = 0
     scheme: Scheme = CHAINED
+    nonce: Count = 0
+    """New for each command, by chance: what answers it repeats it, so that an answer to another one is none. 0: not said."""
     known: Known = b""
     """The device's permanent faults as far as both sides know them: a chip file (docs/chips.md) as one zstd frame. What the
     receiver predicts has these faults; empty where none are known."""
@@ -131,6 +139,8 @@ class Forward(Message):
     images: bytes = b""
     """The images themselves, as ``up/inputs`` has fresh ones, in place of the device's own: one for each of ``samples``, whose
     numbers then say nothing. They have no labels."""
+    nonce: Count = 0
+    """As ``SetMode.nonce``; a repeat has that of the first attempt."""
     reliable: bool = False
     """In inference mode: run on the general-purpose processor instead of the accelerator, for the fault-free answers."""
 
@@ -317,6 +327,8 @@ class Ack(Message):
     ok: bool
     version: Count = 0
     error: Reason = ""
+    nonce: Count = 0
+    """Of the ``mode`` or ``forward`` that is answered."""
 
 
 class Outputs(Message):
@@ -326,6 +338,8 @@ class Outputs(Message):
     attempt: int
     outputs: Tensor
     labels: Tensor | None
+    nonce: Count = 0
+    """Of the Forward."""
 
 
 class State(Message):
@@ -447,6 +461,16 @@ class Memory(Message):
 
     service: Name
     resident_bytes: Count
+
+
+class Dropped(Message):
+    """``event/dropped``: a service dropped a message, and why; at most one a second. For people: nobody else is told."""
+
+    service: Name
+    reason: Reason
+    """The latest."""
+    dropped: Count
+    """Messages so far, by that process."""
 
 
 class Manifest(Message):

@@ -74,6 +74,8 @@ class Receiver:
         self._inbox: deque[tuple[str, Message, int]] = deque()
         self._inbox_bytes = 0
         self._held_bytes = 0
+        self.reason = ""
+        """Why the last one of those that are counted as bad was dropped."""
         self._dropped: dict[str, dict[str, int]] = {}
         """Who sent without having a sender's name, perhaps before the State that gives it: on each topic, the first number."""
         self._waiting: asyncio.Future[None] | None = None
@@ -109,7 +111,8 @@ class Receiver:
     def bad(self, error: MessageError) -> None:
         """Count and log a message that is dropped."""
         self._counts["bad"] += 1
-        log.warning("message dropped", error=str(error), dropped=self._counts["bad"])
+        self.reason = str(error)
+        log.warning("message dropped", error=self.reason, dropped=self._counts["bad"])
 
     # -- taking in ------------------------------------------------------------------------------------------------------
 

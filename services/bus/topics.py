@@ -44,6 +44,7 @@ TABLE: dict[str, type[Message]] = {
     "event/iteration": messages.Iteration,
     "event/votes": messages.Votes,
     "event/memory": messages.Memory,
+    "event/dropped": messages.Dropped,
     "down/flow": messages.Flow,
     "up/flow": messages.Flow,
     "edge/flow": messages.Flow,

@@ -151,7 +151,7 @@ class ServerCodec:
         end = self.session.end
         if ack.session != self.session.name:
             return
-        if ack.of == "model" and ack.ok:
+        if ack.of == "model" and ack.ok and ack.version in end.versions:
             end.acknowledge(ack.version)
         if ack.of == "base" and ack.seq == end.newest:
             log.warning("sending the model whole", reason=ack.error)
