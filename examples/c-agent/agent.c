@@ -34,7 +34,7 @@ struct view {
 struct forward {
     bool waits, training, reliable;
     char session[NAME_MAX_BYTES + 1];
-    int64_t iteration, attempt, version, seed;
+    int64_t iteration, attempt, version, seed, nonce;
     bool has_seed, has_rate;
     double rate;
     const struct set *set;
@@ -425,6 +425,7 @@ static const char *take_forward(struct bus *bus, const char *session, const msgp
     if (!get_int(message, "iteration", 0, INT64_MAX, &f.iteration) || !get_int(message, "attempt", 0, INT64_MAX, &f.attempt) ||
         !get_int(message, "version", 1, INT64_MAX, &f.version))
         return "iteration, attempt or version is no number";
+    if (get(message, "nonce") && !get_int(message, "nonce", 0, INT64_MAX, &f.nonce)) return "nonce is no number";
     f.training = is_text(get(message, "mode"), "training");
     if (!f.training && !is_text(get(message, "mode"), "inference")) return "mode is unknown";
     f.set = is_text(get(message, "split"), "train") ? &device.train : &device.test;
