@@ -25,6 +25,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,8 +39,10 @@ from services.bus.address import BusError, Tls, broker_address
 from services.bus.connection import Connection, connection, keep
 from services.bus.encoding import MessageError
 from services.bus.identity import Names, Presence, sender_states
+from services.bus.keys import keys_of
 from services.bus.messages import REASON, Claim, Dropped, Flow, Message, Stage, State, Tensor, Timing
 from services.bus.receiving import Receiver
+from services.bus.sealing import Seals
 from services.bus.sending import UNACKNOWLEDGED, Sender, limits
 from services.bus.subscriptions import Subscriptions
 from services.bus.tensors import Tensors
@@ -59,7 +62,9 @@ class Bus:
     rate of the link, of which chunks on ``up`` and ``down`` are at most two seconds. ``passive``: only watch; no birth, no
     credit, no requests. ``arena_bytes``: shared memory for tensors on their way, 0 to send them inline; ``arena_age_s``: after
     which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one of
-    them starts anew all slots are taken back, since it knows nothing of them. ``give_up_s``: how long to look for a broker,
+    them starts anew all slots are taken back, since it knows nothing of them. ``signing_key_file``, else $R2F_SIGNING_KEY_FILE:
+    keys of devices, by which messages are signed, and unsigned ones refused (``services.bus.sealing``); ValueError or OSError
+    where it cannot be used. ``give_up_s``: how long to look for a broker,
     at first and whenever it goes away, before BusError. ``yields``: give the name to whoever else wants it, and end with
     BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
     received and not yet iterated, where it stops taking.
@@ -79,6 +84,7 @@ class Bus:
         arena_bytes: int = 256 << 20,
         arena_age_s: float = 30.0,
         readers: Sequence[str] = (),
+        signing_key_file: Path | None = None,
         give_up_s: float = 30.0,
         keepalive_s: int = 30,
         message_limit: int = 256 << 20,
@@ -92,12 +98,15 @@ class Bus:
         # Of two that begin at once the greater word stays, and "-" is below any digit.
         self.origin = ("-" if yields else "") + secrets.token_hex(6)
         self.counts: Counter[str] = Counter()
-        """sent, received, bad, foreign, duplicate, lost, refused, resent, reconnected, arena_full, events_lost."""
+        """sent, received, bad, unsigned, forged, replayed, foreign, duplicate, lost, refused, resent, reconnected, arena_full,
+        events_lost."""
         self._tls = tls or Tls()
         self._passive = passive
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
-        self._sender = Sender(self.origin, limits(link_bits_per_s, message_limit), self.counts)
+        self._keys = keys_of(signing_key_file)
+        seals = Seals(self._keys, service, device, passive=passive, counts=self.counts)
+        self._sender = Sender(self.origin, limits(link_bits_per_s, message_limit), self.counts, seals.seal)
         self._receiver = Receiver(
             lambda topic, flow: self._sender.say(topics.flow_topic(topic), flow),
             session=session,
@@ -105,6 +114,7 @@ class Bus:
             message_limit=message_limit,
             inbox_limit=inbox_bytes,
             counts=self.counts,
+            unseal=seals.open,
         )
         self._tensors = Tensors(
             f"r2f-{service[:40]}-{self.origin}",
@@ -115,7 +125,7 @@ class Bus:
             self.counts,
         )
         self._names = Names()
-        state = State(session=session, service=service, online=True, boot=self.origin)
+        state = State(session=session, service=service, online=True, boot=self.origin, key=self.key_name(device))
         self._presence = Presence(device, state, self._sender, yields=yields)
         self._client: Connection | None = None
         self._ready = asyncio.Event()
@@ -161,10 +171,9 @@ class Bus:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tensors.close()
 
-    @property
-    def signs(self) -> bool:
-        """Whether messages are signed here, and unsigned ones refused."""
-        return False
+    def key_name(self, device: str) -> str:
+        """Name of the key that messages of a device are signed with, and must be; empty where there is none."""
+        return self._keys.name(device)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -352,6 +352,8 @@ class State(Message):
     version: Count = 0
     samples: Samples = {}
     """Of the agent: how many samples each split has."""
+    key: Annotated[str, msgspec.Meta(max_length=16)] = ""
+    """Name of the key that it signs with, 8 hexadecimal digits; empty where it signs nothing."""
     data: Name = ""
     """Of the agent: digest of its data's classes and image size, by which the trainer knows that it numbers classes alike."""
 
@@ -490,6 +492,26 @@ class Chunk(Message):
     digest: Annotated[bytes, msgspec.Meta(max_length=16)]
     index: Count
     data: bytes
+
+
+class Sealed(Message):
+    """A message in an envelope that is signed with the device's key: in its place, on its topic. ``session`` is empty.
+
+    The code is over the topic and all that is here: see Signed messages in security.md.
+    """
+
+    MAC: ClassVar = 16
+
+    by: Name
+    """Service that sent it."""
+    epoch: Count
+    """Which life of that service's process; later ones have greater numbers."""
+    count: Count
+    """Of its messages on this topic in that life, from 1."""
+    mac: Annotated[bytes, msgspec.Meta(min_length=MAC, max_length=MAC)]
+    """First 16 bytes of the HMAC-SHA256."""
+    body: bytes
+    """The encoded message."""
 
 
 class Flow(Message):

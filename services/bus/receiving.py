@@ -52,6 +52,7 @@ class Receiver:
     ``answer(topic, flow)`` sends a Flow back to the senders of a topic. ``session``: messages of another are dropped, where
     set. ``passive``: asks nobody and waits for nothing. ``message_limit``: bytes of the largest message; ``inbox_limit``:
     received and not yet read, where it stops taking. ``counts`` gets received, bad, foreign, duplicate, lost, refused.
+    ``unseal`` takes a message of a topic out of its envelope, or raises MessageError.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Receiver:
         message_limit: int,
         inbox_limit: int,
         counts: Counter[str],
+        unseal: Callable[[str, Message], Message] = lambda topic, message: message,
     ) -> None:
+        self._unseal = unseal
         self.ins: OrderedDict[tuple[str, str], In] = OrderedDict()
         self._answer_with = answer
         self._session = session
@@ -227,8 +230,7 @@ class Receiver:
     def _deliver(self, topic: str, origin: str, message: Message | None, size: int) -> None:
         if message is None:
             return
-        if self._session and message.session not in ("", self._session) and not isinstance(message, State):
-            self._counts["foreign"] += 1
+        if self._is_of_another(message):
             return
         try:
             if isinstance(message, Manifest | Chunk):
@@ -237,13 +239,23 @@ class Receiver:
                     return
                 size = len(payload)
                 message = encoding.decode(topic, payload, whole=True)
+            message = self._unseal(topic, message)
         except MessageError as error:
             self.bad(error)
+            return
+        if self._is_of_another(message):
             return
         self._counts["received"] += 1
         self._inbox.append((topic, message, size))
         self._inbox_bytes += size
         self._notify()
+
+    def _is_of_another(self, message: Message) -> bool:
+        """Whether a message is of another session than ours; it is counted then."""
+        if not self._session or message.session in ("", self._session) or isinstance(message, State):
+            return False
+        self._counts["foreign"] += 1
+        return True
 
     def _notify(self) -> None:
         if self._waiting is not None and not self._waiting.done():

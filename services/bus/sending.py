@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
@@ -107,9 +108,17 @@ class Out:
 
 
 class Sender:
-    """The sending half of a Bus. ``origin`` is the sender's name in every message. ``counts`` gets sent and resent."""
+    """The sending half of a Bus. ``origin`` is the sender's name in every message. ``counts`` gets sent and resent. ``seal``
+    puts a message of a topic into its envelope."""
 
-    def __init__(self, origin: str, limits: Limits, counts: Counter[str]) -> None:
+    def __init__(
+        self,
+        origin: str,
+        limits: Limits,
+        counts: Counter[str],
+        seal: Callable[[str, Message], Message] = lambda topic, message: message,
+    ) -> None:
+        self._seal = seal
         self.origin = origin
         self.limits = limits
         self.outs: dict[str, Out] = {}
@@ -140,6 +149,7 @@ class Sender:
 
         Raises MessageError for one that is over the limit, or is to be retained and too large for that.
         """
+        message = self._seal(topic, message)
         payload = encoding.encode(message)
         if len(payload) <= out.chunk:
             return await self._number(topic, out, message, retain)

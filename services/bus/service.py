@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import structlog
@@ -17,6 +18,7 @@ from services import devices, memory
 from services.bus import topics
 from services.bus.address import BusError
 from services.bus.client import Bus
+from services.bus.keys import OPTION, VARIABLE
 from services.bus.messages import ROOT, Memory, State
 
 log = structlog.get_logger()
@@ -45,6 +47,13 @@ Patience = Annotated[
     float, typer.Option(min=0.1, envvar="R2F_PATIENCE", help="Seconds to wait for a broker that is away, at first and later.")
 ]
 
+SigningKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--signing-key-file", envvar=VARIABLE, help="Keys of devices (docs/security.md): sign messages, refuse unsigned ones."
+    ),
+]
+
 PATIENCE_S = 120.0
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_DEVICE = "edge-0"
@@ -71,6 +80,7 @@ class Common(NamedTuple):
     json_logs: bool | None = None
     log_level: str = "info"
     patience_s: float = PATIENCE_S
+    signing_key_file: Path | None = None
 
 
 def run(
@@ -114,6 +124,8 @@ def run_all(service: str, common: Common, work: Coroutine[Any, Any, None]) -> No
     """Logs, signals and exit codes of a service, as ``run`` has them, around work that opens its buses itself."""
     configure_logs(common.json_logs, common.log_level)
     structlog.contextvars.bind_contextvars(service=service)
+    signs = "messages are signed" if common.signing_key_file else f"messages are not signed: no {OPTION}"
+    log.info(signs, **({"keys": str(common.signing_key_file)} if common.signing_key_file else {}))
     try:
         stopped = asyncio.run(until_signal(work))
     except (BusError, ValueError, OSError) as error:
@@ -144,6 +156,7 @@ def bus_of(service: str, common: Common, device: str, *, arena_mb: int = ARENA_M
         arena_bytes=arena_mb << 20,
         arena_age_s=ARENA_AGE_S,
         readers=readers,
+        signing_key_file=common.signing_key_file,
         give_up_s=common.patience_s,
     )
 

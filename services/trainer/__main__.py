@@ -35,6 +35,7 @@ def main(
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
+    signing_key: service.SigningKey = None,
 ) -> None:
     """Trainer: backward pass on what the device computed, SGD, int8 model back. Ends when the job is done.
 
@@ -59,7 +60,7 @@ def main(
     except (ValueError, OSError) as error:
         fail(error)
         service.fail("trainer", error)
-    common = service.Common(broker, todo.device, json_logs, log_level, patience)
+    common = service.Common(broker, todo.device, json_logs, log_level, patience, signing_key)
 
     async def serve(bus: Bus, replaying: Replaying | None) -> None:
         try:

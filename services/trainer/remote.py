@@ -15,6 +15,7 @@ from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network, UInt8
 from services.boundary import detail, trace
 from services.bus import Bus, BusError
+from services.bus.keys import OPTION
 from services.bus.messages import (
     Ack,
     Activations,
@@ -176,10 +177,14 @@ class Remote:
     # ---- waiting ----
 
     async def ready(self, within_s: float) -> State:
-        """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones."""
+        """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones,
+        or one that has another key."""
 
         def present() -> State | None:
             online = {name for name, state in self._states.items() if state.online}
+            for name, state in self._states.items():
+                if state.online and name in PATH:
+                    self._same_key(name, state)
             # The agent counts its samples only after its birth.
             return self._states["agent"] if online.issuperset(PATH) and self._states["agent"].samples else None
 
@@ -197,6 +202,19 @@ class Remote:
                     f"are they running, and with --device {self.name}?"
                 ) from None
         return found
+
+    def _same_key(self, service: str, state: State) -> None:
+        """Raises DeviceError where a service could not understand us, or we it."""
+        ours = self.bus.key_name(self.name)
+        if state.key == ours:
+            return
+        if not ours:
+            why = f"takes signed messages alone, and this trainer has no key; give it {OPTION}"
+        elif not state.key:
+            why = f"signs nothing, and this trainer takes signed messages alone; give it {OPTION}"
+        else:
+            why = f"has another key (called {state.key}) than this trainer ({ours}); give both the same ({OPTION})"
+        raise DeviceError(f"device {self.name!r}: {service} {why}")
 
     def acknowledged(self, of: Literal["mode", "model"], seq: int) -> bool:
         """Whether the device has done what it was told. Raises DeviceError if it refused."""
@@ -306,7 +324,7 @@ class Remote:
         """Raises ValueError for an answer to another command, which is most often one that was recorded and is replayed."""
         if nonce == asked:
             return
-        if nonce or self.bus.signs:
+        if nonce or self.bus.key_name(self.name):
             raise ValueError(f"{what}: answers a command that was not given (nonce {nonce}, not {asked})")
         if not self._unbound:
             self._unbound = True

@@ -42,7 +42,10 @@ NOW: dict[str, Any] = {"session": "s", "iteration": 4, "attempt": 0}
 class FakeBus:
     """Delivers what is put into ``inbox``; ``answer`` says what a device makes of what is published."""
 
-    signs = False
+    key = ""
+
+    def key_name(self, device: str) -> str:
+        return self.key
 
     def __init__(self) -> None:
         self.inbox: asyncio.Queue[tuple[str, Message] | BusError] = asyncio.Queue()
@@ -295,7 +298,7 @@ async def test_a_device_that_does_not_say_what_it_answers_is_taken_and_that_is_s
     assert [line["event"] for line in logged if "replay" in line["event"]] == [
         "answers of this device do not say which command they answer: a replay would not be noticed"
     ]
-    bus.signs = True
+    bus.key = "0123abcd"
     with pytest.raises(DeviceError, match="no answer"):
         await infer(bus, network)
 
