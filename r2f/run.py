@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ from r2f.memory import Shares
 from r2f.pipeline import PipelineError, Program
 from r2f.settings import Settings
 from services.bus import Bus, BusError, topics
+from services.bus.audit import VARIABLE as AUDIT_LOG
 from services.bus.messages import Progress, Timing
 from services.trainer import waiting
 from services.trainer.core import fleet as fleets
@@ -35,6 +38,8 @@ from services.trainer.core.fleet import Fleet
 T = TypeVar("T")
 _ALONE = {"OMP_NUM_THREADS": "1"}
 """Of processes that are as many as the cores: more threads would only wait for one another."""
+AUDIT = "audit.jsonl"
+"""In the folder of logs."""
 LISTEN_S = 15.0
 """How long the trainer waits for the display to hear its events."""
 
@@ -141,6 +146,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
             Program(f"trainer-rank-{rank}", "services.trainer.ranks", ("--rank", str(rank), *ranks))
             for rank in range(1, settings.ranks)
         ]
+        audit = {AUDIT_LOG: os.environ.get(AUDIT_LOG) or str((folder / "logs" / AUDIT).resolve())}
+        trainer, *programs = (replace(one, environment=audit | one.environment) for one in (trainer, *programs))
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
         showing: list[asyncio.Task[Any]] = []

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from services.bus import encoding, subscriptions, topics
 from services.bus.address import BusError, Tls, broker_address
+from services.bus.audit import Audit, path_of
 from services.bus.connection import Connection, connection, keep
 from services.bus.encoding import MessageError
 from services.bus.identity import Names, Presence, sender_states
@@ -61,12 +62,12 @@ class Bus:
     and counted, where set. ``tls``: files in place of the environment's. ``link_bits_per_s``, else $R2F_LINK_BITS_PER_S: the
     rate of the link, of which chunks on ``up`` and ``down`` are at most two seconds. ``passive``: only watch; no birth, no
     credit, no requests. ``arena_bytes``: shared memory for tensors on their way, 0 to send them inline; ``arena_age_s``: after
-    which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one of
-    them starts anew all slots are taken back, since it knows nothing of them. ``signing_key_file``, else $R2F_SIGNING_KEY_FILE:
-    keys of devices, by which messages are signed, and unsigned ones refused (``services.bus.sealing``); ValueError or OSError
-    where it cannot be used. ``give_up_s``: how long to look for a broker,
-    at first and whenever it goes away, before BusError. ``yields``: give the name to whoever else wants it, and end with
-    BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
+    which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one
+    of them starts anew all slots are taken back, since it knows nothing of them. ``signing_key_file``, else
+    $R2F_SIGNING_KEY_FILE: keys of devices, by which messages are signed, and unsigned ones refused (``services.bus.sealing``);
+    ValueError or OSError where it cannot be used. ``audit_log``, else $R2F_AUDIT_LOG: see ``services.bus.audit``.
+    ``give_up_s``: how long to look for a broker, at first and whenever it goes away, before BusError. ``yields``: give the
+    name to whoever else wants it, and end with BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
     received and not yet iterated, where it stops taking.
     """
 
@@ -85,6 +86,7 @@ class Bus:
         arena_age_s: float = 30.0,
         readers: Sequence[str] = (),
         signing_key_file: Path | None = None,
+        audit_log: Path | None = None,
         give_up_s: float = 30.0,
         keepalive_s: int = 30,
         message_limit: int = 256 << 20,
@@ -105,6 +107,7 @@ class Bus:
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
         self._keys = keys_of(signing_key_file)
+        self._audit = None if passive else Audit(path_of(audit_log), service, device, self._keys.name(device))
         seals = Seals(self._keys, service, device, passive=passive, counts=self.counts)
         self._sender = Sender(self.origin, limits(link_bits_per_s, message_limit), self.counts, seals.seal)
         self._receiver = Receiver(
@@ -115,6 +118,7 @@ class Bus:
             inbox_limit=inbox_bytes,
             counts=self.counts,
             unseal=seals.open,
+            audit=self._audit,
         )
         self._tensors = Tensors(
             f"r2f-{service[:40]}-{self.origin}",
@@ -210,6 +214,8 @@ class Bus:
         if fresh and not self._passive:
             # Not waited for: it goes out before the message does, and answers come after.
             self._start(self._subscriptions.add([topics.flow_topic(topic)]))
+        if self._audit is not None:
+            self._audit.told(topic, message)
         return await self._sender.publish(topic, out, message, retain)
 
     async def flush(self) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from services.bus import encoding
+from services.bus.audit import Audit
 from services.bus.chunks import Reassembler
 from services.bus.encoding import MessageError
 from services.bus.messages import Chunk, Flow, Manifest, Message, State
@@ -52,7 +53,7 @@ class Receiver:
     ``answer(topic, flow)`` sends a Flow back to the senders of a topic. ``session``: messages of another are dropped, where
     set. ``passive``: asks nobody and waits for nothing. ``message_limit``: bytes of the largest message; ``inbox_limit``:
     received and not yet read, where it stops taking. ``counts`` gets received, bad, foreign, duplicate, lost, refused.
-    ``unseal`` takes a message of a topic out of its envelope, or raises MessageError.
+    ``unseal`` takes a message of a topic out of its envelope, or raises MessageError; ``audit`` hears who was refused.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Receiver:
         inbox_limit: int,
         counts: Counter[str],
         unseal: Callable[[str, Message], Message] = lambda topic, message: message,
+        audit: Audit | None = None,
     ) -> None:
+        self._audit = audit
         self._unseal = unseal
         self.ins: OrderedDict[tuple[str, str], In] = OrderedDict()
         self._answer_with = answer
@@ -115,6 +118,8 @@ class Receiver:
         """Count and log a message that is dropped."""
         self._counts["bad"] += 1
         self.reason = str(error)
+        if self._audit is not None:
+            self._audit.refused(self.reason)
         log.warning("message dropped", error=self.reason, dropped=self._counts["bad"])
 
     # -- taking in ------------------------------------------------------------------------------------------------------
@@ -167,6 +172,8 @@ class Receiver:
         self._counts["foreign"] += 1
         if origin not in self._dropped:
             log.warning("messages of one who does not have the sender's name are dropped", topic=topic, origin=origin)
+            if self._audit is not None:
+                self._audit.refused("does not have the sender's name", topic=topic, boot=origin)
         if n and (origin in self._dropped or len(self._dropped) < SENDERS):
             self._dropped.setdefault(origin, {}).setdefault(topic, n)
 
@@ -245,6 +252,8 @@ class Receiver:
             return
         if self._is_of_another(message):
             return
+        if self._audit is not None:
+            self._audit.heard(topic, message, origin)
         self._counts["received"] += 1
         self._inbox.append((topic, message, size))
         self._inbox_bytes += size

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -15,7 +16,7 @@ import structlog
 import typer
 
 from services import devices, memory
-from services.bus import topics
+from services.bus import audit, topics
 from services.bus.address import BusError
 from services.bus.client import Bus
 from services.bus.keys import OPTION, VARIABLE
@@ -54,6 +55,11 @@ SigningKey = Annotated[
     ),
 ]
 
+AuditLog = Annotated[
+    Path | None,
+    typer.Option(envvar=audit.VARIABLE, help="File of JSON lines: who set what, and who was refused (docs/security.md)."),
+]
+
 PATIENCE_S = 120.0
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 DEFAULT_DEVICE = "edge-0"
@@ -81,6 +87,7 @@ class Common(NamedTuple):
     log_level: str = "info"
     patience_s: float = PATIENCE_S
     signing_key_file: Path | None = None
+    audit_log: Path | None = None
 
 
 def run(
@@ -124,8 +131,6 @@ def run_all(service: str, common: Common, work: Coroutine[Any, Any, None]) -> No
     """Logs, signals and exit codes of a service, as ``run`` has them, around work that opens its buses itself."""
     configure_logs(common.json_logs, common.log_level)
     structlog.contextvars.bind_contextvars(service=service)
-    signs = "messages are signed" if common.signing_key_file else f"messages are not signed: no {OPTION}"
-    log.info(signs, **({"keys": str(common.signing_key_file)} if common.signing_key_file else {}))
     try:
         stopped = asyncio.run(until_signal(work))
     except (BusError, ValueError, OSError) as error:
@@ -149,7 +154,7 @@ def end_by_sigterm() -> None:
 
 def bus_of(service: str, common: Common, device: str, *, arena_mb: int = ARENA_MB, readers: Sequence[str] = ()) -> Bus:
     """A service's Bus for one device, not connected yet. Raises ValueError for options that mean nothing."""
-    return Bus(
+    bus = Bus(
         common.broker,
         service,
         device,
@@ -157,8 +162,16 @@ def bus_of(service: str, common: Common, device: str, *, arena_mb: int = ARENA_M
         arena_age_s=ARENA_AGE_S,
         readers=readers,
         signing_key_file=common.signing_key_file,
+        audit_log=common.audit_log,
         give_up_s=common.patience_s,
     )
+    _say("messages are signed" if bus.key_name(device) else f"messages are not signed: no {OPTION}")
+    return bus
+
+
+@cache
+def _say(once: str) -> None:
+    log.info(once)
 
 
 @contextlib.asynccontextmanager

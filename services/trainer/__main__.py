@@ -36,6 +36,7 @@ def main(
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
     signing_key: service.SigningKey = None,
+    audit_log: service.AuditLog = None,
 ) -> None:
     """Trainer: backward pass on what the device computed, SGD, int8 model back. Ends when the job is done.
 
@@ -60,7 +61,7 @@ def main(
     except (ValueError, OSError) as error:
         fail(error)
         service.fail("trainer", error)
-    common = service.Common(broker, todo.device, json_logs, log_level, patience, signing_key)
+    common = service.Common(broker, todo.device, json_logs, log_level, patience, signing_key, audit_log)
 
     async def serve(bus: Bus, replaying: Replaying | None) -> None:
         try:
