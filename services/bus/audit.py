@@ -37,7 +37,9 @@ class Audit:
 
     def __init__(self, path: Path | None, service: str, device: str, key: str) -> None:
         self._path = path
-        self._always = {"service": service, "device": device, "key": key}
+        # A program that commands in place of a trainer has a name of its own.
+        program = structlog.contextvars.get_contextvars().get("service", service)
+        self._always = {"program": program, "service": service, "device": device, "key": key}
         self._minute = 0.0
         self._refusals = 0
         self._unsaid = 0
@@ -84,8 +86,7 @@ class Audit:
     def _write(self, event: str, fields: dict[str, Any]) -> None:
         if self._path is None:
             return
-        program = structlog.contextvars.get_contextvars().get("service", "")
-        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **self._always, "program": program}
+        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **self._always}
         try:
             self._append(msgspec.json.encode(line | fields) + b"\n")
         except OSError as error:
