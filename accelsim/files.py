@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+LOOKS: Final = 5
+LOOK_S: Final = 0.02
 
 
 def write_whole(
@@ -30,6 +36,35 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno is None:
             raise
         raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds the lock of a file, which is made where it is not there, for the block.
+
+    It is gone with this process, however that ends. Raises ValueError with ``busy`` where another process holds it.
+    """
+    with path.open("a") as file:
+        for left in reversed(range(LOOKS)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise ValueError(busy) from None
+            time.sleep(LOOK_S)  # who only looks (``is_locked``) has it for a moment, too
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a file's lock."""
+    if not path.exists():
+        return False
+    try:
+        with locked(path, ""):
+            return False
+    except ValueError:
+        return True
 
 
 def _replace(target: Path, data: bytes, keep: str | os.PathLike[str] | None, mode: int) -> None:

@@ -30,7 +30,7 @@ from r2f.pipeline import PipelineError, Program
 from r2f.settings import Settings
 from services.bus import Bus, BusError, topics
 from services.bus.audit import VARIABLE as AUDIT_LOG
-from services.bus.messages import Progress, Timing
+from services.bus.messages import Dropped, Progress, Timing
 from services.trainer import waiting
 from services.trainer.core import fleet as fleets
 from services.trainer.core.fleet import Fleet
@@ -40,6 +40,8 @@ _ALONE = {"OMP_NUM_THREADS": "1"}
 """Of processes that are as many as the cores: more threads would only wait for one another."""
 AUDIT = "audit.jsonl"
 """In the folder of logs."""
+SAID = 8
+"""Services of which it is said, once each, that they dropped something; their logs have the rest."""
 LISTEN_S = 15.0
 """How long the trainer waits for the display to hear its events."""
 
@@ -268,17 +270,24 @@ def service_programs(
 async def _watch(broker: str, devices: Sequence[str], say: Display, listening: asyncio.Event) -> None:
     """Feed the live display from the events. A display that lost its broker is no reason to stop."""
     merged = watching.Merged(len(devices))
+    said: set[tuple[str, str]] = set()
     while True:
         try:
             async with Bus(broker, service="watch", device=devices[0], passive=True, give_up_s=3600.0) as bus:
                 # Of several devices the stages would be more messages than all else that is watched for.
-                await bus.subscribe(*(bus.topic("event/#" if len(devices) == 1 else "event/progress", one) for one in devices))
+                wanted = ("event/#",) if len(devices) == 1 else ("event/progress", "event/dropped")
+                await bus.subscribe(*(bus.topic(name, one) for one in devices for name in wanted))
                 listening.set()
                 async for topic, message in bus:
                     if isinstance(message, Progress):
                         say.progress(message if len(devices) == 1 else merged.of(topics.parse(topic).device, message))
                     elif isinstance(message, Timing):
                         say.timing(message)
+                    elif isinstance(message, Dropped):
+                        of = (message.service, topics.parse(topic).device)
+                        if of not in said and len(said) < SAID:
+                            said.add(of)
+                            say.note(f"{of[0]} of {of[1]} dropped a message: {message.reason}")
         except BusError as error:
             say.note(str(error))
             await asyncio.sleep(1.0)

@@ -43,7 +43,7 @@ Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress
 
 
 ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
-Name = Annotated[str, msgspec.Meta(max_length=64)]
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]

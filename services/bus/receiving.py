@@ -18,7 +18,8 @@ from services.bus import encoding
 from services.bus.audit import Audit
 from services.bus.chunks import Reassembler
 from services.bus.encoding import MessageError
-from services.bus.messages import Chunk, Flow, Manifest, Message, State
+from services.bus.messages import Chunk, Claim, Flow, Manifest, Message, State
+from services.shown import plain
 
 CREDIT_EVERY: Final = 16
 HELD = 1024
@@ -117,7 +118,7 @@ class Receiver:
     def bad(self, error: MessageError) -> None:
         """Count and log a message that is dropped."""
         self._counts["bad"] += 1
-        self.reason = str(error)
+        self.reason = plain(str(error))
         if self._audit is not None:
             self._audit.refused(self.reason)
         log.warning("message dropped", error=self.reason, dropped=self._counts["bad"])
@@ -261,7 +262,7 @@ class Receiver:
 
     def _is_of_another(self, message: Message) -> bool:
         """Whether a message is of another session than ours; it is counted then."""
-        if not self._session or message.session in ("", self._session) or isinstance(message, State):
+        if not self._session or message.session in ("", self._session) or isinstance(message, State | Claim):
             return False
         self._counts["foreign"] += 1
         return True

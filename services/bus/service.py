@@ -21,6 +21,7 @@ from services.bus.address import BusError
 from services.bus.client import Bus
 from services.bus.keys import OPTION, VARIABLE
 from services.bus.messages import ROOT, Memory, State
+from services.shown import plain
 
 log = structlog.get_logger()
 
@@ -275,11 +276,19 @@ async def until_signal(work: Coroutine[Any, Any, None]) -> signal.Signals | None
     return stopped
 
 
+def _plain(logger: object, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """A line of the log without what a terminal would obey: parts of it are of strangers. JSON has none as it is."""
+    return {
+        key: plain(value, keep="\n" if key == "exception" else "") if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
 def fail(service: str, error: BaseException) -> NoReturn:
     """One line on stderr, exit 1."""
     structlog.get_logger().debug("stopped", exc_info=error)
     said = str(error) if isinstance(error, BusError | ValueError | OSError) else f"{type(error).__name__}: {error}"
-    print(f"{service}: {said}", file=sys.stderr)
+    print(f"{service}: {plain(said)}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -292,7 +301,8 @@ def configure_logs(as_json: bool | None, level: str = "info") -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([structlog.processors.format_exc_info] if lines else []),
+            structlog.processors.format_exc_info,
+            *([] if lines else [_plain]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -40,6 +40,7 @@ from services.codec.core.sent import SentImages, SentLayer
 from services.codec.core.server_end import ServerEnd
 from services.known import known_faults
 from services.scheme import SEGMENT_BYTES
+from services.shown import plain
 from services.views import seen
 
 KNOWN = "down/mode: known"
@@ -154,7 +155,7 @@ class ServerCodec:
         if ack.of == "model" and ack.ok and ack.version in end.versions:
             end.acknowledge(ack.version)
         if ack.of == "base" and ack.seq == end.newest:
-            log.warning("sending the model whole", reason=ack.error)
+            log.warning("sending the model whole", reason=plain(ack.error))
             end.acknowledge(0)
             await self._send_model()
 

@@ -15,6 +15,7 @@ from accelsim.faults import Rates
 from services.bus import Bus
 from services.bus.messages import Ack, Mode, SetMode, fresh_nonce
 from services.scheme import Scheme
+from services.shown import plain
 
 HEARD_S = 3.0
 """For the retained mode, which the broker sends at once."""
@@ -61,7 +62,7 @@ async def tell(broker: str, device: str, asked: Asked) -> SetMode:
         except TimeoutError:
             raise NotDone(f"device {device} did not answer within {ANSWER_S:g} s; is its agent there?") from None
     if not answer.ok:
-        raise NotDone(f"device {device} refused: {answer.error}")
+        raise NotDone(f"device {device} refused: {plain(answer.error)}")
     return message
 
 

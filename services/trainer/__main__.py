@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,12 @@ def main(
         folder = run
     else:
         raise typer.BadParameter("give --run or --next, and not both")
+
+    mine = ExitStack()
+    try:
+        mine.enter_context(waiting.alone(folder))  # until this process ends
+    except (ValueError, OSError) as error:  # the run is another's, so it is not given up
+        service.fail("trainer", error)
 
     def fail(error: BaseException) -> None:
         if next is not None:  # whatever it is, whoever waits for the run must hear of it

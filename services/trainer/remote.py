@@ -31,6 +31,7 @@ from services.bus.messages import (
     Timing,
     Votes,
 )
+from services.shown import plain
 
 log = structlog.get_logger()
 
@@ -226,7 +227,7 @@ class Remote:
         """Raises what the device refused: a repeat cannot mend that."""
         asked = self._asked.get(of)
         if asked is not None and asked.seq == seq and asked.answer is not None and not asked.answer.ok:
-            raise DeviceError(f"device {self.name!r} refused {of} {seq}: {asked.answer.error}")
+            raise DeviceError(f"device {self.name!r} refused {of} {seq}: {plain(asked.answer.error)}")
 
     async def until(self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], what: str) -> T:
         """Send, wait, and send again when a service restarted or nothing new came for as long as patience lasts.
@@ -302,7 +303,7 @@ class Remote:
                     self.on_votes(message)
             case Dropped():
                 if message.service in self._dropped or len(self._dropped) < len(PATH):
-                    self._dropped[message.service] = message.reason
+                    self._dropped[message.service] = plain(message.reason)
             case Ack() if message.session == self.session:
                 return self._take_ack(message)
             case Inputs() | Activations() | Outputs():

@@ -73,6 +73,7 @@ async def run(
     job.check(todo, initial)
     found = result.read(folder)
 
+    await bus.announce(session=todo.session)  # the name is the device's lease: who is refused it is told for which run
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
         # Many devices that start on one machine take longer; their patience says so.
         agent = await server.ready(todo.device, max(READY_S, 3 * todo.patience_s))
