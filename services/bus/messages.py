@@ -249,12 +249,22 @@ class EncodedLayers(Message):
     """The device's memory fills up: it wants to know when all layers up to here are rebuilt right."""
 
 
+FORGOTTEN = 4096
+"""The most names in one message."""
+
+
 class Rebuilt(Message):
     """``down/rebuilt``: all layers up to ``layer`` have the device's digests, so it need not keep them for repairs."""
 
     iteration: int
     attempt: int
     layer: int
+
+
+class Forgotten(Message):
+    """``down/forgotten``: images that the server had no room to keep; the device sends them whole where they are next used."""
+
+    hashes: Annotated[tuple[Annotated[bytes, msgspec.Meta(max_length=16)], ...], msgspec.Meta(max_length=FORGOTTEN)]
 
 
 class Repair(Message):
