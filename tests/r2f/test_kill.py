@@ -200,7 +200,8 @@ def test_who_runs_the_broker_can_forge_and_replay_nothing_where_messages_are_sig
     monkeypatch.setenv("R2F_SIGNING_KEY_FILE", str(tmp_path / "keys"))
     forger = Forger(jobs.read(prepared).session, (prepared / jobs.NETWORK).read_bytes())
     try:
-        assert execute(prepared, tmp_path / "run", forger) == undisturbed
+        settings = msgspec.structs.replace(SETTINGS, embedded=find_mosquitto() is None)
+        assert execute(prepared, tmp_path / "run", forger, settings) == undisturbed
     finally:
         forger.client.loop_stop()
     assert forger.restarts == []
