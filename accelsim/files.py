@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 T = TypeVar("T")
+LOOKS: Final = 5
+LOOK_S: Final = 0.02
 
 
 def write_whole(
@@ -17,9 +23,54 @@ def write_whole(
     """Puts ``data`` into a file: a reader, or a crash at any moment, finds the old content or the new one.
 
     ``keep`` is the name under which the old file stays, in the same folder; ``mode`` the new one's permissions, less the
-    umask. Raises OSError if the disk refuses; the old file is then as it was.
+    umask. Raises OSError that names the file if the disk refuses; the old one is then as it was, and nothing is left beside it.
     """
     target = Path(path)
+    with naming(target):
+        _replace(target, data, keep, mode)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Has an OSError of the block name the file: what a write raises where the disk is full says only that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds the lock of a file, which is made where it is not there, for the block.
+
+    It is gone with this process, however that ends. Raises ValueError with ``busy`` where another process holds it.
+    """
+    with path.open("a") as file:
+        for left in reversed(range(LOOKS)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise ValueError(busy) from None
+            time.sleep(LOOK_S)  # who only looks (``is_locked``) has it for a moment, too
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a file's lock."""
+    if not path.exists():
+        return False
+    try:
+        with locked(path, ""):
+            return False
+    except ValueError:
+        return True
+
+
+def _replace(target: Path, data: bytes, keep: str | os.PathLike[str] | None, mode: int) -> None:
     fresh = _beside(target)
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:

@@ -257,6 +257,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
 
         from r2f import folders
         from services.metric import written
+        from services.shown import plain
 
         found = folders.all_runs(out)
         name = Column("run", overflow="fold", min_width=max((len(one.folder.name) for one in found), default=0))
@@ -273,7 +274,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
         console.print(table if found else f"no runs below {out}")
         for one in found:
             if one.why:
-                console.print(Text(f"{one.folder.name}: {one.why}"), soft_wrap=True)
+                console.print(Text(plain(f"{one.folder.name}: {one.why}")), soft_wrap=True)
 
     guarded(work)
 
@@ -320,9 +321,10 @@ def conform_command(
         import asyncio
 
         from r2f.conform.command import conform, size_of
+        from services.shown import plain
 
         def say(verdict: object) -> None:
-            print(verdict, flush=True)
+            print(plain(str(verdict)), flush=True)
 
         if not asyncio.run(conform(broker, device, role, within, size_of(image_size), steps, say)):
             raise typer.Exit(1)

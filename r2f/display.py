@@ -17,6 +17,7 @@ from r2f.pipeline import Pipeline
 from services.bus.messages import Phase, Progress, Timing
 from services.codec.core.segments import MODEL
 from services.metric import METRICS, written
+from services.shown import plain
 
 _TITLES: dict[Phase, str] = {
     "plain": "evaluating as in the paper",
@@ -115,8 +116,8 @@ class Display:
 
     def note(self, text: str) -> None:
         """A line for the user, above the bars."""
-        self.console.print(Text(text, style="yellow"))
+        self.console.print(Text(plain(text), style="yellow"))
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(Text(text))
+            self.console.print(Text(plain(text)))

@@ -8,6 +8,8 @@ import time
 import traceback
 from pathlib import Path
 
+from services.shown import plain
+
 
 def first(error: BaseException) -> BaseException:
     """The error itself; of several tasks' errors, which come as a group, the first."""
@@ -19,7 +21,7 @@ def first(error: BaseException) -> BaseException:
 def told(error: BaseException) -> str:
     """One line on an error. What the user cannot mend leaves its traceback in a file, which the line names."""
     found = first(error)
-    said = " ".join(str(found).split()) or type(found).__name__
+    said = plain(" ".join(str(found).split())) or type(found).__name__
     if _mendable(found):
         return said
     return f"{type(found).__name__}: {said}; that is a mistake in R2F, please report it with {_kept(error)}"

@@ -6,7 +6,6 @@ is made from those two, so that a run can be resumed, or handed to another machi
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 import time
@@ -18,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from accelsim import files
 from r2f import settings as settings_file
 from r2f.settings import Settings, SettingsError
 from services.metric import Metric
@@ -86,11 +86,8 @@ def _made(parent: Path, stem: str) -> Path:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """This process alone works on the folder for the block. Raises ValueError where another one does."""
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another r2f works on this run; wait for it, or start a run of your own") from None
+    busy = f"{folder}: another r2f works on this run; wait for it, or start a run of your own"
+    with files.locked(folder / LOCK, busy):
         try:
             yield
         finally:
@@ -99,15 +96,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def is_running(folder: Path) -> bool:
     """Whether a process holds the folder's lock."""
-    path = folder / LOCK
-    if not path.exists():
-        return False
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return files.is_locked(folder / LOCK)
 
 
 def all_runs(parent: Path) -> list[Run]:

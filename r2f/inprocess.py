@@ -396,6 +396,7 @@ class Link:
         clock.tick("compress")
         rebuild = self.server.begin(self.server.newest, self.scheme, device.known)
         received = seen(self.server.images(sent, rebuild.network), of.view)
+        self.device.forget(self.server.forgotten())
         rebuild.start(received)
         clock.tick("decompress")
         crossed = _Crossing(self.device, rebuild, received, len(sent.fresh), clock)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +29,8 @@ from r2f.memory import Shares
 from r2f.pipeline import PipelineError, Program
 from r2f.settings import Settings
 from services.bus import Bus, BusError, topics
-from services.bus.messages import Phase, Progress, Timing
+from services.bus.audit import VARIABLE as AUDIT_LOG
+from services.bus.messages import Dropped, Phase, Progress, Timing
 from services.trainer import waiting
 from services.trainer.core import fleet as fleets
 from services.trainer.core.fleet import Fleet
@@ -35,6 +38,10 @@ from services.trainer.core.fleet import Fleet
 T = TypeVar("T")
 _ALONE = {"OMP_NUM_THREADS": "1"}
 """Of processes that are as many as the cores: more threads would only wait for one another."""
+AUDIT = "audit.jsonl"
+"""In the folder of logs."""
+SAID = 8
+"""Services of which it is said, once each, that they dropped something; their logs have the rest."""
 LISTEN_S = 15.0
 """How long the trainer waits for the display to hear its events."""
 
@@ -142,6 +149,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
             Program(f"trainer-rank-{rank}", "services.trainer.ranks", ("--rank", str(rank), *ranks))
             for rank in range(1, settings.ranks)
         ]
+        audit = {AUDIT_LOG: os.environ.get(AUDIT_LOG) or str((folder / "logs" / AUDIT).resolve())}
+        trainer, *programs = (replace(one, environment=audit | one.environment) for one in (trainer, *programs))
         running = await stack.enter_async_context(pipeline.running(programs, folder / "logs", say.restarted))
         say.started(running)
         showing: list[asyncio.Task[Any]] = []
@@ -273,11 +282,13 @@ async def _watch(
     """Feed the live display from the events, and say where the run gets on. A display that lost its broker does not stop it."""
     merged = watching.Merged(len(devices))
     known: set[tuple[str, Phase, bool, int]] = set()
+    said: set[tuple[str, str]] = set()
     while True:
         try:
             async with Bus(broker, service="watch", device=devices[0], passive=True, give_up_s=3600.0) as bus:
                 # Of several devices the stages would be more messages than all else that is watched for.
-                await bus.subscribe(*(bus.topic("event/#" if len(devices) == 1 else "event/progress", one) for one in devices))
+                wanted = ("event/#",) if len(devices) == 1 else ("event/progress", "event/dropped")
+                await bus.subscribe(*(bus.topic(name, one) for one in devices for name in wanted))
                 listening.set()
                 async for topic, message in bus:
                     if isinstance(message, Progress):
@@ -288,6 +299,11 @@ async def _watch(
                         say.progress(message if len(devices) == 1 else merged.of(topics.parse(topic).device, message))
                     elif isinstance(message, Timing):
                         say.timing(message)
+                    elif isinstance(message, Dropped):
+                        of = (message.service, topics.parse(topic).device)
+                        if of not in said and len(said) < SAID:
+                            said.add(of)
+                            say.note(f"{of[0]} of {of[1]} dropped a message: {message.reason}")
         except BusError as error:
             say.note(str(error))
             await asyncio.sleep(1.0)

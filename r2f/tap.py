@@ -11,6 +11,7 @@ from rich.text import Text
 
 from services.bus import Bus, topics
 from services.bus.messages import Message
+from services.shown import plain
 from services.trainer.core import evaluation
 
 _COLOURS = {"down": "blue", "up": "green", "edge": "cyan", "server": "magenta", "state": "yellow", "event": "white"}
@@ -53,7 +54,7 @@ def _said(key: str, value: Any) -> tuple[str, str]:
         return "evaluation pass ", str(number)
     if key in ("version", "base") and value == evaluation.PLAIN_VERSION:
         return f"{key}=", "the paper's arithmetic"
-    return f"{key}=", f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{key}=", f"{value:.6g}" if isinstance(value, float) else plain(str(value))
 
 
 def _shown(value: Any) -> Any:

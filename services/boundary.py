@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from services.bus import Bus, BusError
-from services.bus.messages import Ack, Message, SetMode
+from services.bus.messages import REASON, Ack, Message, SetMode
 
 log = structlog.get_logger()
 
@@ -22,6 +22,11 @@ def trace(message: Message) -> str:
             return f"{message.session}/{message.of}-{message.seq}"
     iteration = getattr(message, "iteration", -1)
     return f"{message.session}/{iteration}" if iteration >= 0 else message.session
+
+
+def cut(reason: str) -> str:
+    """A reason as long as a message may have one."""
+    return reason if len(reason) <= REASON else f"{reason[: REASON - 3]}..."
 
 
 def detail(event: str, **fields: object) -> None:

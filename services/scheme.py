@@ -72,7 +72,7 @@ class Scheme(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     referee: bool = True
     """Of the chained codec: run layers as often as they need, and settle what stays open on the reliable processor
     (see ``services.edge_agent.core.referee``); ``replicas`` is not looked at then."""
-    uplink_bits_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    uplink_bits_per_s: Annotated[float, msgspec.Meta(ge=0, le=1e15)] = 0.0
     """Of the device's link, 0 where not known: the referee leaves to the link what that does sooner, and assumes HSPA else."""
     exact: bool = True
     """Of the chained codec: the server asks for what its digests say it has wrong, until its tensors are the device's."""

@@ -34,7 +34,7 @@ struct view {
 struct forward {
     bool waits, training, reliable;
     char session[NAME_MAX_BYTES + 1];
-    int64_t iteration, attempt, version, seed;
+    int64_t iteration, attempt, version, seed, nonce;
     bool has_seed, has_rate;
     double rate;
     const struct set *set;
@@ -316,7 +316,8 @@ static const char *run(struct bus *bus) {
         msgpack_packer packer;
         struct tensor outputs = activation(last, f->count, values[network->count]);
         struct tensor truth = {.dtype = "int64", .axes = 1, .shape = {f->count}, .count = f->count, .bytes = 8 * f->count, .data = (uint8_t *)labels};
-        head(&packer, &out, "outputs", 2);
+        head(&packer, &out, "outputs", 3);
+        put_int_at(&packer, "nonce", f->nonce);
         put_tensor_at(&packer, "outputs", &outputs);
         put_tensor_at(&packer, "labels", &truth);
         finish(bus, "up/outputs", &out);
@@ -424,6 +425,7 @@ static const char *take_forward(struct bus *bus, const char *session, const msgp
     if (!get_int(message, "iteration", 0, INT64_MAX, &f.iteration) || !get_int(message, "attempt", 0, INT64_MAX, &f.attempt) ||
         !get_int(message, "version", 1, INT64_MAX, &f.version))
         return "iteration, attempt or version is no number";
+    if (get(message, "nonce") && !get_int(message, "nonce", 0, INT64_MAX, &f.nonce)) return "nonce is no number";
     f.training = is_text(get(message, "mode"), "training");
     if (!f.training && !is_text(get(message, "mode"), "inference")) return "mode is unknown";
     f.set = is_text(get(message, "split"), "train") ? &device.train : &device.test;

@@ -95,9 +95,8 @@ class Arena:
         self.age_limit_s = age_limit_s
         self._path = where / name
         self._size = _DATA + -(-size // PAGE) * PAGE
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._fd = _own(self._path)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
             os.ftruncate(self._fd, self._size)
             # Memory is reserved before it is touched: writing to a full tmpfs would be a SIGBUS, this is an OSError.
             self._committed = _DATA
@@ -232,6 +231,21 @@ class Arena:
         self._holes = merged
 
 
+def _own(path: Path) -> int:
+    """A new file that we hold the lock of, under that very name."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return fd
+        except OSError:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
+        os.close(fd)  # somebody's ``sweep`` came between, and took it for a dead one's
+
+
 def _room(nbytes: int) -> int:
     return max(PAGE, -(-nbytes // PAGE) * PAGE)
 
@@ -254,7 +268,7 @@ class _Mapped:
                 raise MessageError(f"arena {name} is no arena of this version")
             self.table = self.bytes[_TABLE : _TABLE + SLOTS * _SLOT.itemsize].view(_SLOT)
             self.seat = self._sit(fd, reader)
-            self.inode = (info.st_dev, info.st_ino)
+            self.file = (info.st_dev, info.st_ino)
         finally:
             os.close(fd)
 
@@ -320,6 +334,7 @@ class Reader:
             raise MessageError(f"{ref.arena!r} cannot name an arena")
         arena = self._open.get(ref.arena)
         if arena is None:
+            self._forget_dead()
             try:
                 arena = _Mapped(self._where, ref.arena, self._name)
             except OSError as error:
@@ -339,6 +354,17 @@ class Reader:
         if (header["generation"], header["offset"], header["nbytes"]) != (ref.generation, ref.offset, ref.nbytes):
             raise MessageError(f"arena {ref.arena}: slot {ref.slot} was given to another tensor meanwhile")
         return arena
+
+    def _forget_dead(self) -> None:
+        """Unmap the arenas whose files are gone: a file that is mapped keeps its memory, however dead its sender is."""
+        for name, arena in list(self._open.items()):
+            try:
+                info = os.stat(self._where / name, follow_symlinks=False)
+            except FileNotFoundError:
+                self._forget(name)
+                continue
+            if (info.st_dev, info.st_ino) != arena.file:
+                self._forget(name)
 
     def _forget(self, name: str) -> None:
         arena = self._open.pop(name)

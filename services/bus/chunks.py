@@ -8,9 +8,10 @@ allocated on a manifest's word: what is held are the chunks that came, and those
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 import xxhash
 
@@ -44,6 +45,11 @@ def split(session: str, payload: bytes, chunk: int) -> Iterator[Message]:
         yield Chunk(session=session, digest=digest, index=index, data=payload[index * chunk : (index + 1) * chunk])
 
 
+OPEN: Final = 4096
+"""Transfers under way of all senders."""
+OPEN_EACH: Final = 64
+"""Of one sender, which has a handful: a message a topic."""
+
 _Key = tuple[str, str, bytes]
 
 
@@ -61,7 +67,9 @@ class _Transfer:
 
 
 class Reassembler:
-    """Transfers under way. One of them holds at most ``message_limit`` bytes, all of them ``budget``."""
+    """Transfers under way. One of them holds at most ``message_limit`` bytes, those of one sender twice that, and all of them
+    ``budget``; there are no more than ``OPEN_EACH`` of a sender and ``OPEN`` in all. What is over goes, the one that stood
+    still for longest first, and a sender's own before another's."""
 
     def __init__(self, message_limit: int = 256 << 20, budget: int = 512 << 20, age_limit_s: float = 600.0) -> None:
         """Bytes of one message, bytes of all that is held, and seconds after which a transfer that stands still goes."""
@@ -69,6 +77,10 @@ class Reassembler:
         self.budget = budget
         self.age_limit_s = age_limit_s
         self._transfers: OrderedDict[_Key, _Transfer] = OrderedDict()
+        """The one that stood still for longest first."""
+        self._of: dict[str, OrderedDict[_Key, None]] = {}
+        """Each sender's, likewise."""
+        self._held_of: Counter[str] = Counter()
         self.evicted = 0
         """Unfinished messages given up for want of room."""
         self._held = 0
@@ -100,16 +112,16 @@ class Reassembler:
         if transfer is None:
             self._expire(now)
             transfer = self._transfers[key] = _Transfer()
-            self._held += transfer.cost
+            self._of.setdefault(origin, OrderedDict())[key] = None
+            self._count(origin, transfer.cost)
         transfer.touched = now
         self._transfers.move_to_end(key)
+        self._of[origin].move_to_end(key)
         if isinstance(message, Manifest):
             self._manifest(topic, key, transfer, message)
         else:
             self._chunk(topic, key, transfer, message)
-        while self._held > self.budget:
-            # The one that has stood still for longest goes: most often chunks replayed after their message was whole.
-            oldest = next(iter(self._transfers))
+        while (oldest := self._over(origin)) is not None:
             self._drop(oldest)
             self.evicted += 1
             if oldest == key:
@@ -122,6 +134,19 @@ class Reassembler:
         if xxhash.xxh3_128_digest(payload) != message.digest:
             raise MessageError(f"{topic}: {len(payload)} bytes in chunks do not have the digest of their manifest")
         return payload
+
+    def _over(self, origin: str) -> _Key | None:
+        """The transfer to give up for want of room: most often chunks replayed after their message was whole."""
+        own = self._of.get(origin)
+        if own and (len(own) > OPEN_EACH or self._held_of[origin] > 2 * self.message_limit + _OVERHEAD * OPEN_EACH):
+            return next(iter(own))
+        if self._held > self.budget or len(self._transfers) > OPEN:
+            return next(iter(self._transfers))
+        return None
+
+    def _count(self, origin: str, nbytes: int) -> None:
+        self._held += nbytes
+        self._held_of[origin] += nbytes
 
     def _manifest(self, topic: str, key: _Key, transfer: _Transfer, manifest: Manifest) -> None:
         if not SMALLEST <= manifest.chunk <= CHUNK or not 0 < manifest.length <= self.message_limit:
@@ -154,7 +179,7 @@ class Reassembler:
             raise MessageError(f"{topic}: chunks of one message are over the limit of {self.message_limit} bytes")
         transfer.parts[chunk.index] = chunk.data
         transfer.held += len(chunk.data)
-        self._held += len(chunk.data) + _OVERHEAD
+        self._count(key[1], len(chunk.data) + _OVERHEAD)
 
     def _check(self, topic: str, key: _Key, manifest: Manifest, index: int, part: bytes) -> None:
         expected = min(manifest.chunk, manifest.length - index * manifest.chunk)
@@ -163,9 +188,16 @@ class Reassembler:
             raise MessageError(f"{topic}: chunk {index} has {len(part)} bytes, not the {max(0, expected)} of its manifest")
 
     def _drop(self, key: _Key) -> None:
-        self._held -= self._transfers.pop(key).cost
+        origin = key[1]
+        self._count(origin, -self._transfers.pop(key).cost)
+        del self._of[origin][key]
+        if not self._of[origin]:
+            del self._of[origin], self._held_of[origin]
 
     def _expire(self, now: float) -> None:
-        for key, transfer in list(self._transfers.items()):
-            if now - transfer.touched > self.age_limit_s:
-                self._drop(key)
+        # They are in the order in which they were touched: the first one that is young enough ends it.
+        while self._transfers:
+            key, transfer = next(iter(self._transfers.items()))
+            if now - transfer.touched <= self.age_limit_s:
+                return
+            self._drop(key)

@@ -25,6 +25,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,15 +35,21 @@ import structlog
 from numpy.typing import NDArray
 
 from services.bus import encoding, subscriptions, topics
-from services.bus.address import Tls, broker_address
+from services.bus.address import BusError, Tls, broker_address
+from services.bus.audit import Audit, path_of
 from services.bus.connection import Connection, connection, keep
 from services.bus.encoding import MessageError
 from services.bus.identity import Names, Presence, sender_states
-from services.bus.messages import Claim, Flow, Message, Stage, State, Tensor, Timing
+from services.bus.keys import keys_of
+from services.bus.messages import REASON, Claim, Dropped, Flow, Message, Stage, State, Tensor, Timing
 from services.bus.receiving import Receiver
+from services.bus.sealing import Seals
 from services.bus.sending import CREDIT_WAIT_S, UNACKNOWLEDGED, Sender, limits
 from services.bus.subscriptions import Subscriptions
 from services.bus.tensors import Tensors
+
+TELL_S = 1.0
+"""At most so often it is said that a message was dropped."""
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +62,12 @@ class Bus:
     and counted, where set. ``tls``: files in place of the environment's. ``link_bits_per_s``, else $R2F_LINK_BITS_PER_S: the
     rate of the link, of which chunks on ``up`` and ``down`` are at most two seconds. ``passive``: only watch; no birth, no
     credit, no requests. ``arena_bytes``: shared memory for tensors on their way, 0 to send them inline; ``arena_age_s``: after
-    which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one of
-    them starts anew all slots are taken back, since it knows nothing of them. ``give_up_s``: how long to look for a broker,
-    at first and whenever it goes away, before BusError. ``yields``: give the name to whoever else wants it, and end with
-    BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
+    which a slot is taken back from a reader that is silent. ``readers``: the services that open this one's tensors; when one
+    of them starts anew all slots are taken back, since it knows nothing of them. ``signing_key_file``, else
+    $R2F_SIGNING_KEY_FILE: keys of devices, by which messages are signed, and unsigned ones refused (``services.bus.sealing``);
+    ValueError or OSError where it cannot be used. ``audit_log``, else $R2F_AUDIT_LOG: see ``services.bus.audit``.
+    ``give_up_s``: how long to look for a broker, at first and whenever it goes away, before BusError. ``yields``: give the
+    name to whoever else wants it, and end with BusError. ``message_limit``: bytes of the largest message; ``inbox_bytes``:
     received and not yet iterated, where it stops taking.
     """
 
@@ -76,6 +85,8 @@ class Bus:
         arena_bytes: int = 256 << 20,
         arena_age_s: float = 30.0,
         readers: Sequence[str] = (),
+        signing_key_file: Path | None = None,
+        audit_log: Path | None = None,
         give_up_s: float = 30.0,
         keepalive_s: int = 30,
         message_limit: int = 256 << 20,
@@ -89,12 +100,16 @@ class Bus:
         # Of two that begin at once the greater word stays, and "-" is below any digit.
         self.origin = ("-" if yields else "") + secrets.token_hex(6)
         self.counts: Counter[str] = Counter()
-        """sent, received, bad, foreign, duplicate, lost, refused, resent, reconnected, arena_full, events_lost."""
+        """sent, received, bad, unsigned, forged, replayed, foreign, duplicate, lost, refused, resent, reconnected, arena_full,
+        events_lost."""
         self._tls = tls or Tls()
         self._passive = passive
         self._give_up_s = give_up_s
         self._keepalive_s = keepalive_s
-        self._sender = Sender(self.origin, limits(link_bits_per_s, message_limit), self.counts)
+        self._keys = keys_of(signing_key_file)
+        self._audit = None if passive else Audit(path_of(audit_log), service, device, self._keys.name(device))
+        seals = Seals(self._keys, service, device, passive=passive, counts=self.counts)
+        self._sender = Sender(self.origin, limits(link_bits_per_s, message_limit), self.counts, seals.seal)
         self._receiver = Receiver(
             lambda topic, flow: self._sender.say(topics.flow_topic(topic), flow),
             session=session,
@@ -103,6 +118,8 @@ class Bus:
             inbox_limit=inbox_bytes,
             counts=self.counts,
             link_s=self._sender.limits.link_wait_s - CREDIT_WAIT_S,
+            unseal=seals.open,
+            audit=self._audit,
         )
         self._tensors = Tensors(
             f"r2f-{service[:40]}-{self.origin}",
@@ -113,7 +130,7 @@ class Bus:
             self.counts,
         )
         self._names = Names()
-        state = State(session=session, service=service, online=True, boot=self.origin)
+        state = State(session=session, service=service, online=True, boot=self.origin, key=self.key_name(device))
         self._presence = Presence(device, state, self._sender, yields=yields)
         self._client: Connection | None = None
         self._ready = asyncio.Event()
@@ -159,6 +176,10 @@ class Bus:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tensors.close()
 
+    def key_name(self, device: str) -> str:
+        """Name of the key that messages of a device are signed with, and must be; empty where there is none."""
+        return self._keys.name(device)
+
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def topic(self, name: str, device: str | None = None) -> str:
@@ -194,6 +215,8 @@ class Bus:
         if fresh and not self._passive:
             # Not waited for: it goes out before the message does, and answers come after.
             self._start(self._subscriptions.add([topics.flow_topic(topic)]))
+        if self._audit is not None:
+            self._audit.told(topic, message)
         return await self._sender.publish(topic, out, message, retain)
 
     async def flush(self) -> None:
@@ -285,9 +308,12 @@ class Bus:
                 self._receiver.take(topic, message, len(payload), retained=retained, late=late)
         except MessageError as error:
             self._receiver.bad(error)
-        except Exception as error:
-            # Not the sender's fault but ours; raising here would only look like a lost connection.
+        except BusError as error:  # the name is another's
             self._fail(error)
+        except Exception as error:
+            # A mistake of ours on one message; raising here would only look like a lost connection.
+            self._log.error("message failed", topic=topic[:300], bytes=len(payload), exc_info=True)
+            self._receiver.bad(MessageError(f"{topic[:300]}: {type(error).__name__}: {error}"))
 
     def _may_send(self, topic: str, origin: str, n: int) -> bool:
         if not origin or self._passive or self._names.may_send(topic, origin):
@@ -317,10 +343,20 @@ class Bus:
         return self._subscriptions.asked_for(topic)
 
     async def _mend_for_ever(self) -> None:
+        told, at = 0, 0.0
         while True:
             await asyncio.sleep(0.25)
-            if self._client is not None:
-                self._receiver.mend(self._give_up_s)
+            if self._client is None:
+                continue
+            self._sender.mend()
+            self._receiver.mend(self._give_up_s)
+            now, dropped = time.monotonic(), self.counts["bad"]
+            if dropped > told and now - at >= TELL_S and not self._passive:
+                told, at = dropped, now
+                reason = self._receiver.reason[:REASON]
+                self._event(
+                    self.topic("event/dropped"), Dropped(session="", service=self.service, reason=reason, dropped=dropped)
+                )
 
     # -- tensors ------------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ def markdown() -> str:
 def every_kind() -> list[type[Message]]:
     """Every type of message, in the order of the topics."""
     kinds = dict.fromkeys(topics.TABLE.values())
-    return [*kinds, messages.State, messages.Timing, messages.Manifest, messages.Chunk]
+    return [*kinds, messages.State, messages.Timing, messages.Manifest, messages.Chunk, messages.Sealed]
 
 
 def _senders(key: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.bus import topics
-from services.bus.messages import VERSION, Chunk, Count, Manifest, Message, Name, Tensor
+from services.bus.messages import VERSION, Chunk, Count, Manifest, Message, Name, Sealed, Tensor
 
 PACKET_LIMIT = 1 << 20
 """Bytes that one packet may carry. The Bus cuts at 127 KiB; a foreign sender may send larger ones, up to here."""
@@ -28,25 +28,36 @@ def encode(message: Message) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _decoder(topic: str, whole: bool) -> tuple[msgspec.msgpack.Decoder[Any], bool]:
+def _decoder(topic: str, whole: bool, inside: bool) -> tuple[msgspec.msgpack.Decoder[Any], bool]:
     try:
         parsed = topics.parse(topic)
         kind = topics.message_type(parsed)
     except ValueError as error:
         raise MessageError(str(error)) from None
-    wanted: Any = kind if whole else kind | Manifest | Chunk
+    wanted: Any = kind
+    if not inside and is_sealed_topic(topic):
+        wanted |= Sealed
+    if not (whole or inside):
+        wanted |= Manifest | Chunk
     return msgspec.msgpack.Decoder(wanted), parsed.plane in topics.LINK_PLANES
 
 
-def decode(topic: str, payload: bytes, *, whole: bool = False) -> Message:
-    """A packet's message: of the type that the topic carries, or a Manifest or Chunk of one unless ``whole``.
+@lru_cache(maxsize=1024)
+def is_sealed_topic(topic: str) -> bool:
+    """Whether messages of that topic go in envelopes where there are keys: all that services act on, but no Flow."""
+    return topics.parse(topic).key in topics.SENDERS
+
+
+def decode(topic: str, payload: bytes, *, whole: bool = False, inside: bool = False) -> Message:
+    """A packet's message: of the type that the topic carries, or Sealed, or a Manifest or Chunk of one unless ``whole``.
+    ``inside``: what was in an envelope, which is neither.
 
     Raises MessageError for anything else: too large, truncated, of another version or type, a field out of its bounds,
     a tensor whose bytes do not fit its shape, or a shared-memory reference on a topic that leaves the host.
     """
-    if not whole and len(payload) > PACKET_LIMIT:
+    if not (whole or inside) and len(payload) > PACKET_LIMIT:
         raise MessageError(f"{topic}: a packet of {len(payload)} bytes is over {PACKET_LIMIT}; send it in chunks")
-    decoder, leaves = _decoder(topic, whole)
+    decoder, leaves = _decoder(topic, whole, inside)
     try:
         message: Message = decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

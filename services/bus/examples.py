@@ -17,12 +17,14 @@ from services.bus.messages import (
     Chunk,
     Claim,
     Deploy,
+    Dropped,
     EncodedInputs,
     EncodedLayer,
     EncodedLayers,
     EncodedModel,
     EncodedRepair,
     Flow,
+    Forgotten,
     Forward,
     Inputs,
     Iteration,
@@ -39,6 +41,7 @@ from services.bus.messages import (
     Rebuilt,
     Repair,
     Replicas,
+    Sealed,
     SetMode,
     State,
     Timing,
@@ -59,7 +62,9 @@ _DIGEST = xxhash.xxh3_128_digest(_LARGE)
 EXAMPLES: Final[dict[type[Message], Message]] = {
     type(message): message
     for message in (
-        SetMode(session=_RUN, seq=1, mode="training", rates=Rates(1e-4, 1e-4, 0.0, 1e-4), scheme=Scheme(protected=(0,))),
+        SetMode(
+            session=_RUN, seq=1, mode="training", rates=Rates(1e-4, 1e-4, 0.0, 1e-4), scheme=Scheme(protected=(0,)), nonce=7,
+        ),
         Forward(
             session=_RUN, iteration=0, attempt=0, mode="training", version=1, split="train", samples=(17, 4),
             view=View(seed=5, flip=True, shift=1),
@@ -96,6 +101,9 @@ EXAMPLES: Final[dict[type[Message], Message]] = {
         ),
         Votes(session=_RUN, iteration=2, segment=0, layers=(LayerVotes(0, 8192, 3, 8190, 1),)),
         Memory(session="", service="voter", resident_bytes=1 << 26),
+        Forgotten(session=_RUN, hashes=(bytes(range(16)),)),
+        Sealed(session="", by="trainer", epoch=1760000000000, count=3, mac=bytes(range(16)), body=_LARGE),
+        Dropped(session="", service="agent", reason="down/forward: samples: train has 8 images, asked for [9]", dropped=1),
         Flow(session="", to="0123abcd", topic="r2f/v1/edge-0/up/layers", taken=16, missing=((17, 18), (21, 0))),
         State(session="", service="agent", online=True, boot="0123abcd", version=1, samples={"train": 1437, "test": 360}),
         Timing(session=_RUN, stage="forward", iteration=0, host_s=0.0125, device_s=0.002, segment=0),

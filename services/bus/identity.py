@@ -65,6 +65,8 @@ class Presence:
         self._yields = yields
         self._rival = ""
         """Boot of another process that is said to have our name."""
+        self._run = ""
+        """The run that it is at work on, if it said so."""
         self._since: float | None = None
         """When we announced ourselves."""
         self._lost = False
@@ -106,12 +108,13 @@ class Presence:
         if not self._yields and (self._rank(), self.state.boot) > (claim.rank, claim.boot):
             self._claim()
             return
-        self._lose(claim.boot)
+        self._lose(claim.boot, claim.session or self._run)
 
-    def _lose(self, boot: str) -> NoReturn:
+    def _lose(self, boot: str, run: str) -> NoReturn:
         self._lost, self._since = True, None
+        work = f", at work on run {run}" if run else ""
         raise BusError(
-            f"another {self.state.service} called {self._device} is on this broker (boot {boot}): "
+            f"another {self.state.service} called {self._device} is on this broker (boot {boot}{work}): "
             "stop it, or give this one a name of its own with --device"
         )
 
@@ -119,10 +122,11 @@ class Presence:
         """A State of our name: of another process, or of this one before its connection broke."""
         ours = state.boot == self.state.boot
         self._rival = state.boot if state.online and not ours else ""
+        self._run = state.session if self._rival else ""
         if not self.announced or not self.state.online or (ours and state.online):
             return
         if self._rival and self._yields:
-            self._lose(self._rival)
+            self._lose(self._rival, self._run)
         if self._rival:
             self._claim()  # one of us stops
         self.announce()  # ours stands, not the last will of a predecessor or a rival's birth
@@ -131,7 +135,7 @@ class Presence:
         return 0 if self._since is None else 1 + int(time.monotonic() - self._since).bit_length()
 
     def _claim(self) -> None:
-        claim = Claim(session="", service=self.state.service, boot=self.state.boot, rank=self._rank())
+        claim = Claim(session=self.state.session, service=self.state.service, boot=self.state.boot, rank=self._rank())
         self._sender.say(self.claims, claim)
 
 

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 
 COMMON: Final[Mapping[str, str]] = {
-    "session": "Name of the run; what is of another run is dropped. Empty in `state` and `claim`, which belong to no run.",
+    "session": "Name of the run; what is of another run is dropped. In `state` and `claim` the run that the sender is "
+    "at work on, empty for none.",
     "v": "Version of the contract, 1; left out means 1.",
     "origin": "`boot` of the sender's State. Left out (or empty), the message is not numbered.",
     "n": "Number of this message among those of `origin` on this topic, from 1. Left out (or 0), it is not numbered.",
@@ -61,6 +62,7 @@ OF: Final[Mapping[str, str]] = {
     "EncodedLayers.layers": "In rising order.",
     "EncodedRepair.layer": "That the request named.",
     "EncodedRepair.layers": "The corrections, in rising order.",
+    "Forgotten.hashes": "As `EncodedInputs.hashes`.",
     "Rebuilt.layer": "Index of the last layer that is right.",
     "Repair.layer": "Index of the first layer that is wrong.",
     "Repair.digests": "uint64 a channel, little-endian: see wire.md. Nil: correct this layer and all later ones.",

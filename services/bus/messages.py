@@ -24,12 +24,13 @@ In inference mode the agent answers a Forward with ``up/outputs`` Outputs and th
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+import secrets
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
 from accelsim.faults import Rates
-from services.metric import Metric
+from services.metric import METRICS, Metric
 from services.scheme import CHAINED, Known, Scheme, View, Vote
 
 VERSION = 1
@@ -42,8 +43,16 @@ Stage = Literal["forward", "tmr", "increment", "compress", "uplink", "decompress
 
 
 ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
-Name = Annotated[str, msgspec.Meta(max_length=64)]
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Unix = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+REASON = 2000
+Reason = Annotated[str, msgspec.Meta(max_length=REASON)]
+"""For people; a sender cuts it."""
+Samples = Annotated[dict[Name, Count], msgspec.Meta(max_length=16)]
 
 
 class Ref(msgspec.Struct, array_like=True, frozen=True):
@@ -91,6 +100,11 @@ class Message(msgspec.Struct, kw_only=True, tag_field="type", tag=str.lower, omi
     n: Count = 0
 
 
+def fresh_nonce() -> int:
+    """The nonce of a new command."""
+    return secrets.randbits(52) or 1
+
+
 class SetMode(Message):
     """``down/mode``, retained: how the device is to run from now on."""
 
@@ -99,6 +113,8 @@ class SetMode(Message):
     rates: Rates = Rates()
     seed: int = 0
     scheme: Scheme = CHAINED
+    nonce: Count = 0
+    """New for each command, by chance: what answers it repeats it, so that an answer to another one is none. 0: not said."""
     known: Known = b""
     """The device's permanent faults as far as both sides know them: a chip file (docs/chips.md) as one zstd frame. What the
     receiver predicts has these faults; empty where none are known."""
@@ -123,6 +139,8 @@ class Forward(Message):
     images: bytes = b""
     """The images themselves, as ``up/inputs`` has fresh ones, in place of the device's own: one for each of ``samples``, whose
     numbers then say nothing. They have no labels."""
+    nonce: Count = 0
+    """As ``SetMode.nonce``; a repeat has that of the first attempt."""
     reliable: bool = False
     """In inference mode: run on the general-purpose processor instead of the accelerator, for the fault-free answers."""
 
@@ -145,7 +163,7 @@ class EncodedInputs(Message):
 
     iteration: int
     attempt: int
-    sent_at: float
+    sent_at: Unix
     """Unix seconds by the sender's clock; what the link took is only as true as the two clocks."""
     hashes: tuple[bytes, ...]
     labels: Tensor | None
@@ -222,7 +240,7 @@ class EncodedLayers(Message):
 
     iteration: int
     attempt: int
-    sent_at: float
+    sent_at: Unix
     """Unix seconds by the sender's clock; what the link took is only as true as the two clocks."""
     segment: int
     batch: int
@@ -231,12 +249,22 @@ class EncodedLayers(Message):
     """The device's memory fills up: it wants to know when all layers up to here are rebuilt right."""
 
 
+FORGOTTEN = 4096
+"""The most names in one message."""
+
+
 class Rebuilt(Message):
     """``down/rebuilt``: all layers up to ``layer`` have the device's digests, so it need not keep them for repairs."""
 
     iteration: int
     attempt: int
     layer: int
+
+
+class Forgotten(Message):
+    """``down/forgotten``: images that the server had no room to keep; the device sends them whole where they are next used."""
+
+    hashes: Annotated[tuple[Annotated[bytes, msgspec.Meta(max_length=16)], ...], msgspec.Meta(max_length=FORGOTTEN)]
 
 
 class Repair(Message):
@@ -257,7 +285,7 @@ class EncodedRepair(Message):
 
     iteration: int
     attempt: int
-    sent_at: float
+    sent_at: Unix
     layer: int
     layers: tuple[EncodedLayer, ...]
 
@@ -268,7 +296,7 @@ class LayerActivation(msgspec.Struct, kw_only=True, omit_defaults=True):
     index: int
     actual: Tensor
     faithful: bool = True
-    repaired: int = 0
+    repaired: Count = 0
 
 
 class Activations(Message):
@@ -294,7 +322,7 @@ class EncodedModel(Message):
 
     iteration: int
     """That the version came from; -1 for one that no iteration made."""
-    sent_at: float
+    sent_at: Unix
     version: int
     base: int
     digest: int
@@ -307,8 +335,10 @@ class Ack(Message):
     of: Command
     seq: int
     ok: bool
-    version: int = 0
-    error: str = ""
+    version: Count = 0
+    error: Reason = ""
+    nonce: Count = 0
+    """Of the ``mode`` or ``forward`` that is answered."""
 
 
 class Outputs(Message):
@@ -318,19 +348,23 @@ class Outputs(Message):
     attempt: int
     outputs: Tensor
     labels: Tensor | None
+    nonce: Count = 0
+    """Of the Forward."""
 
 
 class State(Message):
     """``state/{service}``, retained: birth, and by the last will, death."""
 
-    service: str
+    service: Name
     online: bool
-    boot: str = ""
+    boot: Name = ""
     """Changes at every start, so that a restart is seen even if the death was not."""
-    version: int = 0
-    samples: dict[str, int] = {}
+    version: Count = 0
+    samples: Samples = {}
     """Of the agent: how many samples each split has."""
-    data: str = ""
+    key: Annotated[str, msgspec.Meta(max_length=16)] = ""
+    """Name of the key that it signs with, 8 hexadecimal digits; empty where it signs nothing."""
+    data: Name = ""
     """Of the agent: digest of its data's classes and image size, by which the trainer knows that it numbers classes alike."""
 
 
@@ -355,9 +389,9 @@ class Timing(Message):
 
     stage: Stage
     iteration: int
-    host_s: float
-    device_s: float = 0.0
-    bytes: int = 0
+    host_s: Seconds
+    device_s: Seconds = 0.0
+    bytes: Count = 0
     segment: int = -1
 
 
@@ -366,14 +400,19 @@ class Progress(Message):
     metric, by default top-1 in per cent, in ``select`` nothing."""
 
     phase: Phase
-    step: int
-    steps: int
-    value: float
-    grad_norm: float = 0.0
+    step: Count
+    steps: Count
+    value: Finite
+    grad_norm: Finite = 0.0
     faults: bool = True
     """False in an evaluation of the device without faults."""
     metric: Metric = "top1"
     """Of an evaluation: ``psnr`` is in dB, ``ssim`` at most 1, the others are in per cent."""
+
+    def __post_init__(self) -> None:
+        most = METRICS[self.metric].most
+        if self.phase not in ("train", "select") and most is not None and not -most <= self.value <= most:
+            raise ValueError(f"value: {self.metric} of {self.value} is none; {most:g} is the most")
 
 
 class LayerVotes(msgspec.Struct, array_like=True, frozen=True):
@@ -414,11 +453,11 @@ class Iteration(Message):
     iteration: Count
     steps: Count
     """Iterations of the whole run."""
-    loss: float
-    accuracy: float | None
+    loss: Finite
+    accuracy: Percent | None
     """Of the batch, on the device itself, in per cent; nil where the network gives no classes."""
-    grad_norm: float
-    wall_s: float
+    grad_norm: Finite
+    wall_s: Seconds
     attempts: Count
     """Passes that it took, 1 where nothing was lost on the way."""
     input_bytes: Count
@@ -434,6 +473,16 @@ class Memory(Message):
 
     service: Name
     resident_bytes: Count
+
+
+class Dropped(Message):
+    """``event/dropped``: a service dropped a message, and why; at most one a second. For people: nobody else is told."""
+
+    service: Name
+    reason: Reason
+    """The latest."""
+    dropped: Count
+    """Messages so far, by that process."""
 
 
 class Manifest(Message):
@@ -453,6 +502,26 @@ class Chunk(Message):
     digest: Annotated[bytes, msgspec.Meta(max_length=16)]
     index: Count
     data: bytes
+
+
+class Sealed(Message):
+    """A message in an envelope that is signed with the device's key: in its place, on its topic. ``session`` is empty.
+
+    The code is over the topic and all that is here: see Signed messages in security.md.
+    """
+
+    MAC: ClassVar = 16
+
+    by: Name
+    """Service that sent it."""
+    epoch: Count
+    """Which life of that service's process; later ones have greater numbers."""
+    count: Count
+    """Of its messages on this topic in that life, from 1."""
+    mac: Annotated[bytes, msgspec.Meta(min_length=MAC, max_length=MAC)]
+    """First 16 bytes of the HMAC-SHA256."""
+    body: bytes
+    """The encoded message."""
 
 
 class Flow(Message):

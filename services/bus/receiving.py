@@ -15,9 +15,11 @@ from typing import Final
 import structlog
 
 from services.bus import encoding, topics
+from services.bus.audit import Audit
 from services.bus.chunks import Reassembler
 from services.bus.encoding import MessageError
-from services.bus.messages import Chunk, Flow, Manifest, Message, State
+from services.bus.messages import Chunk, Claim, Flow, Manifest, Message, State
+from services.shown import plain
 
 CREDIT_EVERY: Final = 16
 HELD = 1024
@@ -52,7 +54,8 @@ class Receiver:
     ``answer(topic, flow)`` sends a Flow back to the senders of a topic. ``session``: messages of another are dropped, where
     set. ``passive``: asks nobody and waits for nothing. ``message_limit``: bytes of the largest message; ``inbox_limit``:
     received and not yet read, where it stops taking. ``link_s``: for which what was sent before may be on the link, and what is
-    asked for waits behind it. ``counts`` gets received, bad, foreign, duplicate, lost, refused.
+    asked for waits behind it. ``counts`` gets received, bad, foreign, duplicate, lost, refused. ``unseal`` takes a message of
+    a topic out of its envelope, or raises MessageError; ``audit`` hears who was refused.
     """
 
     def __init__(
@@ -65,7 +68,11 @@ class Receiver:
         inbox_limit: int,
         counts: Counter[str],
         link_s: float = 0.0,
+        unseal: Callable[[str, Message], Message] = lambda topic, message: message,
+        audit: Audit | None = None,
     ) -> None:
+        self._audit = audit
+        self._unseal = unseal
         self.ins: OrderedDict[tuple[str, str], In] = OrderedDict()
         self._answer_with = answer
         self._session = session
@@ -77,6 +84,8 @@ class Receiver:
         self._inbox: deque[tuple[str, Message, int]] = deque()
         self._inbox_bytes = 0
         self._held_bytes = 0
+        self.reason = ""
+        """Why the last one of those that are counted as bad was dropped."""
         self._dropped: dict[str, dict[str, int]] = {}
         """Who sent without having a sender's name, perhaps before the State that gives it: on each topic, the first number."""
         self._waiting: asyncio.Future[None] | None = None
@@ -112,7 +121,10 @@ class Receiver:
     def bad(self, error: MessageError) -> None:
         """Count and log a message that is dropped."""
         self._counts["bad"] += 1
-        log.warning("message dropped", error=str(error), dropped=self._counts["bad"])
+        self.reason = plain(str(error))
+        if self._audit is not None:
+            self._audit.refused(self.reason)
+        log.warning("message dropped", error=self.reason, dropped=self._counts["bad"])
 
     # -- taking in ------------------------------------------------------------------------------------------------------
 
@@ -164,6 +176,8 @@ class Receiver:
         self._counts["foreign"] += 1
         if origin not in self._dropped:
             log.warning("messages of one who does not have the sender's name are dropped", topic=topic, origin=origin)
+            if self._audit is not None:
+                self._audit.refused("does not have the sender's name", topic=topic, boot=origin)
         if n and (origin in self._dropped or len(self._dropped) < SENDERS):
             self._dropped.setdefault(origin, {}).setdefault(topic, n)
 
@@ -232,8 +246,7 @@ class Receiver:
     def _deliver(self, topic: str, origin: str, message: Message | None, size: int) -> None:
         if message is None:
             return
-        if self._session and message.session not in ("", self._session) and not isinstance(message, State):
-            self._counts["foreign"] += 1
+        if self._is_of_another(message):
             return
         try:
             if isinstance(message, Manifest | Chunk):
@@ -242,13 +255,25 @@ class Receiver:
                     return
                 size = len(payload)
                 message = encoding.decode(topic, payload, whole=True)
+            message = self._unseal(topic, message)
         except MessageError as error:
             self.bad(error)
             return
+        if self._is_of_another(message):
+            return
+        if self._audit is not None:
+            self._audit.heard(topic, message, origin)
         self._counts["received"] += 1
         self._inbox.append((topic, message, size))
         self._inbox_bytes += size
         self._notify()
+
+    def _is_of_another(self, message: Message) -> bool:
+        """Whether a message is of another session than ours; it is counted then."""
+        if not self._session or message.session in ("", self._session) or isinstance(message, State | Claim):
+            return False
+        self._counts["foreign"] += 1
+        return True
 
     def _notify(self) -> None:
         if self._waiting is not None and not self._waiting.done():

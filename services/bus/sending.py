@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
@@ -30,6 +31,10 @@ CREDIT_WAIT_S = 10.0
 """How long a sender waits for credit before it goes on without; on a link, and for the window to cross it."""
 FRAMING: Final = 512
 """Bytes of a packet that are not the chunk in it, at most: topic, MQTT's header, the message's other fields."""
+AGAIN_S: Final = 0.2
+"""What is wanted again of a topic is sent no more often than so, however often it is asked for."""
+RANGES: Final = 64
+"""Of what is wanted and waits for that; more are taken as one range."""
 OFTEN: Final = 5
 """A packet that was sent again as often, and is still asked for, is one that the broker drops."""
 
@@ -96,12 +101,24 @@ class Out:
     taken: int = 0
     credited: bool = False
     kept: deque[Entry] = field(default_factory=deque)
+    wanted: list[tuple[int, int]] = field(default_factory=list)
+    """First and last of the ranges that are to be sent again."""
+    sent_again: float = 0.0
+    """When that was last done."""
 
 
 class Sender:
-    """The sending half of a Bus. ``origin`` is the sender's name in every message. ``counts`` gets sent and resent."""
+    """The sending half of a Bus. ``origin`` is the sender's name in every message. ``counts`` gets sent and resent. ``seal``
+    puts a message of a topic into its envelope."""
 
-    def __init__(self, origin: str, limits: Limits, counts: Counter[str]) -> None:
+    def __init__(
+        self,
+        origin: str,
+        limits: Limits,
+        counts: Counter[str],
+        seal: Callable[[str, Message], Message] = lambda topic, message: message,
+    ) -> None:
+        self._seal = seal
         self.origin = origin
         self.limits = limits
         self.outs: dict[str, Out] = {}
@@ -132,6 +149,7 @@ class Sender:
 
         Raises MessageError for one that is over the limit, or is to be retained and too large for that.
         """
+        message = self._seal(topic, message)
         payload = encoding.encode(message)
         if len(payload) <= out.chunk:
             return await self._number(topic, out, message, retain)
@@ -202,19 +220,36 @@ class Sender:
             return
         out.credited = True
         out.taken = max(out.taken, message.taken)
-        for first, last in message.missing:
-            for entry in list(out.kept):
-                if first <= entry.n <= (last or out.n) and entry.acknowledged:
-                    self._counts["resent"] += 1
-                    entry.again += bool(last)
-                    if entry.again == OFTEN:
-                        log.error(
-                            "the receiver has what came later and not this, though the broker took it: it seems to drop "
-                            "packets of that size; raise its limit, or set R2F_PACKET_BYTES to it",
-                            topic=entry.topic, bytes=len(entry.payload), sent=1 + OFTEN,
-                        )  # fmt: skip
-                    self.send(entry)
+        out.wanted += message.missing
+        if len(out.wanted) > RANGES:
+            last = 0 if any(last == 0 for _, last in out.wanted) else max(last for _, last in out.wanted)
+            out.wanted = [(min(first for first, _ in out.wanted), last)]
+        self._send_again(out)
         self.wake()
+
+    def mend(self) -> None:
+        """Send again what was asked for too soon after the time before."""
+        for out in self.outs.values():
+            self._send_again(out)
+
+    def _send_again(self, out: Out) -> None:
+        now = time.monotonic()
+        if not out.wanted or now - out.sent_again < AGAIN_S:
+            return
+        wanted, out.wanted, out.sent_again = out.wanted, [], now
+        for entry in list(out.kept):
+            asked = [last for first, last in wanted if first <= entry.n <= (last or out.n)]
+            if not asked or not entry.acknowledged:
+                continue
+            self._counts["resent"] += 1
+            entry.again += any(asked)
+            if entry.again == OFTEN:
+                log.error(
+                    "the receiver has what came later and not this, though the broker took it: it seems to drop "
+                    "packets of that size; raise its limit, or set R2F_PACKET_BYTES to it",
+                    topic=entry.topic, bytes=len(entry.payload), sent=1 + OFTEN,
+                )  # fmt: skip
+            self.send(entry)
 
     def connected(self, link: Link) -> None:
         """There is a connection: what was not acknowledged on the one before goes out again, in order."""

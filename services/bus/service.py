@@ -9,16 +9,20 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, cast
 
 import structlog
 import typer
 
 from services import devices, memory
-from services.bus import topics
+from services.bus import audit, topics
 from services.bus.address import BusError
 from services.bus.client import Bus
+from services.bus.keys import OPTION, VARIABLE
 from services.bus.messages import ROOT, Memory, State
+from services.shown import plain
 
 log = structlog.get_logger()
 
@@ -44,6 +48,18 @@ LogLevel = Annotated[
 ]
 Patience = Annotated[
     float, typer.Option(min=0.1, envvar="R2F_PATIENCE", help="Seconds to wait for a broker that is away, at first and later.")
+]
+
+SigningKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--signing-key-file", envvar=VARIABLE, help="Keys of devices (docs/security.md): sign messages, refuse unsigned ones."
+    ),
+]
+
+AuditLog = Annotated[
+    Path | None,
+    typer.Option(envvar=audit.VARIABLE, help="File of JSON lines: who set what, and who was refused (docs/security.md)."),
 ]
 
 PATIENCE_S = 120.0
@@ -72,6 +88,8 @@ class Common(NamedTuple):
     json_logs: bool | None = None
     log_level: str = "info"
     patience_s: float = PATIENCE_S
+    signing_key_file: Path | None = None
+    audit_log: Path | None = None
 
 
 def run(
@@ -138,15 +156,24 @@ def end_by_sigterm() -> None:
 
 def bus_of(service: str, common: Common, device: str, *, arena_mb: int = ARENA_MB, readers: Sequence[str] = ()) -> Bus:
     """A service's Bus for one device, not connected yet. Raises ValueError for options that mean nothing."""
-    return Bus(
+    bus = Bus(
         common.broker,
         service,
         device,
         arena_bytes=arena_mb << 20,
         arena_age_s=ARENA_AGE_S,
         readers=readers,
+        signing_key_file=common.signing_key_file,
+        audit_log=common.audit_log,
         give_up_s=common.patience_s,
     )
+    _say("messages are signed" if bus.key_name(device) else f"messages are not signed: no {OPTION}")
+    return bus
+
+
+@cache
+def _say(once: str) -> None:
+    log.info(once)
 
 
 @contextlib.asynccontextmanager
@@ -250,11 +277,19 @@ async def until_signal(work: Coroutine[Any, Any, None]) -> signal.Signals | None
     return stopped
 
 
+def _plain(logger: object, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """A line of the log without what a terminal would obey: parts of it are of strangers. JSON has none as it is."""
+    return {
+        key: plain(value, keep="\n" if key == "exception" else "") if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
 def fail(service: str, error: BaseException) -> NoReturn:
     """One line on stderr, exit 1."""
     structlog.get_logger().debug("stopped", exc_info=error)
     said = str(error) if isinstance(error, BusError | ValueError | OSError) else f"{type(error).__name__}: {error}"
-    print(f"{service}: {said}", file=sys.stderr)
+    print(f"{service}: {plain(said)}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -294,7 +329,8 @@ def configure_logs(as_json: bool | None, level: str = "info") -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([structlog.processors.format_exc_info] if lines else []),
+            structlog.processors.format_exc_info,
+            *([] if lines else [_plain]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import time
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -56,14 +58,23 @@ class Tensors:
             raise TypeError(f"a tensor cannot be {array.dtype}; use int8, uint8, int32, int64 or float32")
         try:
             if self._arena is None:
-                arenas.sweep(self._where)
-                self._arena = arenas.Arena(self._where, self._name, self._nbytes, self._age_s)
+                self._arena = self._made(self._where)
             return self._arena.put(array, readers)
         except arenas.ArenaFull as error:
             self._counts["arena_full"] += 1
             if self._counts["arena_full"] in (1, 10, 100) or self._counts["arena_full"] % 1000 == 0:
                 log.warning("tensor sent inline", reason=str(error), times=self._counts["arena_full"])
             return encoding.inline(array)
+
+    def _made(self, where: Path) -> arenas.Arena:
+        """A new arena. Raises ArenaFull where there is no memory for one now, OSError where the folder is none of ours."""
+        arenas.sweep(where)
+        try:
+            return arenas.Arena(where, self._name, self._nbytes, self._age_s)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
+                raise
+            raise arenas.ArenaFull(f"{where}: shared memory is full ({error.strerror})") from None
 
     async def room(self, *sizes: int) -> None:
         """Wait until the readers have given back enough of the arena for tensors of so many bytes to be shared.

@@ -29,6 +29,8 @@ def main(
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
+    signing_key: service.SigningKey = None,
+    audit_log: service.AuditLog = None,
 ) -> None:
     """Codec: compresses layer outputs and images on the device, rebuilds them on the server; and the model the other way.
 
@@ -53,7 +55,7 @@ def main(
     reader = "agent" if side == "device" else "trainer"
     service.run(
         f"codec-{side}",
-        service.Common(broker, device, json_logs, log_level, patience),
+        service.Common(broker, device, json_logs, log_level, patience, signing_key, audit_log),
         serve,
         arena_mb=arena_mb,
         readers=(reader,),

@@ -13,7 +13,7 @@ import structlog
 
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from services.boundary import answer
+from services.boundary import answer, cut
 from services.bus import Bus
 from services.bus.messages import (
     Ack,
@@ -24,6 +24,7 @@ from services.bus.messages import (
     EncodedLayers,
     EncodedModel,
     EncodedRepair,
+    Forgotten,
     Inputs,
     LayerVoted,
     Message,
@@ -74,7 +75,8 @@ class DeviceCodec:
 
     async def serve(self) -> None:
         """Answer messages until cancelled."""
-        await self.bus.subscribe("down/mode", "down/model", "down/repair", "down/rebuilt", "edge/inputs", "edge/voted")
+        await self.bus.subscribe("down/mode", "down/model", "down/repair", "down/rebuilt", "down/forgotten")
+        await self.bus.subscribe("edge/inputs", "edge/voted")
         await self.bus.subscribe("state/codec-server", "state/agent")
         await answer(self.bus, self.take)
 
@@ -95,6 +97,8 @@ class DeviceCodec:
                 await self._repair(message)
             case Rebuilt() if self._running(message):
                 await self._rebuilt(message)
+            case Forgotten() if message.session == self.session.name:
+                self.session.end.forget(message.hashes)
             case State():
                 await self._state(message)
 
@@ -156,7 +160,12 @@ class DeviceCodec:
     async def _refuse(self, message: EncodedModel, of: Command, error: Exception) -> None:
         version = self.session.end.version
         ack = Ack(
-            session=message.session, of=of, seq=message.version, ok=False, version=version, error=str(error) or repr(error)
+            session=message.session,
+            of=of,
+            seq=message.version,
+            ok=False,
+            version=version,
+            error=cut(str(error) or repr(error)),
         )
         await self.bus.publish("up/ack", ack)
 

@@ -15,6 +15,7 @@ from accelsim.int8.network import UInt8
 from services.boundary import answer
 from services.bus import Bus
 from services.bus.messages import (
+    FORGOTTEN,
     Ack,
     Activations,
     Deploy,
@@ -22,6 +23,7 @@ from services.bus.messages import (
     EncodedLayers,
     EncodedModel,
     EncodedRepair,
+    Forgotten,
     Forward,
     Inputs,
     LayerActivation,
@@ -40,6 +42,7 @@ from services.codec.core.sent import SentImages, SentLayer
 from services.codec.core.server_end import ServerEnd
 from services.known import known_faults
 from services.scheme import SEGMENT_BYTES
+from services.shown import plain
 from services.views import seen
 
 KNOWN = "down/mode: known"
@@ -151,10 +154,10 @@ class ServerCodec:
         end = self.session.end
         if ack.session != self.session.name:
             return
-        if ack.of == "model" and ack.ok:
+        if ack.of == "model" and ack.ok and ack.version in end.versions:
             end.acknowledge(ack.version)
         if ack.of == "base" and ack.seq == end.newest:
-            log.warning("sending the model whole", reason=ack.error)
+            log.warning("sending the model whole", reason=plain(ack.error))
             end.acknowledge(0)
             await self._send_model()
 
@@ -199,7 +202,10 @@ class ServerCodec:
         if now is None or now.rebuild.started:
             return
         await self._time("uplink", message.iteration, INPUTS, max(0.0, time.time() - message.sent_at))
-        images = await asyncio.to_thread(self._images, now, message)
+        try:
+            images = await asyncio.to_thread(self._images, now, message)
+        finally:
+            await self._tell_forgotten()
         tensor = self.bus.share(images)
         now.shared.append(tensor)
         inputs = Inputs(
@@ -217,7 +223,17 @@ class ServerCodec:
         end = self.session.end
         if message.session == self.session.name and end.newest:
             sent = SentImages(message.hashes, message.shape, message.fresh, message.fresh_of)
-            await asyncio.to_thread(end.images, sent, end.versions[end.newest].network)
+            try:
+                await asyncio.to_thread(end.images, sent, end.versions[end.newest].network)
+            finally:
+                await self._tell_forgotten()
+
+    async def _tell_forgotten(self) -> None:
+        """Else the device would name what is not here, and a whole pass would be asked for again."""
+        names = self.session.end.forgotten()
+        for first in range(0, len(names), FORGOTTEN):
+            forgotten = Forgotten(session=self.session.name, hashes=tuple(names[first : first + FORGOTTEN]))
+            await self.bus.publish("down/forgotten", forgotten)
 
     def _images(self, now: Pass, message: EncodedInputs) -> UInt8:
         sent = SentImages(message.hashes, message.shape, message.fresh, message.fresh_of)

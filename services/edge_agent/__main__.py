@@ -51,6 +51,8 @@ def main(
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
+    signing_key: service.SigningKey = None,
+    audit_log: service.AuditLog = None,
 ) -> None:
     """Edge agent: runs the int8 forward pass on an accelerator that makes errors, as the server commands.
 
@@ -73,7 +75,7 @@ def main(
 
     service.run(
         "agent",
-        service.Common(broker, device, json_logs, log_level, patience),
+        service.Common(broker, device, json_logs, log_level, patience, signing_key, audit_log),
         serve,
         arena_mb=arena_mb,
         readers=("voter", "codec-device"),

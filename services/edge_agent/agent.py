@@ -104,16 +104,20 @@ class Agent:
                 try:
                     self._known(message)
                 except ValueError as error:
-                    await self._client().send_ack("mode", message.seq, version=self.session.version, error=str(error))
+                    await self._client().send_ack(
+                        "mode", message.seq, nonce=message.nonce, version=self.session.version, error=str(error)
+                    )
                     raise
                 self.mode = message
-                await self._client().send_ack("mode", message.seq, version=self.session.version)
+                await self._client().send_ack("mode", message.seq, nonce=message.nonce, version=self.session.version)
                 await self._start_pending()
             case Deploy():
                 await self._enter(message.session)
                 await self._load(message)
                 await self._start_pending()
             case Forward():
+                if self.pending is not None:
+                    self._give_up(self.pending)
                 self.pending = message
                 await self._start_pending()
             case Voted():
@@ -171,6 +175,15 @@ class Agent:
         self.bus.withdraw_all()
         self.task = asyncio.create_task(self._run(forward, mode, session.loaded))
 
+    def _give_up(self, forward: Forward) -> None:
+        """Say why a forward that waited was never begun."""
+        mode = "none" if self.mode is None else f"of session {self.mode.session!r}"
+        self.bus.reject(
+            "down/forward",
+            f"iteration {forward.iteration}, attempt {forward.attempt} was never begun: it needs version {forward.version} of "
+            f"session {forward.session!r}; here is version {self.session.version} of {self.session.name!r}, the mode is {mode}",
+        )
+
     async def _stop(self) -> None:
         """Stop the pass that runs, if any."""
         if self.task is not None and not self.task.done():
@@ -192,7 +205,9 @@ class Agent:
             log.warning("forward stopped", iteration=forward.iteration, error=str(error))
         except Exception as error:
             log.error("forward failed", iteration=forward.iteration, exc_info=not isinstance(error, ValueError))
-            await client.send_ack("forward", forward.iteration, version=loaded.version, error=_reason(error))
+            await client.send_ack(
+                "forward", forward.iteration, nonce=forward.nonce, version=loaded.version, error=_reason(error)
+            )
 
     async def _forward(self, client: Client, forward: Forward, mode: SetMode, loaded: Loaded) -> None:
         check(mode.scheme, loaded.network)

@@ -9,6 +9,7 @@ import numpy as np
 
 from accelsim.datasets import Int64
 from accelsim.int8.network import Activation, UInt8
+from services.boundary import cut
 from services.bus import Bus
 from services.bus.encoding import inline
 from services.bus.messages import Ack, Command, Forward, Inputs, LayerReplicas, Outputs, Replicas
@@ -34,9 +35,9 @@ class Client:
         self.bus = bus
         self.session = session
 
-    async def send_ack(self, of: Command, seq: int, *, version: int = 0, error: str = "") -> None:
-        """Answer command ``seq``; ``version`` is the network now loaded, ``error`` says why the command failed."""
-        ack = Ack(session=self.session, of=of, seq=seq, ok=not error, version=version, error=error)
+    async def send_ack(self, of: Command, seq: int, *, nonce: int = 0, version: int = 0, error: str = "") -> None:
+        """Answer command ``seq``, which had that nonce; ``version`` is the network now loaded, ``error`` why it failed."""
+        ack = Ack(session=self.session, of=of, seq=seq, ok=not error, version=version, error=cut(error), nonce=nonce)
         await self.bus.publish(self.bus.topic("up/ack"), ack)
 
     async def send_outputs(self, forward: Forward, outputs: Activation, labels: Int64 | None) -> None:
@@ -47,6 +48,7 @@ class Client:
             attempt=forward.attempt,
             outputs=inline(outputs),
             labels=None if labels is None else inline(labels),
+            nonce=forward.nonce,
         )
         await self.bus.publish(self.bus.topic("up/outputs"), message)
 

@@ -13,8 +13,9 @@ from msgspec import Meta
 
 from accelsim.faults import Rates
 from services.bus import Bus
-from services.bus.messages import Ack, Mode, SetMode
+from services.bus.messages import Ack, Mode, SetMode, fresh_nonce
 from services.scheme import Scheme
+from services.shown import plain
 
 HEARD_S = 3.0
 """For the retained mode, which the broker sends at once."""
@@ -46,6 +47,7 @@ async def tell(broker: str, device: str, asked: Asked) -> SetMode:
         mode=asked.mode or before.mode,
         rates=_rates(before.rates, asked.ber),
         scheme=_scheme(before.scheme, asked.protected),
+        nonce=fresh_nonce(),
         origin="",
         n=0,
     )
@@ -55,12 +57,12 @@ async def tell(broker: str, device: str, asked: Asked) -> SetMode:
         try:
             while True:
                 _, answer = await bus.receive(ANSWER_S)
-                if isinstance(answer, Ack) and answer.of == "mode" and answer.seq == message.seq:
+                if isinstance(answer, Ack) and (answer.of, answer.seq) == ("mode", message.seq):
                     break
         except TimeoutError:
             raise NotDone(f"device {device} did not answer within {ANSWER_S:g} s; is its agent there?") from None
     if not answer.ok:
-        raise NotDone(f"device {device} refused: {answer.error}")
+        raise NotDone(f"device {device} refused: {plain(answer.error)}")
     return message
 
 

@@ -45,6 +45,9 @@ def take(watched: Watched, topic: topics.Topic, message: Message, now: float) ->
     except Refused as error:
         watched.refused += 1
         log.debug("left out", topic=topic.key, device=topic.device, reason=str(error))
+    except Exception:  # a mistake of ours on one message ends no watching of all the others
+        watched.refused += 1
+        log.error("message failed", topic=topic.key, device=topic.device, exc_info=True)
 
 
 def _take(watched: Watched, topic: topics.Topic, message: Message, now: float) -> None:

@@ -77,6 +77,8 @@ class Bridge:
         self.commands: Takes | None = None
         self.left_out = 0
         """Messages of ThingsBoard's that nobody took."""
+        self.failed = 0
+        """Messages of the bus that a mistake of ours was made on."""
         self._counted: dict[str, int] = {}
 
     async def serve(self) -> None:
@@ -118,10 +120,18 @@ class Bridge:
                 ) as bus:  # fmt: skip
                     await bus.subscribe(*(f"{ROOT}/+/{name}" for name in LISTENS))
                     async for topic, message in bus:
-                        self.take(topics.parse(topic), message)
+                        self._taken(topics.parse(topic), message)
             except BusError as error:
                 log.warning("the bus is out of reach; it is tried again", error=str(error))
                 await asyncio.sleep(AGAIN_S)
+
+    def _taken(self, topic: topics.Topic, message: Message) -> None:
+        """One message of the bus; a mistake of ours on it ends no watching of all the others."""
+        try:
+            self.take(topic, message)
+        except Exception:
+            self.failed += 1
+            log.error("message failed", topic=topic.key, device=topic.device, failed=self.failed, exc_info=True)
 
     def take(self, topic: topics.Topic, message: Message) -> None:
         """One message of the bus."""

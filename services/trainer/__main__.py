@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,8 @@ def main(
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
+    signing_key: service.SigningKey = None,
+    audit_log: service.AuditLog = None,
 ) -> None:
     """Trainer: backward pass on what the device computed, SGD, int8 model back. Ends when the job is done.
 
@@ -50,6 +53,12 @@ def main(
     else:
         raise typer.BadParameter("give --run or --next, and not both")
 
+    mine = ExitStack()
+    try:
+        mine.enter_context(waiting.alone(folder))  # until this process ends
+    except (ValueError, OSError) as error:  # the run is another's, so it is not given up
+        service.fail("trainer", error)
+
     def fail(error: BaseException) -> None:
         if next is not None:  # whatever it is, whoever waits for the run must hear of it
             waiting.give_up(folder, error)
@@ -59,7 +68,7 @@ def main(
     except (ValueError, OSError) as error:
         fail(error)
         service.fail("trainer", error)
-    common = service.Common(broker, todo.device, json_logs, log_level, patience)
+    common = service.Common(broker, todo.device, json_logs, log_level, patience, signing_key, audit_log)
 
     async def serve(bus: Bus, replaying: Replaying | None) -> None:
         try:

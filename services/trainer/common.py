@@ -156,6 +156,7 @@ class Company:
         (folder / waiting.FAILED).unlink(missing_ok=True)
         try:
             bus = await stack.enter_async_context(service.bus_of("trainer", self.options, name, readers=("codec-server",)))
+            await bus.announce(session=self.job.session)
             await stack.enter_async_context(service.telling_memory(bus))
             server = await stack.enter_async_context(serving(bus, self.job.session, patience=self.job.patience_s))
             agent = await server.ready(name, ready_s(self.job.patience_s))

@@ -15,10 +15,12 @@ from accelsim.int8 import storage
 from accelsim.int8.network import Activation, Network, UInt8
 from services.boundary import detail, trace
 from services.bus import Bus, BusError
+from services.bus.keys import OPTION
 from services.bus.messages import (
     Ack,
     Activations,
     Deploy,
+    Dropped,
     Forward,
     Inputs,
     Message,
@@ -29,6 +31,7 @@ from services.bus.messages import (
     Timing,
     Votes,
 )
+from services.shown import plain
 
 log = structlog.get_logger()
 
@@ -61,6 +64,15 @@ def ready_s(patience_s: float) -> float:
 
 
 @dataclass(slots=True)
+class Asked:
+    """A command that the device was given last of its kind, and what it says to that."""
+
+    seq: int
+    nonce: int
+    answer: Ack | None = None
+
+
+@dataclass(slots=True)
 class Data:
     """What one forward pass of the device gave: Table I's getData.
 
@@ -72,6 +84,10 @@ class Data:
 
     iteration: int
     attempt: int
+    samples: int = 0
+    """That were asked for; 0 where nothing was."""
+    nonce: int = 0
+    """Of the command that is answered."""
     images: UInt8 | None = None
     labels: npt.NDArray[np.int64] | None = None
     outputs: Activation | None = None
@@ -121,10 +137,15 @@ class Remote:
         self.failure: BusError | None = None
         """Why no more messages will come."""
         self._states: dict[str, State] = {}
-        self._acks: list[Ack] = []
+        self._asked: dict[str, Asked] = {}
+        """By what an Ack would be ``of``."""
+        self._dropped: dict[str, str] = {}
+        """What services dropped while we waited, and why."""
+        self._unbound = False
         self._tensors: list[Tensor] = []
         self._changed = asyncio.Condition()
-        self._progress = 0
+        self._parts = 0
+        """Of answers that had not come before: what is new, and nothing else, makes patience begin anew."""
         self._restarts = 0
 
     # ---- sending ----
@@ -136,11 +157,13 @@ class Remote:
     async def send_mode(self, mode: SetMode) -> None:
         """``down/mode``, retained."""
         self.mode = mode
+        self._asked["mode"] = Asked(mode.seq, mode.nonce)
         await self.publish("down/mode", mode, retain=True)
 
     async def send_model(self, deployed: Deployed) -> None:
         """``server/model``"""
         self.deployed = deployed
+        self._asked["model"] = Asked(deployed.version, 0)
         data = self.bus.share(np.frombuffer(storage.to_bytes(deployed.network), np.uint8))
         self.model_bytes = data.shape[0]
         message = Deploy(session=self.session, iteration=deployed.iteration, version=deployed.version, network=data)
@@ -152,7 +175,8 @@ class Remote:
         for tensor in self._tensors:
             self.bus.release(tensor)
         self._tensors = []
-        self.data = Data(forward.iteration, forward.attempt)
+        self.data = Data(forward.iteration, forward.attempt, len(forward.samples), forward.nonce)
+        self._asked["forward"] = Asked(forward.iteration, forward.nonce)
         if forward.attempt > 0:
             log.warning("forward repeated", device=self.name, iteration=forward.iteration, attempt=forward.attempt)
             await self.send_mode(mode)
@@ -163,13 +187,17 @@ class Remote:
     # ---- waiting ----
 
     async def ready(self, within_s: float) -> State:
-        """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones.
+        """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones,
+        or one that has another key.
 
         Where the broker went away meanwhile they are given as long again.
         """
 
         def present() -> State | None:
             online = {name for name, state in self._states.items() if state.online}
+            for name, state in self._states.items():
+                if state.online and name in PATH:
+                    self._same_key(name, state)
             # The agent counts its samples only after its birth.
             return self._states["agent"] if online.issuperset(PATH) and self._states["agent"].samples else None
 
@@ -192,23 +220,39 @@ class Remote:
                     f"are they running, and with --device {self.name}?"
                 )
 
+    def _same_key(self, service: str, state: State) -> None:
+        """Raises DeviceError where a service could not understand us, or we it."""
+        ours = self.bus.key_name(self.name)
+        if state.key == ours:
+            return
+        if not ours:
+            why = f"takes signed messages alone, and this trainer has no key; give it {OPTION}"
+        elif not state.key:
+            why = f"signs nothing, and this trainer takes signed messages alone; give it {OPTION}"
+        else:
+            why = f"has another key (called {state.key}) than this trainer ({ours}); give both the same ({OPTION})"
+        raise DeviceError(f"device {self.name!r}: {service} {why}")
+
     def acknowledged(self, of: Literal["mode", "model"], seq: int) -> bool:
         """Whether the device has done what it was told. Raises DeviceError if it refused."""
         self.refused(of, seq)
-        return any(ack.of == of and ack.seq == seq and ack.ok for ack in self._acks)
+        asked = self._asked.get(of)
+        return asked is not None and asked.seq == seq and asked.answer is not None
 
     def refused(self, of: str, seq: int) -> None:
         """Raises what the device refused: a repeat cannot mend that."""
-        for ack in self._acks:
-            if ack.of == of and ack.seq == seq and not ack.ok:
-                raise DeviceError(f"device {self.name!r} refused {of} {seq}: {ack.error}")
+        asked = self._asked.get(of)
+        if asked is not None and asked.seq == seq and asked.answer is not None and not asked.answer.ok:
+            raise DeviceError(f"device {self.name!r} refused {of} {seq}: {plain(asked.answer.error)}")
 
     async def until(self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], what: str) -> T:
-        """Send, wait, and send again when a service restarted or nothing moved for as long as patience lasts.
+        """Send, wait, and send again when a service restarted or nothing new came for as long as patience lasts.
 
-        Raises DeviceError, naming ``what``, when all attempts are used up: those in a row that met silence, or all in all.
+        What has come before, and what was not asked for, is nothing new: with P parts of an answer it ends within (P + 1) times
+        patience an attempt, whoever talks meanwhile. Raises DeviceError, naming ``what``, when all attempts are used up, those
+        in a row that met silence, or all in all, with what services say that they dropped.
         """
-        self._acks.clear()
+        self._dropped.clear()
         silent = 0
         for attempt in range(REPEATS):
             await send(attempt)
@@ -225,26 +269,30 @@ class Remote:
             if silent == self.patience.attempts:
                 raise DeviceError(
                     f"device {self.name!r}: no answer to {what} after {silent} attempts "
-                    f"({self.patience.seconds:g} s without a message each)"
+                    f"({self.patience.seconds:g} s without anything new each){self._said_dropped()}"
                 )
         raise DeviceError(
             f"device {self.name!r}: no answer to {what} after {REPEATS} attempts, between which services started anew; "
-            "their logs may say why"
+            f"their logs may say why{self._said_dropped()}"
         )
+
+    def _said_dropped(self) -> str:
+        return "".join(f"; {service} dropped: {reason}" for service, reason in self._dropped.items())
 
     async def _wait(self, ready: Callable[[], T | None]) -> T | None:
         """The result, or None when a service restarted and it is time to repeat. Raises TimeoutError after patience."""
-        restarts = self._restarts
+        restarts, loop = self._restarts, asyncio.get_running_loop()
+        until, seen = loop.time() + self.patience.seconds, self._parts
         async with self._changed:
             while not (result := ready()):
                 if self.failure is not None:
                     raise self.failure
                 if self._restarts != restarts and all(self._listens(name) for name in PATH):
                     break
-                seen = self._progress
-                async with asyncio.timeout(self.patience.seconds):
-                    while self._progress == seen:
-                        await self._changed.wait()
+                if self._parts != seen:
+                    until, seen = loop.time() + self.patience.seconds, self._parts
+                async with asyncio.timeout_at(until):
+                    await self._changed.wait()
             else:
                 return result
         await asyncio.sleep(SETTLE_S)
@@ -262,7 +310,6 @@ class Remote:
 
     async def _wake(self) -> None:
         async with self._changed:
-            self._progress += 1
             self._changed.notify_all()
 
     # ---- taking in ----
@@ -282,15 +329,35 @@ class Remote:
             case Votes() if message.session == self.session:
                 if self.on_votes is not None:
                     self.on_votes(message)
+            case Dropped():
+                if message.service in self._dropped or len(self._dropped) < len(PATH):
+                    self._dropped[message.service] = plain(message.reason)
             case Ack() if message.session == self.session:
-                self._acks.append(message)
-                return True
+                return self._take_ack(message)
             case Inputs() | Activations() | Outputs():
                 data = self._wanted(message)
-                if data is not None:
-                    self._take_data(message, data)
+                if data is not None and self._take_data(message, data):
+                    self._parts += 1
                     return True
         return False
+
+    def _take_ack(self, ack: Ack) -> bool:
+        asked = self._asked.get(ack.of)
+        if asked is None or asked.seq != ack.seq or asked.answer is not None:
+            return False
+        self._bound(ack.nonce, asked.nonce, f"{ack.of} {ack.seq}")
+        asked.answer = ack
+        return True
+
+    def _bound(self, nonce: int, asked: int, what: str) -> None:
+        """Raises ValueError for an answer to another command, which is most often one that was recorded and is replayed."""
+        if nonce == asked:
+            return
+        if nonce or self.bus.key_name(self.name):
+            raise ValueError(f"{what}: answers a command that was not given (nonce {nonce}, not {asked})")
+        if not self._unbound:
+            self._unbound = True
+            log.warning("answers of this device do not say which command they answer: a replay would not be noticed", of=what)
 
     def _take_state(self, state: State) -> bool:
         before = self._states.get(state.service)
@@ -300,27 +367,38 @@ class Remote:
             self._restarts += 1
         return True
 
-    def _take_data(self, message: Inputs | Activations | Outputs, data: Data) -> None:
+    def _take_data(self, message: Inputs | Activations | Outputs, data: Data) -> bool:
+        """Whether there was anything new in it."""
         match message:
             case Inputs():
-                if data.images is None:
-                    data.images = self._keep(message.images, "images", np.dtype(np.uint8))
-                    data.labels = self._labels(message.labels)
+                if data.images is not None:
+                    return False
+                _count("images", message.images, data)
+                data.labels = self._labels(message.labels, data)
+                data.images = self._keep(message.images, "images", np.dtype(np.uint8))
             case Activations():
+                before = len(data.activations)
                 layers = {} if self.deployed is None else dict(self.deployed.network.convs())
                 for layer in message.layers:
                     if layer.index not in layers:
                         raise ValueError(f"layer {layer.index} is no MAC layer of the network deployed")
+                    _count(f"layer {layer.index}", layer.actual, data)
                     data.activations[layer.index] = self._keep(layer.actual, f"layer {layer.index}", layers[layer.index].dtype)
                     data.repairs[layer.index] = layer.repaired
                     if not layer.faithful:
                         data.mismatched_layers.add(layer.index)
+                return len(data.activations) > before
             case Outputs():
+                self._bound(message.nonce, data.nonce, f"outputs of iteration {message.iteration}")
+                if data.outputs is not None:
+                    return False
+                _count("outputs", message.outputs, data)
                 wanted = ("int8", "uint8") if self.deployed is None else (self.deployed.network.layers[-1].dtype.name,)
                 if message.outputs.dtype not in wanted:
                     raise ValueError(f"outputs are {message.outputs.dtype}, expected {' or '.join(wanted)}")
+                data.labels = self._labels(message.labels, data)
                 data.outputs = self.bus.open(message.outputs).copy()
-                data.labels = self._labels(message.labels)
+        return True
 
     def _wanted(self, message: Inputs | Activations | Outputs) -> Data | None:
         """The pass that a message is of, if that is the one under way."""
@@ -336,5 +414,14 @@ class Remote:
         self._tensors.append(tensor)
         return self.bus.open(tensor)
 
-    def _labels(self, labels: Tensor | None) -> npt.NDArray[np.int64] | None:
-        return None if labels is None else self.bus.open(labels).astype(np.int64, copy=True)
+    def _labels(self, labels: Tensor | None, data: Data) -> npt.NDArray[np.int64] | None:
+        if labels is None:
+            return None
+        _count("labels", labels, data)
+        return self.bus.open(labels).astype(np.int64, copy=True)
+
+
+def _count(what: str, tensor: Tensor, data: Data) -> None:
+    """Raises ValueError where a tensor is not of just the samples that were asked for."""
+    if not tensor.shape or tensor.shape[0] != data.samples:
+        raise ValueError(f"{what}: shape {tensor.shape}, {data.samples} samples were asked for")

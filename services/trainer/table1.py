@@ -14,7 +14,19 @@ from accelsim.faults import Rates
 from accelsim.int8.network import Network
 from services.boundary import guarded
 from services.bus import Bus, BusError, topics
-from services.bus.messages import Forward, Iteration, LayerRebuilt, Phase, Progress, SetMode, Stage, State, Timing, Votes
+from services.bus.messages import (
+    Forward,
+    Iteration,
+    LayerRebuilt,
+    Phase,
+    Progress,
+    SetMode,
+    Stage,
+    State,
+    Timing,
+    Votes,
+    fresh_nonce,
+)
 from services.metric import Metric
 from services.scheme import CHAINED, Scheme, View
 from services.trainer.core.ledger import Row
@@ -61,8 +73,15 @@ class Server:
         remote = await self._device(device)
         remote.sequence += 1
         message = SetMode(
-            session=self.session, seq=remote.sequence, mode=mode.value, rates=rates, seed=seed, scheme=scheme, known=known
-        )  # fmt: skip
+            session=self.session,
+            seq=remote.sequence,
+            mode=mode.value,
+            rates=rates,
+            seed=seed,
+            scheme=scheme,
+            nonce=fresh_nonce(),
+            known=known,
+        )
 
         def send(attempt: int) -> Awaitable[object]:
             return remote.send_mode(message)
@@ -121,6 +140,7 @@ class Server:
         wanted = {index for index, _ in deployed.network.convs()}
 
         first = int(known.unanswered)  # a repeat says all again
+        nonce = fresh_nonce()
 
         async def send(attempt: int) -> None:
             forward = Forward(
@@ -134,6 +154,7 @@ class Server:
                 seed=seed,
                 rates=rates,
                 view=view,
+                nonce=nonce,
                 reliable=reliable,
                 images=images,
             )
@@ -141,6 +162,7 @@ class Server:
 
         def complete() -> Data | None:
             known.refused("forward", iteration)
+            known.refused("model", deployed.version)
             data = known.data
             if data is None or (data.outputs is None and not training):
                 return None

@@ -73,6 +73,7 @@ async def run(
     job.check(todo, initial)
     found = result.read(folder)
 
+    await bus.announce(session=todo.session)  # the name is the device's lease: who is refused it is told for which run
     async with serving(bus, todo.session, patience=todo.patience_s) as server:
         agent = await server.ready(todo.device, ready_s(todo.patience_s))
         check_device(todo, agent)

@@ -7,23 +7,32 @@ where it gives up says why with ``give_up``. A trainer that is killed leaves the
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from accelsim import files
 from accelsim.files import write_whole
 from services.trainer.core import fleet, result
 
 READY = "run.toml"
 FAILED = "failed.txt"
+LOCK = "trainer.lock"
 POLL_S = 0.5
 
 
 def next_run(runs: Path) -> Path:
-    """The first folder below ``runs``, by name, that is ready and neither done nor given up; waits until there is one."""
+    """The first folder below ``runs``, by name, that is ready, neither done nor given up, and no other trainer's; waits until
+    there is one."""
     while True:
         for ready in sorted(runs.glob(f"*/{READY}")):
-            if outcome(ready.parent) is None:
+            if outcome(ready.parent) is None and not files.is_locked(ready.parent / LOCK):
                 return ready.parent
         time.sleep(POLL_S)
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """This trainer alone works on the folder for the block. Raises ValueError where another one does."""
+    return files.locked(folder / LOCK, f"{folder}: another trainer works on this run; it goes on undisturbed, this one ends")
 
 
 def give_up(folder: Path, error: BaseException) -> None:

@@ -16,12 +16,14 @@ def main(
     json_logs: service.JsonLogs = None,
     log_level: service.LogLevel = "info",
     patience: service.Patience = service.PATIENCE_S,
+    signing_key: service.SigningKey = None,
+    audit_log: service.AuditLog = None,
 ) -> None:
     """TMR voter: takes edge/replicas, answers with edge/voted. Runs on the device."""
     memory.give_memory_back()
     service.run(
         "voter",
-        service.Common(broker, device, json_logs, log_level, patience),
+        service.Common(broker, device, json_logs, log_level, patience, signing_key, audit_log),
         voter.serve,
         arena_mb=arena_mb,
         readers=("codec-device", "agent"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -74,3 +77,19 @@ def test_lines_are_read_but_one_that_was_cut_off(tmp_path: Path) -> None:
     file.write_bytes(b'{"number":1}\n{"number":"x"}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl: .*; delete it, and it is measured anew"):
         read_lines(file, _Row, "it is measured anew")
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own: SIGXFSZ ignored, as the kernel then says EFBIG."""
+    program = (
+        "import resource, signal, sys\nfrom accelsim.files import write_whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    write_whole(sys.argv[1], bytes(2000))\nexcept OSError as error:\n    print(error.errno, error)\n"
+    )
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith(str(errno.EFBIG))
+    assert repr(str(path)) in ended.stdout
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import msgspec
+import numpy as np
+import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt import publish
+from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console
 
 from accelsim.faults import Rates
@@ -20,8 +25,8 @@ from r2f import run
 from r2f.display import Display
 from r2f.pipeline import Pipeline
 from r2f.settings import Settings
-from services.bus import encoding, topics
-from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, Progress, Repair, Tensor
+from services.bus import encoding, make_keys, topics
+from services.bus.messages import Ack, Deploy, EncodedLayer, EncodedLayers, Outputs, Progress, Repair, SetMode, Tensor
 from services.trainer.core import job as jobs
 from services.trainer.core import ledger
 from services.trainer.core import result as results
@@ -148,6 +153,64 @@ def test_hostile_messages_change_nothing(prepared: Path, undisturbed: results.Re
     assert execute(prepared, tmp_path / "run", hostile) == undisturbed
     assert hostile.restarts == []
     assert "message dropped" in (tmp_path / "run/logs/codec-server.log").read_text()
+
+
+class Forger(Killer):
+    """Who runs the broker: forges a model, a mode and results that anybody would take, and repeats all that it recorded."""
+
+    def __init__(self, session: str, network: bytes) -> None:
+        super().__init__({}, session)
+        self.network = network
+        self.recorded: list[tuple[str, bytes]] = []
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        self.client.on_message = lambda client, userdata, packet: self.recorded.append((packet.topic, packet.payload))
+
+    def listen(self, pipeline: Pipeline) -> None:
+        self.client.connect("127.0.0.1", int(pipeline.argument("broker", "--port")))
+        self.client.subscribe([(f"r2f/v1/edge-0/{plane}/#", 1) for plane in ("down", "up", "edge", "server")])
+        self.client.loop_start()
+
+    def progress(self, message: Progress) -> None:
+        if self.pipeline and not self.client.is_connected():
+            self.listen(self.pipeline)
+        if (message.phase, message.step) not in (("train", 4), ("train", 8), ("after", 1)):
+            return
+        wrong = encoding.inline(np.zeros((64, 1, 1, 10), np.int8))
+        lies = {
+            "edge/model": Deploy(
+                session=self.session, iteration=0, version=99, network=encoding.inline(np.frombuffer(self.network, np.uint8))
+            ),
+            "down/mode": SetMode(session=self.session, seq=99, mode="training", rates=Rates(weight=0.5)),
+            "up/ack": Ack(session=self.session, of="forward", seq=message.step, ok=False, error="forged"),
+            "up/outputs": Outputs(session=self.session, iteration=1 << 30, attempt=0, outputs=wrong, labels=None),
+        }
+        for name, lie in lies.items():
+            self.client.publish(f"r2f/v1/edge-0/{name}", encoding.encode(lie), 1)
+        for topic, payload in list(self.recorded):
+            fields = msgpack.unpackb(payload)
+            if fields["type"] == "sealed":
+                bare = {key: value for key, value in fields.items() if key not in ("origin", "n")}
+                self.client.publish(topic, msgpack.packb(bare), 1)
+
+
+def test_who_runs_the_broker_can_forge_and_replay_nothing_where_messages_are_signed(
+    prepared: Path, undisturbed: results.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_keys.make(tmp_path / "keys", ["edge-0"])
+    monkeypatch.setenv("R2F_SIGNING_KEY_FILE", str(tmp_path / "keys"))
+    forger = Forger(jobs.read(prepared).session, (prepared / jobs.NETWORK).read_bytes())
+    try:
+        settings = msgspec.structs.replace(SETTINGS, embedded=find_mosquitto() is None)
+        assert execute(prepared, tmp_path / "run", forger, settings) == undisturbed
+    finally:
+        forger.client.loop_stop()
+    assert forger.restarts == []
+    lines = [json.loads(line) for line in (tmp_path / "run/logs/audit.jsonl").read_text().splitlines()]
+    refused = {(line["service"], why) for line in lines if line["event"] == "refused"
+               for why in ("not signed", "came before") if why in line["reason"]}  # fmt: skip
+    assert {(service, "not signed") for service in ("agent", "trainer")} <= refused
+    assert {(service, "came before") for service in ("agent", "trainer", "codec-device", "codec-server")} <= refused
+    assert {line["seq"] for line in lines if line["event"] == "mode"}.isdisjoint({99})
 
 
 def test_resume_after_everything_died(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:

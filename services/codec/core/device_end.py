@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -117,6 +117,10 @@ class DeviceEnd:
     def lost(self) -> None:
         """The server's end started anew: it knows no samples."""
         self.known.clear()
+
+    def forget(self, names: Iterable[bytes]) -> None:
+        """The server's end has these images no more: they are sent whole where they are next used."""
+        self.known.difference_update(names)
 
     def check(self, index: int, shape: tuple[int, ...], dtype: str) -> None:
         """Raises ValueError where ``shape`` and ``dtype`` are not those of MAC layer ``index`` in the pass under way."""

@@ -49,6 +49,8 @@ class ServerEnd:
         self.known: FaultMap | None = None
         """The device's permanent faults, as far as they were known in the last pass."""
         self.samples = Samples(SAMPLE_CACHE_BYTES, MAX_BATCH)
+        self.missed: set[bytes] = set()
+        """Names that were sent in place of images that are not here."""
 
     # ---- the network, down ----
 
@@ -72,6 +74,11 @@ class ServerEnd:
     def acknowledge(self, number: int) -> None:
         """The device runs this version; 0: it has none that anything could build on."""
         self.acknowledged = number
+
+    def forgotten(self) -> list[bytes]:
+        """Names of images that are not here any more, for the device to send these whole; each is told once."""
+        names, self.missed = [*self.samples.dropped(), *self.missed], set()
+        return names
 
     # ---- what the device computed, up ----
 
@@ -100,6 +107,8 @@ class ServerEnd:
             raise ValueError(f"fresh_of names images outside the batch of {count}")
         if len(set(sent.fresh_of)) != len(sent.fresh_of):
             raise ValueError(f"fresh_of names {len(sent.fresh_of)} images, some of them twice")
+        for name in sent.hashes:
+            self.samples.get(name)  # as used just now, so that what is fresh does not push it out
         if sent.fresh_of:
             decoded = inputs.decode(sent.fresh, len(sent.fresh_of), sent.shape)
             for i, image in zip(sent.fresh_of, decoded, strict=True):
@@ -109,5 +118,6 @@ class ServerEnd:
         found = [self.samples.get(name) for name in sent.hashes]
         missing = [i for i, image in enumerate(found) if image is None]
         if missing:
+            self.missed.update(sent.hashes[i] for i in missing)
             raise ValueError(f"images {missing} were sent as hashes, but are not here")
         return np.stack([image for image in found if image is not None])

@@ -29,7 +29,13 @@ KINDS = describe.every_kind()
 def topic_of(kind: type[Message]) -> str:
     """A topic on which that message may travel."""
     found = [key for key, carried in topics.TABLE.items() if carried is kind]
-    ours = {"State": "state/agent", "Timing": "event/forward", "Manifest": "up/layers", "Chunk": "up/layers"}
+    ours = {
+        "State": "state/agent",
+        "Timing": "event/forward",
+        "Manifest": "up/layers",
+        "Chunk": "up/layers",
+        "Sealed": "up/layers",
+    }
     return f"r2f/v1/edge-0/{found[0] if found else ours[kind.__name__]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from typing import Any
 
@@ -203,3 +204,39 @@ def test_manifests_and_flows_are_bounded() -> None:
     with pytest.raises(MessageError):
         encoding.decode("r2f/v1/d/up/flow", encoding.encode(flow))
     assert isinstance(Manifest(session="s", length=1, chunk=256, digest=bytes(16)), Message)
+
+
+NUMBERS = [
+    ("event/forward", "host_s", (math.nan, math.inf, -1.0, 1e300)),
+    ("event/forward", "device_s", (math.nan, -math.inf)),
+    ("event/forward", "bytes", (-1, 2**60)),
+    ("event/iteration", "loss", (math.nan, math.inf)),
+    ("event/iteration", "accuracy", (math.nan, -1.0, 1000.0)),
+    ("event/iteration", "wall_s", (math.nan, -1.0)),
+    ("event/progress", "value", (math.nan, math.inf, 1000.0, -1000.0)),
+    ("event/progress", "step", (-1,)),
+    ("up/layers", "sent_at", (math.nan, math.inf)),
+    ("up/ack", "error", ("x" * 2001,)),
+    ("state/agent", "samples", ({"train": -1}, {str(i): 1 for i in range(17)}, {"x" * 65: 1})),
+    ("down/mode", "rates", ({"input": math.nan}, {"input": 1.5}, {"output": -0.1})),
+]
+
+
+@pytest.mark.parametrize(("topic", "field", "values"), NUMBERS)
+def test_numbers_that_mean_nothing_are_refused(topic: str, field: str, values: tuple[Any, ...]) -> None:
+    topic = f"r2f/v1/d/{topic}"
+    good = msgspec.to_builtins(example(topic), builtin_types=(bytes,)) | {"phase": "after"}
+    if good["type"] != "progress":
+        del good["phase"]
+    encoding.decode(topic, msgpack.packb(good))
+    for value in values:
+        with pytest.raises(MessageError, match=field if field != "rates" else "rates|rate"):
+            encoding.decode(topic, msgpack.packb(good | {field: value}))
+
+
+def test_psnr_has_no_end_and_ssim_has() -> None:
+    progress = {"type": "progress", "session": "s", "phase": "after", "step": 1, "steps": 1}
+    topic = "r2f/v1/d/event/progress"
+    encoding.decode(topic, msgpack.packb(progress | {"value": 120.0, "metric": "psnr"}))
+    with pytest.raises(MessageError, match="ssim of 1"):
+        encoding.decode(topic, msgpack.packb(progress | {"value": 1.5, "metric": "ssim"}))

@@ -14,7 +14,7 @@ import pytest
 from broker.launch import launch
 from services.bus import Bus, BusError, encoding, identity, topics
 from services.bus.identity import PROBE_S, Names, Presence, sender_states
-from services.bus.messages import Ack, Claim, Message, State
+from services.bus.messages import Ack, Claim, Message, SetMode, State
 from services.bus.sending import Limits, Sender
 
 TAKEN = r"another {} called {} is on this broker \(boot \w+\): stop it, or give this one a name of its own with --device"
@@ -345,3 +345,14 @@ def test_delays_do_not_change_that_one_stays(order: str, announced: str) -> None
     assert not any(network.queues.values()), "they go on for ever"
     assert len(network.lost) == 2
     assert "abc"[-1] not in network.lost or announced
+
+
+async def test_who_is_refused_a_device_is_told_which_run_has_it(broker_url: str, device: str) -> None:
+    async with Bus(broker_url, "trainer", device) as first:
+        await first.announce(session="run-7")
+        with pytest.raises(BusError, match=rf"another trainer called {device} .*at work on run run-7"):
+            async with Bus(broker_url, "trainer", device, session="run-8"):
+                pass
+        await first.publish("down/mode", SetMode(session="run-7", seq=1, mode="training"))
+        await first.flush()
+        assert first.counts["reconnected"] == 0, "the first one is untouched"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, cast
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.bus import Bus, encoding
 from services.bus.messages import Ack, Flow, Inputs, Message
 from services.bus.receiving import FARTHEST, HELD
+from services.bus.sending import RANGES
 
 TOPIC = "r2f/v1/d/edge/inputs"
 
@@ -70,6 +73,15 @@ def received(bus: Bus) -> list[Message]:
 FATES = st.lists(st.sampled_from(["deliver", "deliver", "drop", "twice", "late"]), max_size=120)
 
 
+@pytest.fixture(scope="module")
+def at_once() -> Iterator[None]:
+    """What is asked for again is sent without a pause."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.bus.sending.AGAIN_S", 0.0)
+        yield
+
+
+@pytest.mark.usefixtures("at_once")
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), FATES)
 def test_any_fate_of_the_packets_ends_in_each_message_once_and_in_order(count: int, fates: list[str]) -> None:
@@ -132,6 +144,7 @@ def test_any_numbers_are_delivered_in_order_once_and_held_within_bounds(stamps: 
     assert all(n <= flow.next + FARTHEST for flow in bus._receiver.ins.values() for n in flow.held)
 
 
+@pytest.mark.usefixtures("at_once")
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(number, st.lists(st.tuples(number, number), max_size=5), st.booleans()), max_size=20))
 def test_any_flow_only_sends_what_was_sent(flows: list[tuple[int, list[tuple[int, int]], bool]]) -> None:
@@ -153,6 +166,7 @@ def test_any_flow_only_sends_what_was_sent(flows: list[tuple[int, list[tuple[int
         assert set(broker.packets) == real
         assert sender._sender.outs[TOPIC].taken <= sender._sender.outs[TOPIC].n
         assert sender._sender._failure is None
+        assert sum(len(out.wanted) for out in sender._sender.outs.values()) <= RANGES
         await sender._stop()
 
     asyncio.run(run())

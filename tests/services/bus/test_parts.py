@@ -115,8 +115,9 @@ async def test_credit_of_another_is_none() -> None:
     await asyncio.wait_for(publishing, 60)
 
 
-async def test_a_packet_that_is_asked_for_again_and_again_is_named() -> None:
+async def test_a_packet_that_is_asked_for_again_and_again_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker acknowledged it each time, and passed on what came later."""
+    monkeypatch.setattr("services.bus.sending.AGAIN_S", 0.0)
     sending = Sending()
     await sending.acks(0, 1, 2)
     with structlog.testing.capture_logs() as logged:

@@ -13,7 +13,7 @@ import pytest
 
 from broker.child import environment, python
 from broker.launch import free_port, launch
-from services.bus import Bus
+from services.bus import Bus, make_keys
 from services.bus.service import Lines
 
 
@@ -38,7 +38,7 @@ import sys
 from services.bus import BusError, service
 async def serve(bus):
     raise {}
-service.run("agent", service.Common(sys.argv[1], "edge-0", json_logs=True), serve)
+service.run("agent", service.Common(sys.argv[1], "edge-0", json_logs=True, log_level="error"), serve)
 """
 
 
@@ -126,3 +126,28 @@ async def test_the_level_of_the_log(tmp_path: Path) -> None:
 
     assert any("broker lost" in line for line in await lines("info"))
     assert len(await lines("error")) == 1
+
+
+async def test_whether_messages_are_signed_is_said_once(tmp_path: Path) -> None:
+    make_keys.make(tmp_path / "keys", ["edge-0"])
+    program = PROGRAM.format("ValueError('no more')").replace("error", "info")
+    async with launch() as running:
+        _, without = await ended(sys.executable, "-c", program, running.url())
+        _, with_key = await ended(sys.executable, "-c", program, running.url(), R2F_SIGNING_KEY_FILE=str(tmp_path / "keys"))
+    assert [line.count("messages are not signed") for line in without.splitlines()] == [1, 0]
+    assert [line.count("messages are signed") for line in with_key.splitlines()] == [1, 0]
+
+
+@pytest.mark.parametrize("option", ["--signing-key-file", "--audit-log"])
+async def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, option: str) -> None:
+    (tmp_path / "open").write_text(f"edge-0 {'0' * 64}\n")
+    for path in (
+        tmp_path,
+        tmp_path / "none" / "file",
+        Path("/proc/version"),
+        *([tmp_path / "open"] if "key" in option else []),
+    ):
+        code, said = await ended(*python("services.voter", option, str(path)))
+        assert code == 1
+        assert said.count("\n") == 1
+        assert str(path) in said

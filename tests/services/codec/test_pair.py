@@ -19,6 +19,7 @@ from services.bus import Bus, encoding
 from services.bus.messages import (
     Activations,
     Deploy,
+    Forgotten,
     Forward,
     Inputs,
     LayerVoted,
@@ -30,6 +31,7 @@ from services.bus.messages import (
     Timing,
     Voted,
 )
+from services.codec.core.samples import Samples
 from services.codec.device_side import DeviceCodec
 from services.codec.server_side import ServerCodec
 
@@ -244,3 +246,27 @@ def test_a_confirmation_of_what_was_not_sent_is_dropped(
         asyncio.run(pair.device.take(Rebuilt(session=SESSION, iteration=0, attempt=0, layer=layer)))
     asyncio.run(pair.device.take(Rebuilt(session=SESSION, iteration=0, attempt=7, layer=index)))
     assert kept.nbytes == before
+
+
+def test_a_server_that_keeps_few_images_has_every_batch_at_the_first_try(network: Network) -> None:
+    """The device names what it sent once; what the server dropped of that it is told, in time for the next pass."""
+    generator = np.random.default_rng(5)
+    first, second = (generator.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8) for _ in range(2))
+    codecs = Pair(network, first, 1 << 30)
+    codecs.server.session.end.samples = Samples(0, least=2)
+    got: list[UInt8] = []
+    for iteration, batch in enumerate((first, second, first, first)):
+        codecs.images = batch
+        codecs.begin(iteration, 0)
+        codecs.down.sent.clear()
+        while codecs.up.sent:
+            asyncio.run(codecs.server.take(codecs.up.sent.popleft()[1]))
+        for _, message in codecs.down.sent:
+            if isinstance(message, Inputs):
+                got.append(encoding.view(message.images))
+            if isinstance(message, Forgotten):
+                asyncio.run(codecs.device.take(message))
+        codecs.down.sent.clear()
+    for image, batch in zip(got, (first, second, first, first), strict=True):
+        np.testing.assert_array_equal(image, batch)
+    assert codecs.down.rejected == []

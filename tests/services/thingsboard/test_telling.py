@@ -11,8 +11,8 @@ import pytest
 from accelsim.faults import Rates
 from broker.child import environment, python
 from broker.launch import Running, launch
-from services.bus import Bus, BusError
-from services.bus.messages import Progress, SetMode, Timing
+from services.bus import Bus, BusError, topics
+from services.bus.messages import Progress, SetMode, State, Timing
 from services.thingsboard.bridge import Bridge, Options
 from services.thingsboard.core.outbox import Packet
 from services.thingsboard.gateway import address
@@ -202,3 +202,14 @@ def test_options_that_are_wrong_end_with_a_line(options: list[str], said: str, t
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_of_ours_on_one_message_ends_no_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = Bridge(Options("mqtt://127.0.0.1:1", address("mqtt://TOKEN@127.0.0.1:1", None)))
+    topic, state = topics.parse("r2f/v1/edge-0/state/agent"), State(session="", service="agent", online=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(bridge, "_state", lambda *_: 1 / 0)
+        bridge._taken(topic, state)
+    assert bridge.failed == 1
+    bridge._taken(topic, state)
+    assert (bridge.failed, list(bridge.devices)) == (1, ["edge-0"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import torch
 
 from accelsim import zoo
@@ -18,8 +19,10 @@ from accelsim.int8.network import Network
 from accelsim.lowering import lower
 from services.bus import BusError, encoding, topics
 from services.bus.messages import (
+    Ack,
     Activations,
     Deploy,
+    Dropped,
     EncodedModel,
     Forward,
     Inputs,
@@ -41,6 +44,11 @@ NOW: dict[str, Any] = {"session": "s", "iteration": 4, "attempt": 0}
 
 class FakeBus:
     """Delivers what is put into ``inbox``; ``answer`` says what a device makes of what is published."""
+
+    key = ""
+
+    def key_name(self, device: str) -> str:
+        return self.key
 
     def __init__(self) -> None:
         self.inbox: asyncio.Queue[tuple[str, Message] | BusError] = asyncio.Queue()
@@ -122,7 +130,10 @@ async def test_data_is_complete_when_every_layer_of_this_very_pass_is_there(netw
     bus = FakeBus()
     wrong: list[tuple[str, Message]] = [
         ("server/activations", Activations(**NOW, segment=0, layers=(LayerActivation(index=i, actual=actual),)))
-        for i, actual in ((99, encoding.inline(np.zeros((2, 1, 1, 1), np.int8))), (0, encoding.inline(np.zeros(3, np.float32))))
+        for i, actual in (
+            (99, encoding.inline(np.zeros((2, 1, 1, 1), np.int8))),
+            (0, encoding.inline(np.zeros((2, 3), np.float32))),
+        )
     ]
     bus.answer = lambda message: (
         [*whole(network, session="other"), *whole(network, iteration=3), *wrong, *whole(network)]
@@ -165,7 +176,7 @@ async def test_whatever_a_message_breaks_the_next_one_is_taken(network: Network)
         bus.answer = lambda message: whole(network) if isinstance(message, Forward) else []
         await server.deploy_model("d", network, wait=False)
         await (await server._device("d")).send_mode(SetMode(session="s", seq=1, mode="training"))
-        assert (await server.get_data("d", iteration=4, split="train", samples=[0])).images is not None
+        assert (await server.get_data("d", iteration=4, split="train", samples=[0, 1])).images is not None
     assert bus.rejected == ["ZeroDivisionError: no layers"]
 
 
@@ -174,7 +185,7 @@ async def test_outputs_of_another_dtype_are_not_cast(network: Network) -> None:
     real = encoding.inline(np.full((2, 1, 1, 10), 0.7, np.float32))
     good = encoding.inline(np.zeros((2, 1, 1, 10), np.int8))
     bus.answer = lambda message: (
-        [("up/outputs", Outputs(**NOW, outputs=tensor, labels=None)) for tensor in (real, good)]
+        [("up/outputs", Outputs(**NOW, outputs=tensor, labels=None, nonce=message.nonce)) for tensor in (real, good)]
         if isinstance(message, Forward) else []
     )  # fmt: skip
     async with serving(bus, "s", patience=1) as server:  # type: ignore[arg-type]
@@ -303,3 +314,128 @@ async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_unt
         bus.inbox.put_nowait((bus.topic(topic), state))
         await getting
     assert [message.attempt for message in sent] == [0, 1]
+
+
+SHAPE = (2, 1, 1, 10)
+
+
+def answered(forward: Forward, *, value: int = 0, count: int = 2, labels: int = 2, **of: Any) -> tuple[str, Message]:
+    given = {"iteration": forward.iteration, "attempt": forward.attempt, "nonce": forward.nonce} | of
+    outputs = encoding.inline(np.full((count, *SHAPE[1:]), value, np.int8))
+    return "up/outputs", Outputs(session="s", outputs=outputs, labels=encoding.inline(np.arange(labels)), **given)
+
+
+async def infer(bus: FakeBus, network: Network, times: int = 1, patience: float = 0.1) -> list[Data]:
+    async with serving(bus, "s", patience=patience, attempts=2) as server:  # type: ignore[arg-type]
+        await server.deploy_model("d", network, wait=False)
+        await (await server._device("d")).send_mode(SetMode(session="s", seq=1, mode="inference"))
+        return [await server.get_data("d", iteration=4, split="test", samples=[0, 1]) for _ in range(times)]
+
+
+async def test_an_evaluation_that_is_replayed_is_refused(network: Network) -> None:
+    """Each fault seed's passes have the same numbers: what one pass answered must not stand for another's."""
+    bus = FakeBus()
+    first: list[tuple[str, Message]] = []
+
+    def answer(message: Message) -> list[tuple[str, Message]]:
+        if not isinstance(message, Forward):
+            return []
+        value = 1 + len(first)
+        given = [*first, answered(message, value=value)]
+        first[:] = first or given
+        return given
+
+    bus.answer = answer
+    one, other = await infer(bus, network, times=2)
+    assert one.outputs is not None
+    assert other.outputs is not None
+    assert (one.outputs[0, 0, 0, 0], other.outputs[0, 0, 0, 0]) == (1, 2)
+    assert len(bus.rejected) == 1
+    assert "answers a command that was not given" in bus.rejected[0]
+
+
+async def test_outputs_of_more_samples_than_were_asked_for_are_refused(network: Network) -> None:
+    bus = FakeBus()
+    bus.answer = lambda message: (
+        [answered(message, count=20, labels=20), answered(message, labels=1), answered(message, count=0), answered(message)]
+        if isinstance(message, Forward) else []
+    )  # fmt: skip
+    (data,) = await infer(bus, network)
+    assert data.labels is not None
+    assert len(data.labels) == 2
+    assert [reason.split(":")[0] for reason in bus.rejected] == ["outputs", "labels", "outputs"]
+
+
+async def test_a_device_that_does_not_say_what_it_answers_is_taken_and_that_is_said_once(network: Network) -> None:
+    bus = FakeBus()
+    bus.answer = lambda message: [answered(message, nonce=0)] if isinstance(message, Forward) else []
+    with structlog.testing.capture_logs() as logged:
+        await infer(bus, network, times=2)
+    assert [line["event"] for line in logged if "replay" in line["event"]] == [
+        "answers of this device do not say which command they answer: a replay would not be noticed"
+    ]
+    bus.key = "0123abcd"
+    with pytest.raises(DeviceError, match="no answer"):
+        await infer(bus, network)
+
+
+async def test_an_acknowledgement_of_an_earlier_life_is_none(network: Network) -> None:
+    """A trainer that starts anew numbers its modes from 1 again."""
+    bus = FakeBus()
+    given: list[SetMode] = []
+
+    def answer(message: Message) -> list[tuple[str, Message]]:
+        if not isinstance(message, SetMode):
+            return []
+        given.append(message)
+        stale = Ack(session="s", of="mode", seq=message.seq, ok=True, nonce=message.nonce ^ 1)
+        true = Ack(session="s", of="mode", seq=message.seq, ok=True, nonce=message.nonce)
+        return [("up/ack", stale)] if len(given) == 1 else [("up/ack", stale), ("up/ack", true)]
+
+    bus.answer = answer
+    async with serving(bus, "s", patience=0.1, attempts=2) as server:  # type: ignore[arg-type]
+        await server.set_mode("d", Mode.TRAINING, rates=Rates(), seed=0)
+    assert len(given) == 2
+    assert given[0].nonce == given[1].nonce > 0
+    assert len(bus.rejected) == 2
+
+
+async def test_stray_acknowledgements_and_repeats_renew_no_patience(network: Network) -> None:
+    """However much is said, only an answer's next part makes the waiting begin anew."""
+    bus = FakeBus()
+
+    async def chatter() -> None:
+        while True:
+            for name, message in whole(network)[1:]:
+                bus.inbox.put_nowait((bus.topic(name), message))
+            bus.inbox.put_nowait((bus.topic("up/ack"), Ack(session="s", of="model", seq=99, ok=True)))
+            bus.inbox.put_nowait((bus.topic("up/ack"), Ack(session="s", of="base", seq=1, ok=False)))
+            bus.inbox.put_nowait((bus.topic("state/voter"), State(session="", service="voter", online=True, boot="1")))
+            await asyncio.sleep(0.01)
+
+    talking = asyncio.create_task(chatter())
+    try:
+        async with asyncio.timeout(60):
+            with pytest.raises(DeviceError, match="2 attempts"):
+                await get_data(bus, network, patience=0.1)
+    finally:
+        talking.cancel()
+
+
+async def test_why_a_service_dropped_something_is_in_the_error(network: Network) -> None:
+    bus = FakeBus()
+    bus.answer = lambda message: (
+        [("event/dropped", Dropped(session="", service="codec-device", reason="edge/inputs: uint8 of shape (3,)", dropped=1))]
+        if isinstance(message, Forward) else []
+    )  # fmt: skip
+    with pytest.raises(DeviceError, match=r"codec-device dropped: edge/inputs: uint8 of shape \(3,\)"):
+        await get_data(bus, network, patience=0.1)
+
+
+async def test_a_model_that_is_refused_ends_the_pass_that_waits_for_it(network: Network) -> None:
+    bus = FakeBus()
+    bus.answer = lambda message: (
+        [("up/ack", Ack(session="s", of="model", seq=3, ok=False, error="no room"))] if isinstance(message, Deploy) else []
+    )
+    with pytest.raises(DeviceError, match="refused model 3: no room"):
+        await get_data(bus, network, patience=60.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from services.trainer import waiting
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make(runs: Path, name: str, result: str = "") -> Path:
@@ -35,3 +39,22 @@ def test_next_waits_for_a_run_to_appear(tmp_path: Path, monkeypatch: pytest.Monk
     late.start()
     assert waiting.next_run(tmp_path) == tmp_path / "late"
     late.join()
+
+
+def test_a_folder_is_one_trainers(tmp_path: Path) -> None:
+    """The second gets one line and touches nothing; what waits for runs passes over it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / waiting.READY).write_text("")
+    with waiting.alone(tmp_path / "a"):
+        before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+        ended = subprocess.run(
+            [sys.executable, "-m", "services.trainer", "--run", str(tmp_path / "a")],
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+        assert "another trainer works on this run" in ended.stderr
+        assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / waiting.READY).write_text("")
+        assert waiting.next_run(tmp_path) == tmp_path / "b"
+    assert waiting.next_run(tmp_path) == tmp_path / "a"

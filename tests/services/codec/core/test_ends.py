@@ -104,6 +104,20 @@ def test_images_cross_once_but_for_a_repeat_and_for_a_server_that_started_anew(s
         ServerEnd("auto").images(hashes, small)
 
 
+def test_what_the_server_had_no_room_for_is_sent_again(small: Network, digits: UInt8) -> None:
+    device, server = pair(small)
+    server.samples = Samples(0, least=2)
+    for iteration, chosen in enumerate(([0, 1], [2, 3], [0, 3], [0, 1], [0, 1])):
+        sent = device.begin(CHAINED, iteration, 0, digits[chosen])
+        np.testing.assert_array_equal(server.images(sent, small), digits[chosen])
+        device.forget(server.forgotten())
+        assert server.forgotten() == []
+    assert sent.fresh_of == ()
+    with pytest.raises(ValueError, match="not here"):
+        server.images(SentImages((bytes(16),), sent.shape, b"", ()), small)
+    assert server.forgotten() == [bytes(16)], "what was missed is told, too"
+
+
 @pytest.mark.parametrize(
     "shape",
     [(0, 8, 8, 1), (2, 8, 8), (2, 8, 7, 1), (2, 8, 8, 3), (3,), (2, 0, 8, 1)],
