@@ -15,6 +15,7 @@ import typer
 from r2f import settings as settings_file
 from r2f.command_line import guarded, options
 from r2f.models import commands as models
+from r2f.provision import app as provision_app
 from r2f.protection.words import SETTINGS, Cost, Grain, Search
 from r2f.reduce.fleet.commands import app as fleet_app
 from r2f.reduce.words import AMOUNTS, RATES
@@ -50,6 +51,7 @@ DEMO = {"ber": 2e-3, "iterations": 240, "batch": 32, "embedded": True, "baseline
 
 
 app.add_typer(fleet_app, name="fleet")
+app.add_typer(provision_app, name="provision")
 
 
 @app.callback(invoke_without_command=True)
