@@ -27,10 +27,14 @@ FOLLOW_S = 1.0
 def main() -> None:
     """Parse the options, make accounts where they are asked for and missing, run until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m broker", description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others than loopback need TLS, and to know clients")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than loopback need TLS, and to know clients"
+    )
     parser.add_argument("--port", type=port, default=1883, help="0 takes a free one")
     parser.add_argument("--embedded", action="store_true", help="amqtt even where mosquitto is installed; on loopback alone")
-    parser.add_argument("--identity", type=Path, metavar="FOLDER", help="of r2f provision broker: TLS, and clients by certificate")
+    parser.add_argument(
+        "--identity", type=Path, metavar="FOLDER", help="of r2f provision broker: TLS, and clients by certificate"
+    )
     parser.add_argument("--accounts", type=Path, help="file of 'role user password [device]'; made if it is not there")
     parser.add_argument("--ca", type=Path, help="PEM of the authority, for TLS with certificates of your own")
     parser.add_argument("--certificate", type=Path, help="PEM of this broker's certificate")
@@ -45,10 +49,10 @@ def main() -> None:
         "--plaintext", action="store_true", help="without TLS even where others can read along, passwords included"
     )
     parser.add_argument(
-        "--max-connections", type=_count, default=config.Limits().connections, help="of all clients together [4096]"
+        "--max-connections", type=_count, default=config.LIMITS.connections, help="of all clients together [4096]"
     )
     parser.add_argument(
-        "--memory-mb", type=_count, default=config.Limits().memory_mb, help="that Mosquitto takes at most, MiB [2048]"
+        "--memory-mb", type=_count, default=config.LIMITS.memory_mb, help="that Mosquitto takes at most, MiB [2048]"
     )
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -141,7 +145,9 @@ async def _ended(running: Running) -> int:
             if now != before:
                 before = now
                 running.process.send_signal(signal.SIGHUP)
-                print(f"{running.kind}: who may connect has changed, {lists[0].parent} is read again", file=sys.stderr, flush=True)
+                print(
+                    f"{running.kind}: who may connect has changed, {lists[0].parent} is read again", file=sys.stderr, flush=True
+                )
     finally:
         ending.cancel()
     return ending.result()

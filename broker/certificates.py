@@ -86,12 +86,12 @@ class Told(NamedTuple):
 
 
 def issue(folder: Path, who: Identity, days: int = DAYS) -> Path:
-    """A certificate for somebody new, or for a name whose certificates are all revoked; the authority is made where there is none.
+    """A certificate for somebody new, or for a name whose certificates are all revoked.
 
-    Returns the identity's folder. Raises ValueError for what cannot be issued, saying why.
+    The authority is made where there is none. Returns the identity's folder. Raises ValueError for what cannot be issued.
     """
     _check(who, days)
-    with _locked(folder) as ledger:
+    with _locked(folder, create=True) as ledger:
         known = ledger.identities.get(who.name)
         if known is not None and known.valid:
             raise ValueError(
@@ -102,13 +102,15 @@ def issue(folder: Path, who: Identity, days: int = DAYS) -> Path:
         return _give(folder, ledger, ledger.identities[who.name], days)
 
 
-def renew(folder: Path, name: str, days: int = DAYS) -> Path:
+def renew(folder: Path, name: str, days: int = DAYS, hosts: Sequence[str] | None = None) -> Path:
     """A new key and certificate for a name, in its folder. The one before is believed until it expires or is revoked.
 
-    Raises ValueError for a name that has none.
+    ``hosts``: by which a broker is called from now on. Raises ValueError for a name that has none.
     """
     with _locked(folder) as ledger:
         who = _known(folder, ledger, name)
+        if hosts is not None:
+            who.hosts = list(hosts)
         _check(who, days)
         if not who.valid:
             raise ValueError(f"{name} is revoked; issue a new certificate with: r2f provision {who.kind} {name}")
@@ -138,6 +140,11 @@ def read(folder: Path) -> Ledger:
         return msgspec.json.decode(path.read_bytes(), type=Ledger)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}: is damaged ({error}); restore it, or begin with a new folder") from error
+
+
+def known(folder: Path) -> dict[str, Identity]:
+    """The identities of a folder by name; none where there is no authority yet. Raises ValueError for a damaged ledger."""
+    return read(folder).identities if (folder / AUTHORITY / ISSUED).exists() else {}
 
 
 def accounts(ledger: Ledger, broker: Identity) -> list[Account]:
@@ -208,16 +215,18 @@ def _known(folder: Path, ledger: Ledger, name: str) -> Identity:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[Ledger]:
-    """The ledger, this process's alone for the block; an authority is made where there is none."""
+def _locked(folder: Path, *, create: bool = False) -> Iterator[Ledger]:
+    """The ledger, this process's alone for the block; ``create`` makes an authority where there is none."""
     home = folder / AUTHORITY
+    if not create:
+        read(folder)
     _private(folder)
     _private(home)
-    with (home / "lock").open("a") as file:
+    with open(os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not (home / CA_KEY).exists():
-            if (home / ISSUED).exists():
-                raise ValueError(f"{home / CA_KEY}: the authority's key is not here; nothing can be issued or revoked without it")
+            if (home / ISSUED).exists() and read(folder).identities:
+                raise ValueError(f"{home / CA_KEY}: is missing; without the authority's key nothing can be issued or revoked")
             _make_authority(home)
         yield read(folder)
 
@@ -268,7 +277,9 @@ def _give(folder: Path, ledger: Ledger, who: Identity, days: int) -> Path:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
     )
     if who.hosts:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_subject_name(host) for host in who.hosts]), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([_subject_name(host) for host in who.hosts]), critical=False
+        )
     made = builder.sign(ca_key, hashes.SHA256())
     expires = made.not_valid_after_utc
     if expires > ca.not_valid_after_utc:

@@ -30,6 +30,9 @@ class Limits(NamedTuple):
     memory_mb: int = 2048
 
 
+LIMITS: Final = Limits()
+
+
 @dataclass(frozen=True)
 class Tls:
     """PEM files of a listener: its certificate and key, and the authority that signed it.
@@ -121,7 +124,7 @@ def mosquitto(
     bridge: Bridge | None = None,
     *,
     plaintext: bool = False,
-    limits: Limits = Limits(),
+    limits: Limits = LIMITS,
 ) -> Path:
     """Write mosquitto.conf and what it names into a folder, and return its path.
 

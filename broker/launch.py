@@ -20,7 +20,7 @@ from urllib.parse import quote
 from broker import config
 from broker.accounts import Account, Role
 from broker.child import dying_with_us, environment, python
-from broker.config import Bridge, Limits, Tls
+from broker.config import LIMITS, Bridge, Limits, Tls
 
 LETTING_GO_S = 3.0
 """How long a predecessor may take to leave its port."""
@@ -91,7 +91,7 @@ async def launch(
     tls: Tls | None = None,
     bridge: Bridge | None = None,
     plaintext: bool = False,
-    limits: Limits = Limits(),
+    limits: Limits = LIMITS,
     deadline_s: float = 15.0,
 ) -> AsyncIterator[Running]:
     """A broker for the time of the block; it dies with this process, however that ends.
@@ -104,7 +104,9 @@ async def launch(
     if embedded is False and program is None:
         raise BrokerError("mosquitto is not on PATH; install it (apt-get install mosquitto) or use the embedded broker")
     if program is None:
-        check_embedded(host, accounts, tls, bridge, "leave out --embedded" if embedded else "install it (apt-get install mosquitto)")
+        check_embedded(
+            host, accounts, tls, bridge, "leave out --embedded" if embedded else "install it (apt-get install mosquitto)"
+        )
     for attempt in range(5):
         try:
             # Looked at before: once it answers, there is no telling whose it is.

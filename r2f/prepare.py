@@ -29,7 +29,8 @@ from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.protection import plan as plans
 from r2f.settings import DEMO_NETWORK, DEVICES_OWN, Settings, SettingsError
 from services.bus import BusError
-from services.bus.address import broker_address, hidden
+from services.bus.address import broker_address
+from services.passwords import hidden
 from services.trainer.core import job as jobs
 from services.trainer.core import objective, viewing
 from services.trainer.core.evaluation import Evaluation

@@ -1,4 +1,4 @@
-"""``r2f provision``: who may be on the bus. A private authority, an account and a certificate for each name (docs/security.md)."""
+"""``r2f provision``: who may be on the bus, each with an account and a certificate of a private authority."""
 
 from __future__ import annotations
 
