@@ -12,7 +12,7 @@ from pathlib import Path
 
 from broker import config, embedded
 from broker.accounts import Account, make_accounts, read_accounts, write_accounts
-from broker.address import host_port, port
+from broker.address import count, host_port, port
 from broker.launch import BrokerError, Running, launch
 from services.bus.service import end_by_sigterm
 
@@ -49,10 +49,10 @@ def main() -> None:
         "--plaintext", action="store_true", help="without TLS even where others can read along, passwords included"
     )
     parser.add_argument(
-        "--max-connections", type=_count, default=config.LIMITS.connections, help="of all clients together [4096]"
+        "--max-connections", type=count, default=config.LIMITS.connections, help="of all clients together [4096]"
     )
     parser.add_argument(
-        "--memory-mb", type=_count, default=config.LIMITS.memory_mb, help="that Mosquitto takes at most, MiB [2048]"
+        "--memory-mb", type=count, default=config.LIMITS.memory_mb, help="that Mosquitto takes at most, MiB [2048]"
     )
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -65,12 +65,6 @@ def main() -> None:
         sys.exit(f"broker: {error}")
     except KeyboardInterrupt:
         pass
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 20):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {1 << 20}")
-    return int(text)
 
 
 def _accounts(path: Path | None) -> list[Account]:

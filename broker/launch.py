@@ -113,7 +113,7 @@ async def launch(
             chosen = await _until_free(host, port)
         except OSError as error:
             raise BrokerError(f"no broker can listen on {host}:{port}: {error.strerror}") from None
-        # Its log has no name, so nothing is left of it. The files, secrets among them, are read before it listens and are
+        # Its log has no name, so nothing is left of it. The files, passwords among them, are read before it listens and are
         # gone once it does.
         with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="r2f-broker-") as name:
             if program is None:
@@ -137,7 +137,8 @@ async def launch(
                     continue  # somebody took that port between our look and its bind
                 if failure:
                     raise BrokerError(f"broker on {host}:{chosen} {failure}: {running.last_words()}")
-                shutil.rmtree(name)
+                if tls is None or tls.acl is None:  # else it is read again at SIGHUP, and holds no password
+                    shutil.rmtree(name)
                 yield running
                 return
             finally:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from broker import certificates, config
-from broker.address import port
+from broker.address import count, port
 from broker.certificates import SOON_DAYS, Identity
 from services.devices import LEVEL
 
@@ -76,7 +76,7 @@ def main() -> None:
         help="a device, and the host that its own broker is called by; several times",
     )  # fmt: skip
     parser.add_argument("--port", type=port, default=8883)
-    parser.add_argument("--memory-mb", type=int, default=config.LIMITS.memory_mb, help="that each broker takes at most, MiB")
+    parser.add_argument("--memory-mb", type=count, default=config.LIMITS.memory_mb, help="that each broker takes at most, MiB")
     options = parser.parse_args()
     try:
         limits = config.Limits(memory_mb=options.memory_mb)
