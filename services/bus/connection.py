@@ -79,7 +79,7 @@ class Connection(aiomqtt.Client):
     def _on_disconnect(
         self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
     ) -> None:  # fmt: skip
-        """As aiomqtt has it, but where the broker ends a connection before it accepts it, aiomqtt would wait for its timeout."""
+        """As aiomqtt has it; but of a connection that the broker ends before it accepts it, aiomqtt would not be told."""
 
         def tell() -> None:
             if not self._connected.done():

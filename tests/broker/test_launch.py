@@ -104,7 +104,7 @@ def test_the_bridge_forwards_the_links_planes_and_no_other() -> None:
     [
         ([], "can be reached from outside: give it --identity or --accounts"),
         (["--plaintext"], "can be reached from outside: give it --identity or --accounts"),
-        (["--accounts", "accounts"], "passwords and data can be read on the way; use certificates (r2f provision), or say --plaintext"),
+        (["--accounts", "accounts"], "can be read on the way; use certificates (r2f provision), or say --plaintext"),
         (["--embedded"], "only mosquitto may listen on 0.0.0.0, where others reach it, the embedded broker may not; leave out"),
         (["--embedded", "--host", "127.0.0.1", "--accounts", "accounts"], "only mosquitto keeps accounts and certificates"),
         (["--host", "127.0.0.1", "--bridge-to", "192.0.2.7:1883"], "a bridge to 192.0.2.7 without TLS can be read on the way"),
@@ -178,10 +178,10 @@ async def test_without_mosquitto_the_embedded_one_runs_and_nothing_bridges(monke
     with pytest.raises(BrokerError, match="only mosquitto can bridge"):
         async with launch(bridge=Bridge("server", 1883)):
             pass
-    with pytest.raises(BrokerError, match="only mosquitto keeps accounts and certificates.*apt-get install mosquitto"):
+    with pytest.raises(BrokerError, match=r"only mosquitto keeps accounts and certificates.*apt-get install mosquitto"):
         async with launch(accounts=accounts.make_accounts()):
             pass
-    with pytest.raises(BrokerError, match="only mosquitto may listen on 0.0.0.0"):
+    with pytest.raises(BrokerError, match=r"only mosquitto may listen on 0\.0\.0\.0"):
         async with launch(host="0.0.0.0", accounts=()):
             pass
 

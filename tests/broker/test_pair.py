@@ -124,7 +124,7 @@ def test_what_is_there_is_kept_and_what_is_called_otherwise_is_renewed(tmp_path:
     configs = pair.write(tmp_path, "elsewhere", 1884, {"d": "here", "e": "beside"})
     assert list(configs) == ["server-broker", "d-broker", "e-broker"]
     assert "address elsewhere:1884" in configs["d-broker"].read_text()
-    assert "connection" not in configs["server-broker"].read_text()
+    assert "connection r2f" not in configs["server-broker"].read_text()
     assert (tmp_path / "d" / "key.pem").read_bytes() == key
     assert (tmp_path / "server-broker" / "key.pem").read_bytes() != broker
     (tmp_path / "d" / "certificate.pem").unlink()
