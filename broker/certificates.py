@@ -175,7 +175,7 @@ def told(certificate: Path) -> Told:
 
 def days_left(told: Told) -> int:
     """Whole days for which a certificate still holds; negative where it ended."""
-    return (told.expires - datetime.datetime.now(datetime.UTC)).days
+    return (told.expires - _now()).days
 
 
 def state(who: Identity) -> str:
@@ -184,12 +184,16 @@ def state(who: Identity) -> str:
         return "revoked"
     newest = who.valid[-1]
     ends = datetime.datetime.fromtimestamp(newest.expires, datetime.UTC)
-    days = (ends - datetime.datetime.now(datetime.UTC)).days
+    days = (ends - _now()).days
     said = f"ended on {ends:%Y-%m-%d}: renew it" if days < 0 else f"until {ends:%Y-%m-%d}"
     if 0 <= days < SOON_DAYS:
         said += f", {days} days: renew it"
     older = len(who.valid) - 1
     return said + (f"; {older} older not revoked" if older else "")
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _check(who: Identity, days: int) -> None:
@@ -300,7 +304,7 @@ def _publish(folder: Path, ledger: Ledger) -> None:
     """Write the ledger, and what follows from it into every broker's folder: who may do what, and who is revoked."""
     write_whole(folder / AUTHORITY / ISSUED, msgspec.json.encode(ledger), mode=0o600)
     ca, ca_key = _authority(folder)
-    now = datetime.datetime.now(datetime.UTC)
+    now = _now()
     # It never runs out before the authority: with a list that ran out, a broker would refuse everybody.
     builder = x509.CertificateRevocationListBuilder(ca.subject, now - _BACKDATED, ca.not_valid_after_utc)
     for who in ledger.identities.values():
@@ -312,14 +316,14 @@ def _publish(folder: Path, ledger: Ledger) -> None:
     write_whole(folder / AUTHORITY / REVOKED, crl, mode=0o600)
     for who in ledger.identities.values():
         if who.kind == "broker" and (folder / who.name).is_dir():
-            write_whole(folder / who.name / REVOKED, crl, mode=0o600)
             write_whole(folder / who.name / ACL, acl(accounts(ledger, who)).encode(), mode=0o600)
+            write_whole(folder / who.name / REVOKED, crl, mode=0o600)
 
 
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
 ) -> x509.CertificateBuilder:  # fmt: skip
-    now = datetime.datetime.now(datetime.UTC)
+    now = _now()
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return x509.CertificateBuilder(
         issuer, subject, key.public_key(), x509.random_serial_number(), now - _BACKDATED, now + datetime.timedelta(days=days)

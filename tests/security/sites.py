@@ -62,7 +62,7 @@ async def running(folder: Path, devices: Mapping[str, str], limits: Limits = LIM
     configs = pair.write(folder, SERVER, port, devices, limits)
     site = Site(folder, port, {"server": SERVER, **devices})
     async with contextlib.AsyncExitStack() as stack:
-        for name, host in devices.items():
+        for name in devices:
             site.links[name] = await stack.enter_async_context(shape(WIRE, (SERVER, port), (SERVER, 0)))
         for broker, path in configs.items():
             name = broker.removesuffix("-broker")

@@ -75,7 +75,7 @@ def may(broker: str, account: str, topic: str, letter: str) -> bool:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The identities and configurations that compose.yaml's own command makes, those of a second device, and of who sees all."""
+    """What compose.yaml's own command makes, and the identities of a second device and of one who sees all."""
     folder = tmp_path_factory.mktemp("identities")
     command = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["broker-files"]["command"]
     assert command[:3] == ["python", "-m", "broker.pair"]
