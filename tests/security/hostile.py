@@ -141,7 +141,7 @@ class Hostile:
                 if self.spent > MOST_BYTES:
                     return
                 self.spent += len(LOUD)
-                writer.write(raw.publish(f"r2f/v1/{self.name}/up/layers", LOUD, qos=1))
+                writer.write(raw.publish(f"r2f/v1/{self.name}/edge/replicas", LOUD, qos=1))
                 await writer.drain()
 
     async def listen(self, host: str, port: int) -> None:
