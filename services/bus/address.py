@@ -71,7 +71,7 @@ def broker_address(url: str) -> Address:
     except ValueError:
         port = 0
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0:
-        raise BusError(f"{hidden(url)} is no broker; write mqtt://host:port or mqtts://user:password@host:port")
+        raise BusError(f"{hidden(url)} is no broker; write mqtt://host:port or mqtts://user@host:port")
     secure = parts.scheme == "mqtts"
     try:
         password = unquote(parts.password) if parts.password else passwords.found()
