@@ -34,7 +34,8 @@ def found() -> str | None:
 def hidden(url: str) -> str:
     """The URL without its password, for messages."""
     head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if at else url
+    scheme, colon, _ = head.partition("://")
+    return f"{scheme if colon else 'mqtt'}://…@{tail}" if at else url
 
 
 def has_password(url: str) -> bool:

@@ -40,11 +40,13 @@ class Tls(NamedTuple):
     cert_file: str | None = None
     key_file: str | None = None
 
-    def parameters(self) -> aiomqtt.TLSParameters:
-        """As aiomqtt takes them; the broker's certificate is always checked."""
-        ours = (self.ca_file, self.cert_file, self.key_file)
+    def parameters(self, *, bus: bool = True) -> aiomqtt.TLSParameters:
+        """As aiomqtt takes them; the broker's certificate is always checked. Who is not the ``bus`` is not shown an identity
+        of it, nor checked by its authority. Raises BusError where $R2F_IDENTITY is no folder of that kind."""
+        given = (self.ca_file, self.cert_file, self.key_file)
         ca, cert, key = (
-            ours[i] or os.environ.get(name) or _of_identity(file) for i, (name, file) in enumerate(IDENTITY_FILES.items())
+            mine or os.environ.get(name) or (_of_identity(file) if bus else None)
+            for mine, (name, file) in zip(given, IDENTITY_FILES.items(), strict=True)
         )
         return aiomqtt.TLSParameters(ca_certs=ca, certfile=cert, keyfile=key, cert_reqs=ssl.CERT_REQUIRED)
 
