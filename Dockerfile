@@ -20,9 +20,11 @@ COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps .
 
 FROM python:3.11-slim-bookworm
-# One user for all: a reader of a tensor in shared memory must be the sender's user.
+# One user for all: a reader of a tensor in shared memory must be the sender's user. What volumes are mounted on is its own.
 RUN useradd --system --uid 10001 --create-home --home-dir /home/r2f r2f \
- && install -d -o r2f -g r2f /brokers /runs /run/r2f /var/cache/numba
+ && install -d -o r2f -g r2f /runs /run/r2f /var/cache/numba /kernels \
+ && install -d -m 0700 -o r2f -g r2f /identities /identities/authority /identities/edge-0 /identities/server /identities/watch \
+    /identities/edge-0-broker /identities/server-broker
 COPY --from=packages /opt/r2f /opt/r2f
 ENV PATH=/opt/r2f/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -31,7 +33,7 @@ ENV PATH=/opt/r2f/bin:$PATH \
 USER r2f
 WORKDIR /home/r2f
 # Leaves the kernels compiled for this machine; on another one, each container compiles them when it first needs them.
-RUN python -m r2f.warm && r2f doctor
+RUN python -m r2f.warm && r2f doctor && cp -a /var/cache/numba/. /kernels/
 # A service is healthy while its retained state on its broker says so.
 COPY docker/healthy.py /usr/local/bin/healthy
 HEALTHCHECK --interval=5s --timeout=6s --start-period=60s --retries=3 CMD ["python", "/usr/local/bin/healthy"]

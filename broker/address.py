@@ -1,4 +1,4 @@
-"""Addresses as people type them, for argparse."""
+"""Addresses and numbers as people type them, for argparse."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ def port(text: str) -> int:
     """A TCP port, 0 to 65535. Raises ArgumentTypeError."""
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535, 0 takes a free one")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A number from 1 to 2^20. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 20):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {1 << 20}")
     return int(text)
 
 

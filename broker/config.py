@@ -1,139 +1,94 @@
-"""Accounts, what each may do, and Mosquitto's files made from that.
-
-An account has a role. A ``device`` writes ``up``, ``edge``, ``state``, ``event`` and reads ``down``, ``edge``, ``state``; a
-``server`` the other way round, and reads ``down`` too: the codec there follows what the trainer asks. A ``watch`` reads
-everything and writes nothing; a ``bridge`` joins two brokers. A device account may be bound to one device's topics.
-
-Either side also answers, on the other's ``flow``, what is published on its own broker: the server's codec that follows
-``down/forward`` asks the trainer again for what it missed, just as the device does.
-"""
+"""Mosquitto's files: one listener, who may connect and do what, how much of it, and the bridge to another broker."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import os
 import pwd
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, NamedTuple
 
-from services.bus import topics
+from broker import certificates
+from broker.accounts import Account, acl, hash_password, write_secret
 from services.bus.encoding import PACKET_LIMIT
 from services.bus.messages import ROOT
 
-Role = Literal["device", "server", "watch", "bridge"]
-
-WRITES: dict[str, tuple[str, ...]] = {
-    "device": ("up", "edge", "state", "event", "down/flow"),
-    "server": ("down", "server", "state", "event", "up/flow"),
-    "watch": (),
-    "bridge": ("up", "down", "state", "event"),
-}
-READS: dict[str, tuple[str, ...]] = {
-    "device": ("down", "edge", "state"),
-    "server": ("down", "up", "server", "state", "event"),
-    "watch": ("down", "up", "edge", "server", "state", "event"),
-    "bridge": ("up", "down", "state", "event"),
-}
-BRIDGED = ("up", "down", "state", "event")
-_ITERATIONS = 101  # Mosquitto's own; the passwords we make have 144 bits
+INFLIGHT: Final = 1024
+"""Messages to one client that it has not acknowledged. A sender of ours has a fourth of that under way."""
+QUEUED, QUEUED_BYTES = 10_000, 128 << 20
+"""Behind those, to one client. What is over is dropped without a word; credit keeps a sender 64 messages of a topic ahead."""
+KEEPALIVE_S: Final = 600
+"""The longest silence that a client of MQTT 5 may ask for; ours speak 3.1.1 and ask for 30 s, a bridge for 60."""
 
 
-@dataclass(frozen=True)
-class Account:
-    """A user, and the device it is bound to (``+`` for all)."""
+class Limits(NamedTuple):
+    """What all clients together may take of a broker: connections, and MiB of memory."""
 
-    role: Role
-    user: str
-    password: str
-    device: str = "+"
+    connections: int = 4096
+    memory_mb: int = 2048
 
 
-def patterns(account: Account, planes: Sequence[str]) -> list[str]:
-    """The topic patterns of some planes as that account sees them."""
-    return [f"{ROOT}/{account.device}/{plane}/#" for plane in planes]
-
-
-def make_accounts(roles: Sequence[Role] = ("device", "server", "watch")) -> list[Account]:
-    """One account a role, named as the role, with a random password."""
-    return [Account(role, role, secrets.token_urlsafe(18)) for role in roles]
-
-
-def read_accounts(path: Path) -> list[Account]:
-    """Lines of ``role user password [device]``; # starts a comment. Raises ValueError naming the line that is none."""
-    accounts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        words = line.split("#", 1)[0].split()
-        if not words:
-            continue
-        if len(words) not in (3, 4) or words[0] not in get_args(Role) or ":" in words[1]:
-            raise ValueError(f"{path}:{number}: write 'role user password [device]', role one of {get_args(Role)}")
-        try:
-            topics.build(words[3] if words[3:] and words[3] != "+" else "any", "up", "any")
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
-        accounts.append(Account(words[0], words[1], words[2], *words[3:]))  # type: ignore[arg-type]
-    if not accounts:
-        raise ValueError(f"{path} names no account")
-    return accounts
-
-
-def write_accounts(path: Path, accounts: Sequence[Account]) -> None:
-    """What ``read_accounts`` reads, for this user's eyes only. Raises FileExistsError rather than overwrite."""
-    _write_secret(path, "".join(f"{a.role} {a.user} {a.password} {a.device}\n" for a in accounts))
-
-
-def hash_password(password: str, salt: bytes | None = None) -> str:
-    """Mosquitto's ``$7$`` form: PBKDF2-HMAC-SHA512."""
-    salt = salt or secrets.token_bytes(12)
-    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
-    return f"$7${_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
-
-
-def password_is(password: str, hashed: str) -> bool:
-    """Whether a ``hash_password`` was made from that password."""
-    return hmac.compare_digest(hash_password(password, base64.b64decode(hashed.split("$")[3])), hashed)
-
-
-def acl(accounts: Sequence[Account]) -> str:
-    """Mosquitto's ACL file: what is not named is denied."""
-    lines = []
-    for account in accounts:
-        lines.append(f"user {account.user}")
-        for plane in dict.fromkeys(WRITES[account.role] + READS[account.role]):
-            access = ("read" if plane in READS[account.role] else "") + ("write" if plane in WRITES[account.role] else "")
-            lines.append(f"topic {access} {ROOT}/{account.device}/{plane}/#")
-    return "\n".join(lines) + "\n"
+LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM files of a listener: its certificate and key, and the authority that signed it."""
+    """PEM files of a listener: its certificate and key, and the authority that signed it.
+
+    Where there is an ``acl``, clients need a certificate of that authority, too, that the list ``revoked`` does not name; its
+    common name is the account that the acl has.
+    """
 
     ca: Path
     certificate: Path
     key: Path
+    acl: Path | None = None
+    revoked: Path | None = None
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """The other broker, as Mosquitto's bridge sees it. ``ca``: of a broker that speaks TLS.
+    """The other broker, as Mosquitto's bridge sees it, and the device that the bridge is bound to, ``+`` for all.
 
-    ``identity`` is what the other broker knows this end by and keeps its messages under, so a bridge that is started again
-    has the same one.
+    ``tls``: with the device's certificate, which is its account there. ``identity`` is what the other broker keeps this end's
+    messages under; nobody who does not know it can take the bridge's place.
     """
 
     host: str
     port: int
-    user: str = ""
-    password: str = ""
     device: str = "+"
-    ca: Path | None = None
-    identity: str = field(default_factory=lambda: secrets.token_hex(4))
+    tls: Tls | None = None
+    identity: str = field(default_factory=lambda: secrets.token_hex(16))
+
+
+def broker_tls(folder: Path) -> Tls:
+    """TLS of a broker from its folder of identities, clients' certificates asked for. Raises ValueError where it is none."""
+    _checked(folder, "broker")
+    names = (certificates.CA, certificates.CERTIFICATE, certificates.KEY, certificates.ACL, certificates.REVOKED)
+    files = [folder / name for name in names]
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path}: cannot be read; r2f provision broker makes it")
+    return Tls(*files)
+
+
+def bridge_as(folder: Path, host: str, port: int) -> Bridge:
+    """A bridge with a device's identity, bound to that device. Raises ValueError where the folder is none."""
+    name = _checked(folder, "device")
+    files = [folder / name for name in (certificates.CA, certificates.CERTIFICATE, certificates.KEY)]
+    return Bridge(host, port, name, Tls(*files))
+
+
+def _checked(folder: Path, kind: str) -> str:
+    told = certificates.told(folder / certificates.CERTIFICATE)
+    if told.kind != kind:
+        raise ValueError(f"{folder}: is the identity of a {told.kind}, {told.name}; that of a {kind} is needed here")
+    if certificates.days_left(told) <= 0:
+        ended = f"the certificate of {told.name} ended on {told.expires:%Y-%m-%d}"
+        raise ValueError(f"{folder}: {ended}; r2f provision renew {told.name} makes a new one")
+    return told.name
 
 
 def bridge_lines(bridge: Bridge, name: str = "r2f") -> list[str]:
@@ -152,10 +107,9 @@ def bridge_lines(bridge: Bridge, name: str = "r2f") -> list[str]:
         "keepalive_interval 60",
         f"remote_clientid {name}-{bridge.device.replace('+', 'all')}-{bridge.identity}",
     ]
-    if bridge.user:
-        lines += [f"remote_username {bridge.user}", f"remote_password {bridge.password}"]
-    if bridge.ca is not None:
-        lines += [f"bridge_cafile {bridge.ca}"]
+    if bridge.tls is not None:
+        files = {"cafile": bridge.tls.ca, "certfile": bridge.tls.certificate, "keyfile": bridge.tls.key}
+        lines += [f"bridge_{name} {path}" for name, path in files.items()]
     for plane, direction in (("up", "out"), ("down", "in"), ("state", "both"), ("event", "both")):
         lines.append(f"topic {ROOT}/{bridge.device}/{plane}/# {direction} 1")
     return lines
@@ -168,22 +122,34 @@ def mosquitto(
     accounts: Sequence[Account] = (),
     tls: Tls | None = None,
     bridge: Bridge | None = None,
+    *,
+    plaintext: bool = False,
+    limits: Limits = LIMITS,
 ) -> Path:
     """Write mosquitto.conf and what it names into a folder, and return its path.
 
-    Without accounts anyone may connect, so only a loopback address is taken: else ValueError.
+    Raises ValueError for an address that is not loopback without accounts or certificates to know clients by, and, unless
+    ``plaintext``, for one without TLS, the bridge's as well.
     """
-    if not accounts and not is_loopback(host):
-        raise ValueError(f"a broker on {host} can be reached from outside: give it accounts")
+    check_reach(host, known=bool(accounts) or (tls is not None and tls.acl is not None), secure=tls is not None or plaintext)
+    if bridge is not None and bridge.tls is None and not plaintext and not is_loopback(bridge.host):
+        raise ValueError(f"a bridge to {bridge.host} without TLS can be read on the way: {_PLAINTEXT}")
+    if accounts and tls is not None and tls.acl is not None:
+        raise ValueError("clients are known by their certificates or by passwords: give accounts or an identity, not both")
     lines = [
         f"listener {port} {host}",
         # 18 against 362 MB/s on bursts of 64 KB.
         "set_tcp_nodelay true",
+        f"max_connections {limits.connections}",
+        f"memory_limit {limits.memory_mb << 20}",
         f"max_packet_size {PACKET_LIMIT + 1024}",
-        # What is over the queue is dropped without a word. Credit keeps a sender 64 messages ahead, so this is ample.
-        "max_queued_messages 100000",
-        "max_inflight_messages 0",
+        f"max_inflight_messages {INFLIGHT}",
+        f"max_queued_messages {QUEUED}",
+        f"max_queued_bytes {QUEUED_BYTES}",
+        f"max_keepalive {KEEPALIVE_S}",
         "persistence false",
+        # A session that nobody comes back for; a bridge comes back within seconds, or its link is down for longer than a run.
+        "persistent_client_expiration 1d",
         "sys_interval 0",
         "log_dest stderr",
         "log_type error",
@@ -192,25 +158,35 @@ def mosquitto(
     ]
     if accounts:
         hashed = "".join(f"{a.user}:{hash_password(a.password)}\n" for a in accounts)
-        _write_secret(folder / "passwords", hashed)
-        _write_secret(folder / "acl", acl(accounts))
+        write_secret(folder / "passwords", hashed)
+        write_secret(folder / "acl", acl(accounts))
         lines += ["allow_anonymous false", f"password_file {folder / 'passwords'}", f"acl_file {folder / 'acl'}"]
-    else:
-        lines.append("allow_anonymous true")
     if tls is not None:
         lines += [f"cafile {tls.ca}", f"certfile {tls.certificate}", f"keyfile {tls.key}"]
+        if tls.acl is not None:
+            lines += ["require_certificate true", "use_identity_as_username true", "allow_anonymous false"]
+            lines += [f"acl_file {tls.acl}", f"crlfile {tls.revoked}"]
+    if not accounts and (tls is None or tls.acl is None):
+        lines.append("allow_anonymous true")
     if bridge is not None:
         lines += bridge_lines(bridge)
-    _write_secret(folder / "mosquitto.conf", "\n".join(lines) + "\n")
+    write_secret(folder / "mosquitto.conf", "\n".join(lines) + "\n")
     return folder / "mosquitto.conf"
+
+
+_PLAINTEXT = "use certificates (r2f provision), or say --plaintext"
+
+
+def check_reach(host: str, *, known: bool, secure: bool) -> None:
+    """Raises ValueError for an address that others reach where clients are not known, or what they say is not protected."""
+    if is_loopback(host):
+        return
+    if not known:
+        raise ValueError(f"a broker on {host} can be reached from outside: give it --identity or --accounts")
+    if not secure:
+        raise ValueError(f"a broker on {host} without TLS: passwords and data can be read on the way; {_PLAINTEXT}")
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this host can reach that address."""
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _write_secret(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)

@@ -1,6 +1,7 @@
-"""The embedded broker: amqtt, in a process of its own, with our accounts in front.
+"""The embedded broker: amqtt, in a process of its own, on loopback and without accounts.
 
-For a machine without Mosquitto. MQTT 3.1.1 only, no keepalive enforcement, and slower (see docs/bus.md).
+For a machine without Mosquitto. MQTT 3.1.1 only, no keepalive enforcement, and slower (see docs/bus.md). What it cannot keep
+is refused where it is started (``launch.check_embedded``).
 """
 
 from __future__ import annotations
@@ -9,15 +10,11 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Sequence
 from typing import Any
 
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
-from amqtt.contexts import Action
-from paho.mqtt.client import topic_matches_sub
 
-from broker.config import READS, WRITES, Account, Tls, hash_password, is_loopback, password_is, patterns
 from services.bus.encoding import PACKET_LIMIT
 
 GOODBYE_S = 1.0
@@ -42,15 +39,11 @@ class _Payload(bytes):
 
 
 class _Broker(Broker):  # type: ignore[misc]
-    """amqtt 0.12 with our accounts, and without two of its faults.
+    """amqtt 0.12 without two of its faults.
 
     Its own plugins suspend inside the loop over the subscriptions: one that comes just then makes that loop raise, and the
     message is lost. Ours never suspend. And it sends a new client the retained messages of everybody's subscriptions.
     """
-
-    def __init__(self, config: dict[str, Any], accounts: Sequence[Account]) -> None:
-        super().__init__(config)
-        self._accounts = {a.user: (a, hash_password(a.password)) for a in accounts}
 
     async def stream_connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str) -> None:
         await self._client_connected(listener_name, _Bounded(reader), StreamWriterAdapter(writer))
@@ -65,31 +58,17 @@ class _Broker(Broker):  # type: ignore[misc]
         await super()._broadcast_message(session, topic, None if data is None else _Payload(data), force_qos)
 
     async def _authenticate(self, session: Any, _: Any) -> bool:
-        if not self._accounts:
-            return True
-        known = self._accounts.get(session.username)
-        return known is not None and password_is(session.password or "", known[1])
+        return True
 
     async def _topic_filtering(self, session: Any, topic: str, action: Any) -> bool:
-        if not self._accounts:
-            return True
-        if action == Action.SUBSCRIBE:
-            return True  # as Mosquitto: what may not be read is not delivered
-        account = self._accounts[session.username][0]
-        planes = WRITES[account.role] if action == Action.PUBLISH else READS[account.role]
-        return any(topic_matches_sub(pattern, topic) for pattern in patterns(account, planes))
+        return True
 
 
-async def serve(host: str, port: int, accounts: Sequence[Account] = (), tls: Tls | None = None) -> None:
-    """Run the broker until SIGTERM or SIGINT. Raises ValueError for an open address without accounts."""
-    if not accounts and not is_loopback(host):
-        raise ValueError(f"a broker on {host} can be reached from outside: give it accounts")
+async def serve(host: str, port: int) -> None:
+    """Run the broker until SIGTERM or SIGINT."""
     logging.getLogger("amqtt").setLevel(logging.ERROR)
     logging.getLogger("transitions").setLevel(logging.ERROR)
-    listener: dict[str, Any] = {"type": "tcp", "bind": f"{host}:{port}"}
-    if tls is not None:
-        listener |= {"ssl": True, "certfile": str(tls.certificate), "keyfile": str(tls.key)}
-    broker = _Broker({"listeners": {"default": listener}, "plugins": {}}, accounts)
+    broker = _Broker({"listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}}, "plugins": {}})
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

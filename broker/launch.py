@@ -18,8 +18,9 @@ from typing import IO
 from urllib.parse import quote
 
 from broker import config
+from broker.accounts import Account, Role
 from broker.child import dying_with_us, environment, python
-from broker.config import Account, Bridge, Role, Tls
+from broker.config import LIMITS, Bridge, Limits, Tls
 
 LETTING_GO_S = 3.0
 """How long a predecessor may take to leave its port."""
@@ -89,64 +90,75 @@ async def launch(
     accounts: Sequence[Account] = (),
     tls: Tls | None = None,
     bridge: Bridge | None = None,
+    plaintext: bool = False,
+    limits: Limits = LIMITS,
     deadline_s: float = 60.0,
 ) -> AsyncIterator[Running]:
     """A broker for the time of the block; it dies with this process, however that ends.
 
-    ``port`` 0 takes a free one; ``embedded`` None prefers Mosquitto. Only Mosquitto can bridge. Raises BrokerError with
-    what the broker said where it does not come up, and ValueError for an open address without accounts.
+    ``port`` 0 takes a free one; ``embedded`` None prefers Mosquitto. Only Mosquitto bridges, knows accounts, and listens where
+    others reach it. Raises BrokerError with what the broker said where it does not come up, and ValueError for what
+    ``config.mosquitto`` refuses.
     """
     program = None if embedded else find_mosquitto()
     if embedded is False and program is None:
         raise BrokerError("mosquitto is not on PATH; install it (apt-get install mosquitto) or use the embedded broker")
-    if bridge is not None and program is None:
-        how = "leave out --embedded" if embedded else "install it (apt-get install mosquitto)"
-        raise BrokerError(f"only mosquitto can bridge two brokers; {how}")
+    if program is None:
+        check_embedded(
+            host, accounts, tls, bridge, "leave out --embedded" if embedded else "install it (apt-get install mosquitto)"
+        )
     for attempt in range(5):
         try:
             # Looked at before: once it answers, there is no telling whose it is.
             chosen = await _until_free(host, port)
         except OSError as error:
             raise BrokerError(f"no broker can listen on {host}:{port}: {error.strerror}") from None
-        # Its log has no name, so nothing is left of it. The files, secrets among them, are read before it listens and are
+        # Its log has no name, so nothing is left of it. The files, passwords among them, are read before it listens and are
         # gone once it does.
         with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="r2f-broker-") as name:
-            running = await _start(program, Path(name), log, host, chosen, accounts, tls, bridge)
+            if program is None:
+                command = python("broker", "--embedded", "--in-process", "--host", host, "--port", str(chosen))
+            else:
+                files = config.mosquitto(
+                    Path(name), host, chosen, accounts, tls, bridge, plaintext=plaintext, limits=limits
+                )  # fmt: skip
+                command = [program, "-c", str(files)]
+            process = await asyncio.create_subprocess_exec(
+                *dying_with_us(command, signal.SIGTERM),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log,
+                env=environment(),
+            )
+            running = Running("embedded" if program is None else "mosquitto", host, chosen, accounts, tls, process, log)
             try:
                 failure = await _until_up(running.process, host, chosen, tls, deadline_s)
                 if failure and port == 0 and attempt < 4 and "in use" in running.said():
                     continue  # somebody took that port between our look and its bind
                 if failure:
                     raise BrokerError(f"broker on {host}:{chosen} {failure}: {running.last_words()}")
-                shutil.rmtree(name)
+                if tls is None or tls.acl is None:  # else it is read again at SIGHUP, and holds no password
+                    shutil.rmtree(name)
                 yield running
                 return
             finally:
                 await stop(running.process)
 
 
-async def _start(
-    program: str | None,
-    folder: Path,
-    log: IO[bytes],
-    host: str,
-    port: int,
-    accounts: Sequence[Account],
-    tls: Tls | None,
-    bridge: Bridge | None,
-) -> Running:
-    if program is not None:
-        command = [program, "-c", str(config.mosquitto(folder, host, port, accounts, tls, bridge))]
-    else:
-        command = _embedded_command(folder, host, port, accounts, tls)
-    process = await asyncio.create_subprocess_exec(
-        *dying_with_us(command, signal.SIGTERM),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=log,
-        env=environment(),
-    )
-    return Running("embedded" if program is None else "mosquitto", host, port, accounts, tls, process, log)
+def check_embedded(
+    host: str, accounts: Sequence[Account], tls: Tls | None, bridge: Bridge | None, instead: str
+) -> None:  # fmt: skip
+    """Raises BrokerError for what the embedded broker cannot keep, naming Mosquitto and how to get it.
+
+    It knows no bridges; and it publishes a last will that its sender had no right to, hands retained messages to everyone,
+    and gives a session away before it knows who asks. So it has no accounts, and only this host reaches it.
+    """
+    if bridge is not None:
+        raise BrokerError(f"only mosquitto can bridge two brokers; {instead}")
+    if accounts or tls is not None:
+        raise BrokerError(f"only mosquitto keeps accounts and certificates, the embedded broker does not; {instead}")
+    if not config.is_loopback(host):
+        raise BrokerError(f"only mosquitto may listen on {host}, where others reach it, the embedded broker may not; {instead}")
 
 
 async def _until_free(host: str, port: int) -> int:
@@ -161,16 +173,6 @@ async def _until_free(host: str, port: int) -> int:
         await asyncio.sleep(0.05)
 
 
-def _embedded_command(where: Path, host: str, port: int, accounts: Sequence[Account], tls: Tls | None) -> list[str]:
-    command = python("broker", "--embedded", "--in-process", "--host", host, "--port", str(port))
-    if accounts:
-        config.write_accounts(where / "accounts", accounts)
-        command += ["--accounts", str(where / "accounts")]
-    if tls is not None:
-        command += ["--ca", str(tls.ca), "--certificate", str(tls.certificate), "--key", str(tls.key)]
-    return command
-
-
 async def _until_up(
     process: asyncio.subprocess.Process, host: str, port: int, tls: Tls | None, deadline_s: float
 ) -> str | None:
@@ -178,7 +180,7 @@ async def _until_up(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + deadline_s
     context = None
-    if tls:
+    if tls and tls.acl is None:
         # A whole handshake, or its failure would stand in the broker's log. The certificate names the host as clients see it,
         # which need not be the address to listen on.
         context = ssl.create_default_context(cafile=str(tls.ca))

@@ -1,58 +1,89 @@
-"""``python -m broker.pair FOLDER``: Mosquitto's files for a device's broker and a server's, joined by a bridge.
+"""``python -m broker.pair FOLDER``: a server's broker, and one beside each device that a bridge joins to it, with certificates.
 
-Writes ``FOLDER/device`` and ``FOLDER/server``, each to be mounted at that same path; run Mosquitto there as the user
-that wrote them. Passwords come from R2F_DEVICE_PASSWORD, R2F_SERVER_PASSWORD, R2F_WATCH_PASSWORD and
-R2F_BRIDGE_PASSWORD; the users are ``device`` on the one, ``server`` on the other, ``watch`` on both. Files that are there
-already are replaced.
+Makes in FOLDER, where they are not there yet, the authority, the identities ``server`` and ``watch``, one for each device, and
+those of the brokers, ``server-broker`` and ``DEVICE-broker``. Renews what ends within 30 days. Into a broker's folder it writes
+a ``mosquitto.conf``, in place of one that is there; run Mosquitto on it as the user that wrote it, with the folder, and beside
+a device the device's own, mounted at the same path. No password is needed anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from broker import config
-from broker.address import port
-from broker.config import Account, Bridge
+from broker import certificates, config
+from broker.address import count, port
+from broker.certificates import SOON_DAYS, Identity
+from services.devices import LEVEL
 
 
-def write(folder: Path, server_host: str, port: int, passwords: dict[str, str]) -> tuple[Path, Path]:
-    """The two mosquitto.conf, the device's first. ``passwords`` has device, server, watch and bridge.
+def write(
+    folder: Path, server_host: str, number: int, devices: Mapping[str, str], limits: config.Limits = config.LIMITS
+) -> dict[str, Path]:
+    """The mosquitto.conf of each broker by its name; ``devices``: to the host that the broker beside a device is called by.
 
-    The device's broker dials ``server_host``. Both listen on all addresses, on ``port``.
+    The devices' brokers dial ``server_host``. All listen on all addresses, on port ``number``. Raises ValueError for what
+    cannot be issued.
     """
-    device, server, watch = (Account(role, role, passwords[role]) for role in ("device", "server", "watch"))
-    bridge = Account("bridge", "bridge", passwords["bridge"])
-    sides = {"device": [device, watch], "server": [server, watch, bridge]}
-    for name in sides:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for old in ("mosquitto.conf", "passwords", "acl"):
-            (folder / name / old).unlink(missing_ok=True)
-    dial = Bridge(server_host, port, bridge.user, bridge.password)
-    return (
-        config.mosquitto(folder / "device", "0.0.0.0", port, sides["device"], bridge=dial),
-        config.mosquitto(folder / "server", "0.0.0.0", port, sides["server"]),
-    )
+    folder = folder.absolute()
+    wanted = [Identity("server", "server"), Identity("watch", "watch")]
+    wanted += [Identity(name, "device", name) for name in devices]
+    brokers = [Identity("server-broker", "broker", "+", [server_host])]
+    brokers += [Identity(f"{name}-broker", "broker", name, [host]) for name, host in devices.items()]
+    for who in [*wanted, *brokers]:
+        _have(folder, who)
+    found = {}
+    for who in brokers:
+        home = folder / who.name
+        bridge = None if who.device == "+" else config.bridge_as(folder / who.device, server_host, number)
+        (home / "mosquitto.conf").unlink(missing_ok=True)
+        found[who.name] = config.mosquitto(home, "0.0.0.0", number, (), config.broker_tls(home), bridge, limits=limits)
+    return found
+
+
+def _have(folder: Path, who: Identity) -> None:
+    """Issue that identity where there is none, renew it where it soon ends, is called otherwise now, or its files are gone."""
+    known = certificates.known(folder).get(who.name)
+    if known is None:
+        certificates.issue(folder, who)
+        return
+    if (known.kind, known.device) != (who.kind, who.device):
+        raise ValueError(f"{folder}: {who.name} is a {known.kind} there, and would be a {who.kind}; take another name")
+    if not known.valid:
+        return  # revoked by somebody who meant it
+    soon = known.valid[-1].expires - time.time() < SOON_DAYS * 86400
+    if soon or known.hosts != who.hosts or not (folder / who.name / certificates.CERTIFICATE).exists():
+        certificates.renew(folder, who.name, hosts=who.hosts)
+
+
+def _device(text: str) -> tuple[str, str]:
+    name, equals, host = text.partition("=")
+    if not equals or not LEVEL.fullmatch(name) or not host:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=HOST, the device and what its broker is called by")
+    return name, host
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m broker.pair", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--server-host", required=True, help="name of the server's broker, as the device's sees it")
-    parser.add_argument("--port", type=port, default=1883)
+    parser.add_argument("--server-host", required=True, help="name of the server's broker, as the devices' see it")
+    parser.add_argument(
+        "--device", type=_device, action="append", required=True, metavar="NAME=HOST",
+        help="a device, and the host that its own broker is called by; several times",
+    )  # fmt: skip
+    parser.add_argument("--port", type=port, default=8883)
+    parser.add_argument("--memory-mb", type=count, default=config.LIMITS.memory_mb, help="that each broker takes at most, MiB")
     options = parser.parse_args()
-    names = {role: f"R2F_{role.upper()}_PASSWORD" for role in ("device", "server", "watch", "bridge")}
-    missing = [name for name in names.values() if not os.environ.get(name)]
-    if missing:
-        sys.exit(f"broker.pair: set {', '.join(missing)}")
-    spaced = [name for name in names.values() if len(os.environ[name].split()) != 1]
-    if spaced or len(options.server_host.split()) != 1:
-        sys.exit(f"broker.pair: {', '.join(spaced) or '--server-host'}: no blanks or line breaks; the files are read by lines")
-    paths = write(options.folder, options.server_host, options.port, {role: os.environ[n] for role, n in names.items()})
-    print(*paths, sep="\n")
+    try:
+        limits = config.Limits(memory_mb=options.memory_mb)
+        paths = write(options.folder, options.server_host, options.port, dict(options.device), limits)
+    except (ValueError, OSError) as error:
+        sys.exit(f"broker.pair: {error}")
+    print(*paths.values(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Exit 0 if the service named by R2F_SERVICE says on its broker that it is online, else 1 with one line: a health check.
 
-Reads the retained r2f/v1/{R2F_DEVICE}/state/{R2F_SERVICE} from R2F_BROKER. The broker publishes the service's last will
-there when it dies, so this also sees a service that lost its broker. Light on purpose: it runs every few seconds.
+Reads the retained r2f/v1/{R2F_DEVICE}/state/{R2F_SERVICE} from R2F_BROKER, over TLS with the certificates in R2F_IDENTITY.
+The broker publishes the service's last will there when it dies, so this also sees a service that lost its broker. Light on
+purpose: it runs every few seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage
@@ -35,11 +37,11 @@ def main() -> int:
             connected.subscribe(topic)
 
     client = Client(CallbackAPIVersion.VERSION2)
-    if broker.username:
-        client.username_pw_set(unquote(broker.username), unquote(broker.password or ""))
+    home = Path(os.environ["R2F_IDENTITY"])
+    client.tls_set(*(str(home / name) for name in ("ca.pem", "certificate.pem", "key.pem")))
     client.on_message = on_message
     client.on_connect = on_connect
-    client.connect(broker.hostname or "127.0.0.1", broker.port or 1883)
+    client.connect(broker.hostname or "127.0.0.1", broker.port or 8883)
     client.loop_start()
     answered = seen.wait(TIMEOUT_S)
     client.loop_stop()

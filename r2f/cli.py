@@ -16,10 +16,12 @@ from r2f import settings as settings_file
 from r2f.command_line import guarded, options
 from r2f.models import commands as models
 from r2f.protection.words import SETTINGS, Cost, Grain, Search
+from r2f.provision import app as provision_app
 from r2f.reduce.fleet.commands import app as fleet_app
 from r2f.reduce.words import AMOUNTS, RATES
 from r2f.reduce.words import SETTINGS as CHIP_SETTINGS
 from r2f.settings import OPTIONS, Settings
+from services.passwords import PasswordFile, no_password
 
 if TYPE_CHECKING:
     from r2f.devices.report import FleetReport
@@ -50,10 +52,14 @@ DEMO = {"ber": 2e-3, "iterations": 240, "batch": 32, "embedded": True, "baseline
 
 
 app.add_typer(fleet_app, name="fleet")
+app.add_typer(provision_app, name="provision")
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+    password_file: PasswordFile = None,
+) -> None:
     if version:
         from importlib.metadata import version as installed
 
@@ -283,7 +289,10 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
 def tap_command(
     pattern: Annotated[str, typer.Argument(help="Topics, short ('event/#') or whole ('r2f/v1/+/up/#').")] = "event/#",
     broker: Annotated[
-        str | None, typer.Option(envvar="R2F_BROKER", help=r"mqtt://host:port \[default: that of the newest running run]")
+        str | None,
+        typer.Option(
+            envvar="R2F_BROKER", callback=no_password, help=r"mqtt://host:port \[default: that of the newest running run]"
+        ),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="The run whose broker is tapped.")] = None,
     out: Annotated[Path, typer.Option(help="Where run folders are looked for.")] = RUNS,
@@ -309,7 +318,12 @@ def tap_command(
 @app.command("conform")
 def conform_command(
     role: Annotated[Literal["agent", "voter", "codec"], typer.Option(help="What the program is; a codec: the device's.")],
-    broker: Annotated[str, typer.Option(envvar="R2F_BROKER", help="mqtt://host:port, where nothing else of the device runs.")],
+    broker: Annotated[
+        str,
+        typer.Option(
+            envvar="R2F_BROKER", callback=no_password, help="mqtt://host:port, where nothing else of the device runs."
+        ),
+    ],
     device: Annotated[str, typer.Option(envvar="R2F_DEVICE", help="Name of the device that the program serves.")] = "edge-0",
     within: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds that an answer may take.")] = 5.0,
     image_size: Annotated[str, typer.Option(help="HxWxC of an agent's images, 8x8 at least.")] = "8x8x1",

@@ -13,6 +13,7 @@ import typer
 
 from r2f import settings as settings_file
 from r2f.settings import OPTIONS
+from services.passwords import no_password
 
 _FOLLOWING = ("ber-input", "ber-weight", "ber-output", "launch")
 """Settings that hang on another one where they are not given, whatever their field's default."""
@@ -52,7 +53,7 @@ def _parameter(name: str, default: Any) -> inspect.Parameter:
     elif words is bool and default is True and name not in _FOLLOWING:
         text += " [default: on]"
     spelled = f"--{name}/--no-{name}" if words is bool else f"--{name}"
-    extra: dict[str, Any] = {"envvar": "R2F_BROKER"} if name == "broker" else {}
+    extra: dict[str, Any] = {"envvar": "R2F_BROKER", "callback": no_password} if name == "broker" else {}
     # typer's rich panels read square brackets as markup. Eighty columns are enough where choices are in the text.
     said = typer.Option(
         spelled, help=text.replace("[", r"\["), show_default=False, rich_help_panel=option.panel,

@@ -30,7 +30,8 @@ from r2f.patience import silence_s
 from r2f.protection import plan as plans
 from r2f.settings import DEMO_NETWORK, DEVICES_OWN, Settings, SettingsError
 from services.bus import BusError
-from services.bus.address import broker_address, hidden
+from services.bus.address import broker_address
+from services.passwords import hidden
 from services.trainer.core import job as jobs
 from services.trainer.core import objective, viewing
 from services.trainer.core.evaluation import Evaluation

@@ -56,11 +56,56 @@ def test_each_side_shares_memory_only_with_itself(compose: dict[str, Any]) -> No
                 assert service["networks"] == [source.removesuffix("-memory")], name
 
 
+def test_no_secret_is_written_into_compose_or_has_a_default(compose: dict[str, Any]) -> None:
+    text = (ROOT / "compose.yaml").read_text()
+    assert "PASSWORD" not in text
+    for name, service in compose["services"].items():
+        environment = service.get("environment", {})
+        assert not any("@" in str(value) for value in environment.values()), name
+        if "R2F_BROKER" in environment:
+            assert environment["R2F_BROKER"].startswith("mqtts://"), name
+
+
+def test_each_container_has_the_identity_of_its_side_alone(compose: dict[str, Any]) -> None:
+    found: dict[str, set[str]] = {}
+    for name, service in compose["services"].items():
+        mounts = [volume.split(":") for volume in service.get("volumes", [])]
+        identities = {mount[0] for mount in mounts if len(mount) > 1 and mount[1].startswith("/identities/")}
+        assert name == "broker-files" or all(m[2:] == ["ro"] for m in mounts if m[0] in identities), name
+        found[name] = identities
+        if "R2F_IDENTITY" in (environment := service.get("environment", {})):
+            assert {m[1] for m in mounts if m[0] in identities} == {environment["R2F_IDENTITY"]}, name
+    assert {name for name, identities in found.items() if "authority" in identities} == {"broker-files"}
+    assert compose["services"]["broker-files"]["network_mode"] == "none"
+    assert found["device-broker"] == {"device-broker", "device-identity"}
+    assert found["server-broker"] == {"server-broker"}
+    for name in ("agent", "voter", "codec-device"):
+        assert found[name] == {"device-identity"}
+    for name in ("trainer", "codec-server", "demo"):
+        assert found[name] == {"server-identity"}
+    for name in ("tap", "monitor", "thingsboard"):
+        assert found[name] == {"watch-identity"}
+    kernels = {name: [v for v in s.get("volumes", []) if "kernels" in v] for name, s in compose["services"].items()}
+    assert all("server-kernels" not in str(kernels[name]) for name in ("agent", "voter", "codec-device"))
+    assert all("device-kernels" not in str(kernels[name]) for name in ("trainer", "codec-server", "demo"))
+
+
+def test_each_container_is_held_in(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert service.get("user", "10001:10001") == "10001:10001", name
+        assert "privileged" not in service, name
+
+
 def test_services_have_a_health_check_that_can_find_them(compose: dict[str, Any]) -> None:
     for name in ("agent", "voter", "codec-device", "codec-server"):
         environment = compose["services"][name]["environment"]
         assert environment["R2F_SERVICE"] == name
-        assert {"R2F_BROKER", "R2F_DEVICE"} <= environment.keys()
+        assert {"R2F_BROKER", "R2F_DEVICE", "R2F_IDENTITY"} <= environment.keys()
         assert "healthcheck" not in compose["services"][name]  # the image's own
     assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
 

@@ -466,7 +466,7 @@ static const char *take(struct bus *bus, const char *name, const msgpack_object 
 int main(int count, char **arguments) {
     static const char *const listens[] = {"down/mode", "down/forward", "edge/model", NULL};
     static const struct service agent = {"agent", listens, take, announce};
-    if (count != 4) return fprintf(stderr, "usage: c-agent mqtt[s]://[user:password@]host:port DEVICE FOLDER\n"), 2;
+    if (count != 4) return fprintf(stderr, "usage: c-agent mqtt[s]://[user@]host:port DEVICE FOLDER\n"), 2;
     if (!read_set(arguments[3], "train", &device.train) || !read_set(arguments[3], "test", &device.test)) return 1;
     return bus_serve(&agent, arguments[1], arguments[2]);
 }

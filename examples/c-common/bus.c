@@ -404,6 +404,13 @@ static void on_connect(struct mosquitto *mosquitto, void *context, int code) {
 
 /* ---- life ---- */
 
+/* The file that a variable names, else that of the folder R2F_IDENTITY, which r2f provision makes; NULL where neither is set. */
+static const char *identity(const char *variable, const char *name, char *into, size_t room) {
+    const char *file = getenv(variable), *folder = getenv("R2F_IDENTITY");
+    if ((file && *file) || !folder || !*folder) return file && *file ? file : NULL;
+    return snprintf(into, room, "%s/%s", folder, name) < (int)room ? into : NULL;
+}
+
 static bool connect_to(struct bus *bus, const char *broker) {
     char url[512], *at = url, *end;
     bool tls = strncmp(broker, "mqtts://", 8) == 0;
@@ -414,8 +421,8 @@ static bool connect_to(struct bus *bus, const char *broker) {
         *host = 0;
         user = at;
         at = host + 1;
-        char *colon = strchr(user, ':');
-        if (colon) *colon = 0, password = colon + 1;
+        if (strchr(user, ':'))
+            return fprintf(stderr, "every user of this host sees a password among the arguments: use R2F_PASSWORD\n"), false;
     }
     char *port = strrchr(at, ':');
     long number = tls ? 8883 : 1883;
@@ -425,7 +432,11 @@ static bool connect_to(struct bus *bus, const char *broker) {
         if (*end || number < 1 || number > 65535) return false;
     }
     if (user && mosquitto_username_pw_set(bus->mosquitto, user, password)) return false;
-    if (tls && mosquitto_tls_set(bus->mosquitto, getenv("R2F_CA_FILE"), "/etc/ssl/certs", NULL, NULL, NULL)) return false;
+    char ca[4096], certificate[4096], key[4096];
+    if (tls && mosquitto_tls_set(bus->mosquitto, identity("R2F_CA_FILE", "ca.pem", ca, sizeof ca), "/etc/ssl/certs",
+                                 identity("R2F_CERT_FILE", "certificate.pem", certificate, sizeof certificate),
+                                 identity("R2F_KEY_FILE", "key.pem", key, sizeof key), NULL))
+        return false;
     mosquitto_int_option(bus->mosquitto, MOSQ_OPT_TCP_NODELAY, 1); /* else small answers wait for acknowledgements: 40 ms each */
     while (!stopping && mosquitto_connect(bus->mosquitto, at, (int)number, 30) != MOSQ_ERR_SUCCESS) {
         fprintf(stderr, "no broker at %s:%ld: %s; trying again\n", at, number, strerror(errno));
@@ -464,7 +475,7 @@ int bus_serve(const struct service *service, const char *broker, const char *dev
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
-    if (!connect_to(&bus, broker)) return fprintf(stderr, "--broker: expected mqtt[s]://[user:password@]host:port\n"), 1;
+    if (!connect_to(&bus, broker)) return fprintf(stderr, "--broker: expected mqtt[s]://[user@]host:port\n"), 1;
     while (!stopping) {
         int rc = mosquitto_loop(bus.mosquitto, 100, 1);
         if (rc == MOSQ_ERR_SUCCESS || stopping) continue;

@@ -34,7 +34,7 @@ struct service {
     take_connection connected;
 };
 
-/* Serve until SIGTERM or SIGINT; an exit code. `broker` is mqtt[s]://[user[:password]@]host:port. */
+/* Serve until SIGTERM or SIGINT; an exit code. `broker` is mqtt[s]://[user@]host:port, the password in R2F_PASSWORD. */
 int bus_serve(const struct service *service, const char *broker, const char *device);
 const char *bus_device(const struct bus *bus);
 /* Send an encoded message of a session, in chunks where it is too large for one packet. */

@@ -176,6 +176,6 @@ static void connected(struct bus *bus) { bus_announce(bus, true, 0, NULL); }
 int main(int count, char **arguments) {
     static const char *const listens[] = {"edge/replicas", NULL};
     static const struct service voter = {"voter", listens, take, connected};
-    if (count != 3) return fprintf(stderr, "usage: c-voter mqtt[s]://[user:password@]host:port DEVICE\n"), 2;
+    if (count != 3) return fprintf(stderr, "usage: c-voter mqtt[s]://[user@]host:port DEVICE\n"), 2;
     return bus_serve(&voter, arguments[1], arguments[2]);
 }

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import random
+import re
 import socket
 import threading
 import time
@@ -35,6 +36,9 @@ STEADY_S: Final = 5.0
 """A connection that lasted as long starts the pauses between attempts anew."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
+_REFUSED = re.compile(r"ALERT_(\w*CERTIFICATE\w*|UNKNOWN_CA)")
+"""How OpenSSL names what a broker had against a client's certificate."""
+
 log = structlog.get_logger(__name__)
 _QUIET = logging.getLogger("services.bus.mqtt")
 _QUIET.setLevel(logging.CRITICAL)  # what paho calls an error is a connection that ended, which we report ourselves
@@ -57,6 +61,8 @@ class Connection(aiomqtt.Client):
         self._acknowledged = acknowledged
         self._thread = threading.get_ident()
         self._inside = False
+        self._last_error = ""
+        self._client.on_log = self._on_log
 
     async def __aenter__(self) -> Self:
         """Connect. Where that fails the socket is closed: aiomqtt leaves it open, with its reader and its timer."""
@@ -65,6 +71,24 @@ class Connection(aiomqtt.Client):
         except BaseException:
             self._client.disconnect()
             raise
+
+    def _on_log(self, client: paho.Client, userdata: Any, level: int, text: str) -> None:
+        if level == paho.MQTT_LOG_ERR:
+            self._last_error = text  # the only place that says why a TLS connection ended
+
+    def _on_disconnect(
+        self, client: paho.Client, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:  # fmt: skip
+        """As aiomqtt has it; but of a connection that the broker ends before it accepts it, aiomqtt would not be told."""
+
+        def tell() -> None:
+            if not self._connected.done():
+                why = self._last_error or "the broker closed the connection before it accepted it"
+                self._connected.set_exception(aiomqtt.MqttError(why))
+
+        if not self._connected.done():
+            self._loop.call_soon_threadsafe(tell)
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
     def send(self, topic: str, payload: bytes, qos: int, retain: bool = False) -> int:
         """Hand a packet to the socket; returns its id, for ``acknowledged``. On a broken connection it goes nowhere."""
@@ -178,6 +202,12 @@ async def keep(
             reason = str(error)
             if "CERTIFICATE_VERIFY_FAILED" in reason:
                 raise BusError(f"broker {address.shown} has no certificate that we trust: {reason}") from None
+            if refused := _REFUSED.search(reason):
+                said = refused[1].replace("_", " ").lower()
+                raise BusError(
+                    f"broker {address.shown} does not take our certificate ({said}): R2F_IDENTITY or R2F_CERT_FILE has to name "
+                    "one that holds; r2f provision makes and renews them"
+                ) from None
         finally:
             disconnected()
         now = time.monotonic()

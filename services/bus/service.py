@@ -22,6 +22,7 @@ from services.bus.address import BusError
 from services.bus.client import Bus
 from services.bus.keys import OPTION, VARIABLE
 from services.bus.messages import ROOT, Memory, State
+from services.passwords import no_password
 from services.shown import plain
 
 log = structlog.get_logger()
@@ -29,7 +30,9 @@ log = structlog.get_logger()
 Broker = Annotated[
     str,
     typer.Option(
-        envvar="R2F_BROKER", help="mqtt://[user:password@]host:port, or mqtts:// for TLS. The password may be in R2F_PASSWORD."
+        envvar="R2F_BROKER",
+        callback=no_password,
+        help="mqtt://[user@]host:port, or mqtts:// for TLS; the folder R2F_IDENTITY has the certificates for that.",
     ),
 ]
 Device = Annotated[

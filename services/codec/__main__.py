@@ -8,6 +8,7 @@ import typer
 
 from services import memory
 from services.bus import Bus, service
+from services.passwords import PasswordFile
 
 KEEP_MB = 128
 MOST_PROCESSES = 1024
@@ -16,6 +17,7 @@ MOST_PROCESSES = 1024
 def main(
     side: Annotated[Literal["device", "server"], typer.Option(help="Which end of the link this is.")],
     broker: service.Broker = service.DEFAULT_BROKER,
+    password_file: PasswordFile = None,
     device: service.Device = service.DEFAULT_DEVICE,
     path: Annotated[Literal["auto", "portable", "vnni", "cuda"], typer.Option(help="Engine path.")] = "auto",
     arena_mb: service.ArenaMb = 2 * service.ARENA_MB,

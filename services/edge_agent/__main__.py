@@ -16,11 +16,13 @@ from accelsim.timing.scalesim import read_config
 from services import memory
 from services.bus import Bus, service
 from services.edge_agent.agent import Agent, Device
+from services.passwords import PasswordFile
 
 
 def main(
     data: Annotated[str, typer.Option(help="'digits', 'shapes', 'crops2x', latents:Z, an .npz, or a folder of class folders.")],
     broker: service.Broker = service.DEFAULT_BROKER,
+    password_file: PasswordFile = None,
     device: service.Device = service.DEFAULT_DEVICE,
     image_size: Annotated[str | None, typer.Option(help="HxWxC that a folder of images is scaled to, e.g. 224x224x3.")] = None,
     mean: Annotated[str | None, typer.Option(help="Of each channel, of pixels in 0..1, e.g. 0.485,0.456,0.406.")] = None,

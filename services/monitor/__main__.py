@@ -11,10 +11,12 @@ import typer
 from services.bus import service
 from services.monitor.core import folder
 from services.monitor.core.watched import Watched
+from services.passwords import PasswordFile
 
 
 def main(
     broker: service.Broker = service.DEFAULT_BROKER,
+    password_file: PasswordFile = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: for all who reach this host.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8100,
     allow_host: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from services import devices
 from services.bus import service
+from services.passwords import PasswordFile, no_password
 from services.thingsboard.bridge import Bridge, Options
 from services.thingsboard.commands import commanding
 from services.thingsboard.gateway import address
@@ -22,11 +23,13 @@ def main(
         Path | None, typer.Option(help="File with the access token of ThingsBoard's gateway device.", dir_okay=False)
     ] = None,
     broker: service.Broker = service.DEFAULT_BROKER,
+    password_file: PasswordFile = None,
     device: Annotated[str, typer.Option(envvar="R2F_DEVICE", help="Devices to tell of: names or patterns, with commas.")] = "*",
     commands: Annotated[
         str | None,
         typer.Option(
             envvar="R2F_COMMANDS",
+            callback=no_password,
             help="The bus as an account of the role server: then ThingsBoard may command devices that no run has.",
         ),
     ] = None,

@@ -91,7 +91,7 @@ class Link(Connection):
             keepalive=30,
             timeout=10.0,
             max_inflight_messages=UNDER_WAY,
-            tls_params=Tls().parameters() if where.secure else None,
+            tls_params=Tls().parameters(bus=False) if where.secure else None,
             properties=properties,
             logger=_QUIET,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],

@@ -14,6 +14,7 @@ import typer
 
 from services import memory
 from services.bus import Bus, service
+from services.passwords import PasswordFile
 from services.trainer import common as shared
 from services.trainer import fleet as fleets
 from services.trainer import ranks as distributed
@@ -29,6 +30,7 @@ def main(
         Path | None, typer.Option(help="Wait for a run below this folder that is not done, and do it.", file_okay=False)
     ] = None,
     broker: service.Broker = service.DEFAULT_BROKER,
+    password_file: PasswordFile = None,
     path: Annotated[str, typer.Option(help="Engine path: auto, portable, vnni, cuda.")] = "auto",
     threads: distributed.Threads = 2,
     ranks: distributed.RanksOption = 1,

@@ -6,11 +6,13 @@ import typer
 
 from services import memory
 from services.bus import service
+from services.passwords import PasswordFile
 from services.voter import voter
 
 
 def main(
     broker: service.Broker = service.DEFAULT_BROKER,
+    password_file: PasswordFile = None,
     device: service.Device = service.DEFAULT_DEVICE,
     arena_mb: service.ArenaMb = service.ARENA_MB,
     json_logs: service.JsonLogs = None,

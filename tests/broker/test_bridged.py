@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.config import Bridge, make_accounts
+from broker.config import Bridge
 from broker.launch import Running, find_mosquitto, free_port, launch
 from services.bus import Bus, BusError, encoding
 from services.bus.messages import Ack, Message, Outputs
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed: only it can bridge")
-
-ACCOUNTS = make_accounts(("device", "server", "bridge"))
 
 
 class Side:
@@ -29,7 +27,7 @@ class Side:
         self.running: Running | None = None
 
     async def start(self) -> Running:
-        self._context = launch(self.port, embedded=False, accounts=ACCOUNTS, bridge=self.bridge)
+        self._context = launch(self.port, embedded=False, bridge=self.bridge)
         self.running = await self._context.__aenter__()
         return self.running
 
@@ -59,24 +57,22 @@ def outputs(nbytes: int) -> Outputs:
 
 @contextlib.asynccontextmanager
 async def both() -> Any:
-    async with Side() as server:
-        other = next(a for a in ACCOUNTS if a.role == "bridge")
-        async with Side(Bridge("127.0.0.1", server.port, other.user, other.password)) as device:
-            assert device.running is not None
-            assert server.running is not None
-            async with (
-                Bus(device.running.url("device"), "agent", "d") as agent,
-                Bus(server.running.url("server"), "trainer", "d") as trainer,
-            ):
-                await trainer.subscribe("up/ack", "up/outputs", "state/agent")
-                while True:  # until the bridge is there
-                    await agent.announce(version=1)
-                    try:
-                        await trainer.receive(0.5)
-                        break
-                    except TimeoutError:
-                        continue
-                yield server, device, agent, trainer
+    async with Side() as server, Side(Bridge("127.0.0.1", server.port)) as device:
+        assert device.running is not None
+        assert server.running is not None
+        async with (
+            Bus(device.running.url(), "agent", "d") as agent,
+            Bus(server.running.url(), "trainer", "d") as trainer,
+        ):
+            await trainer.subscribe("up/ack", "up/outputs", "state/agent")
+            while True:  # until the bridge is there
+                await agent.announce(version=1)
+                try:
+                    await trainer.receive(0.5)
+                    break
+                except TimeoutError:
+                    continue
+            yield server, device, agent, trainer
 
 
 async def acks(bus: Bus, count: int) -> list[int]:
@@ -113,7 +109,7 @@ async def test_nothing_is_lost_whichever_broker_dies(victim: str) -> None:
 async def test_a_second_service_of_a_name_on_the_other_side_of_the_bridge() -> None:
     async with both() as (server, _, agent, _):
         with pytest.raises(BusError, match="another agent called d is on this broker"):
-            async with Bus(server.running.url("server"), "agent", "d") as bus:
+            async with Bus(server.running.url(), "agent", "d") as bus:
                 await bus.receive(60)
         await agent.flush()
 

@@ -18,15 +18,17 @@ from pathlib import Path
 import pytest
 from paho.mqtt.client import topic_matches_sub
 
-from broker import child, config
+from broker import accounts, child, config
 from broker import launch as launching
-from broker.config import Account, Bridge, Tls
-from broker.launch import BrokerError, find_mosquitto, free_port, launch
+from broker.accounts import Account
+from broker.config import Bridge, Tls
+from broker.launch import BrokerError, find_mosquitto, launch
 from services.bus import Bus, BusError
 from services.bus import Tls as BusTls
 from services.bus.messages import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
+needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 KINDS = [
     pytest.param(
         False, id="mosquitto", marks=pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -42,21 +44,19 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_passwords_are_mosquittos() -> None:
-    hashed = config.hash_password("secret", bytes(12))
+    hashed = accounts.hash_password("secret", bytes(12))
     # As `mosquitto_passwd` 2.0 writes it: PBKDF2-HMAC-SHA512, 101 rounds.
     assert hashed.startswith("$7$101$AAAAAAAAAAAAAAAA$")
-    assert config.password_is("secret", hashed)
-    assert not config.password_is("Secret", hashed)
-    assert config.hash_password("secret") != config.hash_password("secret")
+    assert accounts.hash_password("secret") != accounts.hash_password("secret")
 
 
 def test_accounts_are_read_as_they_are_written(tmp_path: Path) -> None:
-    accounts = [*config.make_accounts(), Account("device", "pump", "pw", "edge-7")]
-    config.write_accounts(tmp_path / "accounts", accounts)
-    assert config.read_accounts(tmp_path / "accounts") == accounts
+    made = [*accounts.make_accounts(), Account("device", "pump", "pw", "edge-7")]
+    accounts.write_accounts(tmp_path / "accounts", made)
+    assert accounts.read_accounts(tmp_path / "accounts") == made
     assert (tmp_path / "accounts").stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
-        config.write_accounts(tmp_path / "accounts", accounts)
+        accounts.write_accounts(tmp_path / "accounts", made)
     for text, message in (
         ("god me pw\n", "accounts:1"),
         ("# none\n", "no account"),
@@ -66,12 +66,12 @@ def test_accounts_are_read_as_they_are_written(tmp_path: Path) -> None:
     ):
         (tmp_path / "accounts").write_text(text)
         with pytest.raises(ValueError, match=message):
-            config.read_accounts(tmp_path / "accounts")
+            accounts.read_accounts(tmp_path / "accounts")
 
 
 def test_a_role_may_do_what_the_table_says_and_no_more() -> None:
     account = Account("device", "pump", "pw", "edge-7")
-    writes, reads = (config.patterns(account, table["device"]) for table in (config.WRITES, config.READS))
+    writes, reads = (accounts.patterns(account, table["device"]) for table in (accounts.WRITES, accounts.READS))
 
     def may(patterns: list[str], topic: str) -> bool:
         return any(topic_matches_sub(pattern, topic) for pattern in patterns)
@@ -81,14 +81,16 @@ def test_a_role_may_do_what_the_table_says_and_no_more() -> None:
     assert not may(writes, "r2f/v1/edge-8/up/layers")
     assert not may(writes, "r2f/v1/edge-7/down/model")
     assert not may(writes, "r2f/v1/edge-7/server/model")
+    assert may(writes, "r2f/v1/edge-7/state/agent")
+    assert not may(writes, "r2f/v1/edge-7/state/trainer")
     assert may(reads, "r2f/v1/edge-7/down/model")
     assert not may(reads, "r2f/v1/edge-7/server/model")
-    assert "topic readwrite r2f/v1/edge-7/edge/#" in config.acl([account])
-    assert "topic read r2f/v1/edge-7/down/#" in config.acl([account])
+    assert "topic readwrite r2f/v1/edge-7/edge/#" in accounts.acl([account])
+    assert "topic read r2f/v1/edge-7/down/#" in accounts.acl([account])
 
 
 def test_the_bridge_forwards_the_links_planes_and_no_other() -> None:
-    lines = config.bridge_lines(Bridge("server", 1883, "bridge", "pw", "edge-7"))
+    lines = config.bridge_lines(Bridge("server", 1883, "edge-7"))
     assert [line for line in lines if line.startswith("topic")] == [
         "topic r2f/v1/edge-7/up/# out 1",
         "topic r2f/v1/edge-7/down/# in 1",
@@ -97,12 +99,26 @@ def test_the_bridge_forwards_the_links_planes_and_no_other() -> None:
     ]
 
 
-@pytest.mark.parametrize("embedded", KINDS)
-async def test_an_open_address_needs_accounts(embedded: bool) -> None:
-    process = cli("--host", "0.0.0.0", "--port", str(free_port()), *(["--embedded"] if embedded else []))
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "can be reached from outside: give it --identity or --accounts"),
+        (["--plaintext"], "can be reached from outside: give it --identity or --accounts"),
+        (["--accounts", "accounts"], "can be read on the way; use certificates (r2f provision), or say --plaintext"),
+        (["--embedded"], "only mosquitto may listen on 0.0.0.0, where others reach it, the embedded broker may not; leave out"),
+        (["--embedded", "--host", "127.0.0.1", "--accounts", "accounts"], "only mosquitto keeps accounts and certificates"),
+        (["--host", "127.0.0.1", "--bridge-to", "192.0.2.7:1883"], "a bridge to 192.0.2.7 without TLS can be read on the way"),
+    ],
+)  # fmt: skip
+def test_what_others_could_reach_or_read_is_refused(arguments: list[str], said: str, tmp_path: Path) -> None:
+    if find_mosquitto() is None and "--embedded" not in arguments:
+        pytest.skip("mosquitto is not installed")
+    command = [*child.python("broker"), "--host", "0.0.0.0", "--port", "0", *arguments]
+    process = subprocess.run(
+        command, cwd=tmp_path, env=child.environment(), capture_output=True, text=True, timeout=120, check=False
+    )
     assert process.returncode == 1
-    assert process.stderr.count("\n") == 1
-    assert "can be reached from outside: give it accounts" in process.stderr
+    assert said in process.stderr.splitlines()[-1]
 
 
 def test_the_command_line_makes_accounts_where_there_are_none(tmp_path: Path) -> None:
@@ -111,9 +127,9 @@ def test_the_command_line_makes_accounts_where_there_are_none(tmp_path: Path) ->
         assert process.stdout is not None
         url = process.stdout.readline().split()[-1]
         process.terminate()
-    accounts = config.read_accounts(tmp_path / "accounts")
-    assert [a.role for a in accounts] == ["device", "server", "watch"]
-    assert all(a.password not in url for a in accounts)
+    made = accounts.read_accounts(tmp_path / "accounts")
+    assert [a.role for a in made] == ["device", "server", "watch"]
+    assert all(a.password not in url for a in made)
 
 
 @pytest.mark.parametrize("embedded", KINDS)
@@ -162,6 +178,12 @@ async def test_without_mosquitto_the_embedded_one_runs_and_nothing_bridges(monke
     with pytest.raises(BrokerError, match="only mosquitto can bridge"):
         async with launch(bridge=Bridge("server", 1883)):
             pass
+    with pytest.raises(BrokerError, match=r"only mosquitto keeps accounts and certificates.*apt-get install mosquitto"):
+        async with launch(accounts=accounts.make_accounts()):
+            pass
+    with pytest.raises(BrokerError, match=r"only mosquitto may listen on 0\.0\.0\.0"):
+        async with launch(host="0.0.0.0", accounts=()):
+            pass
 
 
 @pytest.mark.parametrize("embedded", KINDS)
@@ -202,6 +224,7 @@ def authority(folder: Path) -> Tls:
     return Tls(folder / "ca.pem", folder / "broker.pem", folder / "broker.key")
 
 
+@needs_mosquitto
 async def test_the_documented_broker_with_tls_comes_up(tmp_path: Path) -> None:
     tls = authority(tmp_path / "made")
     words = documented()[-1].split()
@@ -212,7 +235,7 @@ async def test_the_documented_broker_with_tls_comes_up(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     _, _, url = (await process.stdout.readline()).decode().split()
-    device = config.read_accounts(tls.ca.parent / "accounts")[0]
+    device = accounts.read_accounts(tls.ca.parent / "accounts")[0]
     where = url.replace("0.0.0.0", f"device:{device.password}@127.0.0.1")
     async with Bus(where, "agent", "d", tls=BusTls(ca_file=str(tls.ca))) as bus:
         await bus.flush()
@@ -230,11 +253,10 @@ def collected() -> Iterator[None]:
 # paho leaves the socket of a failed handshake to the garbage collector.
 @pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("embedded", KINDS)
-async def test_tls(embedded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_mosquitto
+async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, other = authority(tmp_path / "ours"), authority(tmp_path / "other")
-    accounts = config.make_accounts()
-    async with launch(embedded=embedded, accounts=accounts, tls=ours) as running:
+    async with launch(accounts=accounts.make_accounts(), tls=ours) as running:
         url = running.url("device")
         assert url.startswith("mqtts://")
         async with Bus(url, "agent", "d", tls=BusTls(ca_file=str(ours.ca))) as bus:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broker import config
+from broker import accounts as listed
 from broker.launch import find_mosquitto
 from services.bus import Bus, BusError
 from services.bus.messages import Ack
@@ -57,10 +57,11 @@ def itself(process: subprocess.Popen[str]) -> int:
 async def test_a_broker_that_is_killed_comes_back_as_it_was(
     arguments: list[str], number: signal.Signals, tmp_path: Path
 ) -> None:
-    """On its port, with its accounts; what clients had under way arrives."""
-    config.write_accounts(tmp_path / "accounts", config.make_accounts())
-    device, server, _ = config.read_accounts(tmp_path / "accounts")
-    with broker(tmp_path / "tmp", "--accounts", str(tmp_path / "accounts"), *arguments) as process:
+    """On its port, with its accounts, which the embedded one has not; what clients had under way arrives."""
+    listed.write_accounts(tmp_path / "accounts", listed.make_accounts())
+    device, server, _ = listed.read_accounts(tmp_path / "accounts")
+    known = arguments or ["--accounts", str(tmp_path / "accounts")]
+    with broker(tmp_path / "tmp", *known) as process:
         url = address(process)
         where = url.removeprefix("mqtt://")
         async with (
@@ -78,9 +79,10 @@ async def test_a_broker_that_is_killed_comes_back_as_it_was(
             got += [await trainer.receive(60) for _ in range(2)]
             assert [m.seq for _, m in got if isinstance(m, Ack)] == [0, 1, 2]
             assert address(process) == url
-            with pytest.raises(BusError, match="refuse"):
-                async with Bus(f"mqtt://device:wrong@{where}", "agent", "other", give_up_s=60):
-                    pass
+            if not arguments:
+                with pytest.raises(BusError, match="refuse"):
+                    async with Bus(f"mqtt://device:wrong@{where}", "agent", "other", give_up_s=60):
+                        pass
         process.terminate()
         assert process.stderr is not None
         how = f"was killed by {number.name}" if number == signal.SIGKILL else "was told to end"
@@ -105,11 +107,14 @@ def test_a_broker_that_is_killed_again_and_again_is_given_up(arguments: list[str
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_in_the_temporary_folder(arguments: list[str], number: signal.Signals, tmp_path: Path) -> None:
     """Not even while it runs: no password lies on the disk that was not there before."""
-    with broker(tmp_path / "tmp", "--accounts", str(tmp_path / "accounts"), *arguments) as process:
+    with broker(tmp_path / "tmp", *(arguments or ["--accounts", str(tmp_path / "accounts")])) as process:
         address(process)
         child = itself(process)
         assert list((tmp_path / "tmp").iterdir()) == []
-        assert config.read_accounts(tmp_path / "accounts")[0].password not in Path(f"/proc/{child}/cmdline").read_text()
+        assert (
+            arguments
+            or listed.read_accounts(tmp_path / "accounts")[0].password not in Path(f"/proc/{child}/cmdline").read_text()
+        )
         process.send_signal(number)
         process.wait(timeout=120)
         # What is ended by a signal says so: whoever watches it starts it again.
@@ -142,6 +147,17 @@ def test_a_broker_that_cannot_start_says_why(arguments: list[str], tmp_path: Pat
         (["--port", "0", "--ca", "x"], "TLS needs --ca, --certificate and --key together"),
         (["--port", "0", "--host", "nohost.invalid"], "no broker can listen on nohost.invalid"),
         (["--port", "0", "--accounts", "/"], "Is a directory: '/'"),
+        (
+            ["--port", "0", "--identity", "/nowhere"],
+            "/nowhere/certificate.pem: No such file or directory; the folder of an identity",
+        ),
+        (["--port", "0", "--identity", "x", "--ca", "x"], "leave out --ca, --certificate and --key"),
+        (["--port", "0", "--bridge-identity", "x"], "--bridge-identity: say where to, with --bridge-to"),
+        (["--port", "0", "--bridge-to", "h:1", "--bridge-identity", "/"], "/certificate.pem: No such file or directory"),
+        (["--port", "0", "--max-connections", "0"], "'0' is no number from 1 to"),
+        (["--port", "0", "--memory-mb", "-1"], "'-1' is no number from 1 to"),
+        (["--port", "0", "--memory-mb", "1e3"], "'1e3' is no number from 1 to"),
+        (["--port", "0", "--embedded", "--accounts", "x"], "only mosquitto keeps accounts"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: list[str], said: str) -> None:

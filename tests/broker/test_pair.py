@@ -14,14 +14,15 @@ import pytest
 from broker import pair
 from broker.launch import find_mosquitto, free_port
 
-PASSWORDS = {role: f"{role}-secret" for role in ("device", "server", "watch", "bridge")}
 DEVICE, SERVER = "127.0.0.1", "127.0.0.2"
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed: only it can bridge")
 
 
-def client(host: str, port: int, user: str) -> aiomqtt.Client:
-    return aiomqtt.Client(host, port, username=user, password=PASSWORDS[user])
+def client(folder: Path, host: str, port: int, name: str) -> aiomqtt.Client:
+    home = folder / name
+    files = aiomqtt.TLSParameters(str(home / "ca.pem"), str(home / "certificate.pem"), str(home / "key.pem"))
+    return aiomqtt.Client(host, port, tls_params=files)
 
 
 @contextlib.asynccontextmanager
@@ -31,12 +32,12 @@ async def brokers(folder: Path) -> AsyncIterator[int]:
     program = find_mosquitto()
     assert program is not None
     started = []
-    configs = pair.write(folder, SERVER, port, PASSWORDS)
+    configs = pair.write(folder, SERVER, port, {"d": DEVICE})
     try:
-        for path, host in zip(configs, (DEVICE, SERVER), strict=True):
+        for path, host in zip(configs.values(), (SERVER, DEVICE), strict=True):
             path.write_text(path.read_text().replace(f"listener {port} 0.0.0.0", f"listener {port} {host}"))
             started.append(await asyncio.create_subprocess_exec(program, "-c", str(path)))
-        await crossing(port, "device", "server", "r2f/v1/d/state/probe")
+        await crossing(folder, port, "d", "server", "r2f/v1/d/state/agent")
         yield port
     finally:
         for process in started:
@@ -45,13 +46,16 @@ async def brokers(folder: Path) -> AsyncIterator[int]:
             await process.wait()
 
 
-async def crossing(port: int, sender: str, receiver: str, topic: str, payload: bytes = b"x") -> None:
+async def crossing(folder: Path, port: int, sender: str, receiver: str, topic: str, payload: bytes = b"x") -> None:
     """Publish until it arrives on the other broker, for at most a minute: TimeoutError then."""
-    hosts = {"device": DEVICE, "server": SERVER}
+    hosts = {"d": DEVICE, "server": SERVER}
     deadline = time.monotonic() + 60
     while True:
         try:
-            async with client(hosts[receiver], port, receiver) as there, client(hosts[sender], port, sender) as here:
+            async with (
+                client(folder, hosts[receiver], port, receiver) as there,
+                client(folder, hosts[sender], port, sender) as here,
+            ):
                 await there.subscribe(topic, qos=1)
                 while True:
                     await here.publish(topic, payload, qos=1)
@@ -71,13 +75,13 @@ async def crossing(port: int, sender: str, receiver: str, topic: str, payload: b
 @needs_mosquitto
 async def test_bridge_forwards_the_link_planes_each_their_way(tmp_path: Path) -> None:
     async with brokers(tmp_path) as port:
-        await crossing(port, "device", "server", "r2f/v1/d/up/layers", b"u" * 127 * 1024)
-        await crossing(port, "server", "device", "r2f/v1/d/down/forward")
-        await crossing(port, "server", "device", "r2f/v1/d/state/trainer")
+        await crossing(tmp_path, port, "d", "server", "r2f/v1/d/up/layers", b"u" * 127 * 1024)
+        await crossing(tmp_path, port, "server", "d", "r2f/v1/d/down/forward")
+        await crossing(tmp_path, port, "server", "d", "r2f/v1/d/state/trainer")
         # The server's codec follows what the trainer asks of the device.
-        await crossing(port, "server", "server", "r2f/v1/d/down/forward")
+        await crossing(tmp_path, port, "server", "server", "r2f/v1/d/down/forward")
         # A server's events are seen on the device's broker by whoever watches there.
-        async with client(DEVICE, port, "watch") as watch, client(SERVER, port, "server") as server:
+        async with client(tmp_path, DEVICE, port, "watch") as watch, client(tmp_path, SERVER, port, "server") as server:
             await watch.subscribe("r2f/v1/d/event/#", qos=1)
             await server.publish("r2f/v1/d/event/backward", b"x", qos=1)
             async with asyncio.timeout(60):
@@ -87,11 +91,11 @@ async def test_bridge_forwards_the_link_planes_each_their_way(tmp_path: Path) ->
 @needs_mosquitto
 async def test_bridge_keeps_each_sides_own_planes_at_home(tmp_path: Path) -> None:
     async with brokers(tmp_path) as port:
-        for host, user, plane, other in ((DEVICE, "device", "edge", SERVER), (SERVER, "server", "server", DEVICE)):
+        for host, user, plane, other in ((DEVICE, "d", "edge", SERVER), (SERVER, "server", "server", DEVICE)):
             async with (
-                client(other, port, "watch") as there,
-                client(host, port, "watch") as at_home,
-                client(host, port, user) as sender,
+                client(tmp_path, other, port, "watch") as there,
+                client(tmp_path, host, port, "watch") as at_home,
+                client(tmp_path, host, port, user) as sender,
             ):
                 for watch in (there, at_home):
                     await watch.subscribe("r2f/v1/d/#", qos=1)
@@ -114,42 +118,59 @@ async def until(watch: aiomqtt.Client, last: str) -> list[str]:
     return topics
 
 
-@needs_mosquitto
-async def test_only_the_accounts_of_a_side_get_in(tmp_path: Path) -> None:
-    async with brokers(tmp_path) as port:
-        for host, user in ((SERVER, "device"), (DEVICE, "server"), (DEVICE, "bridge")):
-            with pytest.raises(aiomqtt.MqttError):
-                async with client(host, port, user):
-                    pass
+def test_what_is_there_is_kept_and_what_is_called_otherwise_is_renewed(tmp_path: Path) -> None:
+    pair.write(tmp_path, "there", 1883, {"d": "here"})
+    key, broker = ((tmp_path / name / "key.pem").read_bytes() for name in ("d", "server-broker"))
+    configs = pair.write(tmp_path, "elsewhere", 1884, {"d": "here", "e": "beside"})
+    assert list(configs) == ["server-broker", "d-broker", "e-broker"]
+    assert "address elsewhere:1884" in configs["d-broker"].read_text()
+    assert "connection r2f" not in configs["server-broker"].read_text()
+    assert (tmp_path / "d" / "key.pem").read_bytes() == key
+    assert (tmp_path / "server-broker" / "key.pem").read_bytes() != broker
+    (tmp_path / "d" / "certificate.pem").unlink()
+    pair.write(tmp_path, "elsewhere", 1884, {"d": "here"})
+    assert (tmp_path / "d" / "key.pem").read_bytes() != key
 
 
-def test_writing_again_replaces_the_files(tmp_path: Path) -> None:
-    pair.write(tmp_path, "there", 1883, PASSWORDS)
-    device, server = pair.write(tmp_path, "elsewhere", 1884, PASSWORDS)
-    assert "address elsewhere:1884" in device.read_text()
-    assert "connection" not in server.read_text()
+def test_each_bridge_is_its_device_alone(tmp_path: Path) -> None:
+    configs = pair.write(tmp_path, "there", 1883, {"d": "here", "e": "beside"})
+    for name in "de":
+        text = configs[f"{name}-broker"].read_text()
+        assert f"bridge_certfile {tmp_path / name / 'certificate.pem'}" in text
+        topics = [line for line in text.splitlines() if line.startswith("topic ")]
+        assert len(topics) == 4
+        assert all(f" r2f/v1/{name}/" in line for line in topics)
+        # On a device's own broker there is nobody of another device, and nobody of the server's side.
+        assert "user server" not in (tmp_path / f"{name}-broker" / "acl").read_text()
+        assert {line for line in (tmp_path / f"{name}-broker" / "acl").read_text().splitlines() if line.startswith("user")} == {
+            f"user {name}", "user watch",
+        }  # fmt: skip
 
 
 def test_secrets_are_for_their_owner_alone(tmp_path: Path) -> None:
-    for path in pair.write(tmp_path, "there", 1883, PASSWORDS):
-        for name in ("mosquitto.conf", "passwords", "acl"):
-            assert (path.parent / name).stat().st_mode & 0o077 == 0
+    pair.write(tmp_path, "there", 1883, {"d": "here"})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
+    assert [path for path in tmp_path.iterdir() if path.stat().st_mode & 0o077] == []
 
 
-def test_missing_password_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sys.argv", ["pair", "--server-host", "there", str(tmp_path)])
-    for role in PASSWORDS:
-        monkeypatch.setenv(f"R2F_{role.upper()}_PASSWORD", "x")
-    monkeypatch.delenv("R2F_WATCH_PASSWORD")
-    with pytest.raises(SystemExit, match="R2F_WATCH_PASSWORD"):
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "d"], "write NAME=HOST"),
+        (["--device", "d/e=h"], "write NAME=HOST"),
+        (["--device", "d=h\ntopic # both"], "neither an address nor a host's name"),
+        (["--device", "server=h"], "server is a server there"),
+        (["--device", "d=h", "--port", "0x1"], "no port"),
+        (["--device", "d=h", "--memory-mb", "0"], "no number"),
+        ([], "--device"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pair", "--server-host", "there", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit) as caught:
         pair.main()
-
-
-def test_a_password_that_would_be_two_lines_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sys.argv", ["pair", "--server-host", "there", str(tmp_path)])
-    for role in PASSWORDS:
-        monkeypatch.setenv(f"R2F_{role.upper()}_PASSWORD", "x")
-    monkeypatch.setenv("R2F_BRIDGE_PASSWORD", "x\ntopic # both")
-    with pytest.raises(SystemExit, match="R2F_BRIDGE_PASSWORD: no blanks"):
-        pair.main()
-    assert list(tmp_path.iterdir()) == []
+    assert said in f"{caught.value.code}{capsys.readouterr().err}"

@@ -187,7 +187,7 @@ def check(words: list[str], page: Path) -> None:
         check_options(module, (), arguments, said)
     elif program == "r2f" and len(words) > 1:
         named = [*itertools.takewhile(lambda word: not word.startswith("-"), words[1:])]
-        sub = tuple(named[: 2 if named[:1] == ["fleet"] else 1])  # r2f fleet has commands of its own
+        sub = tuple(named[: 2 if named[:1] in (["fleet"], ["provision"]) else 1])  # these have commands of their own
         check_options("r2f.cli", sub, words[1 + len(sub) :], said)
     elif program == "make" and shutil.which("make"):
         targets = [word for word in words[1:] if "=" not in word]

@@ -174,9 +174,10 @@ def test_runs_that_cannot_be_made_where_they_should(tmp_path: Path, weights: str
     said(retrain(tmp_path, "--weights", weights), str(tmp_path / "runs"), "--out")
 
 
-def test_a_password_is_in_no_message(tmp_path: Path, weights: str) -> None:
+def test_a_password_is_in_no_message(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for at in ("localhost:1", "localhost:x", "[::1"):
-        result = retrain(tmp_path, "--weights", weights, "--broker", f"mqtt://me:secret@{at}")
+        monkeypatch.setenv("R2F_BROKER", f"mqtt://me:secret@{at}")
+        result = retrain(tmp_path, "--weights", weights)
         said(result, "--broker")
         assert "secret" not in result.output
 

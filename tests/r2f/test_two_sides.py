@@ -1,4 +1,4 @@
-"""The containers' arrangement as processes: two brokers and a bridge, memory of each side's own, a trainer that waits."""
+"""The containers' arrangement as processes: brokers, bridge, certificates, memory of each side, a trainer that waits."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ pytestmark = [
     pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed: only it can bridge"),
 ]
 
-PASSWORDS = {role: f"{role}-secret" for role in ("device", "server", "watch", "bridge")}
-HOSTS = {"device": "127.0.0.1", "server": "127.0.0.2"}
+HOSTS = {"server": "127.0.0.2", "edge-0": "127.0.0.1"}
 SETTINGS = Settings(
     network="digits_cnn",
     rates=Rates(input=1e-3, weight=1e-3, output=1e-3),
@@ -54,7 +53,7 @@ class Killer(Display):
     def __init__(self, everything: Pipeline) -> None:
         super().__init__(Console(quiet=True))
         self.everything = everything
-        self.victims = {4: "device-broker", 8: "server-broker"}
+        self.victims = {4: "edge-0-broker", 8: "server-broker"}
 
     def progress(self, message: Progress) -> None:
         if message.phase == "train":
@@ -67,13 +66,14 @@ def programs(folder: Path, urls: dict[str, str], port: int) -> list[Program]:
     mosquitto = find_mosquitto()
     assert mosquitto is not None
     found = []
-    for side, path in zip(HOSTS, pair.write(folder / "brokers", HOSTS["server"], port, PASSWORDS), strict=True):
-        path.write_text(path.read_text().replace(f"listener {port} 0.0.0.0", f"listener {port} {HOSTS[side]}"))
-        found.append(Program(f"{side}-broker", "broker.child", (str(os.getpid()), "SIGTERM", mosquitto, "-c", str(path))))
+    for name, path in pair.write(folder / "identities", HOSTS["server"], port, {"edge-0": HOSTS["edge-0"]}).items():
+        host = HOSTS[name.removesuffix("-broker")]
+        path.write_text(path.read_text().replace(f"listener {port} 0.0.0.0", f"listener {port} {host}"))
+        found.append(Program(name, "broker.child", (str(os.getpid()), "SIGTERM", mosquitto, "-c", str(path))))
     for name, side, module, arguments in (
-        ("agent", "device", "services.edge_agent", ("--data", "digits")),
-        ("voter", "device", "services.voter", ()),
-        ("codec-device", "device", "services.codec", ("--side", "device")),
+        ("agent", "edge-0", "services.edge_agent", ("--data", "digits")),
+        ("voter", "edge-0", "services.voter", ()),
+        ("codec-device", "edge-0", "services.codec", ("--side", "device")),
         ("codec-server", "server", "services.codec", ("--side", "server")),
     ):
         found.append(Program(name, module, (*arguments, "--broker", urls[side]), memory(folder, side)))
@@ -83,14 +83,15 @@ def programs(folder: Path, urls: dict[str, str], port: int) -> list[Program]:
 def memory(folder: Path, side: str) -> dict[str, str]:
     where = folder / f"{side}-memory"
     where.mkdir(exist_ok=True)
-    return {"R2F_SHM_DIR": str(where)}
+    return {"R2F_SHM_DIR": str(where), "R2F_IDENTITY": str(folder / "identities" / side)}
 
 
 async def test_two_sides_with_both_brokers_killed_end_with_the_model_of_one_process(
-    prepare: Callable[[Settings, Path], None], tmp_path: Path
+    prepare: Callable[[Settings, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    urls = {side: f"mqtt://{side}:{PASSWORDS[side]}@{host}:{port}" for side, host in HOSTS.items()}
+    urls = {side: f"mqtts://{host}:{port}" for side, host in HOSTS.items()}
+    monkeypatch.setenv("R2F_IDENTITY", str(tmp_path / "identities" / "server"))
     settings = msgspec.structs.replace(SETTINGS, broker=urls["server"])
     folder = tmp_path / "runs" / "one"
     prepare(settings, folder)

@@ -100,7 +100,7 @@ async def test_options_that_mean_nothing(option: str, value: str) -> None:
 async def test_an_address_that_is_none(broker: str) -> None:
     code, said = await ended(*python("services.voter", "--broker", broker))
     assert code == 1
-    assert said == f"voter: {broker} is no broker; write mqtt://host:port or mqtts://user:password@host:port\n"
+    assert said == f"voter: {broker} is no broker; write mqtt://host:port or mqtts://user@host:port\n"
 
 
 @pytest.mark.parametrize(("device", "named"), [("a/b", "'a/b'"), ("", "''"), ("x" * 65, "x" * 65)])
