@@ -278,6 +278,32 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
     guarded(work)
 
 
+@app.command("stop")
+def stop_command(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help=r"Folder of the run \[default: the newest that is going on]")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(envvar="R2F_BROKER", help=r"mqtt://host:port, with the account \[default: that of the run]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are looked for.")] = RUNS,
+    by: Annotated[str | None, typer.Option(help=r"Who asks, as the run will say \[default: user@host]")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended.")] = True,
+) -> None:
+    """Stop a run after the iteration that is under way. Its checkpoint stays; r2f retrain --resume goes on with it."""
+
+    def work() -> None:
+        from r2f import stopping
+
+        stopped = stopping.stop(run, out, broker, by, lambda said: print(said, flush=True), wait=wait)
+        if not stopped:
+            print("the run was done before it could be stopped")
+        elif wait:
+            print("stopped")
+
+    guarded(work)
+
+
 @app.command("tap")
 def tap_command(
     pattern: Annotated[str, typer.Argument(help="Topics, short ('event/#') or whole ('r2f/v1/+/up/#').")] = "event/#",

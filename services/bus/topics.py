@@ -39,11 +39,13 @@ TABLE: dict[str, type[Message]] = {
     "server/inputs": messages.Inputs,
     "server/activations": messages.Activations,
     "server/model": messages.Deploy,
+    "server/stop": messages.Stop,
     "state/claim": messages.Claim,
     "event/progress": messages.Progress,
     "event/iteration": messages.Iteration,
     "event/votes": messages.Votes,
     "event/memory": messages.Memory,
+    "event/stopping": messages.Stopping,
     "down/flow": messages.Flow,
     "up/flow": messages.Flow,
     "edge/flow": messages.Flow,
@@ -92,6 +94,7 @@ RECEIVERS: dict[str, tuple[str, ...]] = {
     "server/inputs": ("trainer",),
     "server/activations": ("trainer",),
     "server/model": ("codec-server",),
+    "server/stop": ("trainer",),
 }
 """``plane/name`` to the services that listen there; for those who write one of them in another language."""
 

@@ -18,10 +18,10 @@ POLL_S = 0.5
 
 
 def next_run(runs: Path) -> Path:
-    """The first folder below ``runs``, by name, that is ready and neither done nor given up; waits until there is one."""
+    """The first folder below ``runs``, by name, that is ready and neither done, given up nor stopped; waits for one."""
     while True:
         for ready in sorted(runs.glob(f"*/{READY}")):
-            if outcome(ready.parent) is None:
+            if outcome(ready.parent) is None and not result.stopped(ready.parent):
                 return ready.parent
         time.sleep(POLL_S)
 
@@ -29,6 +29,11 @@ def next_run(runs: Path) -> Path:
 def give_up(folder: Path, error: BaseException) -> None:
     """Leave the reason in the run's folder, so that nobody takes it again until it is resumed."""
     write_whole(folder / FAILED, f"{error}\n".encode())
+
+
+def stop(folder: Path, reason: str) -> None:
+    """Leave in the run's folder who had it stopped: nobody takes it again until it is resumed."""
+    write_whole(folder / result.STOPPED, f"{reason}\n".encode())
 
 
 def outcome(folder: Path) -> str | None:

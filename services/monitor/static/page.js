@@ -58,19 +58,21 @@ function sentence(device, run) {
     return there ? `${there} services are here and wait for a run.` : "Nobody is here: no service of this device is running.";
   }
   const what = run.network ? ` ${run.network}` : "";
+  if (run.stopped) return `${run.stopped[0].toUpperCase()}${run.stopped.slice(1)}${run.iterations ? ` of ${run.iterations}` : ""}. It can be resumed.`;
+  const asked = run.stopping ? ` ${run.stopping} has asked for its end: it stops after what is under way.` : "";
   if (run.phase === "train") {
     const left = run.iterations - run.done;
     const recent = points(device, run).slice(-20);
     const each = mean(recent.map((p) => p[POINT.wall]));
     const time = left > 0 && each !== null && !run.from_folder ? `, about ${seconds(left * each)} of training left` : "";
-    return `Retraining${what}: iteration ${run.done} of ${run.iterations}${time}.`;
+    return `Retraining${what}: iteration ${run.done} of ${run.iterations}${time}.${asked}`;
   }
   if (run.phase === "done") {
     const before = mean(score(run, "before", true)), after = mean(score(run, "after", true));
     const gain = before !== null && after !== null ? ` With faults the device went from ${scored(run, before)} to ${scored(run, after)} of ${titleOf(run)}.` : "";
     return `Done: ${run.done} iterations${what ? ` of${what}` : ""}.${gain}`;
   }
-  return `${PHASES[run.phase] || "Starting"}${what}${run.steps ? `: ${run.step} of ${run.steps}` : ""}.`;
+  return `${PHASES[run.phase] || "Starting"}${what}${run.steps ? `: ${run.step} of ${run.steps}` : ""}.${asked}`;
 }
 function share(run) {
   if (run.phase === "done") return 1;
@@ -193,22 +195,31 @@ function operator(device) {
   const layers = field("protected", { placeholder: "as they are", size: 14 });
   const mode = h("select", { name: "mode" }, h("option", { value: "" }, "as it is"), h("option", {}, "inference"), h("option", {}, "training"));
   const button = h("button", { type: "submit" }, "Tell the device");
-  const send = async (event) => {
+  const halt = h("button", { type: "button" }, "Stop the run");
+  const command = async (what, asked, done) => {
+    button.disabled = halt.disabled = true;
+    try {
+      const told = await fetch(`/api/devices/${encodeURIComponent(device.name)}/${what}`, { method: "POST", headers: { "content-type": "application/json", authorization: `Bearer ${token}` }, body: JSON.stringify(asked) });
+      const said = await told.json();
+      answer.textContent = told.ok ? done : said.error;
+      answer.className = told.ok ? "answer good" : "answer bad";
+    } catch (error) { answer.textContent = String(error); answer.className = "answer bad"; }
+    button.disabled = halt.disabled = false;
+  };
+  const send = (event) => {
     event.preventDefault();
     const asked = {};
     if (mode.value) asked.mode = mode.value;
     if (ber.value.trim()) asked.ber = Number(ber.value);
     if (layers.value.trim()) asked.protected = layers.value.trim() === "none" ? [] : layers.value.split(",").map(Number);
-    button.disabled = true;
-    try {
-      const told = await fetch(`/api/devices/${encodeURIComponent(device.name)}/mode`, { method: "POST", headers: { "content-type": "application/json", authorization: `Bearer ${token}` }, body: JSON.stringify(asked) });
-      const said = await told.json();
-      answer.textContent = told.ok ? "Done: the device has acknowledged." : said.error;
-      answer.className = told.ok ? "answer good" : "answer bad";
-    } catch (error) { answer.textContent = String(error); answer.className = "answer bad"; }
-    button.disabled = false;
+    command("mode", asked, "Done: the device has acknowledged.");
   };
-  return card("Operator", "For a device that no run has. Layers: indices with commas, or none.", h("form", { onsubmit: send }, h("label", {}, "Token", secret), h("label", {}, "Mode", mode), h("label", {}, "Bit error rate, 0 to 1", ber), h("label", {}, "Protected layers", layers), button, answer));
+  halt.addEventListener("click", () => {
+    const run = newest(state.devices.get(device.name));
+    if (!run) { answer.textContent = "This device has no run."; answer.className = "answer bad"; return; }
+    command("stop", { session: run.session }, "Heard: the run ends after what is under way, and keeps its checkpoint.");
+  });
+  return card("Operator", "A run can be stopped, and resumed later. The rest is for a device that no run has; layers: indices with commas, or none.", h("form", { onsubmit: send }, h("label", {}, "Token", secret), halt, h("label", {}, "Mode", mode), h("label", {}, "Bit error rate, 0 to 1", ber), h("label", {}, "Protected layers", layers), button, answer));
 }
 
 // ---- views ----
