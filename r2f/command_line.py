@@ -75,8 +75,8 @@ def _word(kind: Any) -> Any:
 
 
 def guarded(work: Callable[[], None]) -> None:
-    """One clear line and exit 1 for what goes wrong, 3 where somebody had the run stopped; 130 behind Ctrl-C; nothing more where
-    nobody reads on."""
+    """One clear line and exit 1 for what goes wrong, 3 where somebody had the run stopped; 130 behind Ctrl-C; nothing more
+    where nobody reads on."""
     try:
         work()
         sys.stdout.flush()

@@ -53,16 +53,17 @@ class _Told:
 
 
 async def stop(
-    broker: str, devices: Sequence[str], session: str, by: str, heard: Callable[[str], None], *, wait: bool
+    broker: str, devices: Sequence[str], session: str, by: str, heard: Callable[[str], None], *, wait: bool,
+    give_up_s: float = 10.0,
 ) -> bool:  # fmt: skip
     """Ask the trainer of a session for its end, in ``by``'s name, on each of the devices; ``heard`` is told which one answers.
 
     Returns once all that are there have answered; with ``wait`` once they have ended, which takes as long as what is under
     way. Whether any was stopped: not where the run was done before. Raises NotStopped where one does not answer, and BusError
-    where the broker is out of reach.
+    where the broker is out of reach for ``give_up_s``.
     """
     told = _Told(session, heard)
-    async with Bus(broker, "operator", devices[0], passive=True, arena_bytes=0) as bus:
+    async with Bus(broker, "operator", devices[0], passive=True, arena_bytes=0, give_up_s=give_up_s) as bus:
         await bus.subscribe(*(bus.topic(topic, name) for name in devices for topic in ("event/stopping", "state/trainer")))
         end, again = time.monotonic() + HEARD_S, 0.0
         while told.waits():

@@ -77,7 +77,9 @@ async def tell(broker: str, device: str, asked: Asked) -> SetMode:
 async def stop(broker: str, device: str, session: str) -> None:
     """Have the trainer end a run after what is under way. Raises NotDone where none of that run hears, BusError as ``tell``."""
     try:
-        heard = await stopping.stop(broker, [device], session, OPERATOR, lambda _: None, wait=False)
+        heard = await stopping.stop(
+            broker, [device], session, OPERATOR, lambda _: None, wait=False, give_up_s=HEARD_S
+        )  # fmt: skip
     except stopping.NotStopped as error:
         raise NotDone(str(error)) from None
     if not heard:

@@ -68,8 +68,8 @@ async def run(fleet: Fleet, folder: Path, options: service.Common, path: str, re
     """The whole run, from wherever an earlier process left it. ``replaying``: see ``Learner``.
 
     Leaves a ``result.json`` and ``progress.jsonl`` in each device's folder, and in the run's own its result, ``steps.jsonl``
-    and ``retrained.safetensors``. Raises DeviceError where no device is left, TrainingDiverged, ValueError for files that do not
-    fit together, or Stopped as ``training.run`` does, whichever of the devices was named.
+    and ``retrained.safetensors``. Raises DeviceError where no device is left, TrainingDiverged, ValueError for files that do
+    not fit together, or Stopped as ``training.run`` does, whichever of the devices was named.
     """
     todo = job.read(folder)
     initial = storage.load(folder / job.NETWORK)

@@ -1,0 +1,165 @@
+"""``r2f stop``, on the command line and over Mosquitto: the run ends in order, and ends with the same model when it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from accelsim.datasets import load
+from accelsim.int8 import storage
+from broker.launch import find_mosquitto, launch
+from r2f import folders, inprocess
+from r2f.cli import app
+from services import stopping
+from services.bus import Bus
+from services.bus.messages import Stop, Stopping
+from services.bus.service import STOPPED
+from services.trainer import waiting
+from services.trainer.core import checkpoint, ledger
+from services.trainer.core import job as jobs
+from services.trainer.core import result as results
+
+ROOT = Path(__file__).resolve().parents[2]
+ITERATIONS = 60
+RETRAIN = [
+    "retrain", "--ber", "1e-3", "--iterations", str(ITERATIONS), "--batch", "16", "--eval-seeds", "2", "--eval-samples", "64",
+    "--selection-samples", "64", "--accumulate", "2", "--checkpoint-every", "1000",
+]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.timeout(280),
+    pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)"),
+]
+
+
+def ran(*arguments: str) -> Result:
+    """A command in this process, which has imported all that it takes: a run is soon over."""
+    return CliRunner().invoke(app, [*arguments])
+
+
+@contextmanager
+def going(out: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run below ``out`` that has done some iterations, and its folder."""
+    log = out.with_suffix(".log")
+    with log.open("w") as said, subprocess.Popen(
+        [sys.executable, "-P", "-m", "r2f", *RETRAIN, "--out", str(out), *arguments], stdout=said, stderr=said, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:  # fmt: skip
+        try:
+            while process.poll() is None:
+                found = [path.parent for path in out.glob("*/run.toml")]
+                rows = [*out.glob(f"*/{results.PROGRESS}"), *out.glob(f"*/*/{results.PROGRESS}")]
+                if found and rows and all(len(path.read_text().splitlines()) >= 2 for path in rows):
+                    break
+                time.sleep(0.02)
+            assert process.poll() is None, log.read_text()
+            yield process, found[0]
+            process.wait(60)
+        finally:
+            process.terminate()
+
+
+def test_a_run_that_was_stopped_ends_with_the_model_of_one_that_was_not(weights: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    with going(out, "--weights", weights) as (process, folder):
+        stopped = ran("stop", "--out", str(out), "--by", "ada")
+    assert (stopped.exit_code, stopped.stderr) == (0, "")
+    assert stopped.stdout.splitlines() == ["edge-0: the trainer ends after what is under way", "stopped"]
+    assert process.returncode == STOPPED
+    said = (tmp_path / "runs.log").read_text()
+    assert "stopped by ada after" in said
+    assert f"--resume {folder}" in said
+    assert "Traceback" not in said
+
+    done = len(ledger.read(folder / results.PROGRESS))
+    assert 2 <= done < ITERATIONS, "in its middle"
+    assert done % 2 == 0, "not while gradients gather"
+    assert (folder / checkpoint.FILE).exists(), "though none was due"
+    assert results.stopped(folder) == f"stopped by ada after {done} iterations"
+    one = folders.look(folder)
+    assert (one.state, one.why) == (
+        "stopped",
+        f"stopped by ada after {done} iterations; go on with: r2f retrain --resume {folder}",
+    )
+    assert ran("runs", str(out)).stdout.count("stopped by ada") == 1
+
+    again = ran("retrain", "--resume", str(folder))
+    assert again.exit_code == 0, again.stderr
+    todo, network = jobs.read(folder), storage.load(folder / jobs.NETWORK)
+    undisturbed = inprocess.retrain(network, load("digits"), todo)
+    assert results.read(folder).model_sha256 == storage.digest(undisturbed.network)
+    assert results.stopped(folder) == ""
+    assert [row.iteration for row in ledger.read(folder / results.PROGRESS)] == list(range(ITERATIONS))
+
+
+@pytest.mark.parametrize("sharing", ["own", "common"])
+def test_of_several_devices(weights: str, sharing: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    with going(out, "--weights", weights, "--device", "a,b", "--fleet", sharing) as (process, folder):
+        stopped = ran("stop", str(folder), "--by", "ada")
+    assert stopped.exit_code == 0, stopped.stderr
+    assert sorted(stopped.stdout.splitlines()[:2]) == [f"{one}: the trainer ends after what is under way" for one in "ab"]
+    assert process.returncode == STOPPED, (tmp_path / "runs.log").read_text()
+    assert "stopped by ada" in results.stopped(folder)
+    assert not any((folder / one / waiting.FAILED).exists() for one in "ab")
+    assert folders.look(folder).state == "stopped"
+    if sharing == "own":  # each is as a run of one device
+        return
+    again = ran("retrain", "--resume", str(folder))
+    assert again.exit_code == 0, again.stderr
+    assert folders.look(folder).state == "done"
+
+
+def test_what_is_no_run_that_goes_on(weights: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no run")
+    for arguments, words in (
+        (["--out", str(tmp_path)], "no run is going on below"),
+        ([str(tmp_path)], "has no broker now"),
+        ([str(tmp_path / "nowhere")], "has no broker now"),
+        (["--out", str(tmp_path), "--by", ""], "--by ''"),
+        (["--out", str(tmp_path), "--by", "x" * 65], "printable characters"),
+        (["--out", str(tmp_path), "--by", "a\nb"], "printable characters"),
+    ):
+        refused = ran("stop", *arguments)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("r2f: ")
+        assert words in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+async def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "HEARD_S", 0.3)
+    async with launch() as broker:
+        with pytest.raises(stopping.NotStopped, match=r"no trainer of run r1 answered within 0\.3 s"):
+            await stopping.stop(broker.url(), ["d"], "r1", "ada", lambda _: None, wait=True)
+        async with Bus(broker.url(), "trainer", "d") as other:  # with a run of its own
+            await other.subscribe("server/stop")
+            with pytest.raises(stopping.NotStopped, match="answered"):
+                await stopping.stop(broker.url(), ["d"], "r1", "ada", lambda _: None, wait=True)
+            _, asked = await other.receive(5)
+            assert asked == Stop(session="r1", by="ada", origin=asked.origin, n=asked.n)
+
+
+async def test_a_run_that_is_done_before() -> None:
+    """Its trainer was there, says nothing to it, and is gone; or has heard, and is done all the same."""
+    async with launch() as broker:
+        for answers in (False, True):
+            heard: list[str] = []
+            async with Bus(broker.url(), "trainer", "d") as trainer:
+                await trainer.subscribe("server/stop")
+                asking = asyncio.create_task(stopping.stop(broker.url(), ["d"], "r", "ada", heard.append, wait=True))
+                await trainer.receive(10)
+                if answers:
+                    await trainer.publish("event/stopping", Stopping(session="r", by="ada"))
+                await trainer.flush()
+            assert await asyncio.wait_for(asking, 20) is False
+            assert heard == (["d"] if answers else [])
