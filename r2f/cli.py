@@ -19,7 +19,7 @@ from r2f.protection.words import SETTINGS, Cost, Grain, Search
 from r2f.reduce.fleet.commands import app as fleet_app
 from r2f.reduce.words import AMOUNTS, RATES
 from r2f.reduce.words import SETTINGS as CHIP_SETTINGS
-from r2f.settings import OPTIONS, Settings
+from r2f.settings import OPTIONS
 
 if TYPE_CHECKING:
     from r2f.devices.report import FleetReport
@@ -63,9 +63,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 @options("iterations", "broker", "trainer", "seed", "watch", "watch-port", "tensorboard", defaults=DEMO)
-def demo(given: dict[str, Any], out: Out = RUNS, log_level: LogLevel = "info") -> None:
+def demo(
+    given: dict[str, Any],
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page of --watch in a browser.")] = True,
+    out: Out = RUNS,
+    log_level: LogLevel = "info",
+) -> None:
     """Real digits, a small CNN, a device with bit errors, the whole pipeline; a table and plots at the end."""
-    guarded(lambda: _new(DEMO | given, None, out, log_level))
+    guarded(lambda: _new(DEMO | given, None, out, log_level, browser=browser))
 
 
 @app.command()
@@ -404,16 +409,12 @@ def doctor() -> None:
     guarded(work)
 
 
-def _new(given: dict[str, Any], config: Path | None, out: Path, log_level: Level) -> None:
-    base = None if config is None else settings_file.read(config)
-    _run(settings_file.parse(given, base), out, log_level)
-
-
-def _run(settings: Settings, out: Path, log_level: Level) -> None:
+def _new(given: dict[str, Any], config: Path | None, out: Path, log_level: Level, *, browser: bool = False) -> None:
     from r2f import folders, run
 
+    settings = settings_file.parse(given, None if config is None else settings_file.read(config))
     with folders.new(out, settings.network) as folder:
-        _shown(folder, log_level, lambda display: run.start(settings, folder, display))
+        _shown(folder, log_level, lambda display: run.start(settings, folder, display), browser=browser)
 
 
 def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
@@ -423,7 +424,9 @@ def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
     _shown(folder, log_level, lambda display: run.go_on(folder, display, broker))
 
 
-def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report | FleetReport]) -> None:
+def _shown(
+    folder: Path, log_level: Level, work: Callable[[Display], Report | FleetReport], *, browser: bool = False
+) -> None:  # fmt: skip
     from rich.console import Console
 
     from r2f import folders
@@ -435,7 +438,7 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report | Fl
     console = Console()
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        with Display(console) as display:
+        with Display(console, browser=browser) as display:
             report = work(display)
     except BaseException:
         if (folder / settings_file.FILE).exists() and not folders.is_running(folder):

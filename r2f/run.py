@@ -150,6 +150,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         showing: list[asyncio.Task[Any]] = []
         if settings.watch:
             showing.append(asyncio.create_task(watch.page(running, folder, server_broker, settings.watch_port, say)))
+        if settings.tensorboard:
+            showing.append(asyncio.create_task(tensorboard.follow(folder, say.note)))
         listening = asyncio.Event()
         watcher = asyncio.create_task(_watch(server_broker, fleet.devices if fleet else (settings.device,), say, listening))
         hearing = asyncio.create_task(listening.wait())
@@ -180,9 +182,7 @@ async def _elsewhere(folder: Path) -> None:
 
 
 def finish(settings: Settings, folder: Path) -> report.Report | FleetReport:
-    """``report.json`` of a run that is done, of one device its plots and sample images, and event files where asked for."""
-    if settings.tensorboard:
-        tensorboard.write(folder)
+    """``report.json`` of a run that is done, of one device its plots and sample images."""
     prepared, fleet = prepare.read(folder), fleets.read(folder)
     link = None if settings.link is None else profile(settings.link)
     if fleet is not None:

@@ -73,8 +73,10 @@ SENDERS: dict[str, tuple[str, ...]] = {
     "server/inputs": ("codec-server",),
     "server/activations": ("codec-server",),
     "server/model": ("trainer",),
+    "server/stop": (),
 }
-"""``plane/name`` to the services that send there; a numbered message of another process than those is dropped."""
+"""``plane/name`` to the services that send there; a numbered message of another process than those is dropped. Where there are
+none, whoever may write there sends."""
 
 RECEIVERS: dict[str, tuple[str, ...]] = {
     "down/mode": ("agent", "codec-device", "codec-server"),

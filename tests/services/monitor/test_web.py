@@ -389,7 +389,7 @@ def test_metrics_say_what_is_watched() -> None:
     assert 'r2f_link_bytes_total{device="d",direction="up",of="layers"} 400.0' in lines
     assert 'r2f_link_direct_bytes_total{device="d",direction="up"} 4256.0' in lines
     assert 'r2f_stage_seconds_total{clock="host",device="d",stage="compress"} 4.0' in lines
-    assert 'r2f_accuracy_ratio{device="d",faults="true",phase="after"} 0.915' in lines
+    assert 'r2f_accuracy_ratio{device="d",faults="true",metric="top1",phase="after"} 0.915' in lines
     assert 'r2f_loss{device="d"} 3.0' in lines
 
 
@@ -404,10 +404,22 @@ def test_executions_agree_where_a_layer_ran_more_than_once() -> None:
     assert 'r2f_vote_error_ratio{device="d"} 0.015' in lines
 
 
-def test_another_metric_than_top_1_is_no_accuracy() -> None:
-    watched = some()
-    tell(watched, "event/progress", Progress(session="s", phase="after", step=1, steps=1, value=31.5, metric="psnr"))
-    assert "r2f_accuracy_ratio{" not in metrics.text(watched).decode()
+@pytest.mark.parametrize(
+    ("metric", "value", "line"),
+    [
+        ("top5", 98.5, 'r2f_accuracy_ratio{device="d",faults="false",metric="top5",phase="before"} 0.985'),
+        ("miou", 62.5, 'r2f_accuracy_ratio{device="d",faults="false",metric="miou",phase="before"} 0.625'),
+        ("ssim", 0.75, 'r2f_accuracy_ratio{device="d",faults="false",metric="ssim",phase="before"} 0.75'),
+        ("psnr", 31.5, 'r2f_psnr_decibels{device="d",faults="false",phase="before"} 31.5'),
+    ],
+)
+def test_other_metrics_than_top_1(metric: Any, value: float, line: str) -> None:
+    """A share has a label; what has another unit has a name of its own."""
+    watched = Watched()
+    said = Progress(session="s", phase="before", step=1, steps=1, value=value, metric=metric, faults=False)
+    tell(watched, "event/progress", said)
+    found = [one for one in metrics.text(watched).decode().splitlines() if one.startswith(("r2f_accuracy", "r2f_psnr"))]
+    assert found == [line]
 
 
 @pytest.fixture
