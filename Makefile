@@ -50,7 +50,7 @@ figures: $(VENV)/installed-dev
 
 # The bus as a page of its own, by AsyncAPI's component, where npm is; without, docs/bus.md has the same in words.
 docs: $(VENV)/installed-dev npm
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@if [ -d $(NPM)/node_modules/@asyncapi/react-component ]; then $(BIN)/python -m services.bus.asyncapi \
 	    --page site/asyncapi.html --component $(NPM)/node_modules/@asyncapi/react-component && echo site/asyncapi.html; fi
 
