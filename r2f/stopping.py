@@ -11,6 +11,7 @@ from pathlib import Path
 from r2f import folders
 from r2f import settings as settings_file
 from services import stopping
+from services.trainer import waiting
 from services.trainer.core import fleet as fleets
 from services.trainer.core import job
 
@@ -22,7 +23,8 @@ def stop(run: Path | None, parent: Path, broker: str | None, by: str | None, say
     """Stops a run, the newest below ``parent`` where none is named; whether it was stopped before it was done.
 
     ``broker`` is its address where that has a password, which no folder keeps. Raises ValueError for what is no run that goes
-    on, or a ``by`` that is no name; NotStopped where nobody answers; BusError where the broker is out of reach.
+    on, a ``by`` that is no name, or a trainer that died meanwhile; NotStopped where nobody answers; BusError where the broker
+    is out of reach.
     """
     name = whoever() if by is None else by
     if not name or not name.isprintable() or len(name) > WORDS:
@@ -35,7 +37,10 @@ def stop(run: Path | None, parent: Path, broker: str | None, by: str | None, say
     def heard(device: str) -> None:
         say(f"{device}: the trainer ends after what is under way")
 
-    return asyncio.run(stopping.stop(broker or address, devices, job.read(folder).session, name, heard, wait=wait))
+    stopped = asyncio.run(stopping.stop(broker or address, devices, job.read(folder).session, name, heard, wait=wait))
+    if not stopped and waiting.outcome(folder) != "":
+        raise ValueError(f"{folder}: its trainer was gone before it could stop, and may be started again; ask again")
+    return stopped
 
 
 def whoever() -> str:

@@ -287,9 +287,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
     """No page, nor its styles, names a script, font or image of another host."""
-    of_a_page = (
-        r"<(?:script|img|iframe|link|source|video|embed|object)\b[^>]*?\b(?:src|href|data)=[\"']?((?:https?:)?//[^>]+)"
-    )
+    of_a_page = r"<(?:script|img|iframe|link|source|video|embed|object)\b[^>]*?\b(?:src|href|data)=[\"']?((?:https?:)?//[^>]+)"
     of_a_style = r"(?:url\(|@import )[\"']?((?:https?:)?//[^)\"']+)"
     for pattern, expression in (("*.html", of_a_page), ("*.css", of_a_style)):
         files = list(site.rglob(pattern))

@@ -6,27 +6,34 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from accelsim.datasets import load
 from accelsim.int8 import storage
 from broker.launch import find_mosquitto, launch
-from r2f import folders, inprocess
+from r2f import folders, inprocess, run
+from r2f import stopping as by_command
 from r2f.cli import app
+from r2f.display import Display
+from r2f.settings import Settings, parse
 from services import stopping
 from services.bus import Bus
-from services.bus.messages import Stop, Stopping
-from services.bus.service import STOPPED
+from services.bus.messages import Progress, Stop, Stopping
+from services.bus.service import STOPPED, Stopped
 from services.trainer import waiting
 from services.trainer.core import checkpoint, ledger
 from services.trainer.core import job as jobs
 from services.trainer.core import result as results
+from services.trainer.remote import DeviceError
+from services.trainer.table1 import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 60
@@ -134,6 +141,75 @@ def test_what_is_no_run_that_goes_on(weights: str, tmp_path: Path) -> None:
         assert refused.stderr.startswith("r2f: ")
         assert words in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
+
+
+class Asking(Display):
+    """A display that has the run stopped, by a thread of its own, when the trainer has come to a phase."""
+
+    def __init__(self, folder: Path, phase: str) -> None:
+        super().__init__(Console(quiet=True))
+        self.folder, self.phase = folder, phase
+        self.asking: threading.Thread | None = None
+        self.found: list[bool] = []
+
+    def progress(self, message: Progress) -> None:
+        if message.phase == self.phase and self.asking is None:
+            self.asking = threading.Thread(target=self.ask)
+            self.asking.start()
+
+    def ask(self) -> None:
+        self.found.append(by_command.stop(self.folder, self.folder.parent, None, "ada", lambda _: None, wait=True))
+
+
+@pytest.mark.parametrize("phase", ["before", "select"])
+def test_in_an_evaluation(phase: str, prepare: Callable[[Settings, Path], None], tmp_path: Path) -> None:
+    """It does not go on to the end of the evaluation, which is then done again."""
+    folder = tmp_path / "run"
+    settings = parse(
+        {"ber": 1e-3, "iterations": 2, "batch": 16, "selection_samples": 200, "eval_samples": 300, "eval_seeds": 30}
+    )
+    prepare(settings, folder)
+    live = Asking(folder, phase)
+    with pytest.raises(
+        Stopped, match="stopped by ada " + ("in the evaluation before" if phase == "before" else "after 0 iter")
+    ):
+        run.go_on(folder, live)
+    assert live.asking is not None
+    live.asking.join(30)
+    assert live.found == [True]
+    assert (results.read(folder).faulty_before is None) == (phase == "before")
+    assert ledger.read(folder / results.PROGRESS) == []
+
+
+async def test_a_stop_that_makes_no_sense_is_dropped() -> None:
+    """Of another run, by nobody, or by control characters; the next one counts, and the first who asked is named."""
+    async with launch() as broker, Bus(broker.url(), "trainer", "d") as bus, serving(bus, "s") as server:
+        with pytest.raises(DeviceError):
+            await server.ready("d", 0.05)  # it listens
+        async with Bus(broker.url(), "someone", "d", passive=True) as other:
+            await other.subscribe("event/stopping")
+            for session, by in (("other", "ada"), ("s", ""), ("s", "a\x1b[2J"), ("s", "a\nb"), ("s", "ada"), ("s", "bob")):
+                await other.publish("server/stop", Stop(session=session, by=by))
+            found = [(await other.receive(10))[1] for _ in range(2)]
+        assert [(one.session, one.by, one.ended) for one in found if isinstance(one, Stopping)] == [("s", "ada", False)] * 2
+        assert server.stopped_by("d") == "ada"
+        assert server.stopped_by("e") == ""
+        assert bus.counts["bad"] == 3
+
+
+def test_a_trainer_that_dies_meanwhile_is_not_called_done(
+    prepare: Callable[[Settings, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    prepare(parse({"ber": 1e-3}), folder)
+    (folder / folders.BROKER).write_text("mqtt://127.0.0.1:1\n")
+
+    async def gone(*_: object, **__: object) -> bool:
+        return False
+
+    monkeypatch.setattr(stopping, "stop", gone)
+    with pytest.raises(ValueError, match="gone before it could stop"):
+        by_command.stop(folder, tmp_path, None, "ada", print, wait=True)
 
 
 async def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
