@@ -108,10 +108,9 @@ def test_a_run_that_was_stopped_ends_with_the_model_of_one_that_was_not(weights:
     assert [row.iteration for row in ledger.read(folder / results.PROGRESS)] == list(range(ITERATIONS))
 
 
-@pytest.mark.parametrize("sharing", ["own", "common"])
-def test_of_several_devices(weights: str, sharing: str, tmp_path: Path) -> None:
+def test_of_several_devices_that_share_a_model(weights: str, tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    with going(out, "--weights", weights, "--device", "a,b", "--fleet", sharing) as (process, folder):
+    with going(out, "--weights", weights, "--device", "a,b", "--fleet", "common") as (process, folder):
         stopped = ran("stop", str(folder), "--by", "ada")
     assert stopped.exit_code == 0, stopped.stderr
     assert sorted(stopped.stdout.splitlines()[:2]) == [f"{one}: the trainer ends after what is under way" for one in "ab"]
@@ -119,11 +118,22 @@ def test_of_several_devices(weights: str, sharing: str, tmp_path: Path) -> None:
     assert "stopped by ada" in results.stopped(folder)
     assert not any((folder / one / waiting.FAILED).exists() for one in "ab")
     assert folders.look(folder).state == "stopped"
-    if sharing == "own":  # each is as a run of one device
-        return
     again = ran("retrain", "--resume", str(folder))
     assert again.exit_code == 0, again.stderr
     assert folders.look(folder).state == "done"
+
+
+def test_one_of_several_devices_with_a_model_each(weights: str, tmp_path: Path) -> None:
+    """The other one goes on to its end; what is left is the one that was stopped."""
+    out = tmp_path / "runs"
+    with going(out, "--weights", weights, "--device", "a,b", "--fleet", "own") as (process, folder):
+        broker, session = (folder / folders.BROKER).read_text().strip(), jobs.read(folder).session
+        assert asyncio.run(stopping.stop(broker, ["a"], session, "ada", lambda _: None, wait=True))
+    assert process.returncode == STOPPED, (tmp_path / "runs.log").read_text()
+    assert results.stopped(folder / "a").startswith("stopped by ada after")
+    assert results.stopped(folder).startswith("a: stopped by ada after")
+    assert [waiting.outcome(folder / one) for one in "ab"] == [None, ""]
+    assert [folders.look(folder / one).state for one in "ab"] == ["stopped", "done"]
 
 
 def test_what_is_no_run_that_goes_on(weights: str, tmp_path: Path) -> None:

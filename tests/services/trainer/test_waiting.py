@@ -46,5 +46,5 @@ def test_next_waits_for_a_run_to_appear(tmp_path: Path, monkeypatch: pytest.Monk
 async def test_a_trainer_elsewhere_was_stopped(tmp_path: Path) -> None:
     """Whoever waits for it says who did that, and does not call it an error of the trainer's."""
     waiting.stop(tmp_path, "stopped by ada after 3 iterations")
-    with pytest.raises(Stopped, match="^stopped by ada after 3 iterations$"):
+    with pytest.raises(Stopped, match=r"^stopped by ada after 3 iterations$"):
         await run._elsewhere(tmp_path)
