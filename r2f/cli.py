@@ -20,7 +20,7 @@ from r2f.provision import app as provision_app
 from r2f.reduce.fleet.commands import app as fleet_app
 from r2f.reduce.words import AMOUNTS, RATES
 from r2f.reduce.words import SETTINGS as CHIP_SETTINGS
-from r2f.settings import OPTIONS, Settings
+from r2f.settings import OPTIONS
 from services.passwords import PasswordFile, no_password
 
 if TYPE_CHECKING:
@@ -69,9 +69,14 @@ def root(
 
 @app.command()
 @options("iterations", "broker", "trainer", "seed", "watch", "watch-port", "tensorboard", defaults=DEMO)
-def demo(given: dict[str, Any], out: Out = RUNS, log_level: LogLevel = "info") -> None:
+def demo(
+    given: dict[str, Any],
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page of --watch in a browser.")] = True,
+    out: Out = RUNS,
+    log_level: LogLevel = "info",
+) -> None:
     """Real digits, a small CNN, a device with bit errors, the whole pipeline; a table and plots at the end."""
-    guarded(lambda: _new(DEMO | given, None, out, log_level))
+    guarded(lambda: _new(DEMO | given, None, out, log_level, browser=browser))
 
 
 @app.command()
@@ -285,6 +290,32 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
     guarded(work)
 
 
+@app.command("stop")
+def stop_command(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help=r"Folder of the run \[default: the newest that is going on]")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(envvar="R2F_BROKER", help=r"mqtt://host:port, with the account \[default: that of the run]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are looked for.")] = RUNS,
+    by: Annotated[str | None, typer.Option(help=r"Who asks, as the run will say \[default: user@host]")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the run has ended.")] = True,
+) -> None:
+    """Stop a run after the iteration that is under way. Its checkpoint stays; r2f retrain --resume goes on with it."""
+
+    def work() -> None:
+        from r2f import stopping
+
+        stopped = stopping.stop(run, out, broker, by, lambda said: print(said, flush=True), wait=wait)
+        if not stopped:
+            print("the run was done before it could be stopped")
+        elif wait:
+            print("stopped")
+
+    guarded(work)
+
+
 @app.command("tap")
 def tap_command(
     pattern: Annotated[str, typer.Argument(help="Topics, short ('event/#') or whole ('r2f/v1/+/up/#').")] = "event/#",
@@ -394,16 +425,12 @@ def doctor() -> None:
     guarded(work)
 
 
-def _new(given: dict[str, Any], config: Path | None, out: Path, log_level: Level) -> None:
-    base = None if config is None else settings_file.read(config)
-    _run(settings_file.parse(given, base), out, log_level)
-
-
-def _run(settings: Settings, out: Path, log_level: Level) -> None:
+def _new(given: dict[str, Any], config: Path | None, out: Path, log_level: Level, *, browser: bool = False) -> None:
     from r2f import folders, run
 
+    settings = settings_file.parse(given, None if config is None else settings_file.read(config))
     with folders.new(out, settings.network) as folder:
-        _shown(folder, log_level, lambda display: run.start(settings, folder, display))
+        _shown(folder, log_level, lambda display: run.start(settings, folder, display), browser=browser)
 
 
 def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
@@ -413,7 +440,9 @@ def _resume(folder: Path, broker: str | None, log_level: Level) -> None:
     _shown(folder, log_level, lambda display: run.go_on(folder, display, broker))
 
 
-def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report | FleetReport]) -> None:
+def _shown(
+    folder: Path, log_level: Level, work: Callable[[Display], Report | FleetReport], *, browser: bool = False
+) -> None:  # fmt: skip
     from rich.console import Console
 
     from r2f import folders
@@ -425,7 +454,7 @@ def _shown(folder: Path, log_level: Level, work: Callable[[Display], Report | Fl
     console = Console()
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        with Display(console) as display:
+        with Display(console, browser=browser) as display:
             report = work(display)
     except BaseException:
         if (folder / settings_file.FILE).exists() and not folders.is_running(folder):

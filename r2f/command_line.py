@@ -76,18 +76,23 @@ def _word(kind: Any) -> Any:
 
 
 def guarded(work: Callable[[], None]) -> None:
-    """One clear line and exit 1 for what goes wrong; 130 behind Ctrl-C; nothing more where nobody reads on."""
+    """One clear line and exit 1 for what goes wrong, 3 where somebody had the run stopped; 130 behind Ctrl-C; nothing more
+    where nobody reads on."""
     try:
         work()
         sys.stdout.flush()
     except BaseException as error:
         from r2f.errors import first, told
+        from services.bus.service import STOPPED, Stopped
 
         found = first(error)
         if isinstance(found, SystemExit | GeneratorExit | typer.Exit | typer.Abort):
             raise
         if isinstance(found, KeyboardInterrupt):
             raise typer.Exit(130) from None
+        if isinstance(found, Stopped):
+            print(f"r2f: {found}", file=sys.stderr)
+            raise typer.Exit(STOPPED) from None
         if isinstance(found, BrokenPipeError) and _nobody_reads():  # as of r2f runs | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None

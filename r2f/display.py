@@ -30,10 +30,12 @@ _TITLES: dict[Phase, str] = {
 
 
 class Display:
-    """The live display, as a context manager. Lines instead of bars where the console is no terminal."""
+    """The live display, as a context manager. Lines instead of bars where the console is no terminal. ``browser``: whether the
+    run's page, if it has one, is to be opened."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, browser: bool = False) -> None:
         self.console = console
+        self.browser = browser
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),

@@ -124,7 +124,8 @@ def look(folder: Path) -> Run:
     if is_running(folder):
         state, why = "running", ""
     elif outcome is None:
-        state, why = "stopped", f"go on with: r2f retrain --resume {folder}"
+        by = result.stopped(folder)
+        state, why = "stopped", f"{by}{'; ' if by else ''}go on with: r2f retrain --resume {folder}"
     else:
         state, why = ("done", "") if outcome == "" else ("given up", outcome)
     total = next((found.iterations for found in each if found.iterations is not None), settings.iterations)
@@ -161,16 +162,20 @@ def _together(folder: Path, settings: Settings, each: list[Run]) -> Run:
     )
 
 
+def newest_running(parent: Path, otherwise: str = "") -> Path:
+    """The newest run below a folder that is going on. Raises ValueError where there is none."""
+    running = [path.parent for path in sorted(parent.glob(f"*/{BROKER}")) if is_running(path.parent)]
+    if not running:
+        raise ValueError(f"no run is going on below {parent}; start one{otherwise}")
+    return running[-1]
+
+
 def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
     """(address, device) of the broker of a run, or of the newest running one below ``parent``; ``+`` for several devices.
 
     Raises ValueError saying which runs there are and what to do.
     """
-    if run is None:
-        running = [path.parent for path in sorted(parent.glob(f"*/{BROKER}")) if is_running(path.parent)]
-        if not running:
-            raise ValueError(f"no run is going on below {parent}; start one, or name a broker with --broker mqtt://host:port")
-        run = running[-1]
+    run = newest_running(parent, ", or name a broker with --broker mqtt://host:port") if run is None else run
     address = run / BROKER
     if not address.exists():
         raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on")

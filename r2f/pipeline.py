@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from broker.child import dying_with_us, environment, python
+from services.bus.service import STOPPED, Stopped
 
 RESTARTS = 8
 """How often a process that is killed soon after its start is started again before the run is given up."""
@@ -82,7 +83,7 @@ class Pipeline:
         """Run a program to its successful end, starting it again when a signal killed it.
 
         ``needed``: it has no such end while the run goes on, so it is started again then too. Raises PipelineError with the
-        last line of its log when it gave up by itself, or was killed too often.
+        last line of its log when it gave up by itself, or was killed too often; Stopped when somebody had it stopped.
         """
         child = _Child(program, self._folder / f"{program.name}.log")
         self._children[program.name] = child
@@ -91,6 +92,8 @@ class Pipeline:
             code = await self._run(child)
             if code == 0 and not needed:
                 return
+            if code == STOPPED and not needed:
+                raise Stopped(_last_words(child).removeprefix(f"{program.name}: "))
             if code > 0:
                 raise PipelineError(_last_words(child) or f"{program.name} ended with {code}; see {child.log}")
             child.restarts = max(0, child.restarts - int((time.monotonic() - began) / FORGIVEN_S)) + 1

@@ -31,8 +31,10 @@ from r2f.settings import Settings
 from services.bus import Bus, BusError, topics
 from services.bus.audit import VARIABLE as AUDIT_LOG
 from services.bus.messages import Dropped, Phase, Progress, Timing
+from services.bus.service import Stopped
 from services.trainer import waiting
 from services.trainer.core import fleet as fleets
+from services.trainer.core import result
 from services.trainer.core.fleet import Fleet
 
 T = TypeVar("T")
@@ -49,7 +51,7 @@ LISTEN_S = 15.0
 def start(settings: Settings, folder: Path, say: Display) -> report.Report | FleetReport:
     """A new run in an empty folder, from data and weights to the report.
 
-    Raises ValueError for what does not fit, PipelineError and BusError for what fails.
+    Raises ValueError for what does not fit, PipelineError and BusError for what fails, Stopped where somebody had it stopped.
     """
     broker = settings.broker
     watch.check(settings)
@@ -129,7 +131,8 @@ def read_settings(folder: Path) -> Settings:
 async def execute(settings: Settings, folder: Path, say: Display) -> None:
     """Run the pipeline on a prepared folder until the trainer is done. Everything started here is stopped again.
 
-    Raises PipelineError with the last word of whatever failed, BusError where the broker is out of reach.
+    Raises PipelineError with the last word of whatever failed, BusError where the broker is out of reach, Stopped where
+    somebody had the run stopped (``r2f stop``).
     """
     async with AsyncExitStack() as stack:
         programs, device_broker, server_broker = broker_programs(settings)
@@ -141,6 +144,7 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
             programs += service_programs(settings, memory, device_broker, server_broker)
         if not settings.trainer:
             (folder / waiting.FAILED).unlink(missing_ok=True)
+            (folder / result.STOPPED).unlink(missing_ok=True)
         (folder / folders.BROKER).write_text(settings_file.without_password(server_broker) + "\n", encoding="utf-8")
         ranks = ("--ranks", str(settings.ranks), "--meet", f"127.0.0.1:{free_port()}") if settings.ranks > 1 else ()
         beside = {"R2F_BROKER": server_broker, **link_rates(settings)[1]}
@@ -156,6 +160,8 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
         showing: list[asyncio.Task[Any]] = []
         if settings.watch:
             showing.append(asyncio.create_task(watch.page(running, folder, server_broker, settings.watch_port, say)))
+        if settings.tensorboard:
+            showing.append(asyncio.create_task(tensorboard.follow(folder, say.note)))
         listening = asyncio.Event()
         devices = fleet.devices if fleet else (settings.device,)
         watcher = asyncio.create_task(_watch(server_broker, devices, say, listening, running))
@@ -176,17 +182,18 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
 
 
 async def _elsewhere(folder: Path) -> None:
-    """Until the trainer that waits for runs has done this one. Raises PipelineError with its reason if it gave up."""
-    while (reason := waiting.outcome(folder)) is None:  # noqa: ASYNC110  (the other end is a file)
+    """Until the trainer that waits for runs has done this one. Raises PipelineError with its reason if it gave up, Stopped
+    with that of whoever had it stopped."""
+    while (reason := waiting.outcome(folder)) is None:
+        if stopped := result.stopped(folder):
+            raise Stopped(stopped)
         await asyncio.sleep(waiting.POLL_S)
     if reason:
         raise PipelineError(f"trainer: {reason}")
 
 
 def finish(settings: Settings, folder: Path) -> report.Report | FleetReport:
-    """``report.json`` of a run that is done, of one device its plots and sample images, and event files where asked for."""
-    if settings.tensorboard:
-        tensorboard.write(folder)
+    """``report.json`` of a run that is done, of one device its plots and sample images."""
     prepared, fleet = prepare.read(folder), fleets.read(folder)
     link = None if settings.link is None else profile(settings.link)
     if fleet is not None:

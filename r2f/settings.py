@@ -215,7 +215,7 @@ OPTIONS: dict[str, Option] = {
     "embedded": Option("embedded", "Start the embedded broker even where Mosquitto is installed.", PIPELINE),
     "watch": Option("watch", "Show the run on a page of this host while it goes on (docs/watching.md).", PIPELINE),
     "watch-port": Option("watch_port", "Port of that page; 0, or where it is taken, a free one.", PIPELINE),
-    "tensorboard": Option("tensorboard", "Leave event files for tensorboard --logdir when the run is done.", PIPELINE),
+    "tensorboard": Option("tensorboard", "Write event files for tensorboard --logdir while it runs.", PIPELINE),
 }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +37,8 @@ def need(packages: dict[str, str], option: str, extra: str) -> None:
 
 
 async def page(running: Pipeline, folder: Path, broker: str, port: int, say: Display) -> None:
-    """Keep a monitor running and say where its page is. Where it fails that is said, and the run goes on."""
+    """Keep a monitor running, say where its page is, and show it where the display wants that. Where it fails that is said,
+    and the run goes on."""
     if not _is_free(port):
         port = free_port()
     # What a resumed run did before is in its folder. Names of devices may be as many as a run has.
@@ -43,7 +47,10 @@ async def page(running: Pipeline, folder: Path, broker: str, port: int, say: Dis
     keeping = asyncio.create_task(running.watch(program, needed=True))
     try:
         if await _is_up(port, keeping):
-            say.note(f"watch it on http://127.0.0.1:{port}/")
+            at = f"http://127.0.0.1:{port}/"
+            say.note(f"watch it on {at}")
+            if say.browser:
+                await asyncio.to_thread(show, at)
         await keeping
     except PipelineError as error:
         say.note(f"the page is gone, the run goes on: {error}")
@@ -85,6 +92,14 @@ async def _is_up(port: int, keeping: asyncio.Task[None]) -> bool:
     return False
 
 
+def show(at: str) -> bool:
+    """Opens an address in a browser; whether there is one. Without a display one in the terminal would take that over."""
+    displays = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in displays):
+        return False
+    return webbrowser.open(at)
+
+
 def view(run: list[Path], broker: str | None, host: str, port: int, *, browser: bool) -> None:
     """Serve the page of runs' folders until Ctrl-C; with ``broker`` what goes on there too. Raises ValueError naming what is
     missing."""
@@ -99,9 +114,7 @@ def view(run: list[Path], broker: str | None, host: str, port: int, *, browser: 
     at = web.address(listening)
     print(f"{at}  (Ctrl-C ends it)", flush=True)
     if browser:
-        import webbrowser
-
-        webbrowser.open(at)
+        show(at)
 
     async def work() -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -25,34 +25,25 @@ static void wrong(struct file *file, const char *why) {
     if (!file->why) file->why = why;
 }
 
-/* The bytes of a tensor that has this dtype and so many elements of `item` bytes; NULL where it has not. */
-static const uint8_t *tensor(struct file *file, const char *name, const char *dtype, int64_t count, size_t item) {
-    const cJSON *entry = cJSON_GetObjectItemCaseSensitive(file->tensors, name);
-    const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(entry, "data_offsets");
-    const char *found = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(entry, "dtype"));
-    double from = cJSON_GetNumberValue(cJSON_GetArrayItem(offsets, 0)), to = cJSON_GetNumberValue(cJSON_GetArrayItem(offsets, 1));
-    if (!found || strcmp(found, dtype) || !(from >= 0 && from <= to && to <= (double)file->size) || from != floor(from) ||
-        to - from != (double)count * (double)item) {
-        wrong(file, "a tensor is missing, or has another dtype or size");
-        return NULL;
-    }
-    return file->data + (size_t)from;
-}
+static const cJSON *at(const cJSON *of, const char *key) { return cJSON_GetObjectItemCaseSensitive(of, key); }
 
-static const uint8_t *of_layer(struct file *file, int index, const char *name, const char *dtype, int64_t count, size_t item) {
+/* The bytes of a tensor that has this dtype and so many elements; NULL where it has not. Of a layer, or with -1 of the network. */
+static const uint8_t *tensor(struct file *file, int layer, const char *name, const char *dtype, int64_t count) {
     char whole[64];
-    snprintf(whole, sizeof whole, "%d.%s", index, name);
-    return tensor(file, whole, dtype, count, item);
+    if (layer < 0) snprintf(whole, sizeof whole, "%s", name);
+    else snprintf(whole, sizeof whole, "%d.%s", layer, name);
+    const cJSON *entry = at(file->tensors, whole), *offsets = at(entry, "data_offsets");
+    const char *found = cJSON_GetStringValue(at(entry, "dtype"));
+    double from = cJSON_GetNumberValue(cJSON_GetArrayItem(offsets, 0)), to = cJSON_GetNumberValue(cJSON_GetArrayItem(offsets, 1));
+    double item = strcmp(dtype + 1, "8") ? 4 : 1;
+    if (found && strcmp(found, dtype) == 0 && from >= 0 && from <= to && to <= (double)file->size && from == floor(from) && to - from == (double)count * item)
+        return file->data + (size_t)from;
+    wrong(file, "a tensor is missing, or has another dtype or size");
+    return NULL;
 }
 
-/* A copy of four-byte elements, which may lie anywhere in the file. */
-static void *copied(struct file *file, int index, const char *name, const char *dtype, int64_t count) {
-    const uint8_t *at = of_layer(file, index, name, dtype, count, 4);
-    void *copy = at ? malloc((size_t)count * 4) : NULL;
-    if (copy) memcpy(copy, at, (size_t)count * 4);
-    else wrong(file, "no memory for it");
-    return copy;
-}
+/* Element i of four bytes each, which may lie anywhere in the file. */
+static void word(const uint8_t *data, int64_t i, void *value) { memcpy(value, data + 4 * i, 4); }
 
 static int64_t whole(struct file *file, const cJSON *value, int64_t least, int64_t most) {
     double number = cJSON_GetNumberValue(value);
@@ -62,13 +53,8 @@ static int64_t whole(struct file *file, const cJSON *value, int64_t least, int64
 }
 
 static void several(struct file *file, const cJSON *of, const char *name, int count, int64_t least, int64_t *out) {
-    const cJSON *values = cJSON_GetObjectItemCaseSensitive(of, name);
+    const cJSON *values = at(of, name);
     for (int i = 0; i < count; i++) out[i] = whole(file, cJSON_GetArrayItem(values, i), least, EDGE_MAX);
-}
-
-static bool is(const cJSON *of, const char *type) {
-    const char *found = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(of, "type"));
-    return found && strcmp(found, type) == 0;
 }
 
 static float factor(struct file *file, const cJSON *value) {
@@ -87,80 +73,60 @@ static void read_conv(struct file *file, const cJSON *plain, int index, struct l
     char name[32];
     int64_t shape[4] = {0};
     snprintf(name, sizeof name, "%d.weight", index);
-    several(file, cJSON_GetObjectItemCaseSensitive(file->tensors, name), "shape", 4, 1, shape);
-    several(file, plain, "dilation", 2, 1, layer->dilation);
-    layer->groups = whole(file, cJSON_GetObjectItemCaseSensitive(plain, "groups"), 1, EDGE_MAX);
-    layer->per_group = shape[1];
-    layer->kernel[0] = shape[2];
-    layer->kernel[1] = shape[3];
-    layer->low = whole(file, cJSON_GetObjectItemCaseSensitive(plain, "low"), -128, 255);
-    if (file->why) return;
-    if (shape[0] != layer->c || layer->c % layer->groups || shape[1] * layer->groups != from->c ||
-        (double)shape[0] * (double)shape[1] * (double)shape[2] * (double)shape[3] > (double)SIZE_MAX_OF_LAYER) {
+    several(file, at(file->tensors, name), "shape", 4, 1, shape);
+    layer->groups = whole(file, at(plain, "groups"), 1, EDGE_MAX);
+    layer->per_group = shape[1], layer->kernel[0] = shape[2], layer->kernel[1] = shape[3];
+    double weights = (double)shape[0] * (double)shape[1] * (double)shape[2] * (double)shape[3];
+    if (shape[0] != layer->c || layer->c % layer->groups || shape[1] * layer->groups != from->c || weights > (double)SIZE_MAX_OF_LAYER)
         wrong(file, "a convolution's weights do not fit its shape");
-        return;
-    }
-    layer->weight = of_layer(file, index, "weight", "I8", shape[0] * shape[1] * shape[2] * shape[3], 1);
-    layer->bias = copied(file, index, "bias", "I32", layer->c);
-    layer->highs = copied(file, index, "high", "I32", layer->c);
-    layer->multiplier = copied(file, index, "multiplier", "F32", layer->c);
+    if (file->why) return;
+    layer->weight = tensor(file, index, "weight", "I8", (int64_t)weights);
+    layer->bias = tensor(file, index, "bias", "I32", layer->c);
+    layer->highs = tensor(file, index, "high", "I32", layer->c);
+    layer->multiplier = tensor(file, index, "multiplier", "F32", layer->c);
 }
 
 static void read_layer(struct file *file, struct network *network, const cJSON *plain, int index) {
+    static const char *const types[] = {"Conv", "Add", "MaxPool", "MeanPool", "Table", "Flatten"}; /* as enum kind */
     struct layer *layer = &network->layers[index];
-    const cJSON *inputs = cJSON_GetObjectItemCaseSensitive(plain, "inputs");
+    const cJSON *inputs = at(plain, "inputs");
+    const char *type = cJSON_GetStringValue(at(plain, "type"));
     int64_t shape[3];
+    int kind = 0;
+    while (kind <= FLATTEN && (!type || strcmp(type, types[kind]))) kind++;
+    if (kind > FLATTEN) wrong(file, "a layer is of a type that this program does not have: it has Conv, Add, MaxPool, MeanPool, Table, Flatten");
     several(file, plain, "shape", 3, 1, shape);
-    layer->h = shape[0], layer->w = shape[1], layer->c = shape[2];
-    layer->is_signed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(plain, "signed"));
-    layer->operands = cJSON_GetArraySize(inputs);
-    if (layer->operands < 1 || layer->operands > OPERANDS || (double)layer->h * (double)layer->w * (double)layer->c > (double)SIZE_MAX_OF_LAYER)
+    *layer = (struct layer){.kind = (enum kind)kind, .h = shape[0], .w = shape[1], .c = shape[2], .is_signed = cJSON_IsTrue(at(plain, "signed")),
+                            .operands = cJSON_GetArraySize(inputs), .dilation = {1, 1}};
+    if (layer->operands < 1 || layer->operands > (kind == ADD ? OPERANDS : 1) || (double)layer->h * (double)layer->w * (double)layer->c > (double)SIZE_MAX_OF_LAYER)
         wrong(file, "a layer is larger, or has other operands, than this program takes");
-    if (file->why) return;
-    for (int i = 0; i < layer->operands; i++) layer->inputs[i] = (int)whole(file, cJSON_GetArrayItem(inputs, i), -1, index - 1);
+    for (int i = 0; !file->why && i < layer->operands; i++) layer->inputs[i] = (int)whole(file, cJSON_GetArrayItem(inputs, i), -1, index - 1);
     if (file->why) return;
     struct layer from = operand(network, layer->inputs[0]);
-    bool windows = is(plain, "Conv") || is(plain, "MaxPool") || is(plain, "MeanPool");
-    if (windows) {
+    bool pool = kind == MAX_POOL || kind == MEAN_POOL;
+    if (kind == CONV || pool) {
         several(file, plain, "stride", 2, 1, layer->stride);
         several(file, plain, "padding", 2, 0, layer->padding);
     }
-    if (is(plain, "MaxPool") || is(plain, "MeanPool")) several(file, plain, "kernel", 2, 1, layer->kernel);
-    if (is(plain, "Add") || is(plain, "MeanPool")) {
-        layer->low = whole(file, cJSON_GetObjectItemCaseSensitive(plain, "low"), -128, 255);
-        layer->high = whole(file, cJSON_GetObjectItemCaseSensitive(plain, "high"), -128, 255);
+    if (kind == CONV || kind == MAX_POOL) several(file, plain, "dilation", 2, 1, layer->dilation);
+    if (kind == CONV || kind == ADD || kind == MEAN_POOL) layer->low = whole(file, at(plain, "low"), -128, 255);
+    if (kind == ADD || kind == MEAN_POOL) layer->high = whole(file, at(plain, "high"), -128, 255);
+    if (pool) several(file, plain, "kernel", 2, 1, layer->kernel);
+    if (pool && from.c != layer->c) wrong(file, "a pool changes the channels");
+    if ((kind == MAX_POOL || kind == FLATTEN) && from.is_signed != layer->is_signed) wrong(file, "a layer has another sign than its operand");
+    if ((kind == TABLE || kind == FLATTEN) && layer_size(&from) != layer_size(layer)) wrong(file, "a table or flatten changes the size");
+    if (kind == FLATTEN && (layer->h != 1 || layer->w != 1)) wrong(file, "a flatten's output is no vector");
+    if (kind == CONV) read_conv(file, plain, index, layer, &from);
+    if (kind == MEAN_POOL) layer->multipliers[0] = factor(file, at(plain, "multiplier"));
+    if (kind == TABLE) layer->table = tensor(file, index, "table", layer->is_signed ? "I8" : "U8", 256);
+    for (int i = 0; kind == ADD && i < layer->operands; i++) {
+        struct layer one = operand(network, layer->inputs[i]);
+        if (one.h != layer->h || one.w != layer->w || one.c != layer->c) wrong(file, "an add's operands have other shapes");
+        layer->multipliers[i] = factor(file, cJSON_GetArrayItem(at(plain, "multipliers"), i));
     }
-    if (!is(plain, "Add") && layer->operands != 1) wrong(file, "a layer has more operands than its type");
-    if ((is(plain, "MaxPool") || is(plain, "Flatten")) && from.is_signed != layer->is_signed) wrong(file, "a layer has another sign than its operand");
-    if ((is(plain, "MaxPool") || is(plain, "MeanPool")) && from.c != layer->c) wrong(file, "a pool changes the channels");
-    if (is(plain, "Conv")) {
-        layer->kind = CONV;
-        read_conv(file, plain, index, layer, &from);
-    } else if (is(plain, "Add")) {
-        layer->kind = ADD;
-        const cJSON *multipliers = cJSON_GetObjectItemCaseSensitive(plain, "multipliers");
-        for (int i = 0; i < layer->operands; i++) {
-            struct layer one = operand(network, layer->inputs[i]);
-            if (one.h != layer->h || one.w != layer->w || one.c != layer->c) wrong(file, "an add's operands have other shapes");
-            layer->multipliers[i] = factor(file, cJSON_GetArrayItem(multipliers, i));
-        }
-    } else if (is(plain, "MaxPool")) {
-        layer->kind = MAX_POOL;
-        several(file, plain, "dilation", 2, 1, layer->dilation);
-    } else if (is(plain, "MeanPool")) {
-        layer->kind = MEAN_POOL;
-        layer->multipliers[0] = factor(file, cJSON_GetObjectItemCaseSensitive(plain, "multiplier"));
-        layer->dilation[0] = layer->dilation[1] = 1;
-    } else if (is(plain, "Table")) {
-        layer->kind = TABLE;
-        layer->table = of_layer(file, index, "table", layer->is_signed ? "I8" : "U8", 256, 1);
-        if (layer_size(&from) != layer_size(layer)) wrong(file, "a table changes the shape");
-    } else if (is(plain, "Flatten")) {
-        layer->kind = FLATTEN;
-        if (layer->h != 1 || layer->w != 1 || layer_size(&from) != layer_size(layer)) wrong(file, "a flatten's shape is not its operand's");
-    } else {
-        wrong(file, "a layer is of a type that this program does not have: it has Conv, Add, MaxPool, MeanPool, Table, Flatten");
-    }
+    double window = kind == CONV ? (double)layer->per_group : 1;
+    if (kind == CONV || pool) window *= (double)layer->kernel[0] * (double)layer->kernel[1];
+    network->macs += window * (double)layer_size(layer);
 }
 
 struct network *network_read(const uint8_t *body, size_t size, char *why, size_t room) {
@@ -176,23 +142,19 @@ struct network *network_read(const uint8_t *body, size_t size, char *why, size_t
         file.data = network->body + 8 + length;
         file.size = size - 8 - length;
         header = cJSON_ParseWithLength((const char *)network->body + 8, length);
-        const cJSON *metadata = cJSON_GetObjectItemCaseSensitive(header, "__metadata__");
-        const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(metadata, "r2f"));
+        const char *text = cJSON_GetStringValue(at(at(header, "__metadata__"), "r2f"));
         graph = text ? cJSON_Parse(text) : NULL;
-        const char *format = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(graph, "format"));
-        const cJSON *layers = cJSON_GetObjectItemCaseSensitive(graph, "layers"), *plain;
+        const char *format = cJSON_GetStringValue(at(graph, "format"));
+        const cJSON *layers = at(graph, "layers"), *plain;
         file.tensors = header;
         if (!format || strcmp(format, "r2f-int8-network/2")) wrong(&file, "no network: its format is not r2f-int8-network/2");
         int64_t shape[3];
         several(&file, graph, "input_shape", 3, 1, shape);
         network->h = shape[0], network->w = shape[1], network->c = shape[2];
         if (!file.why && (double)network->h * (double)network->w * (double)network->c > (double)SIZE_MAX_OF_LAYER) wrong(&file, "its input is too large");
-        if (!file.why) network->input_table = tensor(&file, "input_table", "I8", network->c * 256, 1);
+        if (!file.why) network->input_table = tensor(&file, -1, "input_table", "I8", network->c * 256);
         if (cJSON_GetArraySize(layers) < 1 || cJSON_GetArraySize(layers) > LAYERS_MAX) wrong(&file, "it has not 1 to 1024 layers");
-        cJSON_ArrayForEach(plain, layers) {
-            if (file.why) break;
-            read_layer(&file, network, plain, network->count++);
-        }
+        cJSON_ArrayForEach(plain, layers) if (!file.why) read_layer(&file, network, plain, network->count++);
     }
     cJSON_Delete(graph);
     cJSON_Delete(header);
@@ -203,25 +165,8 @@ struct network *network_read(const uint8_t *body, size_t size, char *why, size_t
 }
 
 void network_free(struct network *network) {
-    if (!network) return;
-    for (int i = 0; i < network->count; i++) {
-        free(network->layers[i].bias);
-        free(network->layers[i].highs);
-        free(network->layers[i].multiplier);
-    }
-    free(network->body);
+    if (network) free(network->body);
     free(network);
-}
-
-double network_macs(const struct network *network) {
-    double macs = 0;
-    for (int i = 0; i < network->count; i++) {
-        const struct layer *l = &network->layers[i];
-        double window = l->kind == CONV ? (double)l->per_group * (double)(l->kernel[0] * l->kernel[1]) : 1;
-        if (l->kind == MAX_POOL || l->kind == MEAN_POOL) window = (double)l->kernel[0] * (double)l->kernel[1];
-        macs += window * (double)layer_size(l);
-    }
-    return macs;
 }
 
 static int64_t value(const uint8_t *x, bool is_signed, size_t i) { return is_signed ? (int8_t)x[i] : x[i]; }
@@ -252,8 +197,12 @@ static void run_window(const struct layer *l, const struct layer *from, const ui
                             if (v > most) most = v;
                         }
                     }
-                if (l->kind == CONV) most = scaled(sum + l->bias[o], l->multiplier[o], l->low, l->highs[o]);
-                else if (l->kind == MEAN_POOL) most = scaled(sum, l->multipliers[0], l->low, l->high);
+                if (l->kind == CONV) {
+                    int32_t bias, high;
+                    float multiplier;
+                    word(l->bias, o, &bias), word(l->highs, o, &high), word(l->multiplier, o, &multiplier);
+                    most = scaled(sum + bias, multiplier, l->low, high);
+                } else if (l->kind == MEAN_POOL) most = scaled(sum, l->multipliers[0], l->low, l->high);
                 out[(oy * l->w + ox) * l->c + o] = (uint8_t)most;
             }
 }

@@ -21,14 +21,14 @@ struct layer {
     int64_t per_group; /* input channels of a group */
     float multipliers[OPERANDS];
     const uint8_t *weight, *table;
-    int32_t *bias, *highs; /* of a Conv, a channel */
-    float *multiplier;
+    const uint8_t *bias, *highs, *multiplier; /* of a Conv, four bytes a channel: int32, int32, float32 */
 };
 
 struct network {
     uint8_t *body;
     int64_t h, w, c;
     const uint8_t *input_table; /* (C, 256) int8 */
+    double macs; /* of an image */
     int count;
     struct layer layers[LAYERS_MAX];
 };
@@ -39,6 +39,5 @@ void network_free(struct network *network);
 size_t layer_size(const struct layer *layer); /* elements of an image's output */
 /* Fault-free output of layer `index` on its operands' values, `n` images each. */
 void layer_run(const struct network *network, int index, const uint8_t *const *operands, size_t n, uint8_t *out);
-double network_macs(const struct network *network);
 
 #endif

@@ -140,9 +140,10 @@ bool get_array(const msgpack_object *map, const char *key, size_t most, msgpack_
     return true;
 }
 
+static const struct { const char *name; size_t bytes; } kinds[] = {
+    {"int8", 1}, {"uint8", 1}, {"int32", 4}, {"int64", 8}, {"float32", 4}};
+
 bool read_tensor(const msgpack_object *object, struct tensor *tensor) {
-    static const struct { const char *name; size_t bytes; } kinds[] = {
-        {"int8", 1}, {"uint8", 1}, {"int32", 4}, {"int64", 8}, {"float32", 4}};
     msgpack_object_array shape;
     const msgpack_object *data = object ? get(object, "data") : NULL;
     size_t item = 0;
@@ -166,24 +167,27 @@ bool read_tensor(const msgpack_object *object, struct tensor *tensor) {
 
 /* ---- msgpack out ---- */
 
+struct tensor tensor_of(const char *dtype, unsigned axes, const uint64_t *shape, const void *data) {
+    struct tensor made = {.dtype = dtype, .axes = axes, .count = 1, .data = data};
+    for (unsigned i = 0; i < axes; i++) made.shape[i] = shape[i], made.count *= shape[i];
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(dtype, kinds[i].name) == 0) made.bytes = made.count * kinds[i].bytes;
+    return made;
+}
+
 void put_text(msgpack_packer *packer, const char *text) {
     msgpack_pack_str(packer, strlen(text));
     msgpack_pack_str_body(packer, text, strlen(text));
 }
 
-void put_text_at(msgpack_packer *packer, const char *key, const char *text) {
-    put_text(packer, key);
-    put_text(packer, text);
-}
-
-void put_int_at(msgpack_packer *packer, const char *key, int64_t value) {
-    put_text(packer, key);
-    msgpack_pack_int64(packer, value);
-}
-
-void put_bool_at(msgpack_packer *packer, const char *key, bool value) {
-    put_text(packer, key);
-    value ? msgpack_pack_true(packer) : msgpack_pack_false(packer);
+void put(msgpack_packer *packer, const struct field *fields) {
+    for (const struct field *one = fields; one->key; one++) {
+        put_text(packer, one->key);
+        if (one->kind == IS_TEXT) put_text(packer, one->text);
+        else if (one->kind == IS_INT) msgpack_pack_int64(packer, one->number);
+        else if (one->kind == IS_TENSOR) put_tensor(packer, one->tensor);
+        else one->number ? msgpack_pack_true(packer) : msgpack_pack_false(packer);
+    }
 }
 
 static void put_bytes_at(msgpack_packer *packer, const char *key, const void *data, size_t size) {
@@ -192,14 +196,9 @@ static void put_bytes_at(msgpack_packer *packer, const char *key, const void *da
     msgpack_pack_bin_body(packer, data, size);
 }
 
-void put_tensor_at(msgpack_packer *packer, const char *key, const struct tensor *tensor) {
-    put_text(packer, key);
-    put_tensor(packer, tensor);
-}
-
 void put_tensor(msgpack_packer *packer, const struct tensor *tensor) {
     msgpack_pack_map(packer, 3);
-    put_text_at(packer, "dtype", tensor->dtype);
+    put(packer, FIELDS(TEXT("dtype", tensor->dtype)));
     put_text(packer, "shape");
     msgpack_pack_array(packer, tensor->axes);
     for (unsigned i = 0; i < tensor->axes; i++) msgpack_pack_uint64(packer, tensor->shape[i]);
@@ -217,77 +216,67 @@ static void publish(struct bus *bus, const char *name, const msgpack_sbuffer *pa
     if (rc != MOSQ_ERR_SUCCESS && qos > 0) fprintf(stderr, "%s: not sent: %s\n", topic, mosquitto_strerror(rc));
 }
 
-void bus_send(struct bus *bus, const char *name, const char *session, const msgpack_sbuffer *message) {
-    if (message->size <= bus->packet) {
-        publish(bus, name, message, 1, false);
+void begin(struct draft *draft, const char *type, const char *session, unsigned fields) {
+    msgpack_sbuffer_init(&draft->bytes);
+    msgpack_packer_init(&draft->packer, &draft->bytes, msgpack_sbuffer_write);
+    msgpack_pack_map(&draft->packer, 2 + fields);
+    put(&draft->packer, FIELDS(TEXT("type", type), TEXT("session", session)));
+}
+
+void drop(struct draft *draft) { msgpack_sbuffer_destroy(&draft->bytes); }
+
+static void finish(struct bus *bus, const char *name, struct draft *draft, int qos, bool retain) {
+    publish(bus, name, &draft->bytes, qos, retain);
+    drop(draft);
+}
+
+void bus_send(struct bus *bus, const char *name, const char *session, struct draft *draft) {
+    const msgpack_sbuffer *whole = &draft->bytes;
+    if (whole->size <= bus->packet) {
+        finish(bus, name, draft, 1, false);
         return;
     }
     unsigned char digest[16]; /* big-endian is xxhash's canonical form */
-    XXH128_canonicalFromHash((XXH128_canonical_t *)digest, XXH3_128bits(message->data, message->size));
-    msgpack_sbuffer part;
-    msgpack_packer packer;
-    msgpack_sbuffer_init(&part);
-    msgpack_packer_init(&packer, &part, msgpack_sbuffer_write);
-    msgpack_pack_map(&packer, 5);
-    put_text_at(&packer, "type", "manifest");
-    put_text_at(&packer, "session", session);
-    put_int_at(&packer, "length", (int64_t)message->size);
-    put_int_at(&packer, "chunk", (int64_t)bus->packet);
-    put_bytes_at(&packer, "digest", digest, sizeof digest);
-    publish(bus, name, &part, 1, false);
-    for (size_t from = 0; from < message->size; from += bus->packet) {
-        size_t left = message->size - from;
-        msgpack_sbuffer_clear(&part);
-        msgpack_pack_map(&packer, 5);
-        put_text_at(&packer, "type", "chunk");
-        put_text_at(&packer, "session", session);
-        put_bytes_at(&packer, "digest", digest, sizeof digest);
-        put_int_at(&packer, "index", (int64_t)(from / bus->packet));
-        put_bytes_at(&packer, "data", message->data + from, left < bus->packet ? left : bus->packet);
-        publish(bus, name, &part, 1, false);
+    XXH128_canonicalFromHash((XXH128_canonical_t *)digest, XXH3_128bits(whole->data, whole->size));
+    struct draft part;
+    begin(&part, "manifest", session, 3);
+    put(&part.packer, FIELDS(INT("length", (int64_t)whole->size), INT("chunk", (int64_t)bus->packet)));
+    put_bytes_at(&part.packer, "digest", digest, sizeof digest);
+    finish(bus, name, &part, 1, false);
+    for (size_t from = 0; from < whole->size; from += bus->packet) {
+        size_t left = whole->size - from;
+        begin(&part, "chunk", session, 3);
+        put_bytes_at(&part.packer, "digest", digest, sizeof digest);
+        put(&part.packer, FIELDS(INT("index", (int64_t)(from / bus->packet))));
+        put_bytes_at(&part.packer, "data", whole->data + from, left < bus->packet ? left : bus->packet);
+        finish(bus, name, &part, 1, false);
     }
-    msgpack_sbuffer_destroy(&part);
+    drop(draft);
 }
 
-static void state(struct bus *bus, msgpack_sbuffer *out, bool online, unsigned fields, void (*more)(msgpack_packer *)) {
-    msgpack_packer packer;
-    msgpack_sbuffer_init(out);
-    msgpack_packer_init(&packer, out, msgpack_sbuffer_write);
-    msgpack_pack_map(&packer, 5 + fields);
-    put_text_at(&packer, "type", "state");
-    put_text_at(&packer, "session", "");
-    put_text_at(&packer, "service", bus->service->name);
-    put_text_at(&packer, "boot", bus->boot);
-    put_bool_at(&packer, "online", online);
-    if (more) more(&packer);
+static void state(struct bus *bus, struct draft *draft, bool online, unsigned fields, void (*more)(msgpack_packer *)) {
+    begin(draft, "state", "", 3 + fields);
+    put(&draft->packer, FIELDS(TEXT("service", bus->service->name), TEXT("boot", bus->boot), BOOL("online", online)));
+    if (more) more(&draft->packer);
 }
 
 void bus_announce(struct bus *bus, bool online, unsigned fields, void (*more)(msgpack_packer *packer)) {
     char name[NAME_MAX_BYTES + 8];
-    msgpack_sbuffer out;
-    state(bus, &out, online, fields, more);
+    struct draft draft;
+    state(bus, &draft, online, fields, more);
     snprintf(name, sizeof name, "state/%s", bus->service->name);
-    publish(bus, name, &out, 1, true);
-    msgpack_sbuffer_destroy(&out);
+    finish(bus, name, &draft, 1, true);
 }
 
 void bus_timing(struct bus *bus, const char *session, const char *stage, int64_t iteration, int64_t segment, double seconds) {
     char name[NAME_MAX_BYTES + 8];
-    msgpack_sbuffer out;
-    msgpack_packer packer;
-    msgpack_sbuffer_init(&out);
-    msgpack_packer_init(&packer, &out, msgpack_sbuffer_write);
-    msgpack_pack_map(&packer, 6);
-    put_text_at(&packer, "type", "timing");
-    put_text_at(&packer, "session", session);
-    put_text_at(&packer, "stage", stage);
-    put_int_at(&packer, "iteration", iteration);
-    put_int_at(&packer, "segment", segment);
-    put_text(&packer, "host_s");
-    msgpack_pack_double(&packer, seconds);
+    struct draft draft;
+    begin(&draft, "timing", session, 4);
+    put(&draft.packer, FIELDS(TEXT("stage", stage), INT("iteration", iteration), INT("segment", segment)));
+    put_text(&draft.packer, "host_s");
+    msgpack_pack_double(&draft.packer, seconds);
     snprintf(name, sizeof name, "event/%s", stage);
-    publish(bus, name, &out, 0, false);
-    msgpack_sbuffer_destroy(&out);
+    finish(bus, name, &draft, 0, false);
 }
 
 /* ---- receiving ---- */
@@ -306,7 +295,7 @@ static struct transfer *find(struct bus *bus, const char *name, const unsigned c
     return NULL;
 }
 
-static const char *begin(struct bus *bus, const char *name, const unsigned char *digest, const msgpack_object *manifest) {
+static const char *expect(struct bus *bus, const char *name, const unsigned char *digest, const msgpack_object *manifest) {
     int64_t length, chunk;
     if (!get_int(manifest, "length", 1, (int64_t)MESSAGE_MAX, &length)) return "manifest: length is no size that is taken";
     if (!get_int(manifest, "chunk", SMALLEST_CHUNK, (int64_t)MESSAGE_MAX, &chunk)) return "manifest: chunk is no size that is taken";
@@ -355,6 +344,14 @@ static const char *add(struct bus *bus, const char *name, const unsigned char *d
     return wrong;
 }
 
+static const char *give(struct bus *bus, const char *name, const msgpack_object *message) {
+    char session[NAME_MAX_BYTES + 1];
+    if (!get_text(message, "session", session, sizeof session)) return "session is no text of 64 bytes at most";
+    for (const struct listens *one = bus->service->listens; one->name; one++)
+        if (strcmp(name, one->name) == 0 && is_text(get(message, "type"), one->type)) return one->take(bus, session, message);
+    return "type is not that of the topic";
+}
+
 /* A reason to drop a packet, or NULL. */
 static const char *take(struct bus *bus, const char *name, const uint8_t *data, size_t size, bool whole) {
     msgpack_unpacked unpacked;
@@ -372,9 +369,9 @@ static const char *take(struct bus *bus, const char *name, const uint8_t *data, 
     else if (get(message, "v") && (!get_int(message, "v", 1, 1, &version))) wrong = "of another version of the contract";
     else if (part && whole) wrong = "chunks within chunks";
     else if (part && (!digest || digest->type != MSGPACK_OBJECT_BIN || digest->via.bin.size != 16)) wrong = "no digest of 16 bytes";
-    else if (is_text(get(message, "type"), "manifest")) wrong = begin(bus, name, (const unsigned char *)digest->via.bin.ptr, message);
+    else if (is_text(get(message, "type"), "manifest")) wrong = expect(bus, name, (const unsigned char *)digest->via.bin.ptr, message);
     else if (part) wrong = add(bus, name, (const unsigned char *)digest->via.bin.ptr, message);
-    else wrong = bus->service->take(bus, name, message);
+    else wrong = give(bus, name, message);
     msgpack_unpacked_destroy(&unpacked);
     return wrong;
 }
@@ -394,9 +391,9 @@ static void on_connect(struct mosquitto *mosquitto, void *context, int code) {
         fprintf(stderr, "the broker refuses: %s\n", mosquitto_connack_string(code));
         return;
     }
-    for (const char *const *name = bus->service->listens; *name; name++) {
+    for (const struct listens *one = bus->service->listens; one->name; one++) {
         char topic[256];
-        snprintf(topic, sizeof topic, "%s/%s", bus->root, *name);
+        snprintf(topic, sizeof topic, "%s/%s", bus->root, one->name);
         mosquitto_subscribe(mosquitto, NULL, topic, 1);
     }
     bus->service->connected(bus);
@@ -466,10 +463,10 @@ int bus_serve(const struct service *service, const char *broker, const char *dev
     mosquitto_lib_init();
     bus.mosquitto = mosquitto_new(identifier, true, &bus);
     if (!bus.mosquitto) return perror("mosquitto_new"), 1;
-    msgpack_sbuffer will;
+    struct draft will;
     state(&bus, &will, false, 0, NULL);
-    mosquitto_will_set(bus.mosquitto, topic, (int)will.size, will.data, 1, true);
-    msgpack_sbuffer_destroy(&will);
+    mosquitto_will_set(bus.mosquitto, topic, (int)will.bytes.size, will.bytes.data, 1, true);
+    drop(&will);
     mosquitto_connect_callback_set(bus.mosquitto, on_connect);
     mosquitto_message_callback_set(bus.mosquitto, on_message);
     struct sigaction action = {.sa_handler = on_signal};

@@ -22,23 +22,33 @@ struct tensor {
 
 struct bus;
 
-/* A message of our device, whole: `name` is plane/name of its topic. A reason to drop it, or NULL. */
-typedef const char *(*take_message)(struct bus *bus, const char *name, const msgpack_object *message);
+/* What a service listens to: plane/name of the topic and the type of its messages. `take` gets them whole, and gives a reason to drop
+   one, or NULL. */
+struct listens {
+    const char *name, *type;
+    const char *(*take)(struct bus *bus, const char *session, const msgpack_object *message);
+};
 /* Called at each connection, after the subscriptions. */
 typedef void (*take_connection)(struct bus *bus);
 
 struct service {
-    const char *name;          /* agent or voter */
-    const char *const *listens; /* plane/name, NULL at the end */
-    take_message take;
+    const char *name;              /* agent or voter */
+    const struct listens *listens; /* {0} at the end */
     take_connection connected;
 };
 
 /* Serve until SIGTERM or SIGINT; an exit code. `broker` is mqtt[s]://[user@]host:port, the password in R2F_PASSWORD. */
 int bus_serve(const struct service *service, const char *broker, const char *device);
 const char *bus_device(const struct bus *bus);
-/* Send an encoded message of a session, in chunks where it is too large for one packet. */
-void bus_send(struct bus *bus, const char *name, const char *session, const msgpack_sbuffer *message);
+/* A message that is being written: begun with its type, session and the number of fields behind those. */
+struct draft {
+    msgpack_sbuffer bytes;
+    msgpack_packer packer;
+};
+void begin(struct draft *draft, const char *type, const char *session, unsigned fields);
+/* Send a whole one, in chunks where it is too large for one packet, and free it. */
+void bus_send(struct bus *bus, const char *name, const char *session, struct draft *draft);
+void drop(struct draft *draft); /* free it unsent */
 /* Publish this service's retained state: what is in it beside type, session, service, boot and online is packed by `more`. */
 void bus_announce(struct bus *bus, bool online, unsigned fields, void (*more)(msgpack_packer *packer));
 /* event/{stage}, which nobody acts on. */
@@ -58,10 +68,21 @@ bool read_tensor(const msgpack_object *object, struct tensor *tensor);
 
 /* Writing. */
 void put_text(msgpack_packer *packer, const char *text);
-void put_text_at(msgpack_packer *packer, const char *key, const char *text);
-void put_int_at(msgpack_packer *packer, const char *key, int64_t value);
-void put_bool_at(msgpack_packer *packer, const char *key, bool value);
 void put_tensor(msgpack_packer *packer, const struct tensor *tensor);
-void put_tensor_at(msgpack_packer *packer, const char *key, const struct tensor *tensor);
+struct tensor tensor_of(const char *dtype, unsigned axes, const uint64_t *shape, const void *data);
+/* Keys with their values: put(packer, FIELDS(INT("seq", 3), TEXT("of", "mode"))). Who packs the map counts them. */
+struct field {
+    const char *key;
+    enum { IS_TEXT, IS_INT, IS_BOOL, IS_TENSOR } kind;
+    const char *text;
+    int64_t number;
+    const struct tensor *tensor;
+};
+#define TEXT(k, v) {.key = k, .kind = IS_TEXT, .text = v}
+#define INT(k, v) {.key = k, .kind = IS_INT, .number = v}
+#define BOOL(k, v) {.key = k, .kind = IS_BOOL, .number = v}
+#define TENSOR(k, v) {.key = k, .kind = IS_TENSOR, .tensor = v}
+#define FIELDS(...) (const struct field[]){__VA_ARGS__, {.key = NULL}}
+void put(msgpack_packer *packer, const struct field *fields);
 
 #endif

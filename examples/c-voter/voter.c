@@ -121,24 +121,19 @@ static const char *answer_layer(const struct layer *layer, bool median, msgpack_
     if (!wrong) {
         voted.data = out;
         msgpack_pack_map(packer, 3 + votes);
-        put_int_at(packer, "index", layer->index);
-        put_tensor_at(packer, "actual", &actual);
-        put_bool_at(packer, "direct", layer->direct);
-        if (votes) put_tensor_at(packer, "vote", &voted);
+        put(packer, FIELDS(INT("index", layer->index), TENSOR("actual", &actual), BOOL("direct", layer->direct)));
+        if (votes) put(packer, FIELDS(TENSOR("vote", &voted)));
     }
     free(out);
     return wrong;
 }
 
-static const char *take(struct bus *bus, const char *name, const msgpack_object *message) {
+static const char *take(struct bus *bus, const char *session, const msgpack_object *message) {
     static const char *const numbers[] = {"iteration", "attempt", "segment"};
-    char session[NAME_MAX_BYTES + 1], mode[16];
+    char mode[16];
     int64_t same[3];
     msgpack_object_array layers;
     double start = now_s();
-    (void)name;
-    if (!is_text(get(message, "type"), "replicas")) return "type is not replicas";
-    if (!get_text(message, "session", session, sizeof session)) return "session is no text of 64 bytes at most";
     for (int i = 0; i < 3; i++)
         if (!get_int(message, numbers[i], INT64_MIN, INT64_MAX, &same[i])) return "iteration, attempt or segment is no number";
     if (!get_text(message, "mode", mode, sizeof mode) || (strcmp(mode, "training") && strcmp(mode, "inference"))) return "mode is unknown";
@@ -146,36 +141,29 @@ static const char *take(struct bus *bus, const char *name, const msgpack_object 
     if (!median && !is_text(get(message, "vote"), "bitwise")) return "vote is neither median nor bitwise";
     if (!get_array(message, "layers", LAYERS_MAX, &layers)) return "layers is no array";
 
-    msgpack_sbuffer out;
-    msgpack_packer packer;
-    msgpack_sbuffer_init(&out);
-    msgpack_packer_init(&packer, &out, msgpack_sbuffer_write);
-    msgpack_pack_map(&packer, 7);
-    put_text_at(&packer, "type", "voted");
-    put_text_at(&packer, "session", session);
-    for (int i = 0; i < 3; i++) put_int_at(&packer, numbers[i], same[i]);
-    put_text_at(&packer, "mode", mode);
-    put_text(&packer, "layers");
-    msgpack_pack_array(&packer, layers.size);
+    struct draft answer;
+    begin(&answer, "voted", session, 5);
+    for (int i = 0; i < 3; i++) put(&answer.packer, FIELDS(INT(numbers[i], same[i])));
+    put(&answer.packer, FIELDS(TEXT("mode", mode)));
+    put_text(&answer.packer, "layers");
+    msgpack_pack_array(&answer.packer, layers.size);
     const char *wrong = NULL;
     for (uint32_t i = 0; i < layers.size && !wrong; i++) {
         struct layer layer;
         wrong = read_layer(&layers.ptr[i], &layer);
-        if (!wrong) wrong = answer_layer(&layer, median, &packer);
+        if (!wrong) wrong = answer_layer(&layer, median, &answer.packer);
     }
-    if (!wrong) {
-        bus_send(bus, "edge/voted", session, &out);
-        bus_timing(bus, session, "tmr", same[0], same[2], now_s() - start);
-    }
-    msgpack_sbuffer_destroy(&out);
-    return wrong;
+    if (wrong) return drop(&answer), wrong;
+    bus_send(bus, "edge/voted", session, &answer);
+    bus_timing(bus, session, "tmr", same[0], same[2], now_s() - start);
+    return NULL;
 }
 
 static void connected(struct bus *bus) { bus_announce(bus, true, 0, NULL); }
 
 int main(int count, char **arguments) {
-    static const char *const listens[] = {"edge/replicas", NULL};
-    static const struct service voter = {"voter", listens, take, connected};
+    static const struct listens listens[] = {{"edge/replicas", "replicas", take}, {0}};
+    static const struct service voter = {"voter", listens, connected};
     if (count != 3) return fprintf(stderr, "usage: c-voter mqtt[s]://[user@]host:port DEVICE\n"), 2;
     return bus_serve(&voter, arguments[1], arguments[2]);
 }

@@ -126,7 +126,7 @@ def _operations() -> dict[str, Any]:
     found = {}
     for action, who in (("send", topics.SENDERS), ("receive", topics.RECEIVERS)):
         for key, services in who.items():
-            for service in services:
+            for service in services or ("any",):
                 found[f"{service}.{action}.{key.replace('/', '.')}"] = _operation(action, service, key.replace("/", "."), key)
     for service in dict.fromkeys(service for services in topics.SENDERS.values() for service in services):
         found[f"{service}.send.state"] = _operation("send", service, "state.service", "state")

@@ -43,7 +43,7 @@ def every_kind() -> list[type[Message]]:
 
 
 def _senders(key: str) -> str:
-    if key in topics.SENDERS:
+    if topics.SENDERS.get(key):
         return " and ".join(topics.SENDERS[key])
     return "who receives there" if key.endswith(f"/{topics.FLOW}") else "any"
 

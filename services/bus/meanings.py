@@ -102,6 +102,7 @@ OF: Final[Mapping[str, str]] = {
     "LayerRebuilt.elements": "Outputs of the layer, of the whole batch.",
     "LayerVotes.elements": "Outputs of the layer, of the whole batch.",
     "Memory.resident_bytes": "Of the process, as the kernel counts them.",
+    "Stopping.ended": "Whether the trainer ends now; false where it goes on to the end of an iteration.",
     "Chunk.digest": "Names the transfer: as in its manifest.",
     "Chunk.index": "From 0; its data begin at byte `index * chunk`.",
     "Chunk.data": "`chunk` bytes, the last one what is left.",

@@ -485,6 +485,24 @@ class Dropped(Message):
     """Messages so far, by that process."""
 
 
+class Stop(Message):
+    """``server/stop``: end the run of this ``session`` behind the iteration, or the pass of an evaluation, that is under way.
+
+    The trainer answers with ``event/stopping``, keeps a checkpoint and ends; the run can be resumed. Again, it changes nothing.
+    """
+
+    by: Name
+    """Who asks, for people: printable characters, not empty."""
+
+
+class Stopping(Message):
+    """``event/stopping``: the trainer has heard a Stop; and again, ``ended``, when its checkpoint is written and it ends."""
+
+    by: Name
+    """As the Stop has it."""
+    ended: bool = False
+
+
 class Manifest(Message):
     """Before the chunks of a message too large for one packet: what they come to. On the topic of that message."""
 

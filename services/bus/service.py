@@ -71,6 +71,8 @@ DEFAULT_DEVICE = "edge-0"
 
 
 MEMORY_S = (10.0, 60.0)
+STOPPED = 3
+"""Exit code of what was stopped by ``server/stop``: nothing failed, and it is not done."""
 ARENA_MB = 256
 ARENA_AGE_S = 3600.0
 """Behind a slow link a tensor may wait long for its reader. One that died is noticed by its successor, not by this."""
@@ -81,6 +83,10 @@ ArenaMb = Annotated[
 
 class StartOver(RuntimeError):
     """This process cannot go on, and one that is started in its place can: it ends by SIGTERM, as if somebody had ended it."""
+
+
+class Stopped(RuntimeError):
+    """Somebody had this work stopped, in order: it ends with one line, which says who, and exit code ``STOPPED``."""
 
 
 class Common(NamedTuple):
@@ -140,6 +146,9 @@ def run_all(service: str, common: Common, work: Coroutine[Any, Any, None]) -> No
         stopped = asyncio.run(until_signal(work))
     except (BusError, ValueError, OSError) as error:
         fail(service, error)
+    except Stopped as error:
+        print(f"{service}: {error}", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
     except StartOver as error:
         log.warning("starting over", reason=str(error))
         end_by_sigterm()

@@ -40,12 +40,14 @@ TABLE: dict[str, type[Message]] = {
     "server/inputs": messages.Inputs,
     "server/activations": messages.Activations,
     "server/model": messages.Deploy,
+    "server/stop": messages.Stop,
     "state/claim": messages.Claim,
     "event/progress": messages.Progress,
     "event/iteration": messages.Iteration,
     "event/votes": messages.Votes,
     "event/memory": messages.Memory,
     "event/dropped": messages.Dropped,
+    "event/stopping": messages.Stopping,
     "down/flow": messages.Flow,
     "up/flow": messages.Flow,
     "edge/flow": messages.Flow,
@@ -74,8 +76,10 @@ SENDERS: dict[str, tuple[str, ...]] = {
     "server/inputs": ("codec-server",),
     "server/activations": ("codec-server",),
     "server/model": ("trainer",),
+    "server/stop": (),
 }
-"""``plane/name`` to the services that send there; a numbered message of another process than those is dropped."""
+"""``plane/name`` to the services that send there; a numbered message of another process than those is dropped. Where there are
+none, whoever may write there sends."""
 
 RECEIVERS: dict[str, tuple[str, ...]] = {
     "down/mode": ("agent", "codec-device", "codec-server"),
@@ -96,6 +100,7 @@ RECEIVERS: dict[str, tuple[str, ...]] = {
     "server/inputs": ("trainer",),
     "server/activations": ("trainer",),
     "server/model": ("codec-server",),
+    "server/stop": ("trainer",),
 }
 """``plane/name`` to the services that listen there; for those who write one of them in another language."""
 

@@ -1,7 +1,8 @@
-"""What an operator may tell a device while no run has it: the mode, its error rates, and which layers are protected.
+"""What an operator may tell a device while no run has it: the mode, its error rates, and which layers are protected. And a run
+that it is to stop.
 
 A run's device is the run's: its trainer holds the name ``trainer`` as a lease, and this program, which takes that name for as
-long as a command lasts, is refused it. The contract has no message that stops a run, so there is no such command here.
+long as a command to the device lasts, is refused it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import msgspec
 from msgspec import Meta
 
 from accelsim.faults import Rates
+from services import stopping
 from services.bus import Bus
 from services.bus.messages import Ack, Mode, SetMode, fresh_nonce
 from services.scheme import Scheme
 from services.shown import plain
 
+OPERATOR = "the page's operator"
 HEARD_S = 3.0
 """For the retained mode, which the broker sends at once."""
 ANSWER_S = 10.0
@@ -29,6 +32,13 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True):
     ber: Annotated[float, Meta(ge=0, le=1)] | None = None
     """At inputs, weights and outputs."""
     protected: Annotated[tuple[Annotated[int, Meta(ge=0, le=100_000)], ...], Meta(max_length=4096)] | None = None
+
+
+class Stopped(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of the command that stops a run."""
+
+    session: Annotated[str, Meta(min_length=1, max_length=64)]
+    """Of the run that the operator saw: not one that began since."""
 
 
 class NotDone(ValueError):
@@ -64,6 +74,18 @@ async def tell(broker: str, device: str, asked: Asked) -> SetMode:
     if not answer.ok:
         raise NotDone(f"device {device} refused: {plain(answer.error)}")
     return message
+
+
+async def stop(broker: str, device: str, session: str) -> None:
+    """Have the trainer end a run after what is under way. Raises NotDone where none of that run hears, BusError as ``tell``."""
+    try:
+        heard = await stopping.stop(
+            broker, [device], session, OPERATOR, lambda _: None, wait=False, give_up_s=HEARD_S
+        )  # fmt: skip
+    except stopping.NotStopped as error:
+        raise NotDone(str(error)) from None
+    if not heard:
+        raise NotDone(f"no trainer has device {device} any more: run {session} is not going on")
 
 
 async def _mode(broker: str, device: str) -> SetMode:

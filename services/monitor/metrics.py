@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from services.metric import METRICS
 from services.monitor.core.known import Device, Run
 from services.monitor.core.watched import Watched
 
@@ -88,8 +89,11 @@ def _runs(watched: Watched) -> Iterator[Metric]:
     loss = GaugeMetricFamily("r2f_loss", "Loss of the last iteration of the newest run.", labels=["device"])
     accuracy = GaugeMetricFamily(
         "r2f_accuracy_ratio",
-        "Mean top-1 of the newest run's evaluations, 0 to 1; none of networks that give images.",
-        labels=["device", "phase", "faults"],
+        "Mean of the newest run's evaluations, 0 to 1, by the run's metric: top1, top5, miou or ssim.",
+        labels=["device", "phase", "faults", "metric"],
+    )
+    psnr = GaugeMetricFamily(
+        "r2f_psnr_decibels", "Mean PSNR of the newest run's evaluations.", labels=["device", "phase", "faults"]
     )
     error_rate = GaugeMetricFamily("r2f_bit_error_ratio", "Bit error rate that the device was told.", labels=["device", "site"])
     errors = GaugeMetricFamily("r2f_vote_error_ratio", "Share of voted elements that were wrong.", labels=["device"])
@@ -105,15 +109,19 @@ def _runs(watched: Watched) -> Iterator[Metric]:
             continue
         if run.loss is not None:
             loss.add_metric([device.name], run.loss)
-        # Other metrics have other units, and pages show them.
-        for score in run.scores if run.metric == "top1" else ():
+        for score in run.scores:
             if values := [value for value in score.values if value is not None]:
-                accuracy.add_metric([device.name, score.phase, str(score.faults).lower()], fmean(values) / 100)
+                of = [device.name, score.phase, str(score.faults).lower()]
+                if run.metric == "psnr":  # in dB, and what has another unit has another name
+                    psnr.add_metric(of, fmean(values))
+                else:
+                    share = 100 if METRICS[run.metric].unit == "%" else 1
+                    accuracy.add_metric([*of, run.metric], fmean(values) / share)
         if voted := sum(layer.elements for layer in run.layers.values()):
             errors.add_metric([device.name], sum(layer.errors for layer in run.layers.values()) / voted)
         if compared := sum(layer.compared for layer in run.layers.values()):
             agreed.add_metric([device.name], sum(layer.agreed for layer in run.layers.values()) / compared)
-    yield from (loss, accuracy, error_rate, errors, agreed)
+    yield from (loss, accuracy, psnr, error_rate, errors, agreed)
 
 
 def newest(device: Device) -> Run | None:

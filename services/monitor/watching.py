@@ -8,7 +8,7 @@ import time
 import structlog
 
 from services.bus import Bus, BusError, topics
-from services.bus.messages import ROOT, Iteration, Memory, Message, Progress, SetMode, State, Timing, Votes
+from services.bus.messages import ROOT, Iteration, Memory, Message, Progress, SetMode, State, Stopping, Timing, Votes
 from services.devices import LEVEL
 from services.monitor.core.known import setting
 from services.monitor.core.watched import Refused, Watched
@@ -75,6 +75,8 @@ def _take(watched: Watched, topic: topics.Topic, message: Message, now: float) -
                 now=now,
                 metric=message.metric,
             )
+        case Stopping():
+            watched.stopping(device, message.session, message.by, ended=message.ended, now=now)
         case Timing():
             watched.timing(device, message.session, message, now)
         case Votes():

@@ -128,7 +128,7 @@ def app(watched: Watched, options: Options, ending: asyncio.Event | None = None)
     routes += [
         Route("/api/state", state, methods=["GET"]),
         Route("/api/history", history, methods=["GET"]),
-        Route("/api/devices/{device}/mode", command, methods=["POST"]),
+        Route("/api/devices/{device}/{what:str}", command, methods=["POST"]),
         Route("/events", events, methods=["GET"]),
         Route("/metrics", scrape, methods=["GET"]),
     ]
@@ -181,11 +181,15 @@ def _json(data: Any) -> Response:
     return Response(msgspec.json.encode(data), media_type="application/json")
 
 
+_BODIES: Final[dict[str, type[commands.Asked] | type[commands.Stopped]]] = {"mode": commands.Asked, "stop": commands.Stopped}
+"""Commands by name, and what they take."""
+
+
 async def _command(request: Request, watched: Watched, options: Options) -> Response:
     def refused(status: int, why: str) -> Response:
         return JSONResponse({"error": why}, status)
 
-    device = request.path_params["device"]
+    device, what = request.path_params["device"], request.path_params["what"]
     if not options.token:
         return refused(403, "this page only shows; start services.monitor with --token-file for commands")
     given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
@@ -194,6 +198,8 @@ async def _command(request: Request, watched: Watched, options: Options) -> Resp
         return refused(401, "that is not the operator's token")
     if not LEVEL.fullmatch(device) or device not in watched.devices:
         return refused(404, "no such device is on the bus")
+    if what not in _BODIES:
+        return refused(404, f"no such command; there are {' and '.join(_BODIES)}")
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
         return refused(415, "a command is application/json")
     body = b""
@@ -202,13 +208,22 @@ async def _command(request: Request, watched: Watched, options: Options) -> Resp
         if len(body) > BODY_BYTES:
             return refused(413, f"a command has at most {BODY_BYTES} bytes")
     try:
-        asked = msgspec.json.decode(body, type=commands.Asked)
+        asked = msgspec.json.decode(body, type=_BODIES[what])
     except msgspec.DecodeError as error:
         return refused(422, str(error))
     trainer = watched.devices[device].services.get("trainer")
-    if trainer is not None and trainer.online:
-        return refused(409, "a run has this device, and says itself how it is to run; wait for its end")
+    busy = trainer is not None and trainer.online
     try:
+        if isinstance(asked, commands.Stopped):
+            if asked.session not in watched.devices[device].runs:
+                return refused(404, f"device {device} has no such run")
+            if not busy:
+                return refused(409, "no run has this device now; there is nothing to stop")
+            await commands.stop(options.broker, device, asked.session)
+            log.info("commanded", device=device, stop=asked.session)
+            return JSONResponse({"stopping": asked.session})
+        if busy:
+            return refused(409, "a run has this device, and says itself how it is to run; stop it, or wait for its end")
         told = await commands.tell(options.broker, device, asked)
     except commands.NotDone as error:
         return refused(409, str(error))

@@ -19,7 +19,7 @@ from services.trainer import common as shared
 from services.trainer import fleet as fleets
 from services.trainer import ranks as distributed
 from services.trainer import training, waiting
-from services.trainer.core import fleet, job
+from services.trainer.core import fleet, job, result
 from services.trainer.core.fleet import Fleet
 from services.trainer.core.parts import Replaying
 
@@ -44,7 +44,8 @@ def main(
     """Trainer: backward pass on what the device computed, SGD, int8 model back. Ends when the job is done.
 
     Writes checkpoints, progress.jsonl, result.json and retrained.safetensors into the run's folder; started again on
-    the same folder it goes on from the last checkpoint and ends with the same model, bit for bit.
+    the same folder it goes on from the last checkpoint and ends with the same model, bit for bit. A run that somebody had
+    stopped (server/stop) ends with exit code 3 and the reason in stopped.txt.
     """
     memory.keep_memory()
     torch.set_num_threads(threads)
@@ -70,11 +71,15 @@ def main(
     except (ValueError, OSError) as error:
         fail(error)
         service.fail("trainer", error)
+    (folder / result.STOPPED).unlink(missing_ok=True)
     common = service.Common(broker, todo.device, json_logs, log_level, patience, signing_key, audit_log)
 
     async def serve(bus: Bus, replaying: Replaying | None) -> None:
         try:
             await training.run(bus, folder, path, replaying=replaying)
+        except service.Stopped as stopped:
+            waiting.stop(folder, str(stopped))
+            raise
         except Exception as error:
             fail(error)
             raise
@@ -82,6 +87,9 @@ def main(
     async def serve_all(of: Fleet, replaying: Replaying | None) -> None:
         try:
             await (fleets.own if of.sharing == "own" else shared.run)(of, folder, common, path, replaying)
+        except service.Stopped as stopped:
+            waiting.stop(folder, str(stopped))
+            raise
         except Exception as error:
             fail(error)
             raise

@@ -70,8 +70,8 @@ async def run(fleet: Fleet, folder: Path, options: service.Common, path: str, re
     """The whole run, from wherever an earlier process left it. ``replaying``: see ``Learner``.
 
     Leaves a ``result.json`` and ``progress.jsonl`` in each device's folder, and in the run's own its result, ``steps.jsonl``
-    and ``retrained.safetensors``. Raises DeviceError where no device is left, TrainingDiverged, or ValueError for files that do
-    not fit together.
+    and ``retrained.safetensors``. Raises DeviceError where no device is left, TrainingDiverged, ValueError for files that do
+    not fit together, or Stopped as ``training.run`` does, whichever of the devices was named.
     """
     todo = job.read(folder)
     initial = storage.load(folder / job.NETWORK)
@@ -276,7 +276,8 @@ class Company:
                 case common.Tried():
                     await written(partial(trials.write, self.folder, command.trial, config), aside=True)
                 case Learnt():
-                    due = training.is_due(plan, saved, command)
+                    stopping = any(one.server.stopped_by(one.name) for one in self.members.values())
+                    due = training.is_due(plan, saved, command, stopping)
                     for name in took_part:
                         if name in self.members:
                             await self.members[name].training.note(command, due)
@@ -285,6 +286,8 @@ class Company:
                     if due and command.state is not None:
                         await written(partial(checkpoint.write, self.folder, command.state), aside=True)
                         saved = command.iteration + 1
+                        for one in self.members.values():
+                            await training.end_if_stopped(one.server, one.name, f"after {saved} iterations")
 
     async def _book(self, learnt: Learnt, took_part: tuple[str, ...], wall: float) -> None:
         line = Shared(

@@ -27,6 +27,8 @@ from services.bus.messages import (
     Outputs,
     SetMode,
     State,
+    Stop,
+    Stopping,
     Tensor,
     Timing,
     Votes,
@@ -131,6 +133,8 @@ class Remote:
         self.data: Data | None = None
         self.on_timing: Callable[[Timing], None] | None = None
         self.on_votes: Callable[[Votes], None] | None = None
+        self.stopped_by = ""
+        """Who asked for this session to be stopped; empty while nobody has."""
         self.unanswered = False
         """Whether a pass was asked for and has not come. After one that nobody waits for any more it is not known what the
         services on the way have of it, and of the network and mode before it."""
@@ -316,8 +320,20 @@ class Remote:
 
     async def take(self, message: Message) -> None:
         """Note what arrived, and wake whoever waits for it. Raises ValueError for what is wrong with it."""
-        if self._take(message):
+        if isinstance(message, Stop):
+            await self._take_stop(message)
+        elif self._take(message):
             await self._wake()
+
+    async def _take_stop(self, stop: Stop) -> None:
+        if stop.session != self.session:
+            return
+        if not stop.by or not stop.by.isprintable():
+            raise ValueError(f"stop: by is {stop.by!r}, not the printable name of who asks")
+        if not self.stopped_by:
+            log.warning("to be stopped after what is under way", device=self.name, by=stop.by)
+            self.stopped_by = stop.by
+        await self.publish("event/stopping", Stopping(session=self.session, by=self.stopped_by))
 
     def _take(self, message: Message) -> bool:
         match message:

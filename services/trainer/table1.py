@@ -23,6 +23,7 @@ from services.bus.messages import (
     SetMode,
     Stage,
     State,
+    Stopping,
     Timing,
     Votes,
     fresh_nonce,
@@ -189,6 +190,15 @@ class Server:
         remote = await self._device(device)
         remote.on_timing, remote.on_votes = timing, votes
 
+    def stopped_by(self, device: str) -> str:
+        """Who has asked, with ``server/stop``, for this session of a device to be stopped; empty while nobody has."""
+        return self._devices[device].stopped_by if device in self._devices else ""
+
+    async def publish_stopped(self, device: str) -> None:
+        """``event/stopping``: what was asked for with ``server/stop`` is done, this session ends."""
+        stopping = Stopping(session=self.session, by=self.stopped_by(device), ended=True)
+        await self.bus.publish(self.bus.topic("event/stopping", device), stopping)
+
     async def publish_timing(self, device: str, stage: Stage, iteration: int, host_s: float) -> Timing:
         """``event/{stage}`` of a stage that the server itself ran; the message."""
         timing = Timing(session=self.session, stage=stage, iteration=iteration, host_s=host_s)
@@ -258,7 +268,7 @@ class Server:
         if name not in self._devices:
             self._devices[name] = Remote(self.bus, self.session, name, self.patience)
             self._devices[name].failure = self._failure
-            planes = ("up/ack", "up/outputs", "server/inputs", "server/activations", "event/+")
+            planes = ("up/ack", "up/outputs", "server/inputs", "server/activations", "server/stop", "event/+")
             short = (*planes, *(f"state/{service}" for service in PATH))
             await self.bus.subscribe(*(self.bus.topic(topic, name) for topic in short))
         return self._devices[name]

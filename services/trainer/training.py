@@ -20,6 +20,7 @@ from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from services.bus import Bus
 from services.bus.messages import Phase, State
+from services.bus.service import Stopped
 from services.trainer import samples
 from services.trainer.core import checkpoint, evaluation, job, ledger, recipe, result
 from services.trainer.core.checkpoint import Checkpoint
@@ -66,7 +67,8 @@ async def run(
     threads, all of them, as it has alone. ``replaying``: see ``Learner``.
 
     Leaves ``result.json``, ``progress.jsonl`` and ``retrained.safetensors`` there. Raises DeviceError, TrainingDiverged,
-    or ValueError for files that do not fit together; each says what to do next.
+    or ValueError for files that do not fit together; each says what to do next. Raises Stopped where somebody had it stopped:
+    behind an iteration, whose checkpoint is written, or a pass of an evaluation, which is then done again from its beginning.
     """
     todo = job.read(folder)
     initial = storage.load(folder / job.NETWORK)
@@ -89,6 +91,13 @@ async def run(
         done = plan.iterations
         metric = todo.metric or "top1"
         await server.publish_progress(todo.device, "done", done, done, fmean(faulty.of(metric)), metric=metric)
+
+
+async def end_if_stopped(server: Server, device: str, where: str) -> None:
+    """Raises Stopped where somebody has asked for it; ``where`` in the run, for people."""
+    if by := server.stopped_by(device):
+        await server.publish_stopped(device)
+        raise Stopped(f"stopped by {by} {where}")
 
 
 async def before(server: Server, todo: Job, folder: Path, found: Result, agent: State, initial: Network) -> None:
@@ -220,15 +229,18 @@ class Training:
         if data.outputs is None:
             raise RuntimeError("a pass in inference mode ended without its outputs")
         await self.server.publish_progress(self.job.device, "select", command.step, command.steps, 0.0, faults=not reliable)
+        if not self.begun:  # no iteration is under way
+            await end_if_stopped(self.server, self.job.device, f"after {self.saved} iterations")
         return Answered(data.outputs, data.labels)
 
     async def learnt(self, command: Learnt) -> None:
         """Note what an iteration came to; where it is time, a checkpoint."""
-        due = is_due(self.plan, self.saved, command)
+        due = is_due(self.plan, self.saved, command, bool(self.server.stopped_by(self.job.device)))
         await self.note(command, due)
         if due and command.state is not None:
             await written(partial(checkpoint.write, self.folder, command.state), aside=True)
             self.saved = command.iteration + 1
+            await end_if_stopped(self.server, self.job.device, f"after {self.saved} iterations")
 
     async def note(self, command: Learnt, due: bool) -> None:
         """Note what an iteration came to; ``due``: a checkpoint is written next."""
@@ -247,10 +259,11 @@ class Training:
         await written(lambda: self.book.settle(self.folder / result.PROGRESS, self.rows, keep=0 if due else 2))
 
 
-def is_due(plan: Plan, saved: int, learnt: Learnt) -> bool:
-    """Whether a checkpoint is written behind an iteration; the last one holds ``saved`` of them."""
+def is_due(plan: Plan, saved: int, learnt: Learnt, stopping: bool) -> bool:
+    """Whether a checkpoint is written behind an iteration; the last one holds ``saved`` of them. A run that is to be stopped
+    goes on where gradients still gather, for there is nothing to go on from."""
     done = learnt.iteration + 1
-    return learnt.state is not None and (done - saved >= plan.job.checkpoint_every or done == plan.iterations)
+    return learnt.state is not None and (stopping or done - saved >= plan.job.checkpoint_every or done == plan.iterations)
 
 
 def _advance(steps: Steps[Outcome], reply: Reply) -> Command | Outcome:
@@ -325,6 +338,7 @@ async def _evaluate(
         of = data.labels if truth is None else truth.at(np.searchsorted(chosen, due.samples))
         assert of is not None
         found[due.run].append(evaluation.measure(data.outputs, scale, of))
+        await end_if_stopped(server, todo.device, f"in the evaluation {'after' if phase == 'after' else 'before'} retraining")
         if truth is not None and due.run == 0:
             shown.append(data.outputs[np.isin(due.samples, chosen[samples.places(len(chosen))])])
         if due.samples[-1] == chosen[-1]:

@@ -21,11 +21,11 @@ POLL_S = 0.5
 
 
 def next_run(runs: Path) -> Path:
-    """The first folder below ``runs``, by name, that is ready, neither done nor given up, and no other trainer's; waits until
-    there is one."""
+    """The first folder below ``runs``, by name, that is ready, not done, given up or stopped, and no other trainer's; waits
+    for one."""
     while True:
         for ready in sorted(runs.glob(f"*/{READY}")):
-            if outcome(ready.parent) is None and not files.is_locked(ready.parent / LOCK):
+            if outcome(ready.parent) is None and not result.stopped(ready.parent) and not files.is_locked(ready.parent / LOCK):
                 return ready.parent
         time.sleep(POLL_S)
 
@@ -38,6 +38,11 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 def give_up(folder: Path, error: BaseException) -> None:
     """Leave the reason in the run's folder, so that nobody takes it again until it is resumed."""
     write_whole(folder / FAILED, f"{error}\n".encode())
+
+
+def stop(folder: Path, reason: str) -> None:
+    """Leave in the run's folder who had it stopped: nobody takes it again until it is resumed."""
+    write_whole(folder / result.STOPPED, f"{reason}\n".encode())
 
 
 def outcome(folder: Path) -> str | None:

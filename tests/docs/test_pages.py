@@ -37,7 +37,7 @@ from accelsim.faults import Rates
 from accelsim.lowering import lower
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
 
 _MARKER = re.compile(r"<!-- (run by|not run:) (.+?) -->")
 TREE = ("accelsim", "services", "broker", "r2f", "experiments", "benchmarks")
@@ -248,7 +248,8 @@ def targets() -> Iterator[tuple[Path, str]]:
 
 def test_the_contents_list_every_page() -> None:
     listed = {href for page, href in targets() if page == ROOT / "docs" / "index.md"}
-    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    docs = ROOT / "docs"
+    assert listed == {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")} - {"index.md"}
 
 
 def test_links_lead_somewhere() -> None:
@@ -274,7 +275,39 @@ def test_what_comments_cite_of_the_architecture_is_there() -> None:
     assert {(path, name) for path, name in cited if name.lower().replace(" ", "-") not in headings} == set()
 
 
-def test_documentation_builds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation as a site, built without a warning."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
+    """No page, nor its styles, names a script, font or image of another host."""
+    of_a_page = r"<(?:script|img|iframe|link|source|video|embed|object)\b[^>]*?\b(?:src|href|data)=[\"']?((?:https?:)?//[^>]+)"
+    of_a_style = r"(?:url\(|@import )[\"']?((?:https?:)?//[^)\"']+)"
+    for pattern, expression in (("*.html", of_a_page), ("*.css", of_a_style)):
+        files = list(site.rglob(pattern))
+        assert files
+        for path in files:
+            assert re.findall(expression, path.read_text(encoding="utf-8")) == [], path.name
+
+
+def test_the_site_has_the_docstrings_of_what_is_public(site: Path) -> None:
+    for page, names in {
+        "retrain": ("r2f.retrain", "r2f.retrain_fleet"),
+        "lowering": ("accelsim.lowering.lower.lower", "accelsim.int8.network.Network"),
+        "engine": ("accelsim.engine.engine.Engine.replicas",),
+        "faults": ("accelsim.faults.soft.FaultModel", "accelsim.faults.permanent.FaultMap"),
+        "codings": ("services.codec.core.codings.TABLE", "services.codec.core.codings.Row"),
+        "bus": ("services.bus.client.Bus.publish", "services.bus.topics.TABLE"),
+    }.items():
+        text = (site / "reference" / f"{page}.html").read_text(encoding="utf-8")
+        for name in names:
+            assert f'id="{name}"' in text, f"{page}: {name}"
+    assert "Retrain a network as" in (site / "reference" / "retrain.html").read_text(encoding="utf-8")
+    for page in ("CHANGELOG", "CONTRIBUTING", "LICENSE"):
+        assert (site / f"{page}.html").exists()

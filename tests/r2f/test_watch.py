@@ -32,6 +32,7 @@ from services.monitor.core import folder as folders
 from services.monitor.core.known import Run, Totals
 from services.monitor.core.watched import Watched
 from services.scheme import Scheme
+from services.trainer.core import result
 
 ITERATIONS = 6
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
@@ -226,6 +227,55 @@ def test_event_files_have_what_the_report_has(seen: Seen) -> None:
     assert after == pytest.approx(list(seen.report.accuracy.faulty_after.values), rel=1e-5)
     (again,) = tensorboard.write(seen.folder)
     assert scalars(again) == found, "written again, it is not there twice"
+
+
+async def test_event_files_grow_while_a_run_goes_on(seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and evaluations are there as they come, each once, though a trainer that was killed writes some again."""
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed (pip install 'r2f[tensorboard]')")
+    monkeypatch.setattr(tensorboard, "LOOK_S", 0.01)
+    monkeypatch.setattr(tensorboard, "SHARE", 0)
+    folder, at = tmp_path / "run", tmp_path / "run" / tensorboard.FOLDER
+    shutil.copytree(seen.folder, folder)
+    rows = (folder / result.PROGRESS).read_bytes().splitlines(keepends=True)
+    whole = (folder / result.FILE).read_bytes()
+    (folder / result.PROGRESS).write_bytes(b"".join(rows[:2]) + rows[2][:20])
+    (folder / result.FILE).unlink()
+    noted: list[str] = []
+    following = asyncio.create_task(tensorboard.follow(folder, noted.append))
+
+    async def until(steps: list[int]) -> None:
+        async with asyncio.timeout(20):
+            while list(scalars(at).get("train/loss", {})) != steps:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    await until([0, 1])
+    assert not any(tag.startswith("evaluation") for tag in scalars(at)), "what the folder had before is gone"
+    (folder / result.PROGRESS).write_bytes(b"".join(rows[:4]))
+    await until([0, 1, 2, 3])
+    (folder / result.PROGRESS).write_bytes(b"".join(rows[:2]))
+    (folder / result.PROGRESS).write_bytes(b"".join(rows))
+    (folder / result.FILE).write_bytes(whole)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert scalars(at) == scalars(seen.folder / tensorboard.FOLDER), "a last look was taken"
+    assert noted == []
+    (folder / result.PROGRESS).write_bytes(b"rubbish\n")
+    await tensorboard.follow(folder, noted.append)
+    assert len(noted) == 1
+    assert "the run goes on: " in noted[0]
+
+
+@pytest.mark.parametrize("given", [{}, {"DISPLAY": ":0"}, {"WAYLAND_DISPLAY": "w"}, {"BROWSER": "b"}])
+def test_a_browser_is_opened_where_there_is_a_display(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(watch.sys, "platform", "linux")
+    found: list[str] = []
+    monkeypatch.setattr(watch.webbrowser, "open", lambda at: bool(found.append(at) or True))
+    assert watch.show("http://a/") == bool(given)
+    assert found == (["http://a/"] if given else [])
 
 
 def test_what_is_missing_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def _one(folder: Path, todo: Job, networks: Path) -> Found:
     run.scores = [
         Score(phase, faults, list(one.of(metric))) for phase, faults, name in EVALUATIONS if (one := _evaluation(found, name))
     ]
+    run.stopped = result.stopped(folder) or result.stopped(networks)
     run.model_sha256 = found.model_sha256
     run.deployed = "" if found.selection is None else found.selection.deployed
     return Found(todo.device, run, curve, rows[-1].iteration if rows else -1)

@@ -136,6 +136,10 @@ class Run(msgspec.Struct):
     """Of a run that was read from its folder."""
     deployed: str = ""
     """Which candidate won, likewise."""
+    stopping: str = ""
+    """Who has asked for its end, while it goes on."""
+    stopped: str = ""
+    """By whom and where it was stopped, once it was."""
     from_folder: bool = False
     complete: bool = True
     """False where iterations went by before anybody watched."""

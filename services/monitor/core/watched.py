@@ -130,6 +130,7 @@ class Watched:
         _finite(value, 1e30, "value")
         run.phase, run.step, run.steps = phase, step, steps
         run.from_folder = False  # it goes on
+        run.stopped = ""
         if phase == "train":
             run.loss, run.done, run.iterations = value, max(run.done, step), steps
         elif phase in ("before", "after", "plain") and 0 < step <= steps <= SCORES:
@@ -141,6 +142,14 @@ class Watched:
             score.values[step - 1] = value
         if phase in ("after", "done"):
             self._settle(device, session, run, 1 << 62)
+        self._touch(device, now)
+
+    def stopping(self, device: str, session: str, by: str, *, ended: bool, now: float) -> None:
+        """``event/stopping``."""
+        if not by or not by.isprintable():
+            raise Refused(f"by {by!r} is no name")
+        run = self._run(device, session, now)
+        run.stopping, run.stopped = ("", f"stopped by {by} after {run.done} iterations") if ended else (by, "")
         self._touch(device, now)
 
     def timing(self, device: str, session: str, event: Event, now: float) -> None:

@@ -21,7 +21,7 @@ function seconds(value) {
   return value === 0 ? "0" : `${(value * 1e6).toPrecision(3)} µs`;
 }
 
-// A chart in a box: `lines` are {name, colour, dashed}; `show` gives a value of the y axis its words.
+// A chart in a box: `lines` are {name, colour, dashed, thin}; `show` gives a value of the y axis its words.
 function chart(box, label, lines, show, from0) {
   const options = {
     width: Math.max(200, box.clientWidth), height: box.clientHeight || 240,
@@ -39,7 +39,7 @@ function chart(box, label, lines, show, from0) {
       { label, labelSize: 18, size: 68, labelFont: "12px system-ui, sans-serif", font: "12px system-ui, sans-serif", stroke: css("--soft"), grid: { stroke: css("--grid") }, ticks: { stroke: css("--line") }, values: (_, at) => at.map(show) },
     ],
     series: [{}, ...lines.map((line) => ({
-      label: line.name, stroke: css(`--${line.colour}`), width: line.dashed ? 1.5 : 2, dash: line.dashed ? [6, 5] : undefined,
+      label: line.name, stroke: css(`--${line.colour}`), width: line.thin ? 0.8 : line.dashed ? 1.5 : 2, dash: line.dashed ? [6, 5] : undefined,
       spanGaps: true, points: { show: (u) => !line.dashed && u.data[0].length < 3 },
     }))],
   };

@@ -33,6 +33,10 @@ const percent = (value, digits = 1) => value === null || !isFinite(value) ? "–
 const METRICS = { top1: ["top-1", "%", 1], top5: ["top-5", "%", 1], psnr: ["PSNR", "dB", 2], ssim: ["SSIM", "", 4], miou: ["mIoU", "%", 1] };
 const titleOf = (run) => METRICS[run.metric][0];
 const scored = (run, value) => value === null || !isFinite(value) ? "–" : `${value.toFixed(METRICS[run.metric][2])} ${METRICS[run.metric][1]}`.trim();
+// The mean of each value and those before it, as many as `most` in all; null where one is missing.
+function trailing(values, most) {
+  return values.map((_, i) => { const part = values.slice(Math.max(0, i + 1 - most), i + 1); return part.includes(null) ? null : mean(part); });
+}
 const key = (device, session) => `${device} ${session}`;
 
 // ---- what is known ----
@@ -55,22 +59,33 @@ function small(value) {
 function sentence(device, run) {
   if (!run) {
     const there = Object.values(device.services).filter((one) => one.online).length;
+    if (device.services.trainer && device.services.trainer.online) return `A run begins: ${there} services are here.`;
     return there ? `${there} services are here and wait for a run.` : "Nobody is here: no service of this device is running.";
   }
   const what = run.network ? ` ${run.network}` : "";
+  if (run.stopped) return `${run.stopped[0].toUpperCase()}${run.stopped.slice(1)}${run.iterations ? ` of ${run.iterations}` : ""}. It can be resumed.`;
+  const asked = run.stopping ? ` ${run.stopping} has asked for its end: it stops after what is under way.` : "";
+  if (run.phase !== "done" && device.services.trainer && !device.services.trainer.online && !run.from_folder) return `Nobody trains now: the trainer is gone after iteration ${run.done}${run.iterations ? ` of ${run.iterations}` : ""}. The run goes on where it is started again, or resumed.`;
   if (run.phase === "train") {
     const left = run.iterations - run.done;
     const recent = points(device, run).slice(-20);
     const each = mean(recent.map((p) => p[POINT.wall]));
     const time = left > 0 && each !== null && !run.from_folder ? `, about ${seconds(left * each)} of training left` : "";
-    return `Retraining${what}: iteration ${run.done} of ${run.iterations}${time}.`;
+    return `Retraining${what}: iteration ${run.done} of ${run.iterations}${time}.${asked}`;
   }
   if (run.phase === "done") {
     const before = mean(score(run, "before", true)), after = mean(score(run, "after", true));
     const gain = before !== null && after !== null ? ` With faults the device went from ${scored(run, before)} to ${scored(run, after)} of ${titleOf(run)}.` : "";
     return `Done: ${run.done} iterations${what ? ` of${what}` : ""}.${gain}`;
   }
-  return `${PHASES[run.phase] || "Starting"}${what}${run.steps ? `: ${run.step} of ${run.steps}` : ""}.`;
+  return `${PHASES[run.phase] || "Starting"}${what}${run.steps ? `: ${run.step} of ${run.steps}` : ""}.${asked}`;
+}
+// What a run is about, for who sees it for the first time.
+function story(run) {
+  const clean = mean(score(run, "before", false)), before = mean(score(run, "before", true)), after = mean(score(run, "after", true));
+  const flips = berOf(run.setting), errors = flips ? `flips bits (${small(flips)} of them)` : run.setting && run.setting.known_faults ? "has faulty processing elements" : "computes as it does";
+  const aim = clean === null || before === null ? "" : after !== null ? ` Without faults it had ${scored(run, clean)} of ${titleOf(run)}.` : ` With faults it had ${scored(run, before)} of ${titleOf(run)} before retraining, without them ${scored(run, clean)}: that difference is to be won back.`;
+  return `The device ${errors} while it runs each batch; the server learns from exactly what came out, and sends the int8 model back.${aim}`;
 }
 function share(run) {
   if (run.phase === "done") return 1;
@@ -129,7 +144,7 @@ function tiles(device, run) {
     tile("Bytes up the link", total.up_direct ? percent(100 * total.up / total.up_direct) : "–", total.up_direct ? `${bytes(total.up)} instead of ${bytes(total.up_direct)}` : "of what it would be without R2F"),
     tile("Bytes down the link", total.down_direct ? percent(100 * total.down / total.down_direct) : "–", total.down_direct ? `${bytes(total.down)} instead of ${bytes(total.down_direct)}` : "of whole models"),
     !voted && run.from_folder ? null : tile("Errors of the device", voted ? rate(errors / voted) : "–", voted ? `of ${scaled(voted, ["", "k", "million", "G"], 1000)} outputs voted on` : "no vote yet"),
-    !voted && run.from_folder ? null : tile("Executions agree on", compared ? percent(100 * agreed / compared, 2) : "–", compared ? "of the outputs (TMR)" : voted ? "each layer ran once, the CPU knew the rest" : "of the outputs (TMR)"),
+    !voted && run.from_folder ? null : tile("Executions agree on", compared ? percent(100 * agreed / compared, 2) : "–", compared ? (compared < voted ? "of the outputs, in layers that ran more than once (TMR)" : "of the outputs (TMR)") : voted ? "each layer ran once, the CPU knew the rest" : "of the outputs (TMR)"),
     tile("One iteration takes", total.iterations ? seconds(total.wall_s / total.iterations) : "–", total.repaired ? `${number(total.repaired)} outputs repaired` : "nothing had to be repaired"),
   ];
 }
@@ -160,7 +175,7 @@ function scoreTable(run) {
   return rows.length ? table([`${titleOf(run)} on held-out images`, "without faults", "with faults", "fault seeds"], rows) : h("p", { class: "note" }, "Nothing was evaluated yet.");
 }
 function serviceTable(device, run) {
-  const away = run && run.phase === "done" ? "dot rest" : "dot";  // behind a run nobody has to be there
+  const away = run && (run.phase === "done" || run.stopped) ? "dot rest" : "dot";  // behind a run nobody has to be there
   const rows = Object.entries(device.services).sort().map(([name, one]) => [h("td", {}, h("span", { class: one.online ? "dot on" : away }), name), one.online ? "online" : "gone", one.memory_bytes ? bytes(one.memory_bytes) : "–", h("td", { class: "text" }, SERVICE_NAMES[name] || "")]);
   const version = device.services.agent && device.services.agent.version;
   return h("div", {}, rows.length ? table(["service", "", "memory", "what it does"], rows) : h("p", { class: "note" }, "Nobody was heard; this was read from a folder."), version ? h("p", { class: "note" }, version >= 2 ** 30 ? "The device runs the model in the paper's arithmetic." : `The device runs version ${version} of the model.`) : null);
@@ -193,41 +208,50 @@ function operator(device) {
   const layers = field("protected", { placeholder: "as they are", size: 14 });
   const mode = h("select", { name: "mode" }, h("option", { value: "" }, "as it is"), h("option", {}, "inference"), h("option", {}, "training"));
   const button = h("button", { type: "submit" }, "Tell the device");
-  const send = async (event) => {
+  const halt = h("button", { type: "button" }, "Stop the run");
+  const command = async (what, asked, done) => {
+    button.disabled = halt.disabled = true;
+    try {
+      const told = await fetch(`/api/devices/${encodeURIComponent(device.name)}/${what}`, { method: "POST", headers: { "content-type": "application/json", authorization: `Bearer ${token}` }, body: JSON.stringify(asked) });
+      const said = await told.json();
+      answer.textContent = told.ok ? done : said.error;
+      answer.className = told.ok ? "answer good" : "answer bad";
+    } catch (error) { answer.textContent = String(error); answer.className = "answer bad"; }
+    button.disabled = halt.disabled = false;
+  };
+  const send = (event) => {
     event.preventDefault();
     const asked = {};
     if (mode.value) asked.mode = mode.value;
     if (ber.value.trim()) asked.ber = Number(ber.value);
     if (layers.value.trim()) asked.protected = layers.value.trim() === "none" ? [] : layers.value.split(",").map(Number);
-    button.disabled = true;
-    try {
-      const told = await fetch(`/api/devices/${encodeURIComponent(device.name)}/mode`, { method: "POST", headers: { "content-type": "application/json", authorization: `Bearer ${token}` }, body: JSON.stringify(asked) });
-      const said = await told.json();
-      answer.textContent = told.ok ? "Done: the device has acknowledged." : said.error;
-      answer.className = told.ok ? "answer good" : "answer bad";
-    } catch (error) { answer.textContent = String(error); answer.className = "answer bad"; }
-    button.disabled = false;
+    command("mode", asked, "Done: the device has acknowledged.");
   };
-  return card("Operator", "For a device that no run has. Layers: indices with commas, or none.", h("form", { onsubmit: send }, h("label", {}, "Token", secret), h("label", {}, "Mode", mode), h("label", {}, "Bit error rate, 0 to 1", ber), h("label", {}, "Protected layers", layers), button, answer));
+  halt.addEventListener("click", () => {
+    const run = newest(state.devices.get(device.name));
+    if (!run) { answer.textContent = "This device has no run."; answer.className = "answer bad"; return; }
+    command("stop", { session: run.session }, "Heard: the run ends after what is under way, and keeps its checkpoint.");
+  });
+  return card("Operator", "A run can be stopped, and resumed later. The rest is for a device that no run has; layers: indices with commas, or none.", h("form", { onsubmit: send }, h("label", {}, "Token", secret), halt, h("label", {}, "Mode", mode), h("label", {}, "Bit error rate, 0 to 1", ber), h("label", {}, "Protected layers", layers), button, answer));
 }
 
 // ---- views ----
 
 function deviceView(name) {
   const charts = {
-    loss: plotted("Loss", "Falls while the network learns to live with the device's errors.", "loss", [{ name: "loss", colour: "blue" }], number, false),
-    accuracy: plotted("Accuracy", "Of each training batch, on the faulty device itself. Dashed: evaluations on held-out images.", "top-1, %", [{ name: "batch", colour: "blue" }, { name: "before, with faults", colour: "orange", dashed: true }, { name: "before, without faults", colour: "grey", dashed: true }, { name: "after, with faults", colour: "green", dashed: true }], number, false),
+    loss: plotted("Loss", "Falls while the network learns to live with the device's errors.", "loss", [{ name: "each batch", colour: "grey", thin: true }, { name: "mean of 20", colour: "blue" }], number, false),
+    accuracy: plotted("Accuracy", "Of each training batch, on the faulty device itself. Dashed: evaluations on held-out images.", "top-1, %", [{ name: "each batch", colour: "grey", thin: true }, { name: "mean of 20", colour: "blue" }, { name: "before, with faults", colour: "orange", dashed: true }, { name: "before, without faults", colour: "violet", dashed: true }, { name: "after, with faults", colour: "green", dashed: true }], number, false),
     bytes: plotted("Up the link", "From the device to the server, an iteration: what is sent, against outputs and images as they are.", "bytes", [{ name: "sent", colour: "blue" }, { name: "direct", colour: "grey" }, { name: "of it, repairs", colour: "red" }], bytes, true),
     errors: plotted("Errors of the device", "Outputs that are not what its executions voted.", "share of outputs", [{ name: "errors", colour: "red" }], (ppm) => rate(ppm / 1e6), true),
     time: plotted("Time of an iteration", "From the command to the next model, as the trainer saw it.", "seconds", [{ name: "iteration", colour: "violet" }], seconds, true),
   };
   const title = h("h1", {}, name), say = h("p", { class: "say" }), bar = h("i", {}), numbers = h("div", { class: "tiles" });
   const progress = h("div", { class: "bar", role: "progressbar", "aria-label": "How far the run is", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
-  const pick = h("div", { class: "runs" }), warn = h("p", { class: "note" });
+  const pick = h("div", { class: "runs" }), warn = h("p", { class: "note" }), about = h("p", { class: "note" });
   const layerCard = card("Layers", "Errors, agreement of the executions and repairs, all iterations together.");
   const boxes = Object.fromEntries(["stages", "layers", "scores", "services", "settings"].map((one) => [one, h("div", {})]));
   let picked = "", shown = "";
-  const element = h("div", {}, title, say, progress, pick, warn, numbers, h("div", { class: "grid" },
+  const element = h("div", {}, title, say, progress, about, pick, warn, numbers, h("div", { class: "grid" },
     charts.loss.element, charts.accuracy.element, charts.bytes.element,
     card("Evaluations", "Held-out images, over several draws of the faults.", boxes.scores),
     card("Where the time goes", "Mean of an iteration. Blue: measured on these hosts. Orange: modelled for the accelerator. Stages overlap.", boxes.stages),
@@ -250,8 +274,9 @@ function deviceView(name) {
         picked = sessions.join() + (run && run.session);
         put(pick, sessions.length > 1 ? h("label", {}, "Run", h("select", { onchange: (event) => { chosen.set(name, event.target.value); draw(); } }, ...sessions.map((one) => h("option", { value: one, selected: one === run.session }, one)))) : sessions.length ? h("span", { class: "note" }, `run ${sessions[0]}`) : h("span", {}));
       }
-      progress.hidden = !run;
+      progress.hidden = about.hidden = !run;
       if (!run) return;
+      about.textContent = story(run);
       const done = Math.round(100 * share(run));
       bar.style.width = `${done}%`; progress.setAttribute("aria-valuenow", String(done));
       warn.textContent = run.complete ? "" : "Nobody watched when this run began: sums and curves are of what came since.";
@@ -261,8 +286,8 @@ function deviceView(name) {
       const untold = run.from_folder && !Object.keys(run.layers).length;
       charts.errors.element.hidden = untold; layerCard.hidden = untold;
       const flat = (values) => x.map(() => mean(values));
-      charts.loss.set([x, of(POINT.loss)]);
-      charts.accuracy.set([x, of(POINT.accuracy), flat(score(run, "before", true)), flat(score(run, "before", false)), flat(score(run, "after", true))]);
+      charts.loss.set([x, of(POINT.loss), trailing(of(POINT.loss), 20)]);
+      charts.accuracy.set([x, of(POINT.accuracy), trailing(of(POINT.accuracy), 20), flat(score(run, "before", true)), flat(score(run, "before", false)), flat(score(run, "after", true))]);
       charts.bytes.set([x, of(POINT.up), of(POINT.upDirect), of(POINT.repairs)]);
       charts.errors.set([x, of(POINT.errors)]);
       charts.time.set([x, of(POINT.wall)]);

@@ -13,6 +13,8 @@ from services.trainer.core.selection import Selection
 FILE = "result.json"
 PROGRESS = "progress.jsonl"
 RETRAINED = "retrained.safetensors"
+STOPPED = "stopped.txt"
+"""Who had the run stopped and where, as long as nobody goes on with it."""
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -45,6 +47,12 @@ def read(folder: Path) -> Result:
         return msgspec.json.decode(path.read_bytes(), type=Result)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def stopped(folder: Path) -> str:
+    """What ``STOPPED`` says; empty where the run was not stopped."""
+    path = folder / STOPPED
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def write(folder: Path, result: Result) -> None:

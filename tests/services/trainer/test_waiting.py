@@ -10,21 +10,27 @@ from pathlib import Path
 
 import pytest
 
+from r2f import run
+from services.bus.service import Stopped
 from services.trainer import waiting
+from services.trainer.core import result
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def make(runs: Path, name: str, result: str = "") -> Path:
+def make(runs: Path, name: str, found: str = "") -> Path:
     folder = runs / name
     folder.mkdir()
     (folder / waiting.READY).write_text("{}")
-    if result:
-        (folder / "result.json").write_text(result)
+    if found:
+        (folder / "result.json").write_text(found)
     return folder
 
 
-def test_next_is_the_first_that_is_neither_done_nor_given_up(tmp_path: Path) -> None:
+def test_next_is_the_first_that_is_neither_done_nor_given_up_nor_stopped(tmp_path: Path) -> None:
+    stopped = make(tmp_path, "aa", '{"int8":[98.0],"before":[80.0]}')
+    waiting.stop(stopped, "stopped by ada after 3 iterations")
+    assert (waiting.outcome(stopped), result.stopped(stopped)) == (None, "stopped by ada after 3 iterations")
     done = make(tmp_path, "a", '{"model_sha256":"ff","after":[1.0]}')
     failed, half, fresh = make(tmp_path, "b"), make(tmp_path, "c", '{"int8":[98.0],"before":[80.0]}'), make(tmp_path, "d")
     (tmp_path / "0-not-ready").mkdir()
@@ -58,3 +64,10 @@ def test_a_folder_is_one_trainers(tmp_path: Path) -> None:
         (tmp_path / "b" / waiting.READY).write_text("")
         assert waiting.next_run(tmp_path) == tmp_path / "b"
     assert waiting.next_run(tmp_path) == tmp_path / "a"
+
+
+async def test_a_trainer_elsewhere_was_stopped(tmp_path: Path) -> None:
+    """Whoever waits for it says who did that, and does not call it an error of the trainer's."""
+    waiting.stop(tmp_path, "stopped by ada after 3 iterations")
+    with pytest.raises(Stopped, match=r"^stopped by ada after 3 iterations$"):
+        await run._elsewhere(tmp_path)
