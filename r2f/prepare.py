@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from torch import nn
 
 from accelsim import accelerators, datasets, faults, zoo
@@ -15,7 +16,7 @@ from accelsim.faults import Rates, chip
 from accelsim.faults.permanent import FaultMap
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from accelsim.lowering import lower
+from accelsim.lowering import Image, lower
 from accelsim.named import looking_in
 from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
@@ -248,8 +249,17 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float =
         classifier=None,
         activations=settings.activations,
         deconvolution=settings.deconvolution,
+        image=image_of(settings, data, module),
         ber=share * rate_of(settings.rates),
     )
+
+
+def image_of(settings: Settings, data: Dataset, module: nn.Module) -> Image:
+    """What the output holds where it is an image, as ``objective.settled`` will find it, so that it is quantised for that."""
+    images = data.train_images[calibration(data)][: objective.LOOKED_AT]
+    with torch.inference_mode():
+        outputs = module(float_training.normalised(images, data))
+    return objective.holds(settings, data, outputs.numpy())
 
 
 def settled(job: Job, network: Network, data: Dataset) -> Job:

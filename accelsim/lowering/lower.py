@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from accelsim.int8.network import Activations, Network, UInt8, Way
 from accelsim.int8.storage import validate
 from accelsim.lowering import graph
 from accelsim.lowering.errors import LoweringError
-from accelsim.lowering.fold import fold
+from accelsim.lowering.fold import fold, within
 from accelsim.lowering.graph import Graph
 from accelsim.lowering.pixels import normalise
 from accelsim.lowering.quantise import Aim, choose, chosen, plain
 from accelsim.lowering.trace import duplicate, trace
+
+Image = Literal["classes"] | tuple[float, float] | None
+"""What an output that is an image holds, see ``lower``."""
 
 _SAME = 2e-3
 """Largest relative difference of the float graph from the module: more than float32 rounding, less than any mistake."""
@@ -42,6 +46,7 @@ def lower(
     activations: Activations = "auto",
     ber: float = 0.0,
     deconvolution: Way = "auto",
+    image: Image = None,
 ) -> Network:
     """The int8 network of a float module, calibrated on real images.
 
@@ -52,6 +57,8 @@ def lower(
     ``ber`` is the bit error rate, 0 to 1, at inputs, weights and outputs of the accelerator that the network is made for:
     gains, scales and where a classifier's outputs lie are chosen so that flips do least harm. With "signed" it counts for
     nothing: that is the base of every comparison.
+    ``image`` is what an output that is an image holds, of which the choice makes use: (black, white) of pixels, beyond which
+    nothing counts, or "classes", of which in each pixel only the largest does. None takes any value for as good as another.
     ``deconvolution`` is how transposed convolutions run as ordinary ones (``accelsim.lowering.deconv``): all ways give the same
     integers.
     Raises LoweringError where the module cannot be traced or an operator cannot be lowered.
@@ -66,6 +73,7 @@ def lower(
         classifier=classifier,
         activations=activations,
         ber=ber,
+        image=image,
     )
     return network
 
@@ -81,6 +89,7 @@ def lower_ways(
     classifier: bool | None = False,
     activations: Activations = "auto",
     ber: float = 0.0,
+    image: Image = None,
 ) -> list[Network]:
     """The int8 networks of ``lower``, one for each of ``ways``, for the cost of one: they differ in nothing else.
 
@@ -106,8 +115,10 @@ def lower_ways(
             "end forward() with pooling over the image, x.mean((2, 3)), or flatten and a linear layer"
         )
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
+    if activations != "signed" and ber and isinstance(image, tuple):
+        within(lowered, *image)
     try:
-        aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier)
+        aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier or image == "classes")
         choice = choose(lowered, images, mean, std, aim)
         networks = [chosen(choice, mean, std, name, way) for way in ways]
     except ValueError as error:

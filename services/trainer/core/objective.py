@@ -25,6 +25,8 @@ Kind = Literal["classes", "pixels", "masks"]
 
 SMALLEST: Final = 7
 """Pixels that SSIM's window is wide: an image must have as many each way."""
+LOOKED_AT: Final = 16
+"""Training images whose outputs say it."""
 BELOW_ZERO: Final = -0.25
 """A network whose fault-free outputs go that far down has pixels of -1 to 1 (tanh), and not of 0 to 1."""
 
@@ -86,10 +88,16 @@ def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Jo
         raise ValueError(f"--loss {loss}: does not lead to a better {METRICS[metric].title}; give {other}")
     extent = job.output_range
     if image and metric != "miou":
-        extent = extent or _range(network, data.train_images[:16], path)
+        images = network.quantize_images(data.train_images[:LOOKED_AT])
+        extent = extent or _range(real(network, shared(network, path).run(images)[-1]))
     elif extent is not None:
         raise ValueError(f"--output-range: is of outputs that are pixels; those of {network.name} are classes")
-    found = msgspec.structs.replace(job, metric=metric, loss=loss, output_range=extent, against=against)
+    recipe, sgd = job.recipe, job.sgd
+    if recipe.drawn is None:
+        recipe = msgspec.structs.replace(recipe, drawn=1.0 if image else 0.0)
+    if sgd.rule is None:
+        sgd = msgspec.structs.replace(sgd, rule="adam" if image else "sgd")
+    found = msgspec.structs.replace(job, metric=metric, loss=loss, output_range=extent, against=against, recipe=recipe, sgd=sgd)
     check(found, network)
     if image and found.labels == "server" and against != "targets":
         raise ValueError(f"--labels server: {data.name} has no targets; take teacher-soft, the fault-free network's outputs")
@@ -166,8 +174,18 @@ def fitting(kind: Kind, network: Network, own: npt.NDArray[np.integer], where: s
         raise ValueError(f"{where}: classes reach {own.max()}, network {network.name} knows 0 to {channels - 1}")
 
 
-def _range(network: Network, images: UInt8, path: str) -> tuple[float, float]:
-    outputs = real(network, shared(network, path).run(network.quantize_images(images))[-1])
+def holds(task: Task, data: Dataset, outputs: Float32) -> Literal["classes"] | tuple[float, float] | None:
+    """What ``settled`` will take a network's outputs (N, ...) in real units to hold where they are images: classes of pixels,
+    or pixels between two values. None where the task is of classes."""
+    if task.metric == "miou" or task.loss == "cross-entropy" or (task.metric is None and data.kind == "masks"):
+        return "classes"
+    if task.metric is None and data.kind == "classes":
+        return None
+    return task.output_range or _range(outputs)
+
+
+def _range(outputs: Float32) -> tuple[float, float]:
+    """Black and white, by fault-free outputs in real units."""
     return (-1.0, 1.0) if float(outputs.min()) < BELOW_ZERO else (0.0, 1.0)
 
 
