@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
-import torch
 from torch import nn
 
 from accelsim import accelerators, datasets, faults, zoo
@@ -16,7 +16,7 @@ from accelsim.faults import Rates, chip
 from accelsim.faults.permanent import FaultMap
 from accelsim.int8 import storage
 from accelsim.int8.network import Network
-from accelsim.lowering import Image, lower
+from accelsim.lowering import lower
 from accelsim.named import looking_in
 from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
@@ -42,6 +42,9 @@ PREPARED = "prepared.json"
 EVALUATION_BATCH = 128
 CALIBRATION = 256
 CONNECT_S = 3.0
+PARTS: Final = {"classes": 0.3, "pixels": 0.1}
+"""Of the error rates that a network whose output is an image is quantised for, by what that holds. Quantised for all of them it
+loses more without faults than it keeps with them, and learns less (docs/generative.md)."""
 
 
 class Prepared(msgspec.Struct, kw_only=True):
@@ -223,7 +226,7 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
         sound=healthy,
     )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
-    if settings.labels == "server":
+    if job.labels == "server":
         own = data.train_labels if data.train_targets is None else data.train_targets
         np.save(folder / jobs.OWN["labels" if data.train_targets is None else "targets"], own)
     if job.against == "targets" and data.test_targets is not None:
@@ -234,12 +237,17 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     settings_file.write(folder, asked)  # last: a trainer that waits takes a folder that has it
 
 
-def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float = 1.0) -> Network:
+def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float | None = None) -> Network:
     """The int8 network that a run with these settings starts from, quantised for a share of their error rates.
+
+    ``share`` None is all of them where outputs are classes, and ``PARTS``'s where they are images.
 
     Raises LoweringError.
     """
     images = data.train_images[calibration(data)]
+    image = objective.holds(settings, data)
+    if share is None:
+        share = 1.0 if image is None else PARTS["classes" if image == "classes" else "pixels"]
     return lower(
         module,
         images,
@@ -249,17 +257,9 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float =
         classifier=None,
         activations=settings.activations,
         deconvolution=settings.deconvolution,
-        image=image_of(settings, data, module),
+        image=image,
         ber=share * rate_of(settings.rates),
     )
-
-
-def image_of(settings: Settings, data: Dataset, module: nn.Module) -> Image:
-    """What the output holds where it is an image, as ``objective.settled`` will find it, so that it is quantised for that."""
-    images = data.train_images[calibration(data)][: objective.LOOKED_AT]
-    with torch.inference_mode():
-        outputs = module(float_training.normalised(images, data))
-    return objective.holds(settings, data, outputs.numpy())
 
 
 def settled(job: Job, network: Network, data: Dataset) -> Job:
@@ -333,6 +333,8 @@ def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_
     """The trainer's half of the settings. ``data`` is ``Dataset.digest``."""
     uplink = 0.0 if settings.link is None else profile(settings.link).up
     task = {name: getattr(settings, name) for name in Task.__struct_fields__}
+    if settings.labels == "auto" and (settings.sharing == "common" or not settings.launch):
+        task["labels"] = "teacher-soft"  # Devices that are not started here have samples of their own.
     task["scheme"] = msgspec.structs.replace(settings.scheme, uplink_bits_per_s=uplink)
     map_known = known(settings)
     return Job(

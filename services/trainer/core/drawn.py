@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from accelsim.engine import Engine
 from accelsim.engine.reference import flip
 from accelsim.faults import Flips, Key, Rates, draw
-from accelsim.int8.network import INPUT, Activation, Conv
+from accelsim.int8.network import INPUT, Activation, Conv, Int8
 from accelsim.int8.walk import walk
 from services.scheme import Scheme
 from services.trainer.core.replay import Inside
@@ -32,7 +34,7 @@ def faulty_pass(
     voted = {port.layer: tuple(p.site for p in scheme.ports if p.layer == port.layer) for port in scheme.ports}
     values: dict[int, Activation] = {INPUT: x}
     outputs: dict[int, Activation] = {}
-    weights: dict[int, Activation] = {}
+    weights: dict[int, Int8] = {}
     read: dict[int, Activation] = {}
     computed: dict[int, Activation] = {}
     for index, layer, operands in walk(network, values):
@@ -50,6 +52,7 @@ def faulty_pass(
         )
         inner = Flips(input=flips.input, weight=flips.weight, accumulator=flips.accumulator)
         computed[index] = engine.replicas(index, taken, [inner])[0]
-        weights[index], read[index] = flip(layer.weight, flips.weight), flip(taken, flips.input)
+        weights[index] = flip(layer.weight, flips.weight).view(np.int8)
+        read[index] = flip(taken, flips.input)
         values[index] = outputs[index] = flip(computed[index], flips.output)
     return outputs, Inside(weights, read, computed)

@@ -26,6 +26,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Int8,
     Interleave,
     Layer,
     MaxPool,
@@ -64,7 +65,7 @@ class Replay(NamedTuple):
 class Inside(NamedTuple):
     """What happened inside the MAC layers of a pass, where that is known: by index."""
 
-    weights: Mapping[int, Activation]
+    weights: Mapping[int, Int8]
     """(O, I/groups, R, S), as they were read."""
     read: Mapping[int, Activation]
     """Input (N, H, W, C), as it was read."""
@@ -183,7 +184,7 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor,
             case Conv():
                 taken = plane(source)
                 if inside is not None:
-                    layer, taken = replace(layer, weight=inside.weights[index]), elementwise.widen(inside.read[index])  # type: ignore[arg-type]
+                    layer, taken = replace(layer, weight=inside.weights[index]), elementwise.widen(inside.read[index])
                 below, weight = _through_conv(layer, taken, gradient, network.scale_of(source), source != INPUT)
                 found[index] = (weight, elementwise.column_sums(gradient) if sums is None else sums)
                 if below is not None:

@@ -233,6 +233,6 @@ def averaged(learner: Learner) -> Network:
 
 def _labels(learner: Learner, received: Received) -> Labels:
     job, network, taught = learner.plan.job, learner.initial.network, None
-    if job.labels.startswith("teacher"):
+    if job.labels not in ("device", "server"):
         taught = network, learner.initial.run(network.quantize_images(received.images))[-1]
     return labels.choose(job, network, device=received.device_labels, server=received.server_labels, teacher=taught)

@@ -12,9 +12,10 @@ from accelsim.faults import Rates
 from services.metric import Metric
 from services.scheme import CHAINED, Scheme
 
-Source = Literal["device", "server", "teacher", "teacher-soft"]
+Source = Literal["auto", "device", "server", "teacher", "teacher-soft"]
 """Where labels come from. ``teacher`` takes the fault-free network's answer as the label, ``teacher-soft`` all its class
-probabilities."""
+probabilities. ``auto`` is the server's copy of the targets where it has one, else ``teacher-soft``
+(``services.trainer.core.objective``)."""
 Criterion = Literal["cross-entropy", "l1", "l2"]
 """What training makes small: of classes, an image's or each pixel's; or the distance of pixels."""
 Rule = Literal["sgd", "adam"]
@@ -136,7 +137,7 @@ class Task(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     batch: Count = 16
     sgd: Sgd = Sgd()
     recipe: Recipe = Recipe()
-    labels: Source = "teacher-soft"
+    labels: Source = "auto"
     metric: Metric | None = None
     """None is chosen by the network's output and the data (``services.trainer.core.objective``), as are the next two."""
     loss: Criterion | None = None
