@@ -97,7 +97,7 @@ def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Jo
     if sgd.rule is None:
         sgd = msgspec.structs.replace(sgd, rule="adam" if image else "sgd")
     if labels == "auto":
-        labels = "server" if against == "targets" and not (recipe.flip or recipe.shift) else "teacher-soft"
+        labels = "server" if against == "targets" and not (recipe.flip or recipe.shift or recipe.hard) else "teacher-soft"
     decided = {"metric": metric, "loss": loss, "output_range": extent, "against": against}
     found = msgspec.structs.replace(job, **decided, recipe=recipe, sgd=sgd, labels=labels)
     check(found, network)

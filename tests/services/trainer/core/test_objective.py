@@ -107,7 +107,7 @@ def test_labels_of_images(network: Network) -> None:
     random = np.random.default_rng(0)
     outputs = random.integers(-128, 128, (2, 12, 12, 3)).astype(network.layers[-1].dtype)
     teacher, data = (network, outputs), images.data("images")
-    found = objective.settled(job(loss="l1", output_range=(-1.0, 1.0)), network, data)
+    found = objective.settled(job(labels="teacher-soft", loss="l1", output_range=(-1.0, 1.0)), network, data)
     taught = labels.choose(found, network, device=None, server=None, teacher=teacher)
     assert isinstance(taught, Targets)
     assert (taught.criterion, taught.span) == ("l1", 2.0)
@@ -117,7 +117,7 @@ def test_labels_of_images(network: Network) -> None:
     given = labels.choose(server, network, device=None, server=own, teacher=None)
     assert isinstance(given, Targets)
     np.testing.assert_allclose(given.images[0, 0, 0], [-1, 1, -0.6], atol=1e-6)
-    masks = objective.settled(job(), network, images.data("masks"))
+    masks = objective.settled(job(labels="teacher-soft"), network, images.data("masks"))
     soft = labels.choose(masks, network, device=None, server=None, teacher=teacher)
     assert isinstance(soft, Soft)
     assert soft.probabilities.shape == outputs.shape
