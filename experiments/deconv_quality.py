@@ -56,7 +56,7 @@ def rows(cells: Sequence[Cell], found: Sequence[Found]) -> list[dict[str, object
     return [
         {
             "network": cell.network, "ber": cell.ber, "metric": metric, "images": one.images, "seeds": cell.seeds,
-            "iterations": one.iterations, "deployed": one.deployed, "sent_bytes": one.sent,
+            "overhead": one.overhead, "iterations": one.iterations, "deployed": one.deployed, "sent_bytes": one.sent,
             **{f"{method}_mean": float(np.mean(values[method])) for method in METHODS},
             **{f"{method}_std": float(np.std(values[method])) for method in METHODS},
             "won_back": recovered(values, "faulty"), "by_retraining": recovered(values, "quantised for it"),
@@ -73,8 +73,8 @@ def table(written_rows: Sequence[dict[str, Any]]) -> str:
         digits = METRICS[row["metric"]].digits
         shown = [f"{written(row['metric'], row[f'{m}_mean'])} ± {row[f'{m}_std']:.{digits}f}" for m in METHODS]
         won = ["nothing was lost" if row[name] is None else f"{row[name]:.0%}" for name in ("won_back", "by_retraining")]
-        lines.append([row["network"], f"{row['ber']:g}", METRICS[row["metric"]].title, *shown, *won])
-    return style.markdown(("network", "BER", "metric", *METHODS, "won back", "by retraining"), lines)
+        lines.append([row["network"], f"{row['ber']:g}", f"{row['overhead']:.1%}", METRICS[row["metric"]].title, *shown, *won])
+    return style.markdown(("network", "BER", "overhead", "metric", *METHODS, "won back", "by retraining"), lines)
 
 
 @style.styled
@@ -115,7 +115,8 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
         data = str(given.data.absolute()) if own else zoo.TRAINED_HERE[network]
         digest = hashlib.sha256(weights.read_bytes() + (Path(data).read_bytes() if Path(data).is_file() else b"")).hexdigest()
         cells += [
-            Cell(network, str(weights.absolute()), digest, data, ber, given.seeds, given.images, recipe) for ber in given.ber
+            Cell(network, str(weights.absolute()), digest, data, ber, given.seeds, given.images, given.vote_weights, recipe)
+            for ber in given.ber
         ]
     return cells
 
@@ -129,6 +130,7 @@ def main() -> None:
     command.add_rates(parser, BERS)
     parser.add_argument("--seeds", type=command.positive, default=retraining.SEEDS, help="fault seeds [%(default)s]")
     parser.add_argument("--images", type=command.positive, default=200, help="test images, evenly over all [%(default)s]")
+    parser.add_argument("--vote-weights", action="store_true", help="of the retrained network, where they are read")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here, too")
     parser.add_argument("--out", type=Path, default=figure.OUT, metavar="FOLDER", help="CSV, figure, weights [%(default)s]")
     retraining.add_recipe(parser)

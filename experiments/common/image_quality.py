@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -13,10 +14,12 @@ from accelsim.datasets import DataError, Dataset, spread
 from accelsim.faults import Rates
 from accelsim.int8.network import Network
 from accelsim.named import looking_in
-from experiments.common import retraining
+from experiments.common import protecting, retraining
+from experiments.common.retraining import BATCH
 from r2f import inprocess, prepare, sheet
 from r2f import settings as r2f_settings
 from services.metric import Metric
+from services.scheme import Port, Scheme
 from services.trainer.core import objective
 
 MEASURED: Final[dict[str, tuple[Metric, ...]]] = {"images": ("psnr", "ssim"), "masks": ("miou",)}
@@ -39,6 +42,8 @@ class Cell(msgspec.Struct, frozen=True):
     ber: float
     seeds: int
     images: int
+    voted: bool = False
+    """The retrained network's weights are voted on where they are read, in training and after."""
     recipe: tuple[tuple[str, str], ...] = ()
     """Settings of ``r2f retrain`` about training and the link that were given."""
 
@@ -48,6 +53,8 @@ class Found(msgspec.Struct):
 
     values: dict[str, dict[str, list[float]]]
     images: int
+    overhead: float
+    """Of the vote, as a share of the network's cycles."""
     deployed: str
     """Which network retraining ended with."""
     iterations: int
@@ -55,6 +62,15 @@ class Found(msgspec.Struct):
     """Bytes of bodies on the link, both ways."""
     sheet: bytes
     """PNG of some images as they went in and came out."""
+
+
+class Ran(NamedTuple):
+    """What is measured by a method's name."""
+
+    method: str
+    network: Network
+    ber: float
+    scheme: Scheme
 
 
 def measured(cell: Cell, shared: Path) -> Found:
@@ -72,22 +88,30 @@ def measured(cell: Cell, shared: Path) -> Found:
         module = zoo.load(settings.network, Path(cell.weights))
     paper, network = (prepare.lowered(one, data, module) for one in (retraining.signed(settings), settings))
     data.check(network, images=True)
+    if cell.voted:
+        ports = tuple(Port(index, "weight") for index, _ in network.convs())
+        settings = msgspec.structs.replace(settings, scheme=msgspec.structs.replace(settings.scheme.bare, ports=ports))
     job = prepare.settled(prepare.job_of(settings, "quality"), network, data)
     done = inprocess.retrain(network, data, job)
-    ran = list(zip(METHODS, (paper, paper, network, done.network, done.network), (0.0, *[cell.ber] * 3, 0.0), strict=True))
+    bare, scheme = settings.scheme.bare, settings.scheme
+    ran = [
+        Ran(METHODS[0], paper, 0.0, bare), Ran(METHODS[1], paper, cell.ber, bare), Ran(METHODS[2], network, cell.ber, bare),
+        Ran(METHODS[3], done.network, cell.ber, scheme), Ran(METHODS[4], done.network, 0.0, scheme),
+    ]  # fmt: skip
     chosen, seeds = spread(cell.images, len(data.test_images)), retraining.fault_seeds(cell.seeds)
     values: dict[str, dict[str, list[float]]] = {}
     for metric in MEASURED[data.kind]:
         truth = inprocess.reference(msgspec.structs.replace(job, metric=metric), network, data, chosen)
         values[metric] = {
-            method: inprocess.evaluate(
-                of, data.test_images[chosen], truth, Rates.uniform(ber), seeds, scheme=settings.scheme, batch=retraining.BATCH
+            one.method: inprocess.evaluate(
+                one.network, data.test_images[chosen], truth, Rates.uniform(one.ber), seeds, scheme=one.scheme, batch=BATCH
             ).of(metric)
-            for method, of, ber in ran
+            for one in ran
         }
     return Found(
         values,
         len(chosen),
+        protecting.cost(done.network, scheme, data.test_images[chosen], settings.rates, seeds),
         "last" if done.selection is None else done.selection.deployed,
         len(done.iterations),
         done.other_model_bytes + sum(i.input_bytes + i.layer_bytes + i.repair_bytes + i.model_bytes for i in done.iterations),
@@ -95,13 +119,13 @@ def measured(cell: Cell, shared: Path) -> Found:
     )
 
 
-def _sheet(cell: Cell, data: Dataset, job: objective.Job, ran: list[tuple[str, Network, float]]) -> bytes:
+def _sheet(cell: Cell, data: Dataset, job: objective.Job, ran: Sequence[Ran]) -> bytes:
     """The first images of the evaluation as they went in and came out under its first fault seed."""
     shown = spread(cell.images, len(data.test_images))[:SHOWN]
     images, seed, columns = data.test_images[shown], retraining.fault_seeds(1), []
-    for method, of, ber in ran[:4]:
-        (out,) = inprocess.outputs(of, images, Rates.uniform(ber), seed, scheme=job.scheme, batch=retraining.BATCH)
-        columns.append((method, sheet.pictures(job, of, out)))
+    for one in ran[:4]:
+        (out,) = inprocess.outputs(one.network, images, Rates.uniform(one.ber), seed, scheme=one.scheme, batch=BATCH)
+        columns.append((one.method, sheet.pictures(job, one.network, out)))
     held = io.BytesIO()
     sheet.save(sheet.between(data, shown, columns), held)
     return held.getvalue()

@@ -52,7 +52,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def found(pairs: tuple[Path, Path]) -> Found:
     weights, data = pairs
     recipe = (("iterations", "8"), ("selection-samples", "8"), ("corrections", "1"))
-    return image_quality.measured(Cell("crops_sr2x", str(weights), "", str(data), 2e-3, 2, 8, recipe), Path("/nowhere"))
+    return image_quality.measured(Cell("crops_sr2x", str(weights), "", str(data), 2e-3, 2, 8, recipe=recipe), Path("/nowhere"))
 
 
 def test_the_numbers_are_those_of_a_second_way(found: Found, pairs: tuple[Path, Path]) -> None:
@@ -71,9 +71,18 @@ def test_the_numbers_are_those_of_a_second_way(found: Found, pairs: tuple[Path, 
     assert (found.images, found.iterations) == (8, 8)
 
 
+def test_voted_weights_cost_little_and_only_the_retrained_network_has_them(pairs: tuple[Path, Path], found: Found) -> None:
+    weights, data = pairs
+    recipe = (("iterations", "2"), ("selection-samples", "8"), ("corrections", "1"))
+    voted = image_quality.measured(Cell("crops_sr2x", str(weights), "", str(data), 2e-3, 2, 8, True, recipe), Path("/nowhere"))
+    assert found.overhead == 0 < voted.overhead < 0.2
+    for method in METHODS[:3]:
+        assert voted.values["psnr"][method] == found.values["psnr"][method]
+
+
 def test_won_back_is_a_share_of_what_was_lost() -> None:
     values = dict(zip(METHODS, ([30.0], [18.0, 20.0], [23.0, 25.0], [25.0, 27.0], [29.0]), strict=True))
-    (row,) = deconv_quality.rows([Cell("a", "", "", "", 1e-3, 2, 4)], [Found({"psnr": values}, 4, "last", 8, 9, b"")])
+    (row,) = deconv_quality.rows([Cell("a", "", "", "", 1e-3, 2, 4)], [Found({"psnr": values}, 4, 0.0, "last", 8, 9, b"")])
     assert row["won_back"] == pytest.approx((26 - 19) / (30 - 19))
     assert row["by_retraining"] == pytest.approx((26 - 24) / (30 - 24))
     assert (row["faulty_mean"], row["faulty_std"]) == (19, 1)
