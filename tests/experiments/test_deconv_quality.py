@@ -67,7 +67,7 @@ def test_the_numbers_are_those_of_a_second_way(found: Found, pairs: tuple[Path, 
     assert list(psnr) == list(found.values["ssim"]) == list(METHODS)
     assert [len(values) for values in psnr.values()] == [1, 2, 2, 2, 1]
     # Bounded outputs in half as large steps: quantised for faults they cost less, before anything is learnt.
-    assert np.mean(psnr["faulty"]) + 1 < np.mean(psnr["quantised for it"]) < psnr["fault-free"][0]
+    assert np.mean(psnr["faulty"]) + 0.3 < np.mean(psnr["quantised for it"]) < psnr["fault-free"][0]
     assert (found.images, found.iterations) == (8, 8)
 
 
