@@ -1,30 +1,39 @@
 """Quality of networks that give images under faults: fault-free, faulty, and retrained, against the bit error rate.
 
-``python -m experiments.deconv_quality`` trains the U-Net for segmentation and the super-resolution network that are made here
-(no data or weights are needed; minutes), quantises each for each bit error rate, retrains it in one process with its own
-recipe, and measures the data set's test images, which chose nothing: PSNR and SSIM, or mIoU. Mean and population standard
-deviation over the fault seeds. A table, a CSV, a figure, and a sheet of samples for each network and rate.
+``python -m experiments.deconv_quality`` trains the U-Net for segmentation and the super-resolution network that are made
+here (no data or weights are needed), retrains each at each bit error rate in one process by the defaults of ``r2f retrain``,
+and measures the data set's test images, which chose nothing: PSNR and SSIM, or mIoU. Mean and population standard deviation
+over the fault seeds. A table, a CSV, a figure, and a sheet of samples for each network and rate. Another network is named
+with its ``--weights`` and ``--data``.
+
+``fault-free`` and ``faulty`` are the paper's arithmetic, nothing retrained, without faults and with; ``quantised for it`` is
+the network that retraining starts from. ``won back`` is (retrained - faulty) / (fault-free - faulty), ``by retraining`` the
+same with ``quantised for it`` in the place of ``faulty``: what retraining alone wins of what was still lost.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from accelsim import zoo
 from accelsim.files import write_whole
-from experiments.common import command, figure, image_quality, runner, style
-from experiments.common.image_quality import METHODS, NETWORKS, Cell, Found
+from experiments.common import command, figure, image_quality, retraining, runner, style
+from experiments.common.image_quality import METHODS, Cell, Found
 from r2f import float_training
-from services.metric import METRICS, Metric, written
+from services.metric import METRICS, written
 
-BERS: Final = (3e-4, 1e-3)
+BERS: Final = (3e-4, 5e-4, 1e-3, 2e-3)
+NETWORKS: Final = ("crops_sr2x", "shapes_unet")
+"""Those that are trained here."""
 
 
 def trained(network: str, folder: Path) -> Path:
@@ -36,36 +45,36 @@ def trained(network: str, folder: Path) -> Path:
     return path
 
 
-def recovered(values: dict[str, list[float]]) -> float:
-    """(retrained - faulty) / (fault-free - faulty), of means."""
-    clean, before, after = (float(np.mean(values[method])) for method in METHODS)
-    return (after - before) / (clean - before)
+def recovered(values: dict[str, list[float]], before: str) -> float | None:
+    """(retrained - before) / (fault-free - before), of means; None where nothing was lost."""
+    clean, start, after = (float(np.mean(values[method])) for method in ("fault-free", before, "retrained"))
+    return (after - start) / (clean - start) if clean > start else None
 
 
 def rows(cells: Sequence[Cell], found: Sequence[Found]) -> list[dict[str, object]]:
     """A row a network, rate and metric."""
     return [
         {
-            "network": cell.network, "ber": cell.ber, "metric": metric, "images": cell.images, "seeds": cell.seeds,
-            "epochs": cell.epochs, "iterations": one.iterations, "sent_bytes": one.sent,
+            "network": cell.network, "ber": cell.ber, "metric": metric, "images": one.images, "seeds": cell.seeds,
+            "overhead": one.overhead, "iterations": one.iterations, "deployed": one.deployed, "sent_bytes": one.sent,
             **{f"{method}_mean": float(np.mean(values[method])) for method in METHODS},
             **{f"{method}_std": float(np.std(values[method])) for method in METHODS},
-            "recovered": recovered(values),
+            "won_back": recovered(values, "faulty"), "by_retraining": recovered(values, "quantised for it"),
         }
         for cell, one in zip(cells, found, strict=True)
         for metric, values in one.values.items()
     ]  # fmt: skip
 
 
-def table(written_rows: Sequence[dict[str, object]]) -> str:
+def table(written_rows: Sequence[dict[str, Any]]) -> str:
     """The rows for a page."""
     lines = []
     for row in written_rows:
-        metric: Metric = row["metric"]  # type: ignore[assignment]
-        digits = METRICS[metric].digits
-        shown = [f"{written(metric, float(str(row[f'{m}_mean'])))} ± {float(str(row[f'{m}_std'])):.{digits}f}" for m in METHODS]
-        lines.append([str(row["network"]), f"{row['ber']:g}", METRICS[metric].title, *shown, f"{row['recovered']:.0%}"])
-    return style.markdown(("network", "BER", "metric", *METHODS, "won back"), lines)
+        digits = METRICS[row["metric"]].digits
+        shown = [f"{written(row['metric'], row[f'{m}_mean'])} ± {row[f'{m}_std']:.{digits}f}" for m in METHODS]
+        won = ["nothing was lost" if row[name] is None else f"{row[name]:.0%}" for name in ("won_back", "by_retraining")]
+        lines.append([row["network"], f"{row['ber']:g}", f"{row['overhead']:.1%}", METRICS[row["metric"]].title, *shown, *won])
+    return style.markdown(("network", "BER", "overhead", "metric", *METHODS, "won back", "by retraining"), lines)
 
 
 @style.styled
@@ -91,25 +100,47 @@ def _panel(axis: Axes, own: Sequence[dict[str, object]]) -> None:
         axis.errorbar(x, mean, std, label=method, capsize=2, **style.line(place))
 
 
+def cells_of(given: argparse.Namespace) -> list[Cell]:
+    """What is to be measured. Raises InputError for a network without its weights or data."""
+    recipe, cells = tuple(retraining.given_recipe(vars(given)).items()), []
+    for network in given.network:
+        own = given.weights is not None or given.data is not None
+        if own and (given.weights is None or given.data is None or len(given.network) > 1):
+            raise command.InputError("--weights and --data: give both, with one --network")
+        if not own and network not in NETWORKS:
+            raise command.InputError(f"--network {network}: give its --weights and --data; {', '.join(NETWORKS)} need none")
+        if own and not given.weights.is_file():
+            raise command.InputError(f"--weights {given.weights}: not found")
+        weights = given.weights if own else trained(network, given.out)
+        data = str(given.data.absolute()) if own else zoo.TRAINED_HERE[network]
+        digest = hashlib.sha256(weights.read_bytes() + (Path(data).read_bytes() if Path(data).is_file() else b"")).hexdigest()
+        cells += [
+            Cell(network, str(weights.absolute()), digest, data, ber, given.seeds, given.images, given.vote_weights, recipe)
+            for ber in given.ber
+        ]
+    return cells
+
+
 def main() -> None:
     """Trains, measures, writes, draws and prints."""
     parser = command.parser(__doc__)
-    command.add_networks(parser, list(NETWORKS))
+    parser.add_argument("--network", nargs="+", default=list(NETWORKS), metavar="NAME", help="of the zoo [%(default)s]")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="of another network than those")
+    parser.add_argument("--data", type=Path, metavar="FILE.npz", help="images and targets for it (docs/data.md)")
     command.add_rates(parser, BERS)
-    parser.add_argument("--epochs", type=command.positive, default=2, help="of retraining [%(default)s]")
-    parser.add_argument("--seeds", type=command.positive, default=5, help="fault seeds [%(default)s]")
-    parser.add_argument("--images", type=command.positive, default=60, help="test images, evenly over all [%(default)s]")
+    parser.add_argument("--seeds", type=command.positive, default=retraining.SEEDS, help="fault seeds [%(default)s]")
+    parser.add_argument("--images", type=command.positive, default=200, help="test images, evenly over all [%(default)s]")
+    parser.add_argument("--vote-weights", action="store_true", help="of the retrained network, where they are read")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here, too")
     parser.add_argument("--out", type=Path, default=figure.OUT, metavar="FOLDER", help="CSV, figure, weights [%(default)s]")
+    retraining.add_recipe(parser)
     runner.add_pool(parser)
     given = parser.parse_args()
-    cells = []
-    for network in given.network:
-        weights = trained(network, given.out).absolute()
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        for ber in given.ber:
-            cells.append(Cell(network, str(weights), digest, ber, given.epochs, given.seeds, given.images))
-    found = runner.run(image_quality.measured, cells, Found, shared=Path(), reads=lambda _: (), pool=runner.pool_of(given))
+    try:
+        cells = cells_of(given)
+        found = runner.run(image_quality.measured, cells, Found, shared=Path(), reads=lambda _: (), pool=runner.pool_of(given))
+    except ValueError as error:  # settings, data and networks that do not fit one another
+        raise command.InputError(str(error)) from None
     all_rows = rows(cells, found)
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / "deconv_quality.csv").open("w", newline="", encoding="utf-8") as file:
@@ -119,7 +150,7 @@ def main() -> None:
     if given.json is not None:
         write_whole(given.json, (json.dumps(all_rows, indent=1) + "\n").encode())
     for cell, one in zip(cells, found, strict=True):
-        (given.out / f"deconv_quality_{cell.network}_{cell.ber:g}.png").write_bytes(one.sheet)
+        (given.out / f"deconv_quality_{Path(cell.network).name}_{cell.ber:g}.png").write_bytes(one.sheet)
     draw(all_rows, given.out / "deconv_quality.png")
     print(table(all_rows))
 

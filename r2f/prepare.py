@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -43,6 +44,9 @@ PREPARED = "prepared.json"
 EVALUATION_BATCH = 128
 CALIBRATION = 256
 CONNECT_S = 3.0
+PARTS: Final = {"classes": 0.3, "pixels": 0.1}
+"""Of the error rates that a network whose output is an image is quantised for, by what that holds. Quantised for all of them it
+loses more without faults than it keeps with them, and learns less (docs/generative.md)."""
 
 
 class Prepared(msgspec.Struct, kw_only=True):
@@ -225,7 +229,7 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
         sound=healthy,
     )
     (folder / PREPARED).write_bytes(msgspec.json.encode(prepared))
-    if settings.labels == "server":
+    if job.labels == "server":
         own = data.train_labels if data.train_targets is None else data.train_targets
         np.save(folder / jobs.OWN["labels" if data.train_targets is None else "targets"], own)
     if job.against == "targets" and data.test_targets is not None:
@@ -236,12 +240,17 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     settings_file.write(folder, asked)  # last: a trainer that waits takes a folder that has it
 
 
-def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float = 1.0) -> Network:
+def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float | None = None) -> Network:
     """The int8 network that a run with these settings starts from, quantised for a share of their error rates.
+
+    ``share`` None is all of them where outputs are classes, and ``PARTS``'s where they are images.
 
     Raises LoweringError.
     """
     images = data.train_images[calibration(data)]
+    image = objective.holds(settings, data)
+    if share is None:
+        share = 1.0 if image is None else PARTS["classes" if image == "classes" else "pixels"]
     return lower(
         module,
         images,
@@ -251,6 +260,7 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float =
         classifier=None,
         activations=settings.activations,
         deconvolution=settings.deconvolution,
+        image=image,
         ber=share * rate_of(settings.rates),
     )
 
@@ -326,6 +336,8 @@ def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_
     """The trainer's half of the settings. ``data`` is ``Dataset.digest``."""
     uplink = 0.0 if settings.link is None else profile(settings.link).up
     task = {name: getattr(settings, name) for name in Task.__struct_fields__}
+    if settings.labels == "auto" and (settings.sharing == "common" or not settings.launch):
+        task["labels"] = "teacher-soft"  # Devices that are not started here have samples of their own.
     task["scheme"] = msgspec.structs.replace(settings.scheme, uplink_bits_per_s=uplink)
     map_known = known(settings)
     return Job(

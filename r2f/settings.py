@@ -37,7 +37,7 @@ External = Annotated[tuple[Literal["agent", "voter", "codec-device"], ...], Meta
 
 RecipeName = Literal["ours", "paper"]
 """Of the recipes that ``--recipe`` takes; what a run was given is in its own settings, one by one."""
-PLAIN: dict[str, Any] = {"recipe": PAPER, "labels": "device", "iterations": 100, "sgd": Sgd(rate=1e-3, clip=5.0)}
+PLAIN: dict[str, Any] = {"recipe": PAPER, "labels": "device", "iterations": 100, "sgd": Sgd(rate=1e-3, clip=5.0, rule="sgd")}
 """The paper's recipe as fields of a Task."""
 
 
@@ -176,6 +176,7 @@ OPTIONS: dict[str, Option] = {
     "lr": Option("sgd.rate", "Highest learning rate, at most 100; chosen from network and faults where not given.", TRAINING),
     "schedule": Option("recipe.schedule", "Of the learning rate behind the warm-up.", TRAINING),
     "warmup": Option("recipe.warmup", "Share of the iterations in which the learning rate rises.", TRAINING),
+    "optimiser": Option("sgd.rule", "Descent with momentum, or Adam, the default where outputs are images.", TRAINING),
     "momentum": Option("sgd.momentum", "Momentum of SGD, at most 0.999.", TRAINING),
     "weight-decay": Option("sgd.weight_decay", "Weight decay, at most 1.", TRAINING),
     "clip": Option("sgd.clip", "Largest norm of gradients, at most 1e6 (no clip); chosen likewise where not given.", TRAINING),
@@ -191,6 +192,9 @@ OPTIONS: dict[str, Option] = {
     "temperature": Option("recipe.temperature", "Of teacher-soft labels, 0.01 to 100.", TRAINING),
     "hard-labels": Option("recipe.hard", "Share of the loss against the device's labels, with teacher-soft.", TRAINING),
     "clean-gradient": Option("recipe.clean", "Share of the gradient taken without faults, on the server.", TRAINING),
+    "drawn-gradient": Option(
+        "recipe.drawn", "Share of the gradient from faulty passes of the server's own; by default images', all.", TRAINING
+    ),
     "corrections": Option("recipe.corrections", "Batches by which biases are corrected first.", TRAINING),
     "ber-factor": Option("recipe.rate_factor", "Error rates in training over the device's.", TRAINING),
     "curriculum": Option("recipe.curriculum", "Share of the iterations in which error rates rise.", TRAINING),

@@ -67,9 +67,9 @@ def outputs(
 ) -> list[Column]:
     """Columns of outputs (N, H, W, C): of the network from before retraining without faults and with, and of the one after."""
     return [
-        ("fault-free", _pictures(job, before, clean)),
-        ("faulty, before", _pictures(job, before, faulty)),
-        ("faulty, retrained", _pictures(job, after, retrained)),
+        ("fault-free", pictures(job, before, clean)),
+        ("faulty, before", pictures(job, before, faulty)),
+        ("faulty, retrained", pictures(job, after, retrained)),
     ]
 
 
@@ -99,7 +99,8 @@ def between(data: Dataset, chosen: Int64, columns: Sequence[Column]) -> list[Col
     return found
 
 
-def _pictures(job: Job, network: Network, outputs: Activation) -> list[UInt8]:
+def pictures(job: Job, network: Network, outputs: Activation) -> list[UInt8]:
+    """Outputs (N, H, W, C) as images (H, W, 3)."""
     if objective.kind_of(job, network) == "masks":
         return [_coloured(one) for one in outputs.argmax(axis=-1)]
     assert job.output_range is not None

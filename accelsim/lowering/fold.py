@@ -56,6 +56,15 @@ def fold(traced: Graph) -> Graph:
     return merge(reachable(traced, alias[len(nodes) - 1]))
 
 
+def within(folded: Graph, low: float, high: float) -> None:
+    """Bounds the output to [low, high], in place, where the layer that computes it has bounds of its own: there they cost
+    nothing. Elsewhere nothing changes."""
+    readers = folded.consumers()
+    readers[len(folded.nodes) - 1].append(len(folded.nodes))
+    bounds = graph.Clamp(name="", inputs=[], shape=(1, 1, 1), low=low, high=high)
+    _absorb(folded.nodes, readers, len(folded.nodes) - 1, bounds)
+
+
 def _open(node: graph.Node) -> bool:
     return node.low == -math.inf and node.high == math.inf
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,14 +19,21 @@ from accelsim.int8.network import Activations, Network, UInt8, Way
 from accelsim.int8.storage import validate
 from accelsim.lowering import graph
 from accelsim.lowering.errors import LoweringError
-from accelsim.lowering.fold import fold
+from accelsim.lowering.fold import fold, within
 from accelsim.lowering.graph import Graph
-from accelsim.lowering.pixels import normalise
+from accelsim.lowering.harm import output
+from accelsim.lowering.pixels import black_and_white, normalise
 from accelsim.lowering.quantise import Aim, choose, chosen, plain
 from accelsim.lowering.trace import duplicate, trace
 
+Holds = Literal["classes", "pixels"] | tuple[float, float] | None
+"""What an output that is an image holds, see ``lower``."""
+
 _SAME = 2e-3
 """Largest relative difference of the float graph from the module: more than float32 rounding, less than any mistake."""
+
+_LOOKED_AT = 16
+"""Images whose outputs say what black and white are"""
 
 _AGAIN = 1e-5
 """Largest relative difference of the module from itself: the order of float32 sums."""
@@ -42,6 +50,7 @@ def lower(
     activations: Activations = "auto",
     ber: float = 0.0,
     deconvolution: Way = "auto",
+    image: Holds = None,
 ) -> Network:
     """The int8 network of a float module, calibrated on real images.
 
@@ -52,6 +61,9 @@ def lower(
     ``ber`` is the bit error rate, 0 to 1, at inputs, weights and outputs of the accelerator that the network is made for:
     gains, scales and where a classifier's outputs lie are chosen so that flips do least harm. With "signed" it counts for
     nothing: that is the base of every comparison.
+    ``image`` is what an output that is an image holds, of which a choice for faults makes use: (black, white) of pixels, beyond
+    which nothing counts; "pixels" of 0..1 or -1..1, as ``black_and_white`` has it; "classes", of which in each pixel only the
+    largest counts. None takes any value for as good as another.
     ``deconvolution`` is how transposed convolutions run as ordinary ones (``accelsim.lowering.deconv``): all ways give the same
     integers.
     Raises LoweringError where the module cannot be traced or an operator cannot be lowered.
@@ -66,6 +78,7 @@ def lower(
         classifier=classifier,
         activations=activations,
         ber=ber,
+        image=image,
     )
     return network
 
@@ -81,6 +94,7 @@ def lower_ways(
     classifier: bool | None = False,
     activations: Activations = "auto",
     ber: float = 0.0,
+    image: Holds = None,
 ) -> list[Network]:
     """The int8 networks of ``lower``, one for each of ``ways``, for the cost of one: they differ in nothing else.
 
@@ -106,8 +120,11 @@ def lower_ways(
             "end forward() with pooling over the image, x.mean((2, 3)), or flatten and a linear layer"
         )
     _compare(duplicate(module), lowered, normalise(images[:4], mean, std))
+    if activations != "signed" and ber and lowered.nodes[-1].shape[:2] != (1, 1) and image not in (None, "classes"):
+        trial = normalise(images[:_LOOKED_AT], mean, std)
+        within(lowered, *(image if isinstance(image, tuple) else black_and_white(float(output(lowered, trial).min()))))
     try:
-        aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier)
+        aim = plain(lowered) if activations == "signed" else Aim(ber=ber, classifier=classifier or image == "classes")
         choice = choose(lowered, images, mean, std, aim)
         networks = [chosen(choice, mean, std, name, way) for way in ways]
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,14 @@ import torch
 from torch import Tensor
 
 from accelsim.int8.network import Int8, UInt8
+
+BELOW_ZERO: Final = -0.25
+"""A network whose fault-free outputs go that far down has pixels of -1 to 1 (tanh), and not of 0 to 1."""
+
+
+def black_and_white(lowest: float) -> tuple[float, float]:
+    """What black and white are among outputs of which the lowest is ``lowest``."""
+    return (-1.0, 1.0) if lowest < BELOW_ZERO else (0.0, 1.0)
 
 
 def normalise(images: UInt8, mean: Sequence[float], std: Sequence[float]) -> Tensor:

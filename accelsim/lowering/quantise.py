@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from accelsim.datasets import spread
 from accelsim.int8.network import INPUT, Network, UInt8, Way
 from accelsim.lowering import graph as real
 from accelsim.lowering.answer import place
@@ -34,6 +35,8 @@ from accelsim.lowering.weights import Weight, correct_bias, quantise_weight
 
 _TRIAL = 32
 """Calibration images that feel for the derivatives, and that decide between the candidates"""
+_VECTORS = 4096
+"""Of a classifier's outputs on those, or of its pixels', decide where they lie"""
 _CARES = (0.25, 1.0, 4.0, 16.0)
 """How much clipping counts, see ``harm``. Which is best depends on the network and the bit error rate, so each is tried."""
 _CALM_CARES = (1.0, 4.0, 16.0)
@@ -52,7 +55,7 @@ class Aim:
     ber: float = 0.0
     """Bit error rate at inputs, weights and outputs of each convolution"""
     classifier: bool = False
-    """Of the outputs only the order has to stay."""
+    """Of the outputs, or of those of each pixel, only the order has to stay."""
 
 
 def plain(graph: Graph) -> Aim:
@@ -157,7 +160,8 @@ def _place_answers(choice: Choice, outputs: list[Tensor], ber: float) -> None:
     node = choice.graph.nodes[last]
     if not isinstance(node, real.Conv) or (node.low, node.high) != (-math.inf, math.inf):
         return
-    placing = place(torch.cat(outputs).flatten(1).double().numpy(), ber)
+    vectors = torch.cat(outputs).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    placing = place(vectors[spread(_VECTORS, len(vectors))], ber)
     choice.levels, choice.scales = {**choice.levels, last: 255}, {**choice.scales, last: placing.scale}
     choice.biases = {**choice.biases, last: choice.biases[last] + placing.shift}
 

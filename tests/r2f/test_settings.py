@@ -205,7 +205,7 @@ def test_the_papers_recipe_is_a_set_of_settings_that_others_override() -> None:
     assert parse({"recipe": "paper", "epochs": 3}, parse({"batch": 4})).batch == 4
     assert parse(settings_file.flat(plain)) == plain
     ours = parse({"recipe": "ours", "flip": True})
-    assert ours.labels == "teacher-soft"
+    assert ours.labels == "auto"
     assert (ours.recipe.flip, ours.recipe.shift, parse({}).recipe.flip) == (True, None, None)
     with pytest.raises(SettingsError, match="--recipe mine"):
         parse({"recipe": "mine"})

@@ -25,6 +25,8 @@ FILE = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 KINDS = ("master", "velocity", "average")
 """Of the parameters that a checkpoint holds."""
+SQUARES = "square"
+"""What it holds beside them under Adam."""
 VERSION = 2
 
 
@@ -58,6 +60,8 @@ class Checkpoint(NamedTuple):
     velocity: Parameters
     average: Parameters
     """Running average of the parameters."""
+    squares: Parameters
+    """Running average of the gradients' squares, under Adam; empty without."""
     network: Network
     seen: Seen
     tried: Tried | None
@@ -111,11 +115,13 @@ def read(path: Path, *, config: str | None = None) -> Checkpoint:
         )
     network = _network(path, "network", tensors)
     parameters, velocity, average = (_parameters(path, kind, network, tensors) for kind in KINDS)
+    adaptive = any(name.startswith(f"{SQUARES}.") for name in tensors)
+    squares = _parameters(path, SQUARES, network, tensors) if adaptive else {}
     tried = None if header.candidates is None else _tried(path, header.candidates, header.best, tensors)
     if tensors:
         raise CheckpointError(f"{path}: unknown tensors {sorted(tensors)[:3]}")
     return Checkpoint(
-        header.iteration, header.version, header.config, parameters, velocity, average, network, header.seen, tried
+        header.iteration, header.version, header.config, parameters, velocity, average, squares, network, header.seen, tried
     )
 
 
@@ -141,8 +147,8 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, npt.NDArray[Any]]:
         tensors["best"] = np.frombuffer(storage.to_bytes(checkpoint.tried.best), np.uint8)
         tensors["agreement.before"], tensors["agreement.best"] = checkpoint.tried.before, checkpoint.tried.agreement
         tensors["truth"] = checkpoint.tried.truth
-    kept = (checkpoint.parameters, checkpoint.velocity, checkpoint.average)
-    for kind, parameters in zip(KINDS, kept, strict=True):
+    kept = (checkpoint.parameters, checkpoint.velocity, checkpoint.average, checkpoint.squares)
+    for kind, parameters in zip((*KINDS, SQUARES), kept, strict=True):
         for index, pair in parameters.items():
             for what, array in zip(("weight", "bias"), pair, strict=True):
                 tensors[f"{kind}.{index}.{what}"] = array

@@ -54,7 +54,7 @@ class Job(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"job: {name} is {value}; it must be 1 or more")
-        if self.recipe.hard and self.labels != "teacher-soft":
+        if self.recipe.hard and self.labels not in ("auto", "teacher-soft"):
             raise ValueError(f"job: hard labels can be mixed into teacher-soft alone, not into {self.labels}")
         if not 0 < self.patience_s < math.inf:
             raise ValueError(f"job: patience_s is {self.patience_s}; seconds above 0")

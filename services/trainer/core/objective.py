@@ -15,6 +15,7 @@ import numpy.typing as npt
 from accelsim.datasets import Dataset
 from accelsim.engine import shared
 from accelsim.int8.network import Activation, Network, UInt8
+from accelsim.lowering import Holds, black_and_white
 from services.metric import METRICS, Metric
 from services.trainer.core.job import Against, Job
 from services.trainer.core.task import Task
@@ -25,8 +26,8 @@ Kind = Literal["classes", "pixels", "masks"]
 
 SMALLEST: Final = 7
 """Pixels that SSIM's window is wide: an image must have as many each way."""
-BELOW_ZERO: Final = -0.25
-"""A network whose fault-free outputs go that far down has pixels of -1 to 1 (tanh), and not of 0 to 1."""
+LOOKED_AT: Final = 16
+"""Training images whose outputs say it."""
 
 
 def is_image(network: Network) -> bool:
@@ -86,10 +87,19 @@ def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Jo
         raise ValueError(f"--loss {loss}: does not lead to a better {METRICS[metric].title}; give {other}")
     extent = job.output_range
     if image and metric != "miou":
-        extent = extent or _range(network, data.train_images[:16], path)
+        images = network.quantize_images(data.train_images[:LOOKED_AT])
+        extent = extent or black_and_white(float(real(network, shared(network, path).run(images)[-1]).min()))
     elif extent is not None:
         raise ValueError(f"--output-range: is of outputs that are pixels; those of {network.name} are classes")
-    found = msgspec.structs.replace(job, metric=metric, loss=loss, output_range=extent, against=against)
+    recipe, sgd, labels = job.recipe, job.sgd, job.labels
+    if recipe.drawn is None:
+        recipe = msgspec.structs.replace(recipe, drawn=1.0 if image else 0.0)
+    if sgd.rule is None:
+        sgd = msgspec.structs.replace(sgd, rule="adam" if image else "sgd")
+    if labels == "auto":
+        labels = "server" if against == "targets" and not (recipe.flip or recipe.shift or recipe.hard) else "teacher-soft"
+    decided = {"metric": metric, "loss": loss, "output_range": extent, "against": against}
+    found = msgspec.structs.replace(job, **decided, recipe=recipe, sgd=sgd, labels=labels)
     check(found, network)
     if image and found.labels == "server" and against != "targets":
         raise ValueError(f"--labels server: {data.name} has no targets; take teacher-soft, the fault-free network's outputs")
@@ -166,9 +176,13 @@ def fitting(kind: Kind, network: Network, own: npt.NDArray[np.integer], where: s
         raise ValueError(f"{where}: classes reach {own.max()}, network {network.name} knows 0 to {channels - 1}")
 
 
-def _range(network: Network, images: UInt8, path: str) -> tuple[float, float]:
-    outputs = real(network, shared(network, path).run(network.quantize_images(images))[-1])
-    return (-1.0, 1.0) if float(outputs.min()) < BELOW_ZERO else (0.0, 1.0)
+def holds(task: Task, data: Dataset) -> Holds:
+    """What ``settled`` will take the output to hold where it is an image; None where the task is of classes."""
+    if task.metric == "miou" or (task.metric is None and (data.kind == "masks" or task.loss == "cross-entropy")):
+        return None if task.metric is None and data.kind == "classes" else "classes"
+    if task.metric in ("psnr", "ssim") or (task.metric is None and data.kind in ("images", "nothing")):
+        return task.output_range or "pixels"
+    return None
 
 
 def _shape(network: Network) -> str:

@@ -14,6 +14,11 @@ from accelsim.int8.parameters import Parameters
 from services.trainer.core.replay import Gradients, Replay
 from services.trainer.core.task import Sgd
 
+_SPREAD = 0.99
+"""What Adam's mean of squares keeps an update: runs are some hundred updates long, torch's 0.999 is made for longer ones."""
+_LEAST = 1e-12
+"""Of a root of squares; what has no gradient at all stays where it is."""
+
 
 class TrainingDiverged(ValueError):
     """Loss or gradients stopped being finite; going on would only destroy the weights."""
@@ -70,15 +75,46 @@ def step(parameters: Parameters, velocity: Parameters, gradients: Gradients, set
     """
     weights = _tensors(parameters, parameters)
     velocities = _tensors(velocity, parameters)
-    flat = _flat(gradients, parameters)
+    flat = _clipped(gradients, weights, parameters, settings, clip)
+    torch._foreach_mul_(velocities, settings.momentum)
+    torch._foreach_add_(velocities, flat)
+    torch._foreach_add_(weights, velocities, alpha=-rate)
+
+
+def adapt(
+    parameters: Parameters,
+    velocity: Parameters,
+    squares: Parameters,
+    gradients: Gradients,
+    settings: Sgd,
+    rate: float,
+    clip: float,
+    update: int,
+) -> None:
+    """One update in place, the ``update``-th from 1 on, as torch.optim.Adam has it: each weight's step is the mean of its
+    gradients over the root of the mean of their squares. The momentum is the first mean's."""
+    weights, means, spreads = (_tensors(kind, parameters) for kind in (parameters, velocity, squares))
+    flat = _clipped(gradients, weights, parameters, settings, clip)
+    torch._foreach_lerp_(means, flat, 1 - settings.momentum)
+    torch._foreach_mul_(spreads, _SPREAD)
+    torch._foreach_addcmul_(spreads, flat, flat, value=1 - _SPREAD)
+    sizes = torch._foreach_sqrt(spreads)
+    torch._foreach_div_(sizes, math.sqrt(1 - _SPREAD**update))
+    torch._foreach_add_(sizes, _LEAST)
+    torch._foreach_addcdiv_(weights, means, sizes, value=-rate / (1 - settings.momentum**update))
+
+
+def _clipped(
+    gradients: Gradients, weights: list[Tensor], order: Mapping[int, object], settings: Sgd, clip: float
+) -> list[Tensor]:
+    """The gradients no longer than ``clip`` all together, and the weights' decay."""
+    flat = _flat(gradients, order)
     length = norm(gradients)
     if length > clip:
         flat = list(torch._foreach_mul(flat, clip / length))
     if settings.weight_decay:
         flat = list(torch._foreach_add(flat, weights, alpha=settings.weight_decay))
-    torch._foreach_mul_(velocities, settings.momentum)
-    torch._foreach_add_(velocities, flat)
-    torch._foreach_add_(weights, velocities, alpha=-rate)
+    return flat
 
 
 def average(running: Parameters, parameters: Parameters, kept: float) -> None:

@@ -17,6 +17,8 @@ from services.trainer.core.task import Sgd
 
 PART: Final = 0.25
 """Of Polyak's step, with a momentum of 0.9."""
+ADAM: Final = 1e-3
+"""Adam's rate: its steps are of the rate's own length, whatever the gradients are."""
 LONG: Final = 200
 """Updates from which on steps get shorter."""
 LONGEST: Final = 1.5
@@ -40,6 +42,8 @@ def settled(sgd: Sgd, seen: Seen, updates: int) -> tuple[float, float]:
     """Highest learning rate and clip of a run of so many updates: as given, else from what was seen; 0 where there is nothing
     to learn."""
     rate, clip = sgd.rate, sgd.clip
+    if rate is None and sgd.rule == "adam":
+        rate = ADAM
     if rate is None:
         rate = PART * min(1.0, sqrt(LONG / updates)) * seen.loss / seen.square if seen.square else 0.0
     if clip is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple, assert_never
 
 import numpy as np
@@ -25,6 +26,7 @@ from accelsim.int8.network import (
     Concat,
     Conv,
     Flatten,
+    Int8,
     Interleave,
     Layer,
     MaxPool,
@@ -60,11 +62,31 @@ class Replay(NamedTuple):
     gradients: Gradients
 
 
-def replay(network: Network, x: Activation, outputs: Mapping[int, Activation], labels: Labels, recompute: Recompute) -> Replay:
+class Inside(NamedTuple):
+    """What happened inside the MAC layers of a pass, where that is known: by index."""
+
+    weights: Mapping[int, Int8]
+    """(O, I/groups, R, S), as they were read."""
+    read: Mapping[int, Activation]
+    """Input (N, H, W, C), as it was read."""
+    computed: Mapping[int, Activation]
+    """Output (N, H, W, C) before anything struck it."""
+
+
+def replay(
+    network: Network,
+    x: Activation,
+    outputs: Mapping[int, Activation],
+    labels: Labels,
+    recompute: Recompute,
+    inside: Inside | None = None,
+) -> Replay:
     """Loss of the device's outputs against the labels, and its gradients.
 
     ``network`` is the int8 network as the device ran it, ``x`` its input (N, H, W, C), ``outputs`` the device's output
     (N, H, W, C) of each MAC layer by index. The other layers are exact on the device, so ``recompute`` gives them.
+
+    ``inside``: of a pass whose flips are known, so that gradients are taken at what was multiplied and not at what was stored.
 
     The loss is ``services.trainer.core.loss``'s, averaged over the batch. The same arguments and number of torch threads give
     the same gradients, bit for bit; small networks run on one thread, whatever torch is set to.
@@ -74,7 +96,7 @@ def replay(network: Network, x: Activation, outputs: Mapping[int, Activation], l
     values = activations(network, x, outputs, recompute)
     with _threads(network, len(x)):
         found = loss(network, values[len(network.layers) - 1], labels)
-        gradients = _backward(network, values, found.gradient)
+        gradients = _backward(network, values, found.gradient, inside)
         return Replay(found.value, found.correct, _norm(gradients), gradients)
 
 
@@ -114,7 +136,7 @@ def activations(
     return values
 
 
-def _backward(network: Network, values: dict[int, Activation], gradient: Tensor) -> Gradients:
+def _backward(network: Network, values: dict[int, Activation], gradient: Tensor, inside: Inside | None = None) -> Gradients:
     """Walks the layers from last to first; ``pending`` holds the gradient at each output still to be reached."""
     pending: dict[int, Tensor] = {len(network.layers) - 1: gradient}
     lent: set[int] = set()
@@ -153,13 +175,17 @@ def _backward(network: Network, values: dict[int, Activation], gradient: Tensor)
         sums = None
         limits = _limits(network, layer)
         if limits is not None:
-            gradient, sums = elementwise.gate(gradient, values[index], limits, owned=owned)
+            y = values[index] if inside is None else inside.computed.get(index, values[index])
+            gradient, sums = elementwise.gate(gradient, y, limits, owned=owned)
             owned = True
         source = layer.inputs[0]
         shape = (batch, *network.shape_of(source))
         match layer:
             case Conv():
-                below, weight = _through_conv(layer, plane(source), gradient, network.scale_of(source), source != INPUT)
+                taken = plane(source)
+                if inside is not None:
+                    layer, taken = replace(layer, weight=inside.weights[index]), elementwise.widen(inside.read[index])
+                below, weight = _through_conv(layer, taken, gradient, network.scale_of(source), source != INPUT)
                 found[index] = (weight, elementwise.column_sums(gradient) if sums is None else sums)
                 if below is not None:
                     send(source, below)

@@ -90,7 +90,7 @@ def agreement(task: Task, network: Network, outputs: Activation, truth: Float32)
 
 def against(task: Task) -> str:
     """What agreement is with, in words."""
-    if task.labels.startswith("teacher"):
+    if task.labels not in ("device", "server"):
         return "fault-free answers"
     return "targets" if task.output_range is not None else "labels"
 

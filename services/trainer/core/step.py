@@ -20,7 +20,7 @@ from accelsim.int8.network import Activation, Network, UInt8
 from accelsim.int8.parameters import dequantize, quantize
 from accelsim.int8.phases import bias_groups
 from services.known import known_faults
-from services.trainer.core import correction, labels, optimiser, rate
+from services.trainer.core import correction, drawn, labels, optimiser, rate
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.job import Job, digest
 from services.trainer.core.labels import Own
@@ -28,6 +28,7 @@ from services.trainer.core.loss import Labels, loss
 from services.trainer.core.parts import Replaying, chunked
 from services.trainer.core.recipe import Plan
 from services.trainer.core.replay import Gradients, Replay, activations
+from services.trainer.core.replay import replay as whole
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -91,17 +92,18 @@ class Learner:
 
 def start(job: Job, initial: Network) -> Checkpoint:
     """The state before the first iteration."""
-    empty = Checkpoint(0, INITIAL_VERSION, digest(job), {}, {}, {}, initial, rate.Seen(), None)
-    return restarted(empty, initial)
+    empty = Checkpoint(0, INITIAL_VERSION, digest(job), {}, {}, {}, {}, initial, rate.Seen(), None)
+    return restarted(empty, initial, adaptive=job.sgd.rule == "adam")
 
 
-def restarted(state: Checkpoint, initial: Network) -> Checkpoint:
-    """The state with the weights from before retraining."""
+def restarted(state: Checkpoint, initial: Network, *, adaptive: bool = False) -> Checkpoint:
+    """The state with the weights from before retraining. ``adaptive``: one for Adam, as it stays one in any case."""
     parameters = dequantize(initial)
     return state._replace(
         parameters=parameters,
         velocity=optimiser.zeros_like(parameters),
         average=optimiser.copied(parameters),
+        squares=optimiser.zeros_like(parameters) if adaptive or state.squares else {},
         network=initial,
     )
 
@@ -170,6 +172,13 @@ def replayed(learner: Learner, engine: Engine, received: Received) -> Replay:
     if recipe.clean and math.isfinite(found.norm):
         clean = replay(network, x, dict(enumerate(engine.run(x))), truth, engine.fault_free)
         found = found._replace(gradients=optimiser.mean(found.gradients, clean.gradients, recipe.clean))
+    if recipe.drawn and math.isfinite(found.norm):
+        job, iteration = learner.plan.job, learner.state.iteration
+        outputs, inside = drawn.faulty_pass(
+            engine, x, learner.plan.rates(iteration), job.scheme, job.seed, f"server of {job.device}", iteration
+        )
+        own = whole(network, x, outputs, truth, engine.fault_free, inside)
+        found = found._replace(gradients=optimiser.mean(found.gradients, own.gradients, recipe.drawn))
     return found if known is None else held_back(found, network, known)
 
 
@@ -191,7 +200,11 @@ def learn(learner: Learner, found: Replay, saved: Path | None, begin: float) -> 
     learner.gathered = None
     seen = state.seen.and_(found.loss, optimiser.norm(gradients))
     highest, clip = rate.settled(plan.job.sgd, seen, plan.updates)
-    optimiser.step(state.parameters, state.velocity, gradients, plan.job.sgd, highest * plan.slope(update), clip)
+    settings, now = plan.job.sgd, highest * plan.slope(update)
+    if settings.rule == "adam":
+        optimiser.adapt(state.parameters, state.velocity, state.squares, gradients, settings, now, clip, seen.updates)
+    else:
+        optimiser.step(state.parameters, state.velocity, gradients, settings, now, clip)
     # The first averages are over all updates so far, so that the start is soon forgotten.
     optimiser.average(state.average, state.parameters, min(recipe.average, update / (update + 5)))
     stepped = time.perf_counter()
@@ -220,6 +233,6 @@ def averaged(learner: Learner) -> Network:
 
 def _labels(learner: Learner, received: Received) -> Labels:
     job, network, taught = learner.plan.job, learner.initial.network, None
-    if job.labels.startswith("teacher"):
+    if job.labels not in ("device", "server"):
         taught = network, learner.initial.run(network.quantize_images(received.images))[-1]
     return labels.choose(job, network, device=received.device_labels, server=received.server_labels, teacher=taught)

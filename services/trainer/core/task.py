@@ -12,11 +12,13 @@ from accelsim.faults import Rates
 from services.metric import Metric
 from services.scheme import CHAINED, Scheme
 
-Source = Literal["device", "server", "teacher", "teacher-soft"]
+Source = Literal["auto", "device", "server", "teacher", "teacher-soft"]
 """Where labels come from. ``teacher`` takes the fault-free network's answer as the label, ``teacher-soft`` all its class
-probabilities."""
+probabilities. ``auto`` is the server's copy of the targets where it has one, else ``teacher-soft``
+(``services.trainer.core.objective``)."""
 Criterion = Literal["cross-entropy", "l1", "l2"]
 """What training makes small: of classes, an image's or each pixel's; or the distance of pixels."""
+Rule = Literal["sgd", "adam"]
 Method = Literal["retrain", "correct"]
 """What is done to the network: ``correct`` shifts biases by what faults do to a channel's mean and is done with that."""
 Schedule = Literal["cosine", "constant"]
@@ -52,6 +54,9 @@ class Sgd(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     weight_decay: Decay = 0.0
     clip: Clip | None = None
     """Largest Euclidean norm of the gradients."""
+    rule: Rule | None = None
+    """Descent with momentum, or Adam. None is Adam where outputs are images (``services.trainer.core.objective``), else
+    descent."""
 
     def __post_init__(self) -> None:
         # msgspec looks at the bounds of what it reads, and not at what a program builds. NaN is in no range.
@@ -85,6 +90,10 @@ class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """With soft labels: share of the loss that is against the device's own labels."""
     clean: Share = 0.0
     """Share of the gradient that is the fault-free network's, which the server computes itself (RandBET)."""
+    drawn: Share | None = None
+    """Share of the gradient that is from a faulty pass of the server's own, whose flips it draws
+    (``services.trainer.core.drawn``). None is all of it where outputs are images (``services.trainer.core.objective``), else
+    nothing."""
     corrections: Whole = 4
     """Batches by which biases are corrected before anything is learnt."""
     rate_factor: Annotated[float, Meta(ge=0, le=100)] = 1.0
@@ -103,7 +112,16 @@ class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 PAPER: Final = Recipe(
-    schedule="constant", warmup=0.0, average=0.0, temperature=1.0, corrections=0, flip=False, shift=0, selection=0, checks=1
+    schedule="constant",
+    warmup=0.0,
+    average=0.0,
+    temperature=1.0,
+    drawn=0.0,
+    corrections=0,
+    flip=False,
+    shift=0,
+    selection=0,
+    checks=1,
 )
 """Plain gradient descent on the device's labels (section IV of the paper)."""
 
@@ -119,7 +137,7 @@ class Task(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     batch: Count = 16
     sgd: Sgd = Sgd()
     recipe: Recipe = Recipe()
-    labels: Source = "teacher-soft"
+    labels: Source = "auto"
     metric: Metric | None = None
     """None is chosen by the network's output and the data (``services.trainer.core.objective``), as are the next two."""
     loss: Criterion | None = None

@@ -40,17 +40,18 @@ def made(iteration: int) -> Checkpoint:
         low, high = (np.full((3, 7), value, np.float32) for value in (0.25, 0.5))
         tried = selection.first(network, rng.random((7, 2), np.float32), low)
         tried = selection.further(tried, "iteration 2", network, high)
-    return Checkpoint(
-        iteration, iteration + 1, "a" * 64, parameters, velocity, average, network, Seen(updates=iteration, loss=0.5), tried
-    )
+    squares = {i: (w * w, b * b) for i, (w, b) in parameters.items()} if iteration % 2 else {}
+    seen = Seen(updates=iteration, loss=0.5)
+    return Checkpoint(iteration, iteration + 1, "a" * 64, parameters, velocity, average, squares, network, seen, tried)
 
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
-    pairs = [(a.parameters, b.parameters), (a.velocity, b.velocity), (a.average, b.average)]
+    pairs = [(a.parameters, b.parameters), (a.velocity, b.velocity), (a.average, b.average), (a.squares, b.squares)]
     return (
         (a.iteration, a.version, a.config, a.seen) == (b.iteration, b.version, b.config, b.seen)
         and same_tried(a.tried, b.tried)
         and storage.digest(a.network) == storage.digest(b.network)
+        and a.squares.keys() == b.squares.keys()
         and all(np.array_equal(x, y) for p, q in pairs for i in p for x, y in zip(p[i], q[i], strict=True))
     )
 

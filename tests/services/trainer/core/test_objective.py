@@ -12,7 +12,7 @@ from accelsim.int8.network import Network
 from services.trainer.core import labels, objective, viewing
 from services.trainer.core.job import Job
 from services.trainer.core.loss import Soft, Targets
-from services.trainer.core.task import Recipe, Task
+from services.trainer.core.task import Recipe, Sgd, Task
 from tests.services.trainer.core import images
 
 
@@ -107,7 +107,7 @@ def test_labels_of_images(network: Network) -> None:
     random = np.random.default_rng(0)
     outputs = random.integers(-128, 128, (2, 12, 12, 3)).astype(network.layers[-1].dtype)
     teacher, data = (network, outputs), images.data("images")
-    found = objective.settled(job(loss="l1", output_range=(-1.0, 1.0)), network, data)
+    found = objective.settled(job(labels="teacher-soft", loss="l1", output_range=(-1.0, 1.0)), network, data)
     taught = labels.choose(found, network, device=None, server=None, teacher=teacher)
     assert isinstance(taught, Targets)
     assert (taught.criterion, taught.span) == ("l1", 2.0)
@@ -117,7 +117,7 @@ def test_labels_of_images(network: Network) -> None:
     given = labels.choose(server, network, device=None, server=own, teacher=None)
     assert isinstance(given, Targets)
     np.testing.assert_allclose(given.images[0, 0, 0], [-1, 1, -0.6], atol=1e-6)
-    masks = objective.settled(job(), network, images.data("masks"))
+    masks = objective.settled(job(labels="teacher-soft"), network, images.data("masks"))
     soft = labels.choose(masks, network, device=None, server=None, teacher=teacher)
     assert isinstance(soft, Soft)
     assert soft.probabilities.shape == outputs.shape
@@ -140,3 +140,34 @@ def test_labels_of_images(network: Network) -> None:
 def test_a_file_of_other_targets_is_named(kind: Any, own: Any, said: str, network: Network) -> None:
     with pytest.raises(ValueError, match=said):
         objective.fitting(kind, network, own, "file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "labels", "rule", "drawn"),
+    [
+        ("images", {}, "server", "adam", 1.0),
+        ("masks", {}, "server", "adam", 1.0),
+        ("nothing", {}, "teacher-soft", "adam", 1.0),
+        ("images", {"recipe": Recipe(flip=True)}, "teacher-soft", "adam", 1.0),
+        ("images", {"labels": "teacher", "sgd": Sgd(rule="sgd"), "recipe": Recipe(drawn=0.25)}, "teacher", "sgd", 0.25),
+    ],
+)
+def test_how_images_are_learnt(
+    kind: Any, given: dict[str, Any], labels: str, rule: str, drawn: float, network: Network
+) -> None:
+    found = objective.settled(job(**given), network, images.data(kind))
+    assert (found.labels, found.sgd.rule, found.recipe.drawn) == (labels, rule, drawn)
+
+
+def test_classes_are_learnt_as_ever() -> None:
+    found = objective.settled(job(), images.network(vector=True), images.data("classes"))
+    assert (found.labels, found.sgd.rule, found.recipe.drawn) == ("teacher-soft", "sgd", 0.0)
+
+
+def test_what_an_output_holds_is_known_before_there_is_a_network() -> None:
+    holds = {kind: objective.holds(job(), images.data(kind)) for kind in ("images", "masks", "nothing", "classes")}
+    assert holds == {"images": "pixels", "masks": "classes", "nothing": "pixels", "classes": None}
+    assert objective.holds(job(output_range=(-1.0, 1.0)), images.data("images")) == (-1.0, 1.0)
+    assert objective.holds(job(metric="miou"), images.data("nothing")) == "classes"
+    assert objective.holds(job(metric="psnr"), images.data("classes")) == "pixels"
+    assert objective.holds(job(loss="cross-entropy"), images.data("nothing")) == "classes"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.core.optimiser import TrainingDiverged, average, copied, guard, mean, norm, step, zeros_like
+from services.trainer.core.optimiser import TrainingDiverged, adapt, average, copied, guard, mean, norm, step, zeros_like
 from services.trainer.core.replay import Replay
 from services.trainer.core.task import Sgd
 
@@ -49,6 +49,37 @@ def test_steps_as_torch_does(decay: float) -> None:
     mine = [a for pair in parameters.values() for a in pair]
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_adapts_as_torchs_adam_does(decay: float) -> None:
+    rng = np.random.default_rng(0)
+    settings = Sgd(momentum=0.9, weight_decay=decay)
+    parameters = random_parameters(rng)
+    velocity, squares = zeros_like(parameters), zeros_like(parameters)
+    theirs = [torch.tensor(a, requires_grad=True) for pair in parameters.values() for a in pair]
+    peer = torch.optim.Adam(theirs, lr=0.05, betas=(0.9, 0.99), eps=1e-12, weight_decay=decay)
+    for k in range(6):
+        replay = random_replay(rng, size=10.0 ** (k % 3 - 2))
+        for tensor, gradient in zip(theirs, (g for p in replay.gradients.values() for g in p), strict=True):
+            tensor.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(theirs, 3.0)
+        peer.step()
+        adapt(parameters, velocity, squares, replay.gradients, settings, 0.05, 3.0, k + 1)
+    mine = [a for pair in parameters.values() for a in pair]
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_adam_leaves_what_has_no_gradient() -> None:
+    rng = np.random.default_rng(2)
+    parameters = random_parameters(rng)
+    weight = parameters[0][0].copy()
+    gradients = random_replay(rng, 1.0).gradients
+    gradients[0][0][1] = 0
+    adapt(parameters, zeros_like(parameters), zeros_like(parameters), gradients, Sgd(), 0.1, 1e6, 1)
+    assert np.array_equal(parameters[0][0][1], weight[1])
+    assert np.allclose(np.abs(parameters[0][0][0] - weight[0]), 0.1, rtol=1e-3)
 
 
 def test_leaves_the_gradients_alone() -> None:
