@@ -36,7 +36,7 @@ from services.trainer.remote import DeviceError
 from services.trainer.table1 import serving
 
 ROOT = Path(__file__).resolve().parents[2]
-ITERATIONS = 60
+ITERATIONS = 120
 RETRAIN = [
     "retrain", "--ber", "1e-3", "--iterations", str(ITERATIONS), "--batch", "16", "--eval-seeds", "2", "--eval-samples", "64",
     "--selection-samples", "64", "--accumulate", "2", "--checkpoint-every", "1000",
@@ -70,7 +70,7 @@ def going(out: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], P
                 time.sleep(0.02)
             assert process.poll() is None, log.read_text()
             yield process, found[0]
-            process.wait(60)
+            process.wait(240)
         finally:
             process.terminate()
 
