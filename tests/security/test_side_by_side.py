@@ -67,7 +67,7 @@ async def test_a_hostile_device_changes_nothing_for_three_others(tmp_path: Path,
         network, alone = storage.load(folder / jobs.NETWORK), {}
         for name in DEVICES:
             job = jobs.read(folder / name)
-            jobs.write(folder / name, replace(job, patience_s=20.0))
+            jobs.write(folder / name, replace(job, patience_s=120.0))
             alone[name] = storage.digest(inprocess.retrain(network, load("digits"), job).network)
         assert len(set(alone.values())) == 3
         monkeypatch.setenv("R2F_IDENTITY", str(identities / "server"))
