@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import shutil
 import signal
 import subprocess
@@ -39,12 +38,14 @@ from experiments.common.disturbing import EVERYTHING, Deed, Disturbance, Scene, 
 from r2f import float_training, prepare
 from r2f.display import Display
 from r2f.settings import DEMO_NETWORK, Settings
-from services.trainer.core import result
+from services.trainer.core import ledger, result
 from services.trainer.core.task import Recipe, Sgd
 
 NO_ROOM: Final = "No space left on device"
+REST_S: Final = 40.0
+"""A run that has not got on for as long is left alone until it does: on a busy machine, getting up again takes a while."""
 STILL_S: Final = 300.0
-"""A run of which nothing has changed on the disk for as long has wedged."""
+"""A run that was left alone for as long and has not got on has wedged."""
 TICK_S: Final = 0.05
 DISK_MB: Final = 24
 """Of the file system that a run's folder is on where its disk is to be full at times."""
@@ -67,7 +68,7 @@ class Run(NamedTuple):
     """How often it ended by itself with a line that said that the disk was full, as it began or reported, and was started again
     when there was room."""
     stall_s: float
-    """Longest time in which nothing changed in its folder."""
+    """Longest time in which it did not get on: no iteration and no evaluation that was not there before."""
     failure: str
     """Empty where it ended with the undisturbed run's model."""
 
@@ -128,9 +129,11 @@ def soaked(
     """One run from its prepared folder to its end, disturbed. ``log`` is what ``r2f`` says, since it was last started."""
     done: list[Disturbance] = []
     lasting: list[tuple[float, Disturbance]] = []
+    touched: list[float] = []
+    """When the last thing that was done to it ended, or will."""
     env = environment() if scene.clock is None else environment() | _off(scene.clock)
     began = changed = time.monotonic()
-    stall, resumed, no_room, failure, state = 0.0, 0, 0, "", _state(folder)
+    stall, resumed, no_room, failure, got = 0.0, 0, 0, "", _got(folder)
     process, life = _started(folder, log, env), 0
     following = began + scene.chance.expovariate(1 / pace.every_s)
     try:
@@ -139,8 +142,8 @@ def soaked(
             for due in [entry for entry in lasting if entry[0] <= now]:
                 lasting.remove(due)
                 due[1].end()
-            if (found := _state(folder)) != state:
-                state, changed = found, now
+            if (found := _got(folder)) > got:
+                got, changed = found, now
             stall = max(stall, now - changed)
             if (code := process.poll()) is not None:
                 words = log.read_text(errors="replace")
@@ -161,16 +164,22 @@ def soaked(
                 resumed += code < 0
                 life = len(done)
                 process = _started(folder, log, env)
-            if now - changed > STILL_S:
+            if now - max([changed, *touched]) > STILL_S:
                 failure = f"stood still for {STILL_S:.0f} s: {' '.join(log.read_text(errors='replace').split())[-300:]}"
                 break
-            if now >= following and now < pace.ends_at and (pace.most is None or len(done) < pace.most):
+            if (
+                now >= following
+                and now - changed < REST_S
+                and now < pace.ends_at
+                and (pace.most is None or len(done) < pace.most)
+            ):
                 following = now + scene.chance.expovariate(1 / pace.every_s)
                 deeds, weights = zip(*pace.deeds, strict=True)
                 disturbance = scene.chance.choices(deeds, weights)[0](scene._replace(root=process.pid))
                 if disturbance is not None:
                     done.append(disturbance)
                     lasting.append((now + disturbance.lasts_s, disturbance))
+                    touched = [max([now + disturbance.lasts_s, *touched])]
                     lasts = f" for {disturbance.lasts_s:.1f} s" if disturbance.lasts_s else ""
                     say(f"{now - began:7.1f} s  {disturbance.what}: {disturbance.whom}{lasts}")
             time.sleep(TICK_S)
@@ -196,17 +205,12 @@ def _started(folder: Path, log: Path, env: dict[str, str]) -> subprocess.Popen[b
         )
 
 
-def _state(folder: Path) -> tuple[int, ...]:
-    """What changes on the disk when a run gets on."""
-    found = []
-    for name in (result.PROGRESS, result.FILE, "checkpoint.safetensors", "report.json"):
-        try:
-            status = os.stat(folder / name)
-        except FileNotFoundError:
-            found += [0, 0]
-        else:
-            found += [status.st_size, status.st_mtime_ns]
-    return tuple(found)
+def _got(folder: Path) -> tuple[bool, int, int]:
+    """How far a run has got: reported, evaluations, iterations. It only grows, but for iterations that are done again."""
+    iterations = len(ledger.read(folder / result.PROGRESS))
+    found = result.read(folder)
+    evaluations = (found.clean_before, found.faulty_before, found.clean_after, found.faulty_after)
+    return (folder / "report.json").exists(), sum(one is not None for one in evaluations), iterations
 
 
 def _off(clock: Path) -> dict[str, str]:
@@ -247,7 +251,7 @@ def table(runs: Sequence[Run], seed: int, minutes: float) -> str:
         f"| disturbances | {sum(count.values())} |",
         f"| `r2f` itself started again on its folder | {sum(run.resumed for run in runs)} |",
         f"| `r2f` itself ended for want of room, said so, and was started again | {sum(run.no_room for run in runs)} |",
-        f"| longest time without anything new in a run's folder | {max((run.stall_s for run in runs), default=0):.0f} s |",
+        f"| longest time in which a run did not get on | {max((run.stall_s for run in runs), default=0):.0f} s |",
         "", "| done | times | to whom |", "|---|---|---|",
     ]  # fmt: skip
     for deed, times in what.most_common():

@@ -108,6 +108,7 @@ def test_a_run_that_stands_still_is_noticed_and_ended(
 ) -> None:
     monkeypatch.setattr(soak, "resume", lambda _: [sys.executable, "-c", "import time; time.sleep(600)"])
     monkeypatch.setattr(soak, "STILL_S", 0.3)
+    monkeypatch.setattr(soak, "REST_S", 0.1)
     pace = soak.Pace(((disturbing.in_turn(), 1),), 1e5, 0.0, 0)
     expected = result.read(twenty[0] / "prepared-one-broker-undisturbed")
     run = soak.soaked(tmp_path, tmp_path / "log", "", expected, Scene(0, Random(0)), pace, lambda _: None)
