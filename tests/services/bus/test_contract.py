@@ -293,7 +293,7 @@ async def test_bad_messages_are_dropped_and_counted_and_the_next_good_one_arrive
         ("sideways/ack", good),
     ]
     async with Bus(broker_url, "server", device) as receiver, raw(broker_url) as other:
-        await receiver.subscribe("#")
+        await receiver.subscribe("up/#", "sideways/#")
         for name, payload in hostile:
             await other.publish(f"r2f/v1/{device}/{name}", payload, 1)
         await other.publish(f"r2f/v1/{device}/up/ack", good, 1)
