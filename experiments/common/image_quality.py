@@ -20,7 +20,7 @@ from r2f import inprocess, prepare, sheet
 from r2f import settings as r2f_settings
 from services.metric import Metric
 from services.scheme import Port, Scheme
-from services.trainer.core import objective
+from services.trainer.core.job import Job
 
 MEASURED: Final[dict[str, tuple[Metric, ...]]] = {"images": ("psnr", "ssim"), "masks": ("miou",)}
 """By what the data have as targets."""
@@ -119,7 +119,7 @@ def measured(cell: Cell, shared: Path) -> Found:
     )
 
 
-def _sheet(cell: Cell, data: Dataset, job: objective.Job, ran: Sequence[Ran]) -> bytes:
+def _sheet(cell: Cell, data: Dataset, job: Job, ran: Sequence[Ran]) -> bytes:
     """The first images of the evaluation as they went in and came out under its first fault seed."""
     shown = spread(cell.images, len(data.test_images))[:SHOWN]
     images, seed, columns = data.test_images[shown], retraining.fault_seeds(1), []
