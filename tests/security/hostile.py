@@ -114,9 +114,11 @@ class Hostile:
     async def half_open(self, host: str, port: int) -> None:
         """Connections that begin and go no further."""
         writers = [(await asyncio.open_connection(host, port))[1] for _ in range(20)]
-        await asyncio.sleep(1)
-        for writer in writers:
-            writer.transport.abort()
+        try:
+            await asyncio.sleep(1)
+        finally:
+            for writer in writers:
+                writer.transport.abort()
 
     async def flood(self, host: str, port: int) -> None:
         """As much as goes, on a topic that it may write and nobody reads."""
