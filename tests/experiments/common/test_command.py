@@ -15,7 +15,7 @@ from experiments import __main__ as listing
 from experiments.common import command
 
 NAMES = sorted(name.rpartition(".")[2] for name, _ in listing.listed())
-NEEDLESS = ("deconv_quality", "deconv_speed", "diagnose", "fig6", "fig7", "recover", "results", "rounding", "table3")
+NEEDLESS = ("deconv_quality", "deconv_speed", "diagnose", "fig6", "fig7", "recover", "results", "rounding", "soak", "table3")
 NEED_DATA = [name for name in NAMES if not name.startswith(NEEDLESS)]
 
 
