@@ -103,6 +103,7 @@ def _panel(axis: Axes, own: Sequence[dict[str, object]]) -> None:
 def cells_of(given: argparse.Namespace) -> list[Cell]:
     """What is to be measured. Raises InputError for a network without its weights or data."""
     recipe, cells = tuple(retraining.given_recipe(vars(given)).items()), []
+    recipe += tuple((name, value) for name in ("mean", "std") if (value := getattr(given, name)) is not None)
     for network in given.network:
         own = given.weights is not None or given.data is not None
         if own and (given.weights is None or given.data is None or len(given.network) > 1):
@@ -127,6 +128,8 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", default=list(NETWORKS), metavar="NAME", help="of the zoo [%(default)s]")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of another network than those")
     parser.add_argument("--data", type=Path, metavar="FILE.npz", help="images and targets for it (docs/data.md)")
+    for name in ("mean", "std"):
+        parser.add_argument(f"--{name}", metavar="X[,X,X]", help="of its pixels in 0..1, as r2f retrain has it")
     command.add_rates(parser, BERS)
     parser.add_argument("--seeds", type=command.positive, default=retraining.SEEDS, help="fault seeds [%(default)s]")
     parser.add_argument("--images", type=command.positive, default=200, help="test images, evenly over all [%(default)s]")
