@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 from services.bus import Bus, MessageError, encoding, keys, make_keys, topics
 from services.bus.keys import KEY_BYTES, Keys
-from services.bus.messages import Ack, EncodedModel, Flow, Message, Outputs, Sealed, SetMode, State, Timing
+from services.bus.messages import Ack, EncodedModel, Flow, Message, Outputs, Sealed, SetMode, State, Stop, Timing
 from services.bus.sealing import REORDERED, Seals
 
 ROOT = Path(__file__).resolve().parents[3]
-MODE, ACK, OUTPUTS = (topics.build("d", *name.split("/")) for name in ("down/mode", "up/ack", "up/outputs"))
+MODE, ACK, OUTPUTS, STOP = (
+    topics.build("d", *name.split("/")) for name in ("down/mode", "up/ack", "up/outputs", "server/stop")
+)
 SEALED = [f"r2f/v1/d/{key}" for key in topics.SENDERS]
 
 
@@ -104,6 +106,18 @@ def test_an_envelope_is_of_one_topic_one_device_and_one_key(key_file: Path, tmp_
     agent.refuses(
         ACK, End(key_file, "trainer").sealed(ACK, Ack(session="s", of="mode", seq=1, ok=True)), "sends nothing", "forged"
     )
+
+
+def test_whoever_has_the_key_may_ask_for_the_end_and_each_is_heard(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**18, 2 * 10**18, 10**9))
+    monkeypatch.setattr("services.bus.sealing.time.time_ns", lambda: next(clock))
+    trainer, stop = End(key_file, "trainer"), Stop(session="s", by="ada")
+    sealed = [End(key_file, "operator", passive=True).sealed(STOP, stop) for _ in range(2)]  # two processes, two stops
+    for one in sealed:
+        assert trainer.open(STOP, one) == stop
+    trainer.refuses(STOP, sealed[1], "came before", "replayed")
+    trainer.refuses(STOP, sealed[0], "an earlier life", "replayed")
+    trainer.refuses(STOP, stop, "not signed", "unsigned")
 
 
 @pytest.mark.parametrize("topic", SEALED)
