@@ -85,7 +85,7 @@ def _checked(folder: Path, kind: str) -> str:
     told = certificates.told(folder / certificates.CERTIFICATE)
     if told.kind != kind:
         raise ValueError(f"{folder}: is the identity of a {told.kind}, {told.name}; that of a {kind} is needed here")
-    if certificates.days_left(told) <= 0:
+    if certificates.days_left(told) < 0:
         ended = f"the certificate of {told.name} ended on {told.expires:%Y-%m-%d}"
         raise ValueError(f"{folder}: {ended}; r2f provision renew {told.name} makes a new one")
     return told.name
