@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pwd
 import secrets
@@ -188,5 +189,8 @@ def check_reach(host: str, *, known: bool, secure: bool) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this host can reach that address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether only this host can reach that address; a name such as 127.example.org may be of any other."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
