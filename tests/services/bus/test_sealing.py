@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,11 +255,27 @@ def test_the_command_that_makes_keys(tmp_path: Path) -> None:
     made = run(str(path), "edge-0", "edge-1")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
     assert [line.split()[0] for line in path.read_text().splitlines()] == ["edge-0", "edge-1"]
-    for arguments in ((), (str(path),), (str(path), "a b"), (str(path), "edge-1"), (str(tmp_path), "x"), ("--help",)):
+    for arguments in (
+        (),
+        (str(path),),
+        (str(path), "a b"),
+        (str(path), "a,b"),
+        (str(path), "a-*"),
+        (str(path), "edge-1"),
+        (str(tmp_path), "x"),
+        ("--help",),
+    ):
         ended = run(*arguments)
         assert ended.returncode == 1
         assert len(ended.stderr.splitlines()) == 1
     assert os.listdir(tmp_path) == ["keys"]
+
+
+def test_keys_that_are_made_at_once_are_all_there(tmp_path: Path) -> None:
+    path, names = tmp_path / "keys", [f"edge-{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: make_keys.make(path, [name]), names))
+    assert all(name in keys.read(path) for name in names)
 
 
 # ---- over a broker ----
