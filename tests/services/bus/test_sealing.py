@@ -234,6 +234,12 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, mode: int, s
     assert str(path) in str(error.value)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ValueError, match="is no plain file"):
+        keys.read(tmp_path / "pipe")
+
+
 def test_the_file_may_be_named_by_the_environment(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("R2F_SIGNING_KEY_FILE", str(key_file))
     assert Bus("mqtt://127.0.0.1:1", "agent", "d").key_name("d") == keys.read(key_file).name("d")
