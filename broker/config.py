@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pwd
 import secrets
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,9 +87,17 @@ def _checked(folder: Path, kind: str) -> str:
     told = certificates.told(folder / certificates.CERTIFICATE)
     if told.kind != kind:
         raise ValueError(f"{folder}: is the identity of a {told.kind}, {told.name}; that of a {kind} is needed here")
-    if certificates.days_left(told) <= 0:
+    if certificates.days_left(told) < 0:
         ended = f"the certificate of {told.name} ended on {told.expires:%Y-%m-%d}"
         raise ValueError(f"{folder}: {ended}; r2f provision renew {told.name} makes a new one")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(folder / certificates.CERTIFICATE, folder / certificates.KEY)
+    except (ssl.SSLError, OSError) as error:  # a renewal that was cut off leaves the new key beside the old certificate
+        why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise ValueError(
+            f"{folder / certificates.KEY}: is not the key of {certificates.CERTIFICATE} beside it ({why}); "
+            f"r2f provision renew {told.name} makes both anew"
+        ) from error
     return told.name
 
 
@@ -188,5 +198,8 @@ def check_reach(host: str, *, known: bool, secure: bool) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this host can reach that address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether only this host can reach that address; a name such as 127.example.org may be of any other."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

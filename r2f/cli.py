@@ -296,7 +296,8 @@ def stop_command(
         Path | None, typer.Argument(metavar="[RUN]", help=r"Folder of the run \[default: the newest that is going on]")
     ] = None,
     broker: Annotated[
-        str | None, typer.Option(envvar="R2F_BROKER", help=r"mqtt://host:port, with the account \[default: that of the run]")
+        str | None,
+        typer.Option(envvar="R2F_BROKER", callback=no_password, help=r"mqtt://[user@]host:port \[default: that of the run]"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders are looked for.")] = RUNS,
     by: Annotated[str | None, typer.Option(help=r"Who asks, as the run will say \[default: user@host]")] = None,

@@ -62,7 +62,7 @@ def keys_of(path: Path | None) -> Keys:
 
 def read(path: Path) -> Keys:
     """The keys in a file. Raises ValueError that names the file and line for what is none, OSError where it cannot be read."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe may have no writer
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise ValueError(f"{path}: is no plain file")

@@ -78,6 +78,8 @@ class Seals:
         if keys and not passive:
             keys.of(device)  # a service without its device's key could do nothing
             self._remember(keys.path.with_name(f"{keys.path.name}.{device}.{service}"))
+        elif keys:
+            self._memory.own = _now()  # or the second ``r2f stop`` would look like the first one, recorded and sent again
 
     def seal(self, topic: str, message: Message) -> Message:
         """The message in its envelope; as it is where there are no keys. Raises MessageError for a device without one."""
@@ -120,7 +122,8 @@ class Seals:
         if not hmac.compare_digest(mac, sealed.mac):
             self._counts["forged"] += 1
             raise MessageError(f"{topic}: not signed with the key of {device}, or changed on the way")
-        if sealed.by not in topics.SENDERS.get(topics.parse(topic).key, ()):
+        senders = topics.SENDERS.get(topics.parse(topic).key, ())
+        if senders and sealed.by not in senders:  # none are named where whoever has the key may send
             self._counts["forged"] += 1
             raise MessageError(f"{topic}: signed by {sealed.by!r}, who sends nothing there")
         sender = f"{device}/{sealed.by}"
@@ -153,7 +156,7 @@ class Seals:
             self._memory = Remembered()
         except msgspec.MsgspecError as error:
             raise ValueError(f"{path}: {error}; remove it, and messages from before its removal could be replayed") from None
-        self._memory.own = max(time.time_ns() // 1_000_000, self._memory.own + 1)
+        self._memory.own = max(_now(), self._memory.own + 1)
         self._file = path
         self._write()
 
@@ -167,3 +170,7 @@ class Seals:
             log.warning(
                 "what was heard cannot be remembered: messages from before this start could be replayed", reason=str(error)
             )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -40,20 +40,17 @@ def main(
     The server's end: up/layers, up/inputs -> server/activations, server/inputs; server/model -> down/model.
     """
 
-    async def serve(bus: Bus) -> None:
-        if side == "device":
-            from services.codec.device_side import DeviceCodec
-
-            await DeviceCodec(bus, path, keep_mb << 20).serve()
-        else:
-            from services.codec.server_side import ServerCodec
-
-            await ServerCodec(bus, path).serve()
-
+    # Imported before the bus is opened: it takes seconds, and who announces itself is to hear what is said to it.
     if side == "device":
         memory.give_memory_back()
+        from services.codec.device_side import DeviceCodec
     else:
         memory.keep_memory()
+        from services.codec.server_side import ServerCodec
+
+    async def serve(bus: Bus) -> None:
+        await (DeviceCodec(bus, path, keep_mb << 20) if side == "device" else ServerCodec(bus, path)).serve()
+
     reader = "agent" if side == "device" else "trainer"
     service.run(
         f"codec-{side}",

@@ -284,3 +284,14 @@ async def test_stopping_waits_and_then_kills(monkeypatch: pytest.MonkeyPatch) ->
     await launching.stop(stubborn)
     assert stubborn.returncode == -signal.SIGKILL
     assert not Path(f"/proc/{stubborn.pid}/exe").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"),
+    [
+        ("localhost", True), ("127.0.0.1", True), ("127.8.9.10", True), ("::1", True), ("0.0.0.0", False), ("::", False),
+        ("127.example.org", False), ("127.0.0.1.example.org", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_name_that_begins_like_loopback_is_not(host: str, only_here: bool) -> None:
+    assert config.is_loopback(host) == only_here

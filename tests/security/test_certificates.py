@@ -249,6 +249,22 @@ def test_what_is_damaged_or_missing_is_said(made: Path) -> None:
         config.broker_tls(made / "hub")
 
 
+def test_a_certificate_holds_on_its_last_day(tmp_path: Path) -> None:
+    certificates.issue(tmp_path, Identity("hub", "broker", hosts=["localhost"]), days=1)
+    assert config.broker_tls(tmp_path / "hub").certificate == tmp_path / "hub" / certificates.CERTIFICATE
+
+
+def test_a_broker_does_not_start_with_what_a_renewal_that_was_cut_off_left(tmp_path: Path) -> None:
+    home = certificates.issue(tmp_path, Identity("hub", "broker", hosts=["localhost"]))
+    before = (home / certificates.CERTIFICATE).read_bytes()
+    certificates.renew(tmp_path, "hub")
+    (home / certificates.CERTIFICATE).write_bytes(before)  # as where it was killed between key and certificate
+    with pytest.raises(ValueError, match=r"key\.pem: is not the key of certificate\.pem .*; r2f provision renew hub makes"):
+        config.broker_tls(home)
+    certificates.renew(tmp_path, "hub")
+    assert config.broker_tls(home).key == home / certificates.KEY
+
+
 def test_a_broker_does_not_start_with_a_certificate_that_ended(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificates, "_now", lambda: datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=366))
     with pytest.raises(ValueError, match=r"the certificate of hub ended on .*; r2f provision renew hub makes a new one"):

@@ -52,6 +52,7 @@ async def test_a_password_among_the_arguments_is_refused_and_not_repeated(tmp_pa
         python("services.voter", "--broker", "mqtt://me:secret@127.0.0.1:1"),
         python("services.thingsboard", "--thingsboard", "mqtt://x", "--commands", "mqtt://me:secret@127.0.0.1:1"),
         python("r2f", "tap", "--broker", "mqtt://me:secret@127.0.0.1:1"),
+        python("r2f", "stop", "--broker", "mqtt://me:secret@127.0.0.1:1"),
         python("r2f", "retrain", "--broker", "mqtt://me:secret@127.0.0.1:1"),
         python("r2f", "conform", "--role", "voter", "--broker", "mqtt://me:secret@127.0.0.1:1"),
     ):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from hypothesis import strategies as st
 
 from services.bus import Bus, MessageError, encoding, keys, make_keys, topics
 from services.bus.keys import KEY_BYTES, Keys
-from services.bus.messages import Ack, EncodedModel, Flow, Message, Outputs, Sealed, SetMode, State, Timing
+from services.bus.messages import Ack, EncodedModel, Flow, Message, Outputs, Sealed, SetMode, State, Stop, Timing
 from services.bus.sealing import REORDERED, Seals
 
 ROOT = Path(__file__).resolve().parents[3]
-MODE, ACK, OUTPUTS = (topics.build("d", *name.split("/")) for name in ("down/mode", "up/ack", "up/outputs"))
+MODE, ACK, OUTPUTS, STOP = (
+    topics.build("d", *name.split("/")) for name in ("down/mode", "up/ack", "up/outputs", "server/stop")
+)
 SEALED = [f"r2f/v1/d/{key}" for key in topics.SENDERS]
 
 
@@ -104,6 +107,18 @@ def test_an_envelope_is_of_one_topic_one_device_and_one_key(key_file: Path, tmp_
     agent.refuses(
         ACK, End(key_file, "trainer").sealed(ACK, Ack(session="s", of="mode", seq=1, ok=True)), "sends nothing", "forged"
     )
+
+
+def test_whoever_has_the_key_may_ask_for_the_end_and_each_is_heard(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**18, 2 * 10**18, 10**9))
+    monkeypatch.setattr("services.bus.sealing.time.time_ns", lambda: next(clock))
+    trainer, stop = End(key_file, "trainer"), Stop(session="s", by="ada")
+    sealed = [End(key_file, "operator", passive=True).sealed(STOP, stop) for _ in range(2)]  # two processes, two stops
+    for one in sealed:
+        assert trainer.open(STOP, one) == stop
+    trainer.refuses(STOP, sealed[1], "came before", "replayed")
+    trainer.refuses(STOP, sealed[0], "an earlier life", "replayed")
+    trainer.refuses(STOP, stop, "not signed", "unsigned")
 
 
 @pytest.mark.parametrize("topic", SEALED)
@@ -219,6 +234,12 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, mode: int, s
     assert str(path) in str(error.value)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ValueError, match="is no plain file"):
+        keys.read(tmp_path / "pipe")
+
+
 def test_the_file_may_be_named_by_the_environment(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("R2F_SIGNING_KEY_FILE", str(key_file))
     assert Bus("mqtt://127.0.0.1:1", "agent", "d").key_name("d") == keys.read(key_file).name("d")
@@ -240,11 +261,27 @@ def test_the_command_that_makes_keys(tmp_path: Path) -> None:
     made = run(str(path), "edge-0", "edge-1")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
     assert [line.split()[0] for line in path.read_text().splitlines()] == ["edge-0", "edge-1"]
-    for arguments in ((), (str(path),), (str(path), "a b"), (str(path), "edge-1"), (str(tmp_path), "x"), ("--help",)):
+    for arguments in (
+        (),
+        (str(path),),
+        (str(path), "a b"),
+        (str(path), "a,b"),
+        (str(path), "a-*"),
+        (str(path), "edge-1"),
+        (str(tmp_path), "x"),
+        ("--help",),
+    ):
         ended = run(*arguments)
         assert ended.returncode == 1
         assert len(ended.stderr.splitlines()) == 1
     assert os.listdir(tmp_path) == ["keys"]
+
+
+def test_keys_that_are_made_at_once_are_all_there(tmp_path: Path) -> None:
+    path, names = tmp_path / "keys", [f"edge-{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: make_keys.make(path, [name]), names))
+    assert all(name in keys.read(path) for name in names)
 
 
 # ---- over a broker ----
