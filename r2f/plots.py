@@ -174,7 +174,8 @@ def stages(axes: Axes, report: Report) -> None:
     axes.set_ylim(-0.6, len(names) + 0.1)  # room for the legend above the bars
     if axes.patches:
         axes.legend(loc="upper right", ncols=3, fontsize=9, borderaxespad=0, columnspacing=1, handlelength=1.2)
-    axes.set_title(f"Stages (they overlap: {number(1e3 * scale * report.iteration_s)} {unit} wall clock)")
+    shortly = {"seconds": "s", "milliseconds": "ms"}[unit]
+    axes.set_title(f"Stages (they overlap: {number(1e3 * scale * report.iteration_s)} {shortly} wall clock)")
 
 
 def number(value: float) -> str:

@@ -138,6 +138,13 @@ def test_ci_runs_by_itself() -> None:
     assert {"make lint", "make docs", "make test"} <= set(script.read_text().splitlines())
 
 
+def test_nothing_that_a_trial_left_is_in_the_root() -> None:
+    """A file of passwords called ``x`` was: whatever lies there is one of these, or says by its ending what it is."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    root = [name for name in listed if "/" not in name]
+    assert [name for name in root if name not in ("LICENSE", "Makefile", "Dockerfile") and "." not in name] == []
+
+
 def test_pre_commit_does_what_make_lint_does() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     made = subprocess.run(["make", "-n", "lint"], cwd=ROOT, check=True, capture_output=True, text=True).stdout

@@ -201,7 +201,10 @@ async def keep(
         except (aiomqtt.MqttError, OSError) as error:
             reason = str(error)
             if "CERTIFICATE_VERIFY_FAILED" in reason:
-                raise BusError(f"broker {address.shown} has no certificate that we trust: {reason}") from None
+                raise BusError(
+                    f"broker {address.shown} has no certificate that we trust: {reason}; R2F_IDENTITY or R2F_CA_FILE has to "
+                    "name the authority that issued it, and the address a host that it is for"
+                ) from None
             if refused := _REFUSED.search(reason):
                 said = refused[1].replace("_", " ").lower()
                 raise BusError(

@@ -17,7 +17,7 @@ from typing import Final
 from services import devices
 
 VARIABLE: Final = "R2F_SIGNING_KEY_FILE"
-OPTION: Final = f"--signing-key-file or {VARIABLE}"
+OPTION: Final = f"{VARIABLE}, or a service's --signing-key-file"
 KEY_BYTES: Final = 32
 MOST_BYTES: Final = 1 << 20
 _HEX = re.compile(rf"[0-9a-fA-F]{{{2 * KEY_BYTES}}}")

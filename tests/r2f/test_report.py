@@ -219,6 +219,22 @@ def test_draws_every_plot(tmp_path: Path) -> None:
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
+def test_titles_end_on_their_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report.collect(finished(tmp_path, iterations=40), network="digits_cnn", link=LINK, prepared=PREPARED)
+    slow = {"uplink": report.StageTime(host=0.01, link=1234.5)}
+
+    def measured(figure: Figure, path: Path) -> Path:
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            ends = axes.get_tightbbox().x1  # of all that belongs to it, its title too
+            assert ends <= figure.bbox.x1 + 1, f"{path.name}: {axes.get_title('left')}"
+        return path
+
+    monkeypatch.setattr(plots, "_save", measured)
+    plots.draw(tmp_path, found)
+    plots.draw(tmp_path, msgspec.structs.replace(found, stages_s=slow, iteration_s=12345.6))
+
+
 def shown(panel: Callable[[Axes, report.Report], None], found: report.Report) -> tuple[Axes, list[str]]:
     """A panel, and the words in it."""
     axes = Figure().subplots()
@@ -265,7 +281,7 @@ def test_pictures_hold_the_reports_numbers(tmp_path: Path) -> None:
     axes, words = shown(plots.stages, found)
     link = [1e3 * found.stages_s[stage].link for stage in ("uplink", "downlink")]
     assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx(sorted([10, 1, 4, *link]))
-    assert words[0] == "Stages (they overlap: 200 milliseconds wall clock)"
+    assert words[0] == "Stages (they overlap: 200 ms wall clock)"
     assert {"10", "1", "4", *(f"{value:.3g}" for value in link)} <= set(words)
 
 

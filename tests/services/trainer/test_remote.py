@@ -219,6 +219,14 @@ async def test_data_needs_a_network_and_a_mode(network: Network) -> None:
     assert "agent" in PATH
 
 
+async def test_what_ends_a_run_without_a_key_names_what_r2f_takes() -> None:
+    """``r2f retrain`` has no option for keys: what is set for it is the environment."""
+    async with serving(FakeBus(), "s", patience=0.2, attempts=2) as server:  # type: ignore[arg-type]
+        device = await server._device("d")
+        with pytest.raises(DeviceError, match="give it R2F_SIGNING_KEY_FILE, or a service's --signing-key-file"):
+            device._same_key("voter", State(session="", service="voter", online=True, boot="b", key="a820ce7a"))
+
+
 async def test_a_broker_that_is_away_is_no_silence_of_the_device(network: Network) -> None:
     """It is away for longer than all attempts last, and the first one is answered when it is back."""
     bus, back = FakeBus(), asyncio.Event()
