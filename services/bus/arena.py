@@ -71,6 +71,8 @@ def sweep(where: Path) -> list[str]:
         except OSError:  # another user's, or gone meanwhile
             continue
         try:
+            if os.pread(fd, 8, 0) != _MAGIC.to_bytes(8, "little"):
+                continue  # somebody else's file, in a folder that holds more than arenas
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             dead.append(path.name)
@@ -232,18 +234,15 @@ class Arena:
 
 
 def _own(path: Path) -> int:
-    """A new file that we hold the lock of, under that very name."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                return fd
-        except OSError:
-            os.close(fd)
-            path.unlink(missing_ok=True)
-            raise
-        os.close(fd)  # somebody's ``sweep`` came between, and took it for a dead one's
+    """A new file that we hold the lock of. ``sweep`` leaves it alone meanwhile: nothing says yet that it is an arena."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+        raise
+    return fd
 
 
 def _room(nbytes: int) -> int:

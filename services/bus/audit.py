@@ -79,7 +79,7 @@ class Audit:
             case Deploy():
                 what = {"version": message.version, "iteration": message.iteration, "bytes": message.network.shape}
                 self._write("model", {"how": how, "topic": topic, "session": message.session, **what, **sender})
-            case Ack(ok=False):
+            case Ack(ok=False) if message.of != "base":  # which is how a device asks for a network whole
                 what = {"how": how, "topic": topic, "session": message.session, "of": message.of, "seq": message.seq}
                 self.refused(message.error, **what, **sender)
 
@@ -97,7 +97,8 @@ class Audit:
     def _append(self, line: bytes) -> None:
         assert self._path is not None
         with naming(self._path):
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            # Not to wait where it is a pipe that nobody reads.
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
             try:
                 os.write(fd, line)  # one write: lines of several processes stay whole
             finally:

@@ -141,7 +141,7 @@ class DeviceCodec:
         try:
             new = await asyncio.to_thread(end.model, SentModel(message.version, message.base, message.digest, message.body))
         except WrongBase as error:
-            log.warning("model refused", error=str(error))
+            log.info("model asked for whole", reason=str(error))
             await self._refuse(message, "base", error)
             return
         except Exception as error:

@@ -157,7 +157,7 @@ class ServerCodec:
         if ack.of == "model" and ack.ok and ack.version in end.versions:
             end.acknowledge(ack.version)
         if ack.of == "base" and ack.seq == end.newest:
-            log.warning("sending the model whole", reason=plain(ack.error))
+            log.info("sending the model whole", reason=plain(ack.error))
             end.acknowledge(0)
             await self._send_model()
 

@@ -254,10 +254,11 @@ def test_the_arenas_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path:
         assert child.stdout.readline() == "up\n"
     mine = Arena(tmp_path, "r2f-mine", 1 << 20)
     (tmp_path / "other").write_text("not ours")
+    (tmp_path / "r2f-notes.txt").write_text("not ours, though it is called like it")
     children[0].send_signal(signal.SIGKILL)
     children[0].wait()
     assert arena.sweep(tmp_path) == ["r2f-dead"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "r2f-living", "r2f-mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "r2f-living", "r2f-mine", "r2f-notes.txt"]
     mine.close()
     children[1].kill()
     for child in children:

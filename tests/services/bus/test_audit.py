@@ -36,6 +36,7 @@ def test_what_was_set_and_by_whom(tmp_path: Path) -> None:
     audit.heard(topics.build("d", "edge", "model"), Deploy(session="s", iteration=3, version=5, network=network), "other")
     audit.told(topics.build("d", "up", "ack"), Ack(session="s", of="mode", seq=1, ok=False, error="no room"))
     audit.told(topics.build("d", "up", "ack"), Ack(session="s", of="mode", seq=1, ok=True))
+    audit.told(topics.build("d", "up", "ack"), Ack(session="s", of="base", seq=1, ok=False, error="builds on another"))
     one, two, three = lines(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert (one["event"], one["how"], one["service"], one["device"], one["key"]) == ("mode", "heard", "agent", "d", "0123abcd")
@@ -74,6 +75,9 @@ def test_a_file_that_cannot_be_written_is_named_at_once_and_later_said_once(tmp_
         Audit(tmp_path / "none" / "audit", "agent", "d", "")
     with pytest.raises(OSError, match=str(tmp_path)):
         Audit(tmp_path, "agent", "d", "")
+    os.mkfifo(tmp_path / "pipe")  # that nobody reads: not waited for
+    with pytest.raises(OSError, match="pipe"):
+        Audit(tmp_path / "pipe", "agent", "d", "")
     (tmp_path / "logs").mkdir()
     audit = Audit(tmp_path / "logs" / "audit", "agent", "d", "")
     os.remove(tmp_path / "logs" / "audit")

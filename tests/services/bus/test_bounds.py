@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +119,18 @@ def test_what_is_old_is_found_without_a_look_at_all_the_others(monkeypatch: pyte
 
 
 def test_a_sweep_that_comes_between_takes_no_living_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, swept = fcntl.flock, []
+    lock: Callable[[int, int], None] = fcntl.flock
+    swept: list[list[str]] = []
 
     def late(fd: int, how: int) -> None:
-        if how == fcntl.LOCK_EX and not swept:
-            swept.append("")  # the file is there and nobody holds it yet
-            swept[:] = arena.sweep(tmp_path)
+        if how == fcntl.LOCK_EX:  # the file is there and nobody holds it yet
+            swept.append(arena.sweep(tmp_path))
         lock(fd, how)
 
     monkeypatch.setattr("services.bus.arena.fcntl.flock", late)
     sender = Arena(tmp_path, "r2f-a", 1 << 20)
     monkeypatch.undo()
-    assert swept == ["r2f-a"]
+    assert swept == [[]]
     array = np.arange(10_000, dtype=np.int32)
     np.testing.assert_array_equal(Reader(tmp_path, "reader").open(sender.put(array)), array)
     assert arena.sweep(tmp_path) == []
