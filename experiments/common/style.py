@@ -70,7 +70,8 @@ def bar(place: int) -> dict[str, Any]:
 def legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
     """What the curves or bars of ``axes``, and so of all panels, are: below the panels, where it covers none of them."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), max(2, round(figure.get_figwidth() * 0.7)))
+    room = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, labels))))  # by their longest label, about
+    columns = max(1, min(len(labels), room, max(2, round(figure.get_figwidth() * 0.7))))
     figure.legend(handles, labels, title=title, title_fontsize=7, loc="outside lower center", ncols=columns)
 
 
