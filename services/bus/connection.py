@@ -231,6 +231,11 @@ async def keep(
         else:
             strikes = 0  # a broker that is gone did not close the connection for a packet
             if now - since > patience_s:
-                raise BusError(f"broker {address.shown} is unreachable for {patience_s:g} s: {reason}")
+                hint = (
+                    ""
+                    if address.secure or "reset" not in reason.lower()
+                    else "; a broker that takes TLS alone may do that: mqtts://"
+                )
+                raise BusError(f"broker {address.shown} is unreachable for {patience_s:g} s: {reason}{hint}")
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -13,7 +13,7 @@ import pytest
 from broker import certificates, child
 from broker.certificates import Identity
 from broker.launch import find_mosquitto
-from services.bus import Bus
+from services.bus import Bus, BusError
 from services.bus.messages import Ack
 from tests.security.sites import files
 
@@ -49,6 +49,10 @@ async def test_the_brokers_of_the_page(tmp_path: Path) -> None:
     certificates.issue(identities, Identity("edge-0", "device", "edge-0"))
     async with started(hub, tmp_path) as at:
         assert at.startswith("mqtts://0.0.0.0:")
+        plain = at.replace("mqtts://0.0.0.0", "mqtt://127.0.0.1")
+        with pytest.raises(BusError, match=r"unreachable for 0\.5 s: .*; a broker that takes TLS alone may do that: mqtts://"):
+            async with Bus(plain, "trainer", "edge-0", give_up_s=0.5):
+                pass
         device = [word.replace("hub.example:8883", f"127.0.0.1:{at.rpartition(':')[2]}") for word in device]
         async with (
             started(device, tmp_path) as beside,
