@@ -166,6 +166,10 @@ def newest_running(parent: Path, otherwise: str = "") -> Path:
     """The newest run below a folder that is going on. Raises ValueError where there is none."""
     running = [path.parent for path in sorted(parent.glob(f"*/{BROKER}")) if is_running(path.parent)]
     if not running:
+        there = all_runs(parent)
+        if there:
+            newest = max(there, key=lambda one: (one.folder / settings_file.FILE).stat().st_mtime)
+            raise ValueError(f"no run is going on below {parent}: the newest run, {newest.folder.name}, is {newest.state}; start one{otherwise}")
         raise ValueError(f"no run is going on below {parent}; start one{otherwise}")
     return running[-1]
 
