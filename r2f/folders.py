@@ -167,11 +167,20 @@ def newest_running(parent: Path, otherwise: str = "") -> Path:
     running = [path.parent for path in sorted(parent.glob(f"*/{BROKER}")) if is_running(path.parent)]
     if not running:
         there = all_runs(parent)
-        if there:
-            newest = max(there, key=lambda one: (one.folder / settings_file.FILE).stat().st_mtime)
-            raise ValueError(f"no run is going on below {parent}: the newest run, {newest.folder.name}, is {newest.state}; start one{otherwise}")
-        raise ValueError(f"no run is going on below {parent}; start one{otherwise}")
+        known = f": the newest run, {there[-1].folder.name}, {_words(there[-1])}" if there else ""
+        raise ValueError(f"no run is going on below {parent}{known}; start one{otherwise}")
     return running[-1]
+
+
+def _words(run: Run) -> str:
+    """What has become of a run that has no broker."""
+    match run.state:
+        case "running":
+            return "is only starting"
+        case "stopped":
+            return f"is stopped (r2f retrain --resume {run.folder} goes on with it)"
+        case _:
+            return f"is {run.state}"
 
 
 def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
@@ -182,7 +191,8 @@ def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
     run = newest_running(parent, ", or name a broker with --broker mqtt://host:port") if run is None else run
     address = run / BROKER
     if not address.exists():
-        raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on")
+        known = f", it {_words(look(run))}" if (run / settings_file.FILE).exists() else ""
+        raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on{known}")
     fleet = fleets.read(run)
     device = settings_file.read(run / settings_file.FILE).device if fleet is None else "+"
     return address.read_text(encoding="utf-8").strip(), device
