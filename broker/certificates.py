@@ -91,13 +91,20 @@ def issue(folder: Path, who: Identity, days: int = DAYS) -> Path:
     The authority is made where there is none. Returns the identity's folder. Raises ValueError for what cannot be issued.
     """
     _check(who, days)
-    with _locked(folder, create=True) as ledger:
-        known = ledger.identities.get(who.name)
-        if known is not None and known.valid:
+    if who.kind == "broker" and who.device != "+":
+        of = known(folder).get(who.device)
+        if of is None or of.kind != "device" or not of.valid:
             raise ValueError(
-                f"{folder / who.name}: {who.name} has a certificate of a {known.kind} already; renew it, or revoke it first"
+                f"{who.name}: --device {who.device}: no device of that name has a certificate in {folder}, so nobody could use "
+                f"its broker; r2f provision device {who.device} first"
             )
-        before = [] if known is None else known.certificates
+    with _locked(folder, create=True) as ledger:
+        same = ledger.identities.get(who.name)
+        if same is not None and same.valid:
+            raise ValueError(
+                f"{folder / who.name}: {who.name} has a certificate of a {same.kind} already; renew it, or revoke it first"
+            )
+        before = [] if same is None else same.certificates
         ledger.identities[who.name] = msgspec.structs.replace(who, certificates=list(before))
         return _give(folder, ledger, ledger.identities[who.name], days)
 
@@ -120,11 +127,15 @@ def renew(folder: Path, name: str, days: int = DAYS, hosts: Sequence[str] | None
 def revoke(folder: Path, name: str, *, old_only: bool = False) -> int:
     """Believe a name's certificates no more; ``old_only``: all but the newest. Returns how many that were.
 
-    Raises ValueError for a name that has none.
+    Raises ValueError for a name that has none to be revoked.
     """
     with _locked(folder) as ledger:
         valid = _known(folder, ledger, name).valid
         gone = valid[:-1] if old_only else valid
+        if not gone:
+            _publish(folder, ledger)  # as who was cut off between ledger and brokers asks again
+            only = "has no older certificate that is believed; without --old the newest is revoked too"
+            raise ValueError(f"{name} {only if valid else 'is revoked already'}: nothing to revoke")
         for one in gone:
             one.revoked = True
         _publish(folder, ledger)

@@ -47,6 +47,10 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._sent: dict[int, int] = defaultdict(int)
+        self.devices = 1
+        """That the run has; of several, steps are counted together."""
+        self._begun: int | None = None
+        """Iterations that have begun; None where nothing has been heard of the run yet."""
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -83,6 +87,11 @@ class Display:
         """The trainer is this far."""
         if message.phase == "done":
             return
+        if message.phase == "train":
+            # A check is heard of before the iteration that it belongs to.
+            self._begun = message.step + 1
+        elif message.phase in ("plain", "before"):
+            self._begun = 0
         title = _TITLES[message.phase] if message.faults else f"{_TITLES[message.phase]}, no faults"
         task = self._tasks.get(title)
         if task is None:
@@ -95,8 +104,22 @@ class Display:
                 "" if message.phase == "select" else f"{METRICS[message.metric].title} {written(message.metric, message.value)}"
             )
         self._bars.update(task, completed=message.step, total=message.steps, detail=detail)
-        if message.phase != "train" or message.step % 10 == 0 or message.step == message.steps:
+        if message.phase == "select":
+            # A check is many passes: a line when it is over.
+            if message.step == message.steps:
+                self._line(f"{title}: {self._checked(message)}")
+        elif message.phase != "train" or message.step % 10 == 0 or message.step == message.steps:
             self._line(f"{title}: {message.step}/{message.steps} {detail}".rstrip())
+
+    def _checked(self, message: Progress) -> str:
+        """What a check was of."""
+        if not message.faults:
+            return "fault-free answers taken"
+        if self.devices > 1 or self._begun is None:
+            return "checked"
+        done = self._begun
+        self._begun = max(done, 1)  # the next check is of the first iteration at the earliest
+        return f"checked after iteration {done}" if done else "checked before retraining"
 
     def _training(self, message: Progress) -> str:
         # The events of the iteration before are all here.

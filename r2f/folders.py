@@ -166,8 +166,21 @@ def newest_running(parent: Path, otherwise: str = "") -> Path:
     """The newest run below a folder that is going on. Raises ValueError where there is none."""
     running = [path.parent for path in sorted(parent.glob(f"*/{BROKER}")) if is_running(path.parent)]
     if not running:
-        raise ValueError(f"no run is going on below {parent}; start one{otherwise}")
+        there = all_runs(parent)
+        known = f": the newest run, {there[-1].folder.name}, {_words(there[-1])}" if there else ""
+        raise ValueError(f"no run is going on below {parent}{known}; start one{otherwise}")
     return running[-1]
+
+
+def _words(run: Run) -> str:
+    """What has become of a run that has no broker."""
+    match run.state:
+        case "running":
+            return "is only starting"
+        case "stopped":
+            return f"is stopped (r2f retrain --resume {run.folder} goes on with it)"
+        case _:
+            return f"is {run.state}"
 
 
 def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
@@ -178,7 +191,8 @@ def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
     run = newest_running(parent, ", or name a broker with --broker mqtt://host:port") if run is None else run
     address = run / BROKER
     if not address.exists():
-        raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on")
+        known = f", it {_words(look(run))}" if (run / settings_file.FILE).exists() else ""
+        raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on{known}")
     fleet = fleets.read(run)
     device = settings_file.read(run / settings_file.FILE).device if fleet is None else "+"
     return address.read_text(encoding="utf-8").strip(), device

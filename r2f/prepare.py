@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import torch
 from torch import nn
 
 from accelsim import accelerators, datasets, faults, zoo
@@ -311,7 +312,9 @@ def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
         # A class list says how many classes a network has, else its checkpoint or its function does.
         classes = None if settings.data.classes is None else data.classes
         with looking_in(settings.modules):
-            return zoo.load(settings.network, Path(settings.weights), classes=classes, say=say.note)
+            module = zoo.load(settings.network, Path(settings.weights), classes=classes, say=say.note)
+        check_output(settings, data, module)
+        return module
     if settings.network != DEMO_NETWORK:
         meant = zoo.TRAINED_HERE[settings.network]
         wants = "masks" if meant == "shapes" else "images"
@@ -320,6 +323,7 @@ def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
                 f"{data.name}: network {settings.network} is trained here on {wants} as targets, as --data {meant} has "
                 f"them, and this data has {data.kind}; or give trained weights with --weights"
             )
+        check_untrained(settings, data)
         with say.step("training the float network"):
             return float_training.from_nothing(settings.network, data, settings.seed)
     expected = datasets.load(datasets.DIGITS).shape
@@ -328,8 +332,39 @@ def float_module(settings: Settings, data: Dataset, say: Display) -> nn.Module:
             f"{data.name}: images are {datasets.dataset.by(data.shape)}, and {DEMO_NETWORK}, the network where none is named, "
             f"takes {datasets.dataset.by(expected)}; name yours with --network and --weights"
         )
+    check_untrained(settings, data)
     with say.step("training the float network"):
         return float_training.from_nothing(DEMO_NETWORK, data, settings.seed)
+
+
+def check_untrained(settings: Settings, data: Dataset) -> None:
+    """``check_output`` of a network that is to be trained here, before it is. Raises SettingsError that names the option."""
+    with torch.random.fork_rng(devices=[]):
+        check_output(settings, data, zoo.build(settings.network, data.classes))
+
+
+def check_output(settings: Settings, data: Dataset, module: nn.Module) -> None:
+    """Raises SettingsError naming the option where metric or loss are not for what a float module gives for an image.
+
+    Of outputs that are neither a vector nor an image nothing is said, nor of a module that does not take these images:
+    quantising comes next, and says what it is that does not fit.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            outputs = module(float_training.normalised(data.train_images[:1], data))
+    except RuntimeError:
+        return
+    finally:
+        module.train(was_training)
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() not in (2, 4):
+        return
+    channels, height, width = (*outputs.shape[1:], 1, 1)[:3]
+    try:
+        objective.fitted(settings, settings.network, (height, width, channels), data)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def job_of(settings: Settings, session: str, evaluation_batch: int = EVALUATION_BATCH, data: str = "") -> Job:

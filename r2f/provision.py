@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,7 +120,9 @@ def listing(folder: Folder = IDENTITIES) -> None:
         for who in certificates.read(folder).identities.values():
             hosts = ", ".join(who.hosts)
             table.add_row(who.name, who.kind, who.device, hosts, certificates.state(who))
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        console.print("device: whose topics it may use, of a broker whose own it is; + is every device", style="dim")
 
     guarded(work)
 
@@ -128,6 +131,12 @@ def _issue(folder: Path, who: Identity, days: int) -> None:
     def work() -> None:
         from broker import certificates
 
-        print(certificates.issue(folder, who, days))
+        home = folder / certificates.AUTHORITY
+        was_there = (home / certificates.CA_KEY).exists()
+        made = certificates.issue(folder, who, days)
+        if not was_there:
+            said = f"made a private authority in {home}; who has its {certificates.CA_KEY} can issue anything, so keep it here"
+            print(said, file=sys.stderr)
+        print(made)
 
     guarded(work)

@@ -164,6 +164,7 @@ async def execute(settings: Settings, folder: Path, say: Display) -> None:
             showing.append(asyncio.create_task(tensorboard.follow(folder, say.note)))
         listening = asyncio.Event()
         devices = fleet.devices if fleet else (settings.device,)
+        say.devices = len(devices)
         watcher = asyncio.create_task(_watch(server_broker, devices, say, listening, running))
         hearing = asyncio.create_task(listening.wait())
         tasks: list[asyncio.Task[Any]] = [watcher, hearing, *showing]

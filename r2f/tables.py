@@ -8,7 +8,7 @@ from rich.text import Text
 
 from r2f.report import Accuracy, Report, Spread, over, size
 from services.metric import METRICS, Metric, difference, written
-from services.trainer.core.selection import BEFORE, Selection
+from services.trainer.core.selection import BEFORE, CORRECTED, Selection
 
 
 def table(report: Report) -> Group:
@@ -83,19 +83,23 @@ def _verdict(report: Report) -> Group:
         said += "" if share is None else f"; {100 * share:.0f} % of what faults cost there is back"
         lines.append(Text(said))
     if report.selection is not None:
-        lines.append(Text(_deployed(report.selection)))
+        lines.append(Text(_deployed(report.selection, report.metric)))
     return Group(*lines)
 
 
-def _deployed(chosen: Selection) -> str:
-    """What is deployed, and the measurement by which."""
+def _deployed(chosen: Selection, metric: Metric) -> str:
+    """What is deployed, and the measurement by which: agreement of answers, or the error of pixels."""
     best = max(chosen.candidates[1:], key=lambda one: one.gain, default=None)
-    what = "the network from before, for nothing was tried" if best is None else f"the network of {chosen.deployed}"
-    if best is not None and chosen.deployed == BEFORE:
-        what = f"the network from before: {best.name} is not better beyond its error"
-    gained = "" if best is None else f" ({best.gain:+.1f} ± {best.error:.1f} points"
-    gained += "" if best is None else f" on {chosen.samples} training images kept for that, against {chosen.against})"
-    return f"deployed: {what}{gained}"
+    if best is None:
+        return "deployed: the network from before, for nothing was tried"
+    name = "biases corrected, nothing retrained" if best.name == CORRECTED else f"of {best.name}"
+    what = f"the network from before: the best one tried ({name}) is not better beyond its error"
+    if chosen.deployed != BEFORE:
+        what = f"the network {'with ' if best.name == CORRECTED else ''}{name}"
+    gained = f"{best.gain:+.1f} ± {best.error:.1f} points of agreement with {chosen.against}"
+    if metric in ("psnr", "ssim"):  # agreement of pixels is 1 less their error, in shares of the range
+        gained = f"root mean squared error {-best.gain:+.2f} ± {best.error:.2f} % of the range, against {chosen.against}"
+    return f"deployed: {what} ({gained}, on {chosen.samples} training images kept for that)"
 
 
 def _traffic(report: Report) -> Table:

@@ -33,7 +33,9 @@ def need(packages: dict[str, str], option: str, extra: str) -> None:
     """Raises ValueError naming what is not installed of packages by module."""
     missing = [name for module, name in packages.items() if find_spec(module) is None]
     if missing:
-        raise ValueError(f"{option}: {', '.join(missing)} is not installed; pip install 'r2f[{extra}]'")
+        raise ValueError(
+            f"{option}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; pip install 'r2f[{extra}]'"
+        )
 
 
 async def page(running: Pipeline, folder: Path, broker: str, port: int, say: Display) -> None:

@@ -222,6 +222,30 @@ def help_of(module: str, sub: tuple[str, ...]) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
 
 
+# -- what was forgotten -----------------------------------------------------------------------------------------------
+
+
+def shouted(text: str) -> list[str]:
+    """Lines, no code and no headings, of nothing but words in capitals, as stand where something is to come."""
+    found, lines = [], text.splitlines()
+    code = [range(*token.map) for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block") and token.map]
+    for number, line in enumerate(lines):
+        alone = re.fullmatch(r"(?!#)[\W_]*[A-Z]{2,}([ _-]+([A-Z]+|\d+))*[\W_]*", line)
+        if alone and not any(number in block for block in code):
+            found.append(line)
+    return found
+
+
+@pages
+def test_no_place_was_left_for_something_to_come(page: Path) -> None:
+    assert shouted(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_place_for_something_to_come_is_seen() -> None:
+    text = "# TLS\n\nRESULTS\n\n[TABLE 1]\n\n<!-- FIGURE -->\n\n**TO DO**\n\nMQTT is fine.\n\n```sh\nEXIT\n```\n\n| 3 | 4 |\n"
+    assert shouted(text) == ["RESULTS", "[TABLE 1]", "<!-- FIGURE -->", "**TO DO**"]
+
+
 # -- names and links --------------------------------------------------------------------------------------------------
 
 

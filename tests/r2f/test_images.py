@@ -115,6 +115,37 @@ def test_what_a_generator_cannot_have(given: dict[str, Any], said: str, generato
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"metric": "psnr"}, "--metric psnr: means nothing for outputs of 1x1x10; network digits_cnn can have top1, top5"),
+        ({"metric": "miou"}, "--metric miou: means nothing for outputs of 1x1x10"),
+        ({"loss": "l2"}, "--loss l2: does not lead to a better top-1; give cross-entropy"),
+        ({"network": "shapes_unet", "data": "shapes", "metric": "psnr"}, "has masks as targets, which allow miou"),
+        ({"network": "shapes_unet", "data": "shapes", "metric": "top1"}, "--metric top1: means nothing for outputs of 64x64x4"),
+        ({"network": "crops_sr2x", "data": "crops2x", "metric": "miou"}, "--metric miou: crops2x has images as targets"),
+    ],
+)
+def test_what_does_not_fit_a_network_is_said_before_it_is_trained(
+    given: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(prepare.float_training, "from_nothing")
+    state = torch.random.get_rng_state()
+    with Display(Console(quiet=True)) as say, pytest.raises(SettingsError, match=said):
+        prepare.prepare(parse(given), tmp_path / "run", say)
+    assert not (tmp_path / "run").exists()
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_what_does_not_fit_trained_weights_is_said_before_they_are_quantised(
+    generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(prepare, "lowered")
+    given = {"network": "test_images:Generator", "modules": str(MODULES), "weights": generator, "data": "latents:6:64"}
+    with Display(Console(quiet=True)) as say, pytest.raises(SettingsError, match="--metric top5: means nothing"):
+        prepare.prepare(parse({**given, "metric": "top5"}), tmp_path / "run", say)
+
+
 def test_targets_of_another_size_are_refused(tmp_path: Path) -> None:
     small = np.zeros((32, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "pairs.npz", train_images=small, train_targets=np.zeros((32, 16, 16, 3), np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from broker.link import STAMP, Profile, transfer_s
 from r2f import plots, report, tables
 from r2f.memory import Shares
 from r2f.prepare import Prepared
+from services.metric import Metric
 from services.trainer.core import job, ledger, result
 from services.trainer.core.evaluation import Evaluation
+from services.trainer.core.selection import Candidate, Selection
 
 LINK = Profile("hspa", 5.76e6, 21.1e6, 0.05)
 
@@ -120,6 +123,35 @@ def test_no_link_costs_no_time(tmp_path: Path) -> None:
     found = report.collect(finished(tmp_path), network="n", link=None, prepared=PREPARED)
     assert all(time.link == 0 for time in found.stages_s.values())
     json.loads(report.write(tmp_path, found).read_text())
+
+
+@pytest.mark.parametrize(
+    ("metric", "tried", "deployed", "said"),
+    [
+        ("top1", [("iteration 62", 11.6, 2.0)], "iteration 62",
+         "the network of iteration 62 (+11.6 ± 2.0 points of agreement with labels, on 150 training images kept for that)"),
+        ("psnr", [("corrected", 0.4, 0.05), ("iteration 8", 0.63, 0.1)], "iteration 8",
+         "the network of iteration 8 (root mean squared error -0.63 ± 0.10 % of the range, against labels, on 150 "
+         "training images kept for that)"),
+        ("top1", [("corrected", 1.0, 2.0)], "before",
+         "the network from before: the best one tried (biases corrected, nothing retrained) is not better beyond its error "
+         "(+1.0 ± 2.0 points of agreement with labels, on 150 training images kept for that)"),
+        ("ssim", [("corrected", 1.0, 0.5)], "corrected",
+         "the network with biases corrected, nothing retrained (root mean squared error -1.00 ± 0.50 % of the range, against "
+         "labels, on 150 training images kept for that)"),
+        ("top1", [], "before", "the network from before, for nothing was tried"),
+    ],
+)  # fmt: skip
+def test_what_is_deployed_is_said_with_what_was_measured(
+    metric: Metric, tried: list[tuple[str, float, float]], deployed: str, said: str, tmp_path: Path
+) -> None:
+    before = [Candidate(name="before", agreement=80.0)]
+    others = [Candidate(name=name, agreement=80.0 + gain, gain=gain, error=error) for name, gain, error in tried]
+    chosen = Selection(samples=150, against="labels", candidates=before + others, deployed=deployed)
+    found = report.collect(finished(tmp_path), network="digits_cnn", link=LINK, prepared=PREPARED)
+    console = Console(width=300, file=io.StringIO(), record=True)
+    console.print(tables.table(msgspec.structs.replace(found, metric=metric, selection=chosen)))
+    assert f"deployed: {said}\n" in re.sub(" +\n", "\n", console.export_text())
 
 
 def test_the_table_names_what_the_user_asked_for(tmp_path: Path) -> None:

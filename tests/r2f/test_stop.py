@@ -118,9 +118,13 @@ def test_of_several_devices_that_share_a_model(weights: str, tmp_path: Path) -> 
     assert "stopped by ada" in results.stopped(folder)
     assert not any((folder / one / waiting.FAILED).exists() for one in "ab")
     assert folders.look(folder).state == "stopped"
+    stopped = ran("stop", "--out", str(out)).stderr
+    assert f"the newest run, {folder.name}, is stopped (r2f retrain --resume {folder} goes on with it)" in stopped
     again = ran("retrain", "--resume", str(folder))
     assert again.exit_code == 0, again.stderr
     assert folders.look(folder).state == "done"
+    assert f"no run is going on below {out}: the newest run, {folder.name}, is done" in ran("stop", "--out", str(out)).stderr
+    assert ran("stop", str(folder)).stderr.endswith("the run is not going on, it is done\n")
 
 
 def test_one_of_several_devices_with_a_model_each(weights: str, tmp_path: Path) -> None:

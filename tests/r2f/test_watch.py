@@ -282,7 +282,7 @@ def test_what_is_missing_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(watch, "find_spec", lambda module: None)
     with pytest.raises(ValueError, match=r"--tensorboard: tensorboardX is not installed; pip install 'r2f\[tensorboard\]'"):
         watch.check(Settings(tensorboard=True))
-    with pytest.raises(ValueError, match=r"--watch: starlette, uvicorn, prometheus-client is not installed; .*r2f\[monitor\]"):
+    with pytest.raises(ValueError, match=r"--watch: starlette, uvicorn, prometheus-client are not installed; .*r2f\[monitor\]"):
         watch.check(Settings(watch=True))
 
 

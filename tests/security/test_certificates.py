@@ -224,6 +224,9 @@ def test_keys_are_for_their_owner_alone_and_no_two_are_the_same(made: Path) -> N
         ("watch w --device a,b", "'a,b' is no device"),
         ("renew nobody", "nothing was issued to 'nobody'; there are pump"),
         ("revoke nobody", "nothing was issued to 'nobody'"),
+        ("revoke pump --old", "pump has no older certificate that is believed"),
+        ("broker b --host h --device never", "--device never: no device of that name has a certificate"),
+        ("broker b --host h --device server", "--device server: no device of that name has a certificate"),
     ],
 )
 def test_what_cannot_be_issued_is_one_line(issued: Path, arguments: str, said: str) -> None:
@@ -232,6 +235,28 @@ def test_what_cannot_be_issued_is_one_line(issued: Path, arguments: str, said: s
     assert result.exit_code in (1, 2)
     assert said in " ".join(result.output.replace("│", " ").split())
     assert (issued / "authority" / "issued.json").read_bytes() == before
+
+
+def test_who_is_revoked_is_not_revoked_again_nor_given_a_broker(made: Path) -> None:
+    provision(made, "revoke", "pump")
+    for arguments, said in (("revoke pump", "pump is revoked already"), ("broker b --host h --device pump", "--device pump")):
+        result = CliRunner().invoke(app, ["provision", *arguments.split(), "--folder", str(made)])
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+        assert said in result.stderr
+    provision(made, "broker", "b", "--host", "h", "--device", "valve")
+
+
+def test_the_first_one_says_that_it_made_the_authority(tmp_path: Path) -> None:
+    folder = tmp_path / "identities"
+    refused = CliRunner().invoke(app, f"provision broker b --host h --device pump --folder {folder}".split())
+    assert refused.exit_code == 1
+    assert not folder.exists()
+    first, second = (
+        CliRunner().invoke(app, ["provision", *kind, "--folder", str(folder)]) for kind in (["device", "pump"], ["server"])
+    )
+    assert f"made a private authority in {folder / 'authority'}" in first.stderr
+    assert (first.stdout, second.output) == (f"{folder / 'pump'}\n", f"{folder / 'server'}\n")
+    assert "+ is every device" in provision(folder, "list")
 
 
 def test_what_is_damaged_or_missing_is_said(made: Path) -> None:

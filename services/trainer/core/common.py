@@ -25,7 +25,7 @@ from services.trainer.core.job import Job
 from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.core.replay import Replay
-from services.trainer.core.selection import BEFORE, ERRORS, Agreement, Candidate, Float32, Selection
+from services.trainer.core.selection import BEFORE, CORRECTED, ERRORS, Agreement, Candidate, Float32, Selection
 from services.trainer.core.step import (
     Biases,
     Learner,
@@ -129,7 +129,7 @@ def course(
             yield _next(learner, made.network, iteration)
             engine = None
         if iteration + 1 == plan.corrections:
-            yield from _try(learner, trials, iteration + 1, "corrected", made.network)
+            yield from _try(learner, trials, iteration + 1, CORRECTED, made.network)
             if trials and chosen(trials)[0].name == BEFORE:
                 yield _next(learner, initial)
                 learner.state = restarted(learner.state, initial)

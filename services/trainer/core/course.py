@@ -127,7 +127,7 @@ def course(
             yield _next(learner, made.network, iteration)
             engine = None
         if iteration + 1 == plan.corrections:
-            yield from _try(learner, "corrected", made.network)
+            yield from _try(learner, selection.CORRECTED, made.network)
             if _lost(learner):
                 yield _next(learner, initial)
                 learner.state = restarted(learner.state, initial)

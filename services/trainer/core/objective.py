@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from accelsim.datasets import Dataset
 from accelsim.engine import shared
-from accelsim.int8.network import Activation, Network, UInt8
+from accelsim.int8.network import Activation, Network, Shape, UInt8
 from accelsim.lowering import Holds, black_and_white
 from services.metric import METRICS, Metric
 from services.trainer.core.job import Against, Job
-from services.trainer.core.task import Task
+from services.trainer.core.task import Criterion, Task
 
 Float32 = npt.NDArray[np.float32]
 Kind = Literal["classes", "pixels", "masks"]
@@ -42,9 +42,9 @@ def kind_of(task: Task, network: Network) -> Kind:
     return "masks" if task.loss == "cross-entropy" else "pixels"
 
 
-def possible(network: Network) -> tuple[Metric, ...]:
-    """The metrics that mean something for an output of this shape."""
-    height, width, channels = network.layers[-1].shape
+def possible(shape: Shape) -> tuple[Metric, ...]:
+    """The metrics that mean something for an output of this shape, (H, W, C)."""
+    height, width, channels = shape
     if (height, width) == (1, 1):
         return ("top1", "top5") if channels > 5 else ("top1",)
     found: tuple[Metric, ...] = ("psnr",)
@@ -53,26 +53,25 @@ def possible(network: Network) -> tuple[Metric, ...]:
     return found if channels < 2 else (*found, "miou")
 
 
-def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Job:
-    """The job with metric, loss, range of the outputs and what is measured against, as far as it leaves them open.
+def fitted(task: Task, name: str, shape: Shape, data: Dataset) -> tuple[Metric, Criterion, Against]:
+    """Metric, loss and what is measured against, for a network whose output is (H, W, C), where the task leaves them open.
 
-    ``path`` is that of the engine, by which the range is looked for on 16 training images. Raises ValueError where they do not
-    fit one another, naming what would.
+    Raises ValueError where they do not fit one another, naming what would.
     """
-    image = is_image(network)
-    metric, loss = job.metric, job.loss
+    image = shape[:2] != (1, 1)
+    metric, loss = task.metric, task.loss
     if metric is None:
         metric = ("miou" if data.kind == "masks" or loss == "cross-entropy" else "psnr") if image else "top1"
         if image and data.kind == "classes":
             raise ValueError(
-                f"network {network.name} gives an image of {_shape(network)}, and {data.name} has classes: a network for "
+                f"network {name} gives an image of {_by(shape)}, and {data.name} has classes: a network for "
                 "classes gives one number a class, so end it with pooling over the image and a linear layer. An image network "
-                f"is retrained against its own fault-free outputs with --metric {' or '.join(possible(network))}"
+                f"is retrained against its own fault-free outputs with --metric {' or '.join(possible(shape))}"
             )
-    if metric not in possible(network):
+    if metric not in possible(shape):
         raise ValueError(
-            f"--metric {metric}: means nothing for outputs of {_shape(network)}; network {network.name} can have "
-            f"{', '.join(possible(network))}"
+            f"--metric {metric}: means nothing for outputs of {_by(shape)}; network {name} can have "
+            f"{', '.join(possible(shape))}"
         )
     against: Against = "labels"
     if image:
@@ -85,6 +84,17 @@ def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Jo
     if (loss == "cross-entropy") != (metric not in ("psnr", "ssim")):
         other = "l1 or l2" if metric in ("psnr", "ssim") else "cross-entropy"
         raise ValueError(f"--loss {loss}: does not lead to a better {METRICS[metric].title}; give {other}")
+    return metric, loss, against
+
+
+def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Job:
+    """The job with metric, loss, range of the outputs and what is measured against, as far as it leaves them open.
+
+    ``path`` is that of the engine, by which the range is looked for on 16 training images. Raises ValueError where they do not
+    fit one another, naming what would.
+    """
+    image = is_image(network)
+    metric, loss, against = fitted(job, network.name, network.layers[-1].shape, data)
     extent = job.output_range
     if image and metric != "miou":
         images = network.quantize_images(data.train_images[:LOOKED_AT])
@@ -109,15 +119,20 @@ def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Jo
 def check(job: Job, network: Network) -> None:
     """Raises ValueError where a job cannot be of this network."""
     if not is_image(network):
-        if job.loss not in (None, "cross-entropy") or job.metric not in (None, *possible(network)):
+        if job.loss not in (None, "cross-entropy") or job.metric not in (None, *possible(network.layers[-1].shape)):
             raise ValueError(
                 f"job: metric {job.metric} and loss {job.loss} are no classifier's, which network {network.name} is"
             )
         return
-    if job.metric is None or job.loss is None or job.against == "labels" or job.metric not in possible(network):
+    if (
+        job.metric is None
+        or job.loss is None
+        or job.against == "labels"
+        or job.metric not in possible(network.layers[-1].shape)
+    ):
         raise ValueError(
-            f"job: network {network.name} gives an image of {_shape(network)}: its job needs a metric "
-            f"({', '.join(possible(network))}), a loss, and what is measured against"
+            f"job: network {network.name} gives an image of {_by(network.layers[-1].shape)}: its job needs a metric "
+            f"({', '.join(possible(network.layers[-1].shape))}), a loss, and what is measured against"
         )
     kind = kind_of(job, network)
     if kind == "pixels" and job.output_range is None:
@@ -185,5 +200,5 @@ def holds(task: Task, data: Dataset) -> Holds:
     return None
 
 
-def _shape(network: Network) -> str:
-    return "x".join(map(str, network.layers[-1].shape))
+def _by(shape: Shape) -> str:
+    return "x".join(map(str, shape))

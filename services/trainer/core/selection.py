@@ -31,6 +31,7 @@ SEEDS: Final = tuple(2**52 + i for i in range(5))
 ERRORS: Final = 1.0
 """Standard errors by which a network must be better than the one before."""
 BEFORE: Final = "before"
+CORRECTED: Final = "corrected"
 
 
 class Candidate(msgspec.Struct, kw_only=True, frozen=True):
