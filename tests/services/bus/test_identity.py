@@ -55,7 +55,7 @@ def born(boot: str, service: str = "agent", *, online: bool = True) -> State:
 
 @pytest.fixture
 def retained_at_once(kind: str) -> None:
-    """Where what is retained comes ahead of the subscription's acknowledgement; elsewhere the second hears it a moment later."""
+    """Where what is retained comes ahead of the acknowledgement; elsewhere the second hears it later."""
     if kind == "aedes":
         pytest.skip("aedes acknowledges a subscription before it sends what is retained")
 
@@ -175,6 +175,7 @@ async def test_a_service_that_loses_its_name_says_no_goodbye_for_the_other(broke
             await watch.receive(0.3)
 
 
+@pytest.mark.usefixtures("retained_at_once")
 async def test_one_that_yields_gives_the_name_to_who_wants_it(broker_url: str, device: str) -> None:
     async with Bus(broker_url, "watch", device, passive=True) as watch:
         await watch.subscribe("state/trainer")
