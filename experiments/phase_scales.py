@@ -27,7 +27,7 @@ HERE: Final = ("crops_sr2x", "shapes_unet")
 
 
 def rounded(weight: Tensor, stride: tuple[int, int], by_phase: bool) -> Tensor:
-    """A transposed convolution's weights (C_in, C_out/groups, KH, KW) as int8 times a scale a channel of outputs, or a phase of it."""
+    """A transposed convolution's weights (C_in, C_out/groups, KH, KW) in int8 steps of a scale a channel, or a phase of it."""
     found = weight.clone()
     for r in range(stride[0] if by_phase else 1):
         for c in range(stride[1] if by_phase else 1):
@@ -52,9 +52,8 @@ def inputs_of(network: str, module: nn.Module) -> Tensor:
     """Test images of the data that the network is trained on here, else drawn: latents, or photos in 0..1 by chance."""
     if network in zoo.TRAINED_HERE:
         data = datasets.open(datasets.Spec(source=zoo.TRAINED_HERE[network]))
-        pixels = data.test_images[:IMAGES].astype(np.float32) / 255
-        scaled = (pixels - np.float32(data.mean)) / np.float32(data.std)
-        return torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()
+        scaled = (data.test_images[:IMAGES] / 255 - np.array(data.mean)) / np.array(data.std)
+        return torch.from_numpy(scaled.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     generator = torch.Generator().manual_seed(0)
     if network == "dcgan_faces":
         return torch.randn(IMAGES, 100, 1, 1, generator=generator)

@@ -16,7 +16,8 @@ from experiments.common import command
 
 NAMES = sorted(name.rpartition(".")[2] for name, _ in listing.listed())
 NEEDLESS = (
-    "deconv_quality", "deconv_speed", "diagnose", "fig6", "fig7", "phase_scales", "recover", "results", "rounding", "soak", "table3",
+    "deconv_quality", "deconv_speed", "diagnose", "fig6", "fig7", "phase", "recover", "results", "rounding", "soak",
+    "table3",
 )  # fmt: skip
 NEED_DATA = [name for name in NAMES if not name.startswith(NEEDLESS)]
 
