@@ -70,7 +70,9 @@ def feel(graph: Graph, x: Tensor, draws: int = 1) -> Felt:
 def lengths_of(outputs: Tensor) -> Tensor:
     """By how much each image's output, of (N, C, H, W), differs from the mean image's, (N,)."""
     lengths: Tensor = (outputs - outputs.mean(0)).flatten(1).norm(dim=1)
-    return lengths.clamp(min=float(lengths.mean()) * 1e-3 + 1e-20)
+    # Of images that are all alike the outputs differ by no more than float32 rounds.
+    rounding = max(1e-6 * float(outputs.flatten(1).norm(dim=1).mean()), 1e-12)
+    return lengths.clamp(min=max(float(lengths.mean()) * 1e-3 + 1e-20, rounding))
 
 
 def output(graph: Graph, batch: Tensor) -> Tensor:

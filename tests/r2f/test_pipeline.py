@@ -122,8 +122,8 @@ async def test_the_last_word_is_of_the_last_start(module: str, tmp_path: Path) -
     running = Pipeline(logs, lambda _: None)
     with pytest.raises(PipelineError, match="no such file: x"):
         await running.watch(Program("a", module, ("sys.exit('reason\\nno such file: x')",)))
-    with pytest.raises(PipelineError, match=r"a ended with 3; see .*a\.log"):
-        await running.watch(Program("a", module, ("sys.exit(3)",)))
+    with pytest.raises(PipelineError, match=r"a ended with 4; see .*a\.log"):
+        await running.watch(Program("a", module, ("sys.exit(4)",)))
 
 
 async def test_empty_logs_go_and_others_stay(module: str, tmp_path: Path) -> None:

@@ -145,3 +145,12 @@ def test_flips_count_as_far_as_they_travel_and_the_image_only_with_them() -> Non
     torch.testing.assert_close(more.squares[first] - once.squares[first], gained, rtol=1e-3, atol=0.0)
     assert not without.squares[image].any()
     assert not without.felt[image].any()
+
+
+def test_images_that_are_all_alike_give_a_network() -> None:
+    """Its outputs do not differ, so nothing is large or small beside their spread."""
+    for seed in (52, 57):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)).eval()
+        network = lower(module, np.zeros((45, 8, 8, 1), np.uint8), (0.0,), (0.001,), "alike", ber=2e-3)
+        assert np.isfinite([layer.scale for layer in network.layers]).all()

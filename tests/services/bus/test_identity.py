@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
 
@@ -66,8 +67,10 @@ async def test_a_second_service_of_a_name_does_not_start(
     broker_url: str, device: str, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identity, "PROBE_S", 200.0)  # it hears that the name is taken, and waits for nothing else
-    async with Bus(broker_url, "watch", device, passive=True) as watch, Bus(broker_url, service, device) as first:
-        await watch.subscribe(f"state/{service}")
+    async with contextlib.AsyncExitStack() as stack:
+        watch = await stack.enter_async_context(Bus(broker_url, "watch", device, passive=True))
+        await watch.subscribe(f"state/{service}")  # ahead of it: NATS may lose what is retained in that moment
+        first = await stack.enter_async_context(Bus(broker_url, service, device))
         assert (await state_of(watch, service)).boot == first.origin
         for _ in range(3):
             with pytest.raises(BusError, match=TAKEN.format(service, device)):
