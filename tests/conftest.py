@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,10 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real data and weights are not at {folder}; set R2F_DATA to run this test")
     return folder
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collects what a test leaves while its own filters of warnings still hold."""
+    yield
+    gc.collect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import re
 import shutil
 import signal
@@ -12,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -241,13 +239,6 @@ async def test_the_documented_broker_with_tls_comes_up(tmp_path: Path) -> None:
         await bus.flush()
     process.terminate()
     await process.wait()
-
-
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Collects what a test leaves while its own filters of warnings still hold."""
-    yield
-    gc.collect()
 
 
 # paho leaves the socket of a failed handshake to the garbage collector.

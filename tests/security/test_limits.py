@@ -44,8 +44,9 @@ async def test_a_link_carries_its_own_device_alone(tmp_path: Path) -> None:
     assert max(passed["a"][1], passed["b"][0], *passed["c"]) < 0.05 * whole
 
 
-# Of connections that are hung up on during the handshake a socket is left to the collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# Of connections that are hung up on during the handshake a socket is left to the garbage collector.
+@pytest.mark.usefixtures("collected")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_connections_are_counted(tmp_path: Path) -> None:
     async with sites.running(tmp_path / "identities", {"a": "127.0.0.11"}, Limits(connections=8)) as site:
         tls = raw.context(site.folder / "a", site.folder / "a" / "ca.pem")

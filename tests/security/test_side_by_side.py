@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,13 +50,6 @@ SETTINGS = Settings(
     launch=False,
     codecs=1,
 )
-
-
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Collects what the hostile device leaves while the test's own filters of warnings still hold."""
-    yield
-    gc.collect()
 
 
 # It is cut off in the middle of connections, whose sockets are then left to the garbage collector.
