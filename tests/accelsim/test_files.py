@@ -93,3 +93,18 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path: Path) -> 
     assert repr(str(path)) in ended.stdout
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_there_is_no_room_for_is_added_in_no_part(tmp_path: Path) -> None:
+    """Under a real limit on the size of files, which lets the first part of it in."""
+    program = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom accelsim.files import append_whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    append_whole(Path(sys.argv[1]), bytes(200))\nexcept OSError as error:\n    print(error.errno, error)\n"
+    )
+    path = tmp_path / "rows"
+    path.write_bytes(b"x" * 900)
+    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith(str(errno.EFBIG))
+    assert str(path) in ended.stdout
+    assert path.read_bytes() == b"x" * 900
