@@ -290,6 +290,25 @@ async def test_services_that_start_anew_again_and_again_use_up_no_patience(netwo
         await get_data(bus, network, patience=300.0)
 
 
+async def test_silence_is_counted_anew_behind_a_restart(network: Network) -> None:
+    """Silent, started anew, silent, answered: two attempts that met silence, but not in a row."""
+    bus, boots = FakeBus(), itertools.count()
+
+    def born(service: str) -> tuple[str, Message]:
+        samples = {"train": 9, "test": 9} if service == "agent" else {}
+        return f"state/{service}", State(session="", service=service, online=True, boot=str(next(boots)), samples=samples)
+
+    def answer(message: Message) -> list[tuple[str, Message]]:
+        attempt = message.attempt if isinstance(message, Forward) else 0
+        return {1: [born("agent")], 3: whole(network, attempt=3)}.get(attempt, [])
+
+    bus.answer = answer
+    for service in PATH:
+        topic, state = born(service)
+        bus.inbox.put_nowait((bus.topic(topic), state))
+    assert (await get_data(bus, network, patience=0.2)).attempt == 3
+
+
 async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_until_then(network: Network) -> None:
     bus = FakeBus()
     sent: list[Forward] = []
