@@ -140,3 +140,31 @@ def test_what_cannot_be_measured(
         command.run(deconv_quality.main)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_how_pixels_are_normalised_reaches_the_data(
+    pairs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, data = pairs
+    given = [
+        "--network",
+        "crops_sr2x",
+        "--weights",
+        weights,
+        "--data",
+        data,
+        "--ber",
+        "0",
+        "--jobs",
+        "1",
+        "--mean",
+        "2",
+        "--std",
+        "1",
+    ]
+    given += ["--cache", tmp_path / "cache", "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["deconv_quality", *map(str, given)])
+    with pytest.raises(SystemExit) as stopped:
+        command.run(deconv_quality.main)
+    assert stopped.value.code == 2
+    assert "mean" in capsys.readouterr().err
