@@ -53,10 +53,20 @@ class DeviceError(BusError):
 
 
 class Patience(NamedTuple):
-    """How long a device may be silent before it is asked again, and how often it is asked to no avail, but for restarts."""
+    """How long a device may be silent before it is asked again, and how often it is asked to no avail, but for restarts.
+
+    Each time that it was silent it is given twice as long: a repeat makes a pass begin anew, so one that is only slow would
+    never end. As with TCP's timer (RFC 6298) the longer time stays until an answer comes unrepeated, and is never less
+    than twice what that took.
+    """
 
     seconds: float = 20.0
     attempts: int = 4
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the last attempt."""
+        return self.seconds * 2.0 ** (self.attempts - 1)
 
 
 def ready_s(patience_s: float) -> float:
@@ -125,6 +135,8 @@ class Remote:
         self.session = session
         self.name = name
         self.patience = patience
+        self.waits_s: dict[str, float] = {}
+        """How long it may be silent now, by the kind of what it was asked for; ``patience.seconds`` where that is not there."""
         self.sequence = 0
         self.mode: SetMode | None = None
         self.deployed: Deployed | None = None
@@ -249,31 +261,38 @@ class Remote:
         if asked is not None and asked.seq == seq and asked.answer is not None and not asked.answer.ok:
             raise DeviceError(f"device {self.name!r} refused {of} {seq}: {plain(asked.answer.error)}")
 
-    async def until(self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], what: str) -> T:
+    async def until(
+        self, send: Callable[[int], Awaitable[object]], ready: Callable[[], T | None], kind: str, which: object
+    ) -> T:
         """Send, wait, and send again when a service restarted or nothing new came for as long as patience lasts.
 
-        What has come before, and what was not asked for, is nothing new: with P parts of an answer it ends within (P + 1) times
-        patience an attempt, whoever talks meanwhile. Raises DeviceError, naming ``what``, when all attempts are used up, those
-        in a row that met silence, or all in all, with what services say that they dropped.
+        What has come before, and what was not asked for, is nothing new: with P parts of an answer an attempt ends within
+        (P + 1) times its patience, whoever talks meanwhile. Raises DeviceError, naming what was asked for (``kind``, such as
+        "iteration", and ``which``), when all attempts are used up, those in a row that met silence, or all in all, with what
+        services say that they dropped.
         """
         self._dropped.clear()
-        silent = 0
+        what, silent, waited = f"{kind} {which}", 0, 0.0
         for attempt in range(REPEATS):
+            waits = self.waits_s.get(kind, self.patience.seconds)
             await send(attempt)
             await self.bus.flush()  # while the broker is away it is not the device that is silent
             try:
-                result = await self._wait(ready)
+                result, took = await self._wait(ready, waits)
             except TimeoutError:
-                silent += 1
-                log.warning("silent", device=self.name, asked_for=what, for_s=self.patience.seconds, times=silent)
+                silent, waited = silent + 1, waited + waits
+                log.warning("silent", device=self.name, asked_for=what, for_s=waits, times=silent)
+                self.waits_s[kind] = min(2 * waits, self.patience.longest)
             else:
                 if result:
+                    if attempt == 0:  # an answer to a repeat may be to what was asked before it: its time says nothing
+                        self.waits_s[kind] = min(max(self.patience.seconds, 2 * took), self.patience.longest)
                     return result
-                silent = 0
+                silent, waited = 0, 0.0
             if silent == self.patience.attempts:
                 raise DeviceError(
                     f"device {self.name!r}: no answer to {what} after {silent} attempts "
-                    f"({self.patience.seconds:g} s without anything new each){self._said_dropped()}"
+                    f"({waited:g} s without anything new in all){self._said_dropped()}"
                 )
         raise DeviceError(
             f"device {self.name!r}: no answer to {what} after {REPEATS} attempts, between which services started anew; "
@@ -283,10 +302,11 @@ class Remote:
     def _said_dropped(self) -> str:
         return "".join(f"; {service} dropped: {reason}" for service, reason in self._dropped.items())
 
-    async def _wait(self, ready: Callable[[], T | None]) -> T | None:
-        """The result, or None when a service restarted and it is time to repeat. Raises TimeoutError after patience."""
+    async def _wait(self, ready: Callable[[], T | None], waits_s: float) -> tuple[T | None, float]:
+        """The result and the longest time, in seconds, without anything new before it; None when a service restarted and it is
+        time to repeat. Raises TimeoutError after so many seconds without anything new."""
         restarts, loop = self._restarts, asyncio.get_running_loop()
-        until, seen = loop.time() + self.patience.seconds, self._parts
+        since, seen, longest = loop.time(), self._parts, 0.0
         async with self._changed:
             while not (result := ready()):
                 if self.failure is not None:
@@ -294,13 +314,13 @@ class Remote:
                 if self._restarts != restarts and all(self._listens(name) for name in PATH):
                     break
                 if self._parts != seen:
-                    until, seen = loop.time() + self.patience.seconds, self._parts
-                async with asyncio.timeout_at(until):
+                    longest, since, seen = max(longest, loop.time() - since), loop.time(), self._parts
+                async with asyncio.timeout_at(since + waits_s):
                     await self._changed.wait()
             else:
-                return result
+                return result, max(longest, loop.time() - since)
         await asyncio.sleep(SETTLE_S)
-        return None
+        return None, 0.0
 
     def _listens(self, service: str) -> bool:
         """Whether a service is there; the agent says what samples it has once it listens."""

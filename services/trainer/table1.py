@@ -87,7 +87,7 @@ class Server:
         def send(attempt: int) -> Awaitable[object]:
             return remote.send_mode(message)
 
-        await remote.until(send, lambda: remote.acknowledged("mode", message.seq), f"mode {mode}")
+        await remote.until(send, lambda: remote.acknowledged("mode", message.seq), "mode", mode)
 
     async def deploy_model(
         self, device: str, network: Network, *, version: int | None = None, iteration: int = -1, wait: bool = True
@@ -108,7 +108,7 @@ class Server:
         def send(attempt: int) -> Awaitable[object]:
             return known.send_model(deployed)
 
-        await known.until(send, lambda: known.acknowledged("model", version), f"model version {version}")
+        await known.until(send, lambda: known.acknowledged("model", version), "model version", version)
         return version
 
     async def get_data(
@@ -172,7 +172,7 @@ class Server:
             return data
 
         known.unanswered = True
-        found = await known.until(send, complete, f"iteration {iteration}")
+        found = await known.until(send, complete, "iteration", iteration)
         known.unanswered = False
         return found
 

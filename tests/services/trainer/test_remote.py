@@ -309,6 +309,45 @@ async def test_silence_is_counted_anew_behind_a_restart(network: Network) -> Non
     assert (await get_data(bus, network, patience=0.2)).attempt == 3
 
 
+async def test_a_device_that_is_only_slow_is_waited_for_longer_until_it_is_fast_again(network: Network) -> None:
+    """A repeat makes its pass begin anew, so at one patience it would never end; what it took is remembered, and forgotten."""
+    bus, takes = FakeBus(), 0.7
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def slowly(forward: Forward) -> None:
+        await asyncio.sleep(takes)
+        topic, message = answered(forward)
+        bus.inbox.put_nowait((bus.topic(topic), message))
+
+    def answer(message: Message) -> list[tuple[str, Message]]:
+        if isinstance(message, Forward):
+            for task in tasks:
+                task.cancel()
+            tasks.clear()
+            tasks.add(asyncio.create_task(slowly(message)))
+        return []
+
+    bus.answer = answer
+    async with serving(bus, "s", patience=0.5, attempts=3) as server:  # type: ignore[arg-type]
+        await server.deploy_model("d", network, wait=False)
+        known = await server._device("d")
+        await known.send_mode(SetMode(session="s", seq=1, mode="inference"))
+
+        async def attempts() -> int:
+            return 1 + (await server.get_data("d", iteration=4, split="test", samples=[0, 1])).attempt
+
+        assert [await attempts() for _ in range(3)] == [2, 1, 1]
+        assert 1.4 <= known.waits_s["iteration"] <= known.patience.longest == 2.0
+        takes = 0.0
+        assert await attempts() == 1
+        assert known.waits_s["iteration"] == 0.5
+        takes = 60.0
+        with pytest.raises(DeviceError, match=r"iteration 4 after 3 attempts \(3.5 s without anything new in all\)"):
+            await attempts()
+    for task in tasks:
+        task.cancel()
+
+
 async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_until_then(network: Network) -> None:
     bus = FakeBus()
     sent: list[Forward] = []
