@@ -44,8 +44,8 @@ from services.trainer.core.task import Recipe, Sgd
 NO_ROOM: Final = "No space left on device"
 REST_S: Final = 40.0
 """A run that has not got on for as long is left alone until it does: on a busy machine, getting up again takes a while."""
-STILL_S: Final = 300.0
-"""A run that was left alone for as long and has not got on has wedged."""
+STILL_S: Final = 400.0
+"""A run that was left alone for as long and has not got on has wedged: a trainer gives up a silent device sooner."""
 TICK_S: Final = 0.05
 DISK_MB: Final = 24
 """Of the file system that a run's folder is on where its disk is to be full at times."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,10 @@ _MODULES: Final = {
 }
 HOLDS: Final = ((0.3, 30), (1.0, 30), (3.0, 25), (8.0, 12), (50.0, 3))
 """Seconds for which a process is frozen, and how often of a hundred times: the longest is longer than a keepalive."""
+SLOWED_S: Final = (3.0, 30.0)
+"""Seconds for which the link is slow, at least and at most."""
+SLOWED: Final = (0.45, 0.05)
+"""Seconds for which a slow link stands still and lets pass, in turn: a tenth of what it is else."""
 FULL_S: Final = (0.5, 8.0)
 """Seconds for which the disk is full, at least and at most."""
 STEPS: Final = (-86400 * 400, -3600, -5, 0, 5, 3600, 86400 * 400)
@@ -118,23 +123,45 @@ def frozen(scene: Scene) -> Disturbance | None:
     if not found:
         return None
     name = _drawn(scene, found)
-    try:
-        handle = os.pidfd_open(found[name])  # that process, even where its number has become another's
-    except ProcessLookupError:
+    handle = _opened(found[name])
+    if handle is None:
         return None
 
     def thaw() -> None:
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, signal.SIGCONT)
+        _signalled(handle, signal.SIGCONT)
         os.close(handle)
 
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGSTOP)
-    except ProcessLookupError:
+    if not _signalled(handle, signal.SIGSTOP):
         os.close(handle)
         return None
     seconds, weights = zip(*HOLDS, strict=True)
     return Disturbance("frozen (SIGSTOP, SIGCONT)", name, scene.chance.choices(seconds, weights)[0], thaw)
+
+
+def slowed(scene: Scene) -> Disturbance | None:
+    """The link between two brokers lets pass a tenth of what it does else."""
+    link = processes(scene.root).get("link")
+    handle = None if link is None else _opened(link)
+    if handle is None:
+        return None
+    over = threading.Event()
+
+    def hold() -> None:
+        stands, goes = SLOWED
+        while _signalled(handle, signal.SIGSTOP) and not over.wait(stands):
+            _signalled(handle, signal.SIGCONT)
+            over.wait(goes)
+        _signalled(handle, signal.SIGCONT)
+
+    holding = threading.Thread(target=hold, daemon=True)
+    holding.start()
+
+    def end() -> None:
+        over.set()
+        holding.join()
+        os.close(handle)
+
+    return Disturbance("slowed to a tenth", "link", scene.chance.uniform(*SLOWED_S), end)
 
 
 def disk_full(scene: Scene) -> Disturbance | None:
@@ -167,7 +194,7 @@ def set_clock(file: Path, offset_s: int) -> None:
 
 
 EVERYTHING: Final[tuple[tuple[Deed, int], ...]] = (
-    (killed, 35), (ended, 10), (two_killed, 10), (frozen, 30), (disk_full, 8), (clock_stepped, 7),
+    (killed, 35), (ended, 10), (two_killed, 10), (frozen, 25), (slowed, 5), (disk_full, 8), (clock_stepped, 7),
 )  # fmt: skip
 """What a soak does, and how often of a hundred times."""
 
@@ -189,6 +216,23 @@ def _drawn(scene: Scene, among: dict[str, int]) -> str:
     """One of the processes; ``r2f`` seldom, for all others end with it, and they take a while to be there again."""
     names = sorted(among)
     return scene.chance.choices(names, [1 if name == ROOT else 5 for name in names])[0]
+
+
+def _opened(pid: int) -> int | None:
+    """A handle of that process, even where its number becomes another's; None where it is gone."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _signalled(handle: int, number: signal.Signals) -> bool:
+    """Whether the process was still there."""
+    try:
+        signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _send(pid: int, number: signal.Signals) -> bool:

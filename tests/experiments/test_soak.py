@@ -143,6 +143,34 @@ def test_what_is_frozen_goes_on_when_it_ends_and_what_is_gone_harms_nobody() -> 
         assert disturbing.two_killed(scene) is None
 
 
+def test_a_slow_link_lets_pass_a_tenth_and_then_all_of_it() -> None:
+    counts = "import sys, time\nwhile True:\n    time.sleep(0.005)\n    print(flush=True)"
+    with subprocess.Popen([sys.executable, "-c", counts, "-m", "broker.link"], stdout=subprocess.PIPE) as link:
+        assert link.stdout is not None
+        os.set_blocking(link.stdout.fileno(), False)
+
+        def passed(seconds: float) -> int:
+            time.sleep(seconds)
+            return len(link.stdout.read() or b"")  # type: ignore[union-attr]
+
+        scene = Scene(os.getpid(), Random(0))
+        while not passed(0.1):
+            pass
+        slow = disturbing.slowed(scene)
+        assert slow is not None
+        passed(0.2)
+        some = passed(2.0)
+        slow.end()
+        passed(0.2)
+        assert 0 < 3 * some < passed(2.0)
+        slow = disturbing.slowed(scene)
+        assert slow is not None
+        link.kill()
+        link.wait()
+        slow.end()
+    assert disturbing.slowed(scene) is None, "there is no link"
+
+
 def test_a_disk_is_full_and_has_room_again(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounts a small file system")
