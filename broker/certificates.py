@@ -15,6 +15,7 @@ import datetime
 import fcntl
 import ipaddress
 import os
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +183,20 @@ def told(certificate: Path) -> Told:
     except ValueError as error:
         raise ValueError(f"{certificate}: is no certificate of r2f provision ({error})") from error
     return Told(str(name.value), str(kind.value), found.not_valid_after_utc)
+
+
+def misfit(folder: Path) -> str:
+    """Why the key in an identity's folder is not that of the certificate beside it; empty where it is.
+
+    A renewal that is cut off leaves the new key beside the old certificate.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(folder / CERTIFICATE, folder / KEY)
+    except ssl.SSLError as error:
+        return error.reason or str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def days_left(told: Told) -> int:

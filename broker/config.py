@@ -6,7 +6,6 @@ import ipaddress
 import os
 import pwd
 import secrets
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,14 +89,11 @@ def _checked(folder: Path, kind: str) -> str:
     if certificates.days_left(told) < 0:
         ended = f"the certificate of {told.name} ended on {told.expires:%Y-%m-%d}"
         raise ValueError(f"{folder}: {ended}; r2f provision renew {told.name} makes a new one")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(folder / certificates.CERTIFICATE, folder / certificates.KEY)
-    except (ssl.SSLError, OSError) as error:  # a renewal that was cut off leaves the new key beside the old certificate
-        why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+    if why := certificates.misfit(folder):
         raise ValueError(
             f"{folder / certificates.KEY}: is not the key of {certificates.CERTIFICATE} beside it ({why}); "
             f"r2f provision renew {told.name} makes both anew"
-        ) from error
+        )
     return told.name
 
 

@@ -45,7 +45,8 @@ def write(
 
 
 def _have(folder: Path, who: Identity) -> None:
-    """Issue that identity where there is none, renew it where it soon ends, is called otherwise now, or its files are gone."""
+    """Issue that identity where there is none, renew it where it soon ends, is called otherwise now, or its files are gone or
+    do not fit one another."""
     known = certificates.known(folder).get(who.name)
     if known is None:
         certificates.issue(folder, who)
@@ -55,7 +56,7 @@ def _have(folder: Path, who: Identity) -> None:
     if not known.valid:
         return  # revoked by somebody who meant it
     soon = known.valid[-1].expires - time.time() < SOON_DAYS * 86400
-    if soon or known.hosts != who.hosts or not (folder / who.name / certificates.CERTIFICATE).exists():
+    if soon or known.hosts != who.hosts or certificates.misfit(folder / who.name):
         certificates.renew(folder, who.name, hosts=who.hosts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
-from broker import pair
+from broker import certificates, pair
 from broker.launch import find_mosquitto, free_port
 
 DEVICE, SERVER = "127.0.0.1", "127.0.0.2"
@@ -174,3 +174,14 @@ def test_what_cannot_be_is_one_line(
     with pytest.raises(SystemExit) as caught:
         pair.main()
     assert said in f"{caught.value.code}{capsys.readouterr().err}"
+
+
+def test_a_key_that_a_renewal_was_cut_off_behind_is_made_anew_with_its_certificate(tmp_path: Path) -> None:
+    """Killed between the two files: at the next start compose comes up all the same."""
+    pair.write(tmp_path, SERVER, 8883, {"d": DEVICE})
+    (tmp_path / "d" / "key.pem").write_bytes((tmp_path / "server" / "key.pem").read_bytes())
+    (tmp_path / "server-broker" / "key.pem").unlink()
+    pair.write(tmp_path, SERVER, 8883, {"d": DEVICE})
+    assert [certificates.misfit(tmp_path / name) for name in ("d", "server", "d-broker", "server-broker")] == [""] * 4
+    (tmp_path / "d" / "key.pem").write_text("no key")
+    assert certificates.misfit(tmp_path / "d")
