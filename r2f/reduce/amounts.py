@@ -4,8 +4,8 @@ Reduce (Hanif and Shafique, DATE 2023) takes the amount from a table of accuracy
 what to do about maps of one rate that differ, rates between and beyond those measured, and chips that nothing helps. Here:
 
 - *spread*: of the maps of one rate the worst counts, or the ``share`` that is asked for (0.75: three of four are helped);
-- *noise*: an accuracy is taken for good enough where it is so by ``SURE`` standard errors, and a course that is good enough and
-  then is not again counts from where it stays good enough;
+- *noise*: an accuracy is taken for good enough where one is ``SURE`` that it is so on as many other images (``good``), and a
+  course that is good enough and then is not again counts from where it stays good enough;
 - *order*: no rate is given less than a smaller one: the amount is the running maximum over rising rates;
 - *between* two measured rates a chip gets the amount of the higher one;
 - *beyond* the highest measured rate, and from the lowest rate on at which too few maps were helped by the largest
@@ -26,11 +26,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from r2f.reduce.course import Course
+from r2f.reduce.course import Course, Point
 from services.trainer.core.job import Job
 
 SURE: Final = 1.645
-"""Standard errors by which a chip must be good enough where its amount is decided: sure to 95 %, one-sided."""
+"""Standard errors of a prediction by which a chip must be good enough where its amount is decided: sure to 95 %, one-sided."""
 FORMAT: Final = "r2f-resilience/1"
 
 By = Literal["rate", "damage", "accuracy"]
@@ -75,25 +75,34 @@ class Amount(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+def good(point: Point, target: float, sure: float = SURE) -> bool:
+    """Whether a chip is predicted, by so many standard errors, to be at the target accuracy, in per cent, on other images.
+
+    Of those there are to be as many as it was judged by, so what it will have lost there is as uncertain again as what it has
+    lost here: the prediction's error is sqrt(2) times the point's.
+    """
+    return point.accuracy >= target + sure * math.sqrt(2) * point.error
+
+
 def needed(course: Course, target: float, sure: float = SURE) -> int | None:
-    """The first stop of a course from which on it is at the target accuracy, in per cent, by so many standard errors.
+    """The first stop of a course from which on it is ``good``.
 
     None where its last point is not: what more iterations would do was not measured.
     """
     found = None
     for point in reversed(course.points):
-        if point.accuracy < target + sure * point.error:
+        if not good(point, target, sure):
             break
         found = point.iterations
     return found
 
 
 def reached(course: Course, target: float, sure: float = SURE) -> int | None:
-    """The first stop at which a course is at the target by so many standard errors: where the sequential rule ends it.
+    """The first stop at which a course is ``good``: where the sequential rule ends it.
 
     None where it never is.
     """
-    return next((point.iterations for point in course.points if point.accuracy >= target + sure * point.error), None)
+    return next((point.iterations for point in course.points if good(point, target, sure)), None)
 
 
 def fixed(table: Table, target: float, sure: float = SURE) -> Amount:

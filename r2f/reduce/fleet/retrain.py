@@ -20,7 +20,7 @@ from accelsim.int8 import storage
 from r2f import folders
 from r2f.display import Display
 from r2f.pool import Pool, WorkerLost, each
-from r2f.reduce.amounts import SURE
+from r2f.reduce.amounts import good
 from r2f.reduce.course import Course
 from r2f.reduce.fleet import plan as plans
 from r2f.reduce.fleet.plan import Plan, Planned
@@ -60,9 +60,8 @@ class Fleet(NamedTuple):
 
 
 def at_target(plan: Plan, course: Course) -> bool:
-    """Whether a chip is good enough where its course ends, by as many standard errors as its amount was chosen with."""
-    last = course.points[-1]
-    return last.accuracy >= plan.target + SURE * last.error
+    """Whether a chip is good enough where its course ends, as surely as its amount was chosen."""
+    return good(course.points[-1], plan.target)
 
 
 def retrained(path: Path, out: Path, pool: Pool, say: Display) -> Fleet:

@@ -274,7 +274,7 @@ def test_until_met_ends_at_the_first_stop_that_is_good_enough(make: Callable[...
     target = fleet.plan.target
     for one in fleet.done.values():
         assert [point.iterations for point in one.course.points] == [0, 4, 8, 12][: len(one.course.points)]
-        assert all(point.accuracy < target + amounts.SURE * point.error for point in one.course.points[:-1])
+        assert not any(amounts.good(point, target) for point in one.course.points[:-1])
         assert retrain.at_target(fleet.plan, one.course) or one.iterations == fleet.plan.fixed
     assert fleet.done["one"].iterations < fleet.done["ten"].iterations
     assert results.summary(fleet).startswith("7 chips, ")
