@@ -24,7 +24,7 @@ FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --create-home --home-dir /home/r2f r2f \
  && install -d -o r2f -g r2f /runs /run/r2f /var/cache/numba /kernels \
  && install -d -m 0700 -o r2f -g r2f /identities /identities/authority /identities/edge-0 /identities/server /identities/watch \
-    /identities/edge-0-broker /identities/server-broker
+    /identities/edge-0-broker /identities/server-broker /signing /signing/server /signing/device
 COPY --from=packages /opt/r2f /opt/r2f
 ENV PATH=/opt/r2f/bin:$PATH \
     PYTHONUNBUFFERED=1 \

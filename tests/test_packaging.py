@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from services.bus.keys import VARIABLE
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("accelsim", "broker", "services", "r2f")
 
@@ -64,6 +66,19 @@ def test_no_secret_is_written_into_compose_or_has_a_default(compose: dict[str, A
         assert not any("@" in str(value) for value in environment.values()), name
         if "R2F_BROKER" in environment:
             assert environment["R2F_BROKER"].startswith("mqtts://"), name
+
+
+def test_each_side_has_its_key_and_no_broker_has_one(compose: dict[str, Any]) -> None:
+    signed = yaml.safe_load((ROOT / "docker" / "signed.yaml").read_text())
+    acts = {n for n, s in compose["services"].items() if str(s.get("environment", {}).get("R2F_IDENTITY", "")) and n != "tap"}
+    acts -= {"monitor"}  # looks on
+    assert set(signed["services"]) == acts | {"signing-key"}
+    for name in acts:
+        service = signed["services"][name]
+        side = "device" if compose["services"][name]["networks"] == ["device"] else "server"
+        assert service["volumes"] == [f"{side}-key:/signing"], name
+        assert service["environment"] == {VARIABLE: "/signing/keys"}, name
+        assert service["depends_on"] == {"signing-key": {"condition": "service_completed_successfully"}}, name
 
 
 def test_each_container_has_the_identity_of_its_side_alone(compose: dict[str, Any]) -> None:
