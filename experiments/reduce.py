@@ -32,15 +32,15 @@ from r2f.reduce.amounts import Table
 from r2f.reduce.resilience import cells
 from services.trainer.core import recipe
 
-RATES: Final = (0.01, 0.025, 0.04, 0.055, 0.07, 0.085, 0.1)
-"""Of the table."""
+RATES: Final = (0.01, 0.025, 0.04, 0.055, 0.0625, 0.07, 0.0775, 0.085, 0.0925, 0.1)
+"""Of the table, closer to one another where amounts rise: a chip between two is given that of the higher one."""
 LOWEST, HIGHEST = 0.01, 0.1
 """Of the chips, evenly between."""
-STOPS: Final = (0, 4, 16, 32, 64, 96, 128, 160)
+STOPS: Final = (0, 4, 16, 32, 48, 64, 80, 96, 128, 160)
 """Amounts, in iterations of 16 images; the first four correct biases."""
 FIRST: Final = 4
-FIRST_CHIP: Final = 10_001
-"""Seed of the first chip that is given an amount; the table's are from 1 on."""
+FIRST_CHIP: Final = 30_001
+"""Seed of the first chip that is given an amount; the table's are from 1 on, and by some from 20,001 on the margin was chosen."""
 LOST: Final = 7.0
 """Points below the fault-free network that are allowed."""
 
@@ -54,7 +54,7 @@ def for_table(network: str, maps: int, mapping: bool) -> list[ChipCell]:
 
 def for_amounts(healthy: ChipCell, count: int, most: int) -> list[ChipCell]:
     """The chips that are given amounts, as far as ``most`` iterations, more than which no policy gives."""
-    drawn = np.random.default_rng(10).uniform(LOWEST, HIGHEST, count).round(4)
+    drawn = np.random.default_rng(30).uniform(LOWEST, HIGHEST, count).round(4)
     stops = tuple(stop for stop in healthy.stops if stop <= most)
     return [
         msgspec.structs.replace(healthy, stops=stops, rate=float(rate), seed=FIRST_CHIP + place)

@@ -71,7 +71,7 @@ def test_the_chips_are_others_than_the_tables_and_within_the_rates() -> None:
     healthy, *table = reduce.for_table("resnet20", 3, False)
     fleet = reduce.for_amounts(healthy, 100, 70)
     assert healthy.rate == 0
-    assert {cell.stops for cell in fleet} == {(0, 4, 16, 32, 64)}
+    assert {cell.stops for cell in fleet} == {(0, 4, 16, 32, 48, 64)}
     assert {cell.largest for cell in (*table, *fleet)} == {160}
     assert len(table) == 21
     assert len(fleet) == 100
