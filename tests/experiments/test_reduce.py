@@ -73,7 +73,7 @@ def test_the_chips_are_others_than_the_tables_and_within_the_rates() -> None:
     assert healthy.rate == 0
     assert {cell.stops for cell in fleet} == {(0, 4, 16, 32, 48, 64)}
     assert {cell.largest for cell in (*table, *fleet)} == {160}
-    assert len(table) == 21
+    assert len(table) == 3 * len(reduce.RATES)
     assert len(fleet) == 100
     assert not {cell.seed for cell in table} & {cell.seed for cell in fleet}
     assert all(0.01 <= cell.rate <= 0.1 for cell in fleet)
