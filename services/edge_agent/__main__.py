@@ -34,6 +34,9 @@ def main(
     fault_model: Annotated[
         str, typer.Option(help="Which bits flip, at the rates of the run: soft, burst, or package.module:function.")
     ] = "soft",
+    max_ber: Annotated[
+        float, typer.Option(min=0, max=1, envvar="R2F_MAX_BER", help="A run that asks for more errors at any site is refused.")
+    ] = 1.0,
     array: Annotated[Path | None, typer.Option(help="Array that is timed: a SCALE-Sim .cfg; 32x32 without.")] = None,
     fault_map: Annotated[
         Path | None, typer.Option(envvar="R2F_FAULT_MAP", help="Chip file (docs/chips.md) of the array's permanent faults.")
@@ -67,7 +70,7 @@ def main(
         runs = f"simulated:{path}" if accelerator == "simulated" else accelerator
         timed = Array() if array is None else read_config(array)
         factory = accelerators.build(runs, faults.build(fault_model), chip.of(timed, fault_map, random_faults, chip_seed))
-        return Device(datasets.open(spec), factory, timed, path)
+        return Device(datasets.open(spec), factory, timed, path, max_ber)
 
     memory.give_memory_back()
     keep_idle(arena_mb << 18)  # a quarter of what may be under way

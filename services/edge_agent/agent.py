@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -44,6 +45,8 @@ class Device(NamedTuple):
     """Whose time is modelled."""
     path: str
     """Of the exact engine."""
+    max_ber: float = 1.0
+    """At any site: a command that asks for more is refused."""
 
 
 class Loaded(NamedTuple):
@@ -103,11 +106,14 @@ class Agent:
                 await self._enter(message.session)
                 try:
                     self._known(message)
+                    self._bounded(message.rates)
                 except ValueError as error:
                     await self._client().send_ack(
                         "mode", message.seq, nonce=message.nonce, version=self.session.version, error=str(error)
                     )
                     raise
+                if self.mode is None or (self.mode.rates, self.mode.scheme) != (message.rates, message.scheme):
+                    log.info("faults", rates=message.rates, protected=message.scheme.protected, ports=len(message.scheme.ports))
                 self.mode = message
                 await self._client().send_ack("mode", message.seq, nonce=message.nonce, version=self.session.version)
                 await self._start_pending()
@@ -254,10 +260,17 @@ class Agent:
         known = known_faults(mode.known, "down/mode: known")
         return None if known is None else chip.on(known, self.device.array, f"down/mode: known: {known.name or 'a map'}")
 
+    def _bounded(self, rates: Rates) -> None:
+        """Raises ValueError where more errors are asked for than this device makes."""
+        for site, rate in msgspec.structs.asdict(rates).items():
+            if rate > self.device.max_ber:
+                raise ValueError(f"rates: {site} is {rate:g}; this device makes at most {self.device.max_ber:g} (--max-ber)")
+
     async def _accelerator(self, network: Network, mode: SetMode, forward: Forward) -> Accelerator:
         """The one of these faults, made when they change."""
         session = self.session
         rates = mode.rates if forward.rates is None else forward.rates
+        self._bounded(rates)
         faults = (rates, mode.seed if forward.seed is None else forward.seed, mode.scheme.ports)
         if session.accelerator is None or session.faults != faults:
             session.accelerator = None

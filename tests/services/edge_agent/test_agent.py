@@ -340,6 +340,21 @@ async def test_a_mode_with_a_map_that_does_not_fit_is_refused(known: bytes, said
     assert said in ack.error
 
 
+async def test_no_more_errors_are_made_than_the_devices_owner_allows(networks: list[Network]) -> None:
+    wild = msgspec.structs.replace(RATES, weight=0.5)
+    bus = FakeBus(
+        msgspec.structs.replace(mode(), rates=wild), mode(), mode(seq=2), deploy(networks[0]), forward(rates=wild), forward()
+    )
+    bus.agent = Agent(bus, device()._replace(max_ber=1e-3))  # type: ignore[arg-type]
+    with structlog.testing.capture_logs() as logged:
+        await bus.agent.serve()
+    said = "rates: weight is 0.5; this device makes at most 0.001 (--max-ber)"
+    answers = [(ack.of, ack.error) for ack in bus.of(Ack)]
+    assert answers == [("mode", said), ("mode", ""), ("mode", ""), ("model", ""), ("forward", said)]
+    assert len(bus.of(Outputs)) == 1
+    assert [line["rates"] for line in logged if line["event"] == "faults"] == [RATES], "what it makes is shown, and once"
+
+
 async def test_a_known_map_is_what_the_referee_refers_to(networks: list[Network]) -> None:
     """A chip without soft errors: what it computes is what a referee that knows it predicts, and of one that does not, not."""
     worn = chip.random_map(Array(), 0.05, 1)
