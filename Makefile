@@ -36,7 +36,8 @@ FIGURES := runs/figures
 figures: $(VENV)/installed-dev
 	$(BIN)/python -m experiments.table3_networks --out $(FIGURES) $(POOL)
 	$(BIN)/python -m experiments.deconv_speed --json $(FIGURES)/deconv_speed.json --out $(FIGURES) $(POOL)
-	$(BIN)/python -m experiments.deconv_quality --json $(FIGURES)/deconv_quality.json --out $(FIGURES) $(POOL)
+	$(BIN)/python -m experiments.deconv_quality $(if $(FULL),,--ber 1e-3 --images 100 --seeds 3) \
+	    --json $(FIGURES)/deconv_quality.json --out $(FIGURES) $(POOL)
 	$(BIN)/python -m experiments.fig9_tmr --out $(FIGURES) $(FULL) $(POOL)
 	$(BIN)/python -m experiments.fig1_ber_sweep --out $(FIGURES) $(FULL) $(POOL)
 	$(BIN)/python -m experiments.wire_cost --out $(FIGURES)/wire_cost.json
