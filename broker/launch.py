@@ -124,7 +124,7 @@ async def launch(
                 )  # fmt: skip
                 command = [program, "-c", str(files)]
             process = await asyncio.create_subprocess_exec(
-                *dying_with_us(command, signal.SIGTERM),
+                *dying_with_us(command, signal.SIGKILL),  # a frozen one would keep its port at anything less
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log,

@@ -127,6 +127,17 @@ def test_nothing_is_left_in_the_temporary_folder(arguments: list[str], number: s
 
 
 @pytest.mark.parametrize("arguments", KINDS)
+def test_a_frozen_broker_leaves_its_port_when_its_launcher_is_killed(arguments: list[str], tmp_path: Path) -> None:
+    """Else whoever starts the next one there finds the port taken, and the run ends."""
+    with broker(tmp_path / "tmp", *arguments) as process:
+        port = address(process).rpartition(":")[2]
+        os.kill(itself(process), signal.SIGSTOP)
+        process.kill()
+    with broker(tmp_path / "again", *arguments, "--port", port) as process:
+        assert address(process).endswith(f":{port}")
+
+
+@pytest.mark.parametrize("arguments", KINDS)
 def test_a_broker_that_cannot_start_says_why(arguments: list[str], tmp_path: Path) -> None:
     nowhere = str(tmp_path / "none.pem")
     with broker(tmp_path / "tmp", "--ca", nowhere, "--certificate", nowhere, "--key", nowhere, *arguments) as process:
