@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -75,8 +76,12 @@ def main(
     memory.give_memory_back()
     keep_idle(arena_mb << 18)  # a quarter of what may be under way
 
+    alone = asyncio.Lock()
+
     async def serve(bus: Bus) -> None:
-        await Agent(bus, made()).serve()
+        async with alone:
+            own = await asyncio.to_thread(made)  # the broker must hear of us meanwhile
+        await Agent(bus, own).serve()
 
     service.run(
         "agent",

@@ -37,7 +37,7 @@ QUIET_S: Final = 30.0
 HEARD_S: Final = 3.0
 ANSWER_S: Final = 5.0
 """For the device to acknowledge a mode."""
-PATIENCE_S, ATTEMPTS = 10.0, 3
+PATIENCE_S, ATTEMPTS = 10.0, 2
 EVENTS_S: Final = 0.3
 """For the events of a pass that is over to arrive."""
 VERSIONS: Final = 64

@@ -39,13 +39,21 @@ log = structlog.get_logger()
 
 SETTLE_S = 0.3
 """From a service's birth until it listens: a repeat that comes sooner may go unheard, and would cost a whole patience."""
+LOADING_S = 600.0
+"""For an agent that is there to say what samples it has: a large folder on a small board takes minutes to look through."""
 REPEATS = 32
 """How often a command is given in all. Services that are killed again and again may need a few; those that die of the command
 itself are not to do so for ever."""
 T = TypeVar("T")
 
+PASS = "iteration"
+"""The kind of what is asked for of a pass; its number follows."""
 PATH = ("agent", "voter", "codec-device", "codec-server")
 """The services between a Forward and its activations; a restart of one loses what it held of an iteration."""
+
+
+ALLOWED_S = 20.0
+"""What a device is given to compute at first, beyond what its link takes: as much as where no link is between."""
 
 
 class DeviceError(BusError):
@@ -55,18 +63,31 @@ class DeviceError(BusError):
 class Patience(NamedTuple):
     """How long a device may be silent before it is asked again, and how often it is asked to no avail, but for restarts.
 
-    Each time that it was silent it is given twice as long: a repeat makes a pass begin anew, so one that is only slow would
-    never end. As with TCP's timer (RFC 6298) the longer time stays until an answer comes unrepeated, and is never less
-    than twice what that took.
+    Each time that it was silent it is given more: on top of ``seconds``, which are the link's where there is one, ``ALLOWED_S``
+    to compute, then three and seven times that. A repeat makes a pass begin anew, so one that is only slow would never
+    end. As with TCP's timer (RFC 6298) the longer time stays until an answer says what the device takes.
     """
 
     seconds: float = 20.0
     attempts: int = 4
 
+    def more(self, waits_s: float) -> float:
+        """How long it may be silent next time, where it was so for that long."""
+        longer = self.seconds + 2 * (waits_s - self.seconds) + min(self.seconds, ALLOWED_S)
+        return min(longer, self.longest)
+
     @property
     def longest(self) -> float:
-        """Seconds of the last attempt."""
-        return self.seconds * 2.0 ** (self.attempts - 1)
+        """Seconds of an attempt at most: those of the fourth."""
+        return self.seconds + min(self.seconds, ALLOWED_S) * ((1 << min(self.attempts - 1, 3)) - 1)
+
+    @property
+    def in_all(self) -> float:
+        """Seconds of all attempts to no avail, whatever the device took before."""
+        waits = [self.seconds]
+        for _ in range(self.attempts - 1):
+            waits.append(self.more(waits[-1]))
+        return sum(waits)
 
 
 def ready_s(patience_s: float) -> float:
@@ -135,8 +156,9 @@ class Remote:
         self.session = session
         self.name = name
         self.patience = patience
-        self.waits_s: dict[str, float] = {}
-        """How long it may be silent now, by the kind of what it was asked for; ``patience.seconds`` where that is not there."""
+        self.waits_s: dict[tuple[str, str], float] = {}
+        """How long it may be silent now, by the kind of what it was asked for and the mode that it is in (passes of training
+        and of inference take different times); ``patience.seconds`` where that is not there."""
         self.sequence = 0
         self.mode: SetMode | None = None
         self.deployed: Deployed | None = None
@@ -206,8 +228,10 @@ class Remote:
         """The agent's state, once every service on the path is there. Raises DeviceError naming the missing ones,
         or one that has another key.
 
-        Where the broker went away meanwhile they are given as long again.
+        Where the broker went away meanwhile they are given as long again; an agent that is there, ``LOADING_S`` for its data.
         """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
 
         def present() -> State | None:
             online = {name for name, state in self._states.items() if state.online}
@@ -228,12 +252,15 @@ class Remote:
                     return found
             except TimeoutError:
                 missing = sorted(set(PATH) - {n for n, s in self._states.items() if s.online})
+            if not missing and loop.time() < began + LOADING_S:
+                log.warning("the agent is there and has not said yet what samples it has", device=self.name, for_s=within_s)
+                continue
             await self.bus.announce()  # something to be acknowledged by the broker, once it is there
             await self.bus.flush()
             if self.bus.counts["reconnected"] == reconnected:
                 raise DeviceError(
-                    f"device {self.name!r}: no sign of {', '.join(missing) or 'its samples'} within {within_s:g} s; "
-                    f"are they running, and with --device {self.name}?"
+                    f"device {self.name!r}: no sign of {', '.join(missing) or 'its samples'} within "
+                    f"{within_s if missing else LOADING_S:.3g} s; are they running, and with --device {self.name}?"
                 )
 
     def _same_key(self, service: str, state: State) -> None:
@@ -274,25 +301,28 @@ class Remote:
         self._dropped.clear()
         what, silent, waited = f"{kind} {which}", 0, 0.0
         for attempt in range(REPEATS):
-            waits = self.waits_s.get(kind, self.patience.seconds)
             await send(attempt)
+            of = kind, "" if self.mode is None else self.mode.mode
+            waits = min(self.waits_s.get(of, self.patience.seconds), self.patience.in_all - waited)
             await self.bus.flush()  # while the broker is away it is not the device that is silent
             try:
                 result, took = await self._wait(ready, waits)
             except TimeoutError:
                 silent, waited = silent + 1, waited + waits
-                log.warning("silent", device=self.name, asked_for=what, for_s=waits, times=silent)
-                self.waits_s[kind] = min(2 * waits, self.patience.longest)
+                log.warning("silent", device=self.name, asked_for=what, for_s=round(waits, 1), times=silent)
+                self.waits_s[of] = self.patience.more(waits)
             else:
                 if result:
-                    if attempt == 0:  # an answer to a repeat may be to what was asked before it: its time says nothing
-                        self.waits_s[kind] = min(max(self.patience.seconds, 2 * took), self.patience.longest)
+                    # Of an acknowledgement after a repeat it is not known which of the two it is of; data say so.
+                    if attempt == 0 or kind == PASS:
+                        self.waits_s[of] = min(max(self.patience.seconds, 2 * took), self.patience.longest)
                     return result
                 silent, waited = 0, 0.0
-            if silent == self.patience.attempts:
+                self.waits_s.pop(of, None)  # what was slow is gone
+            if silent == self.patience.attempts or waited >= self.patience.in_all:
                 raise DeviceError(
                     f"device {self.name!r}: no answer to {what} after {silent} attempts "
-                    f"({waited:g} s without anything new in all){self._said_dropped()}"
+                    f"({waited:.3g} s without anything new in all){self._said_dropped()}"
                 )
         raise DeviceError(
             f"device {self.name!r}: no answer to {what} after {REPEATS} attempts, between which services started anew; "

@@ -31,7 +31,7 @@ from services.bus.messages import (
 from services.metric import Metric
 from services.scheme import CHAINED, Scheme, View
 from services.trainer.core.ledger import Row
-from services.trainer.remote import PATH, Data, Deployed, DeviceError, Patience, Remote
+from services.trainer.remote import PASS, PATH, Data, Deployed, DeviceError, Patience, Remote
 
 log = structlog.get_logger()
 
@@ -46,8 +46,8 @@ class Mode(StrEnum):
 class Server:
     """``server.*`` of Table I, over an open bus, for any number of devices. One session a run.
 
-    Every call raises DeviceError when the device refuses, or is silent for ``patience.seconds``, ``patience.attempts``
-    times. Nothing is lost when a service or the broker restarts in the middle: the pass is repeated and gives the same data.
+    Every call raises DeviceError when the device refuses, or is silent ``patience.attempts`` times, as long as ``patience`` has
+    it. Nothing is lost when a service or the broker restarts in the middle: the pass is repeated and gives the same data.
     docs/api.md has an example to paste.
     """
 
@@ -172,7 +172,7 @@ class Server:
             return data
 
         known.unanswered = True
-        found = await known.until(send, complete, "iteration", iteration)
+        found = await known.until(send, complete, PASS, iteration)
         known.unanswered = False
         return found
 
@@ -278,7 +278,8 @@ class Server:
 async def serving(bus: Bus, session: str, *, patience: float = 20.0, attempts: int = 4) -> AsyncIterator[Server]:
     """A Server whose messages are taken in while the block runs; where the bus fails, so does whatever waits for it.
 
-    ``patience`` is in seconds of silence, after which a device is asked again, ``attempts`` times in all.
+    ``patience`` is in seconds of silence, after which a device is asked again, ``attempts`` times in all, each with more
+    time than the one before (``Patience``).
     """
     server = Server(bus, session, Patience(patience, attempts))
     pump = asyncio.create_task(server.pump())

@@ -262,6 +262,33 @@ async def test_services_are_given_as_long_again_where_the_broker_went_away(netwo
             await server.ready("other", within_s=0.2)
 
 
+async def test_an_agent_that_is_there_may_take_long_to_look_through_its_data(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = FakeBus()
+
+    def born(**of: Any) -> None:
+        state = State(session="", service="agent", online=True, boot="1", **of)
+        bus.inbox.put_nowait((bus.topic("state/agent"), state))
+
+    async with serving(bus, "s") as server:  # type: ignore[arg-type]
+        await server._device("d")
+        for service in PATH[1:]:
+            state = State(session="", service=service, online=True, boot="1")
+            bus.inbox.put_nowait((bus.topic(f"state/{service}"), state))
+        born()
+        getting = asyncio.create_task(server.ready("d", within_s=0.2))
+        await asyncio.sleep(1.0)
+        assert not getting.done()
+        born(samples={"train": 9, "test": 9})
+        assert (await getting).samples == {"train": 9, "test": 9}
+        born()
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr(remote, "LOADING_S", 0.5)
+        with pytest.raises(DeviceError, match="no sign of its samples within"):
+            await server.ready("d", within_s=0.2)
+
+
 async def test_services_that_start_anew_again_and_again_use_up_no_patience(network: Network) -> None:
     """More often than a silent device is asked; but a command that they die of is not given for ever."""
     bus, boots = FakeBus(), itertools.count()
@@ -337,15 +364,60 @@ async def test_a_device_that_is_only_slow_is_waited_for_longer_until_it_is_fast_
             return 1 + (await server.get_data("d", iteration=4, split="test", samples=[0, 1])).attempt
 
         assert [await attempts() for _ in range(3)] == [2, 1, 1]
-        assert 1.4 <= known.waits_s["iteration"] <= known.patience.longest == 2.0
+        of = remote.PASS, "inference"
+        assert 1.4 <= known.waits_s[of] <= known.patience.longest == 2.0
         takes = 0.0
         assert await attempts() == 1
-        assert known.waits_s["iteration"] == 0.5
+        assert known.waits_s[of] == 0.5
         takes = 60.0
         with pytest.raises(DeviceError, match=r"iteration 4 after 3 attempts \(3.5 s without anything new in all\)"):
             await attempts()
     for task in tasks:
         task.cancel()
+
+
+async def test_a_device_that_was_slow_and_is_dead_is_given_up_no_later_than_any_other(network: Network) -> None:
+    bus = FakeBus()
+    async with serving(bus, "s", patience=0.2, attempts=3) as server:  # type: ignore[arg-type]
+        await server.deploy_model("d", network, wait=False)
+        known = await server._device("d")
+        await known.send_mode(SetMode(session="s", seq=1, mode="inference"))
+        known.waits_s[remote.PASS, "inference"] = known.patience.longest
+        with pytest.raises(DeviceError, match=r"after 2 attempts \(1.4 s without anything new in all\)"):
+            await server.get_data("d", iteration=4, split="test", samples=[0, 1])
+    assert known.patience.in_all == pytest.approx(0.2 + 0.4 + 0.8)
+
+
+async def test_a_device_that_hears_only_repeats_is_not_taken_for_slow(network: Network) -> None:
+    """What was lost on the way says nothing of the time that a pass takes; an answer says which attempt it is of."""
+    bus = FakeBus()
+    bus.answer = lambda message: [answered(message)] if isinstance(message, Forward) and message.attempt else []
+    async with serving(bus, "s", patience=0.2, attempts=4) as server:  # type: ignore[arg-type]
+        await server.deploy_model("d", network, wait=False)
+        known = await server._device("d")
+        await known.send_mode(SetMode(session="s", seq=1, mode="inference"))
+        for _ in range(3):
+            assert (await server.get_data("d", iteration=4, split="test", samples=[0, 1])).attempt == 1
+            assert known.waits_s[remote.PASS, "inference"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "attempts", "waits"),
+    [
+        (20.0, 4, [20, 40, 80, 160]),
+        (379.0, 4, [379, 399, 439, 519]),  # the link's, all but 20 s of it
+        (20.0, 6, [20, 40, 80, 160, 160, 160]),
+        (10.0, 1, [10]),
+    ],
+)
+def test_each_time_more_for_the_device_and_no_more_for_the_link(seconds: float, attempts: int, waits: list[float]) -> None:
+    patience = remote.Patience(seconds, attempts)
+    found = [seconds]
+    while len(found) < attempts:
+        found.append(patience.more(found[-1]))
+    assert found == waits
+    assert (patience.in_all, patience.longest) == (sum(waits), waits[-1])
+    assert remote.Patience(20.0, 10**6).longest == 160
 
 
 async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_until_then(network: Network) -> None:
