@@ -39,8 +39,8 @@ LOWEST, HIGHEST = 0.01, 0.1
 STOPS: Final = (0, 4, 16, 32, 48, 64, 80, 96, 128, 160)
 """Amounts, in iterations of 16 images; the first four correct biases."""
 FIRST: Final = 4
-FIRST_CHIP: Final = 30_001
-"""Seed of the first chip that is given an amount; the table's are from 1 on, and by some from 20,001 on the margin was chosen."""
+FIRST_CHIP: Final = 40_001
+"""Seed of the first chip that is given an amount; the table's are from 1 on, and by some below it the policies were made."""
 LOST: Final = 7.0
 """Points below the fault-free network that are allowed."""
 
@@ -54,7 +54,7 @@ def for_table(network: str, maps: int, mapping: bool) -> list[ChipCell]:
 
 def for_amounts(healthy: ChipCell, count: int, most: int) -> list[ChipCell]:
     """The chips that are given amounts, as far as ``most`` iterations, more than which no policy gives."""
-    drawn = np.random.default_rng(30).uniform(LOWEST, HIGHEST, count).round(4)
+    drawn = np.random.default_rng(40).uniform(LOWEST, HIGHEST, count).round(4)
     stops = tuple(stop for stop in healthy.stops if stop <= most)
     return [
         msgspec.structs.replace(healthy, stops=stops, rate=float(rate), seed=FIRST_CHIP + place)
@@ -153,7 +153,7 @@ def main() -> None:
     parser = command.parser(__doc__)
     command.add_shared(parser)
     command.add_networks(parser, retrained.NETWORKS, ["resnet20"])
-    parser.add_argument("--maps", type=command.positive, default=3, help="chips of the table, a rate [%(default)s]")
+    parser.add_argument("--maps", type=command.positive, default=6, help="chips of the table, a rate [%(default)s]")
     parser.add_argument("--chips", type=command.positive, default=100, help="chips that are given an amount [%(default)s]")
     parser.add_argument("--lost", type=float, default=LOST, help="points below fault-free that are allowed [%(default)s]")
     parser.add_argument("--no-mapping", action="store_true", help="leave out what ordering channels to suit each chip brings")

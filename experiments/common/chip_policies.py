@@ -108,7 +108,7 @@ def policies(
     def until(course: Course, most: int | None) -> Choice:
         """As far as ``most`` iterations; a chip that does not get there is left at that."""
         stops = [point.iterations for point in course.points if point.iterations <= (most or 0)]
-        met = amounts.reached(course, target)
+        met = amounts.reached(course, target, least=amounts.least(table))
         return Choice(met, stops.index(met) + 1) if met in stops else Choice(stops[-1], len(stops))
 
     def both(course: Course) -> Choice:

@@ -6,6 +6,8 @@ what to do about maps of one rate that differ, rates between and beyond those me
 - *spread*: of the maps of one rate the worst counts, or the ``share`` that is asked for (0.75: three of four are helped);
 - *noise*: an accuracy is taken for good enough where one is ``SURE`` that it is so on as many other images (``good``), and a
   course that is good enough and then is not again counts from where it stays good enough;
+- *least*: a chip with faults is given the iterations that correct biases, which cost no gradient and win most back, even where
+  it looks good enough without;
 - *order*: no rate is given less than a smaller one: the amount is the running maximum over rising rates;
 - *between* two measured rates a chip gets the amount of the higher one;
 - *beyond* the highest measured rate, and from the lowest rate on at which too few maps were helped by the largest
@@ -84,30 +86,36 @@ def good(point: Point, target: float, sure: float = SURE) -> bool:
     return point.accuracy >= target + sure * math.sqrt(2) * point.error
 
 
-def needed(course: Course, target: float, sure: float = SURE) -> int | None:
-    """The first stop of a course from which on it is ``good``.
+def least(table: Table) -> int:
+    """Iterations that every chip with faults is given: those that correct biases, where the table goes as far."""
+    corrections = table.job.recipe.corrections
+    return corrections if any(p.iterations >= corrections for course in table.courses for p in course.points) else 0
+
+
+def needed(course: Course, target: float, sure: float = SURE, least: int = 0) -> int | None:
+    """The first stop of a course, ``least`` or more, from which on it is ``good``.
 
     None where its last point is not: what more iterations would do was not measured.
     """
     found = None
     for point in reversed(course.points):
-        if not good(point, target, sure):
+        if not good(point, target, sure) or point.iterations < least:
             break
         found = point.iterations
     return found
 
 
-def reached(course: Course, target: float, sure: float = SURE) -> int | None:
-    """The first stop at which a course is ``good``: where the sequential rule ends it.
+def reached(course: Course, target: float, sure: float = SURE, least: int = 0) -> int | None:
+    """The first stop, ``least`` or more, at which a course is ``good``: where the sequential rule ends it.
 
     None where it never is.
     """
-    return next((point.iterations for point in course.points if good(point, target, sure)), None)
+    return next((p.iterations for p in course.points if good(p, target, sure) and p.iterations >= least), None)
 
 
 def fixed(table: Table, target: float, sure: float = SURE) -> Amount:
     """The one amount for all chips: what the worst chip of the table needs, of those that any amount helps."""
-    all_needs = [needed(course, target, sure) for course in table.courses]
+    all_needs = [needed(course, target, sure, least(table)) for course in table.courses]
     needs = [need for need in all_needs if need is not None]
     if not needs:
         return Amount(iterations=None, why=f"no chip of the table reaches {target:g} %")
@@ -127,7 +135,7 @@ def steps(
         raise ValueError(f"share {share:g}: expected a share of the maps that must be helped, above 0 and at most 1")
     by_score: dict[float, list[float]] = {}
     for course in table.courses:
-        need = needed(course, target, sure)
+        need = needed(course, target, sure, least(table))
         by_score.setdefault(score(course, by, first), []).append(math.inf if need is None else need)
     most, found = 0.0, []
     for at in sorted(by_score):
@@ -180,7 +188,7 @@ def by_map(table: Table, begun: Course, target: float, *, first: int, sure: floa
 
     One that is good enough by then is done. Never less than ``first`` else, which has been spent.
     """
-    already = reached(begun, target, sure)
+    already = reached(begun, target, sure, least(table))
     if already is not None and already <= first:
         return Amount(iterations=already, why=f"good enough behind {already} iterations")
     bad = score(begun, "accuracy", first)

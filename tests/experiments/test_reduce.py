@@ -48,16 +48,16 @@ def test_every_policy_by_hand() -> None:
     assert (none.amounts, none.iterations, none.reached) == ((0, 0, 0, 0), 0, 0)
     assert (fixed.amounts, fixed.iterations, fixed.epochs, fixed.reached) == ((20, 20, 20, 20), 80, 8.0, 2)
     assert fixed.share_of_fixed == 1
-    assert (rate.amounts, rate.beyond) == ((0, 4, 10, None), 1)
-    assert (rate.iterations, rate.share_of_fixed, rate.reached) == (14, 0.175, 0)
-    # The first is good enough at once; the second lies between the table's 91 and 80; the third is worse than 80.
-    assert by_map.amounts == (0, 10, 20, None)
-    assert by_map.reached == 1
-    assert (until.amounts, until.reached) == ((0, 10, 20, 20), 1)
-    assert until.judged == (1 + 3 + 4 + 4) / 4
-    assert found[BOTH].amounts == (0, 10, 20, None)
-    assert found[BOTH].judged == (1 + 3 + 4 + 2) / 4
-    assert (by_map.iterations, found[BOTH].iterations) == (34, 34)
+    assert (rate.amounts, rate.beyond) == ((4, 4, 10, None), 1)
+    assert (rate.iterations, rate.share_of_fixed, rate.reached) == (18, 0.225, 1)
+    # The first is good enough at once, and has its biases corrected all the same; the second lies between the table's 91 and 80; the third is worse than 80.
+    assert by_map.amounts == (4, 10, 20, None)
+    assert by_map.reached == 2
+    assert (until.amounts, until.reached) == ((4, 10, 20, 20), 2)
+    assert until.judged == (2 + 3 + 4 + 4) / 4
+    assert found[BOTH].amounts == (4, 10, 20, None)
+    assert found[BOTH].judged == (2 + 3 + 4 + 2) / 4
+    assert (by_map.iterations, found[BOTH].iterations) == (38, 38)
     assert none.worst == 1
     assert fixed.mean == pytest.approx((90 + 89 + 87 + 4) / 4)
 

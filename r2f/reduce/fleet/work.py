@@ -94,7 +94,8 @@ def _retrained(subject: _Subject, faults: FaultMap, common: Shared, order: Order
         mapping=common.mapping,
     )  # fmt: skip
     network, (course,) = next(found)
-    while order.until is None or reached(course, order.until) is None:
+    corrections = common.job.recipe.corrections
+    while order.until is None or reached(course, order.until, least=corrections) is None:
         further = next(found, None)
         if further is None:
             break

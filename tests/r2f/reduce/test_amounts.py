@@ -40,6 +40,17 @@ def test_needed_is_from_where_it_stays_good_enough() -> None:
     assert amounts.reached(course(0.1, 80, 81, 82, 83), 90) is None
 
 
+def test_a_chip_with_faults_has_its_biases_corrected_however_good_it_looks() -> None:
+    """And one without is left alone; a table that does not go as far asks for nothing."""
+    light = table(course(0.01, 95, 95, 95, 95))
+    assert amounts.least(light) == 4
+    assert [amounts.by_rate(light, rate, 90).iterations for rate in (0, 0.01)] == [0, 4]
+    assert (amounts.fixed(light, 90).iterations, amounts.by_damage(light, 0.1, 0.01, 90).iterations) == (4, 4)
+    assert amounts.reached(light.courses[0], 90, least=4) == 4
+    short = table(course(0.01, 95, 95, stops=(0, 2)))
+    assert (amounts.least(short), amounts.by_rate(short, 0.01, 90).iterations) == (0, 0)
+
+
 def test_noise_is_not_taken_for_good_enough() -> None:
     noisy = course(0.1, 88, 90.5, 91, 92, error=0.7)  # 0.99 on as many other images
     assert amounts.needed(noisy, 90, sure=0) == 4
@@ -92,7 +103,7 @@ def test_by_map_the_chips_own_first_iterations_decide() -> None:
     begun = (0, 4)
     good = course(0.05, 85, 90, stops=begun)
     assert amounts.by_map(MEASURED, good, 90, first=4).iterations == 4
-    assert amounts.by_map(MEASURED, course(0.05, 91, 92, stops=begun), 90, first=4).iterations == 0
+    assert amounts.by_map(MEASURED, course(0.05, 91, 92, stops=begun), 90, first=4).iterations == 4, "biases are corrected"
     assert amounts.by_map(MEASURED, course(0.05, 70, 89.5, stops=begun), 90, first=4).iterations == 10
     assert amounts.by_map(MEASURED, course(0.05, 70, 75, stops=begun), 90, first=4).iterations == 20
     worst = amounts.by_map(MEASURED, course(0.05, 30, 60, stops=begun), 90, first=4)
