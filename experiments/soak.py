@@ -320,7 +320,9 @@ def soak(
             pace = Pace(deeds, every_s or took / OFTEN, began + 60 * minutes, most)
             name = "one broker" if link is None else f"two brokers, {link}"
             say(f"run {len(runs) + 1}: {name}{'' if off is None else ', a clock of its own'}")
-            run = soaked(folder, out / f"run-{len(runs) + 1}.log", name, expected, Scene(0, chance, disk, off), pace, say)
+            run = soaked(
+                folder, out / f"run-{len(runs) + 1}.log", name, expected, Scene(0, chance, disk, off, set()), pace, say
+            )
             runs.append(run)
             say(f"run {len(runs)}: {run.seconds:.0f} s, {len(run.done)} disturbances, {run.failure or 'the same model'}")
             if run.failure:

@@ -49,6 +49,8 @@ class Scene(NamedTuple):
     """Mount point of a file system of its own with the run's folder on it; None: its disk is never full."""
     clock: Path | None = None
     """File that libfaketime reads the offset of the wall clock from; None: the clock is left alone."""
+    held: set[int] | None = None
+    """Process ids that are frozen or slowed now, and are left at that: who thaws one would undo the other. None: unknown."""
 
 
 class Disturbance(NamedTuple):
@@ -119,31 +121,39 @@ def two_killed(scene: Scene) -> Disturbance | None:
 
 def frozen(scene: Scene) -> Disturbance | None:
     """SIGSTOP to any process, and SIGCONT later."""
-    found = _all(scene)
+    held = set() if scene.held is None else scene.held
+    found = {name: pid for name, pid in _all(scene).items() if pid not in held}
     if not found:
         return None
     name = _drawn(scene, found)
-    handle = _opened(found[name])
+    pid = found[name]
+    handle = _opened(pid)
     if handle is None:
         return None
 
     def thaw() -> None:
         _signalled(handle, signal.SIGCONT)
         os.close(handle)
+        held.discard(pid)
 
     if not _signalled(handle, signal.SIGSTOP):
         os.close(handle)
         return None
+    held.add(pid)
     seconds, weights = zip(*HOLDS, strict=True)
     return Disturbance("frozen (SIGSTOP, SIGCONT)", name, scene.chance.choices(seconds, weights)[0], thaw)
 
 
 def slowed(scene: Scene) -> Disturbance | None:
-    """The link between two brokers lets pass a tenth of what it does else."""
+    """The link between two brokers lets pass about a tenth of what it does else: it stands still nine times of ten."""
+    held = set() if scene.held is None else scene.held
     link = processes(scene.root).get("link")
-    handle = None if link is None else _opened(link)
+    if link is None or link in held:
+        return None
+    handle = _opened(link)
     if handle is None:
         return None
+    held.add(link)
     over = threading.Event()
 
     def hold() -> None:
@@ -160,8 +170,9 @@ def slowed(scene: Scene) -> Disturbance | None:
         over.set()
         holding.join()
         os.close(handle)
+        held.discard(link)
 
-    return Disturbance("slowed to a tenth", "link", scene.chance.uniform(*SLOWED_S), end)
+    return Disturbance("slowed to about a tenth", "link", scene.chance.uniform(*SLOWED_S), end)
 
 
 def disk_full(scene: Scene) -> Disturbance | None:

@@ -84,6 +84,8 @@ class Agent:
         self.session = Session()
         self.mode: SetMode | None = None
         """The newest. What is still on its way of the run before must not lose it, so it is no part of a session."""
+        self.told = Rates()
+        """The last rates that were logged."""
         self.pending: Forward | None = None
         """The newest forward, until its network and mode are here."""
         self.running: Running | None = None
@@ -112,8 +114,7 @@ class Agent:
                         "mode", message.seq, nonce=message.nonce, version=self.session.version, error=str(error)
                     )
                     raise
-                if self.mode is None or (self.mode.rates, self.mode.scheme) != (message.rates, message.scheme):
-                    log.info("faults", rates=message.rates, protected=message.scheme.protected, ports=len(message.scheme.ports))
+                self._told(message.rates)
                 self.mode = message
                 await self._client().send_ack("mode", message.seq, nonce=message.nonce, version=self.session.version)
                 await self._start_pending()
@@ -264,13 +265,20 @@ class Agent:
         """Raises ValueError where more errors are asked for than this device makes."""
         for site, rate in msgspec.structs.asdict(rates).items():
             if rate > self.device.max_ber:
-                raise ValueError(f"rates: {site} is {rate:g}; this device makes at most {self.device.max_ber:g} (--max-ber)")
+                raise ValueError(f"rates: {site} is {rate!r}; this device makes at most {self.device.max_ber!r} (--max-ber)")
+
+    def _told(self, rates: Rates) -> None:
+        """Say which errors are made from now on, where they are others than before."""
+        if rates != self.told:
+            self.told = rates
+            log.info("error rates", **msgspec.structs.asdict(rates))
 
     async def _accelerator(self, network: Network, mode: SetMode, forward: Forward) -> Accelerator:
         """The one of these faults, made when they change."""
         session = self.session
         rates = mode.rates if forward.rates is None else forward.rates
         self._bounded(rates)
+        self._told(rates)
         faults = (rates, mode.seed if forward.seed is None else forward.seed, mode.scheme.ports)
         if session.accelerator is None or session.faults != faults:
             session.accelerator = None

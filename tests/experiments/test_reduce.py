@@ -50,7 +50,8 @@ def test_every_policy_by_hand() -> None:
     assert fixed.share_of_fixed == 1
     assert (rate.amounts, rate.beyond) == ((4, 4, 10, None), 1)
     assert (rate.iterations, rate.share_of_fixed, rate.reached) == (18, 0.225, 1)
-    # The first is good enough at once, and has its biases corrected all the same; the second lies between the table's 91 and 80; the third is worse than 80.
+    # The first is good enough at once, and has its biases corrected all the same; the second lies between the table's 91 and
+    # 80; the third is worse than 80.
     assert by_map.amounts == (4, 10, 20, None)
     assert by_map.reached == 2
     assert (until.amounts, until.reached) == ((4, 10, 20, 20), 2)

@@ -153,14 +153,17 @@ def test_a_slow_link_lets_pass_a_tenth_and_then_all_of_it() -> None:
             time.sleep(seconds)
             return len(link.stdout.read() or b"")  # type: ignore[union-attr]
 
-        scene = Scene(os.getpid(), Random(0))
+        scene = Scene(os.getpid(), Random(0), held=set())
         while not passed(0.1):
             pass
         slow = disturbing.slowed(scene)
         assert slow is not None
+        assert scene.held == {link.pid}
+        assert disturbing.slowed(scene) is None, "it is slow already"
         passed(0.2)
         some = passed(2.0)
         slow.end()
+        assert scene.held == set()
         passed(0.2)
         assert 0 < 3 * some < passed(2.0)
         slow = disturbing.slowed(scene)

@@ -341,9 +341,15 @@ async def test_a_mode_with_a_map_that_does_not_fit_is_refused(known: bytes, said
 
 
 async def test_no_more_errors_are_made_than_the_devices_owner_allows(networks: list[Network]) -> None:
-    wild = msgspec.structs.replace(RATES, weight=0.5)
+    wild, mild = (msgspec.structs.replace(RATES, weight=rate) for rate in (0.5, 5e-4))
     bus = FakeBus(
-        msgspec.structs.replace(mode(), rates=wild), mode(), mode(seq=2), deploy(networks[0]), forward(rates=wild), forward()
+        msgspec.structs.replace(mode(), rates=wild),
+        mode(),
+        mode(seq=2),
+        deploy(networks[0]),
+        forward(rates=wild),
+        forward(rates=mild),
+        forward(iteration=1),
     )
     bus.agent = Agent(bus, device()._replace(max_ber=1e-3))  # type: ignore[arg-type]
     with structlog.testing.capture_logs() as logged:
@@ -351,8 +357,11 @@ async def test_no_more_errors_are_made_than_the_devices_owner_allows(networks: l
     said = "rates: weight is 0.5; this device makes at most 0.001 (--max-ber)"
     answers = [(ack.of, ack.error) for ack in bus.of(Ack)]
     assert answers == [("mode", said), ("mode", ""), ("mode", ""), ("model", ""), ("forward", said)]
-    assert len(bus.of(Outputs)) == 1
-    assert [line["rates"] for line in logged if line["event"] == "faults"] == [RATES], "what it makes is shown, and once"
+    assert len(bus.of(Outputs)) == 2
+    shown = [(line["input"], line["weight"]) for line in logged if line["event"] == "error rates"]
+    assert shown == [(1e-3, 1e-3), (1e-3, 5e-4), (1e-3, 1e-3)], (
+        "what it makes is shown where it changes, a pass's own rates too"
+    )
 
 
 async def test_a_known_map_is_what_the_referee_refers_to(networks: list[Network]) -> None:
