@@ -185,18 +185,28 @@ def told(certificate: Path) -> Told:
     return Told(str(name.value), str(kind.value), found.not_valid_after_utc)
 
 
-def misfit(folder: Path) -> str:
-    """Why the key in an identity's folder is not that of the certificate beside it; empty where it is.
+def misfit(folder: Path, serial: str = "") -> str:
+    """Why the files in an identity's folder do not fit one another; empty where they do.
 
-    A renewal that is cut off leaves the new key beside the old certificate.
+    ``serial``: of the certificate that was issued last, which it is to be. A renewal that is cut off leaves the old files, or
+    the new key beside the old certificate. Raises ValueError that names the file for a key with a passphrase, which no service
+    could ask anybody for, and for files that are there and cannot be read.
     """
+
+    def asked() -> str:
+        raise ValueError(f"{folder / KEY}: is encrypted, and a service has nobody to ask for a passphrase; put it there plain")
+
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(folder / CERTIFICATE, folder / KEY)
-    except ssl.SSLError as error:
+        for name in (CA, CERTIFICATE, KEY):
+            if not (folder / name).exists():
+                return f"{name} is missing"
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(folder / CERTIFICATE, folder / KEY, password=asked)
+        found = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
+    except ssl.SSLError as error:  # an OSError, too
         return error.reason or str(error)
     except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        raise ValueError(f"{folder}: {error.strerror}") from error
+    return "it is not the newest that was issued" if serial and f"{found.serial_number:x}" != serial else ""
 
 
 def days_left(told: Told) -> int:
@@ -317,6 +327,8 @@ def _give(folder: Path, ledger: Ledger, who: Identity, days: int) -> Path:
     who.certificates.append(Certificate(f"{made.serial_number:x}", int(expires.timestamp())))
     home = folder / who.name
     _private(home)
+    if not os.access(home, os.W_OK):
+        raise ValueError(f"{home}: cannot be written to by this user, so nothing was issued")
     # The ledger first: a certificate that nobody knows of could not be revoked.
     write_whole(folder / AUTHORITY / ISSUED, msgspec.json.encode(ledger), mode=0o600)
     write_whole(home / CA, _pem(ca), mode=0o600)

@@ -92,7 +92,7 @@ def _checked(folder: Path, kind: str) -> str:
     if why := certificates.misfit(folder):
         raise ValueError(
             f"{folder / certificates.KEY}: is not the key of {certificates.CERTIFICATE} beside it ({why}); "
-            f"r2f provision renew {told.name} makes both anew"
+            f"r2f provision renew {told.name} makes both anew, where {told.name} is not revoked"
         )
     return told.name
 

@@ -56,7 +56,7 @@ def _have(folder: Path, who: Identity) -> None:
     if not known.valid:
         return  # revoked by somebody who meant it
     soon = known.valid[-1].expires - time.time() < SOON_DAYS * 86400
-    if soon or known.hosts != who.hosts or certificates.misfit(folder / who.name):
+    if soon or known.hosts != who.hosts or certificates.misfit(folder / who.name, known.valid[-1].serial):
         certificates.renew(folder, who.name, hosts=who.hosts)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiomqtt
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from broker import certificates, pair
 from broker.launch import find_mosquitto, free_port
@@ -176,12 +177,50 @@ def test_what_cannot_be_is_one_line(
     assert said in f"{caught.value.code}{capsys.readouterr().err}"
 
 
-def test_a_key_that_a_renewal_was_cut_off_behind_is_made_anew_with_its_certificate(tmp_path: Path) -> None:
-    """Killed between the two files: at the next start compose comes up all the same."""
+NAMES = ("d", "server", "d-broker", "server-broker")
+
+
+def fits(folder: Path) -> list[str]:
+    ledger = certificates.known(folder)
+    return [certificates.misfit(folder / name, ledger[name].valid[-1].serial) for name in NAMES]
+
+
+def test_a_key_that_a_renewal_was_cut_off_behind_is_made_anew_with_its_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed anywhere between ledger and certificate: at the next start compose comes up, and with what the ledger has."""
     pair.write(tmp_path, SERVER, 8883, {"d": DEVICE})
     (tmp_path / "d" / "key.pem").write_bytes((tmp_path / "server" / "key.pem").read_bytes())
-    (tmp_path / "server-broker" / "key.pem").unlink()
+    for name in ("key.pem", "ca.pem"):
+        (tmp_path / "server-broker" / name).unlink()
+        pair.write(tmp_path, SERVER, 8883, {"d": DEVICE})
+        assert fits(tmp_path) == [""] * 4
+    whole = certificates.write_whole
+
+    def cut_off(path: Path, data: bytes, mode: int) -> None:
+        if path.parent.name == "d":
+            raise KeyboardInterrupt
+        whole(path, data, mode=mode)
+
+    monkeypatch.setattr(certificates, "write_whole", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        certificates.renew(tmp_path, "d")
+    monkeypatch.undo()
+    assert certificates.misfit(tmp_path / "d") == "", "the old pair, which still fits"
+    assert fits(tmp_path)[0] == "it is not the newest that was issued"
     pair.write(tmp_path, SERVER, 8883, {"d": DEVICE})
-    assert [certificates.misfit(tmp_path / name) for name in ("d", "server", "d-broker", "server-broker")] == [""] * 4
-    (tmp_path / "d" / "key.pem").write_text("no key")
+    assert fits(tmp_path) == [""] * 4
+
+
+def test_a_key_with_a_passphrase_is_refused_by_name_and_nobody_is_asked(tmp_path: Path) -> None:
+    pair.write(tmp_path, SERVER, 8883, {"d": DEVICE})
+    path = tmp_path / "d" / "key.pem"
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    locked = key.private_bytes(pem, pkcs8, serialization.BestAvailableEncryption(b"secret"))
+    path.write_bytes(locked)
+    with pytest.raises(ValueError, match=r"d/key\.pem: is encrypted, and a service has nobody to ask"):
+        pair.write(tmp_path, SERVER, 8883, {"d": DEVICE})
+    assert path.read_bytes() == locked
+    path.write_text("no key")
     assert certificates.misfit(tmp_path / "d")
