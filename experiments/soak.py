@@ -53,7 +53,7 @@ OFTEN: Final = 6
 """Disturbances in the time that an undisturbed run takes, where nobody says how often: more keep it from getting on at all."""
 LINKS: Final = (None, None, "hspa", "802.15.4g")
 """Of a run's two brokers; None is one broker. Each as likely as another."""
-FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+CLOCK: Final = Path(__file__).parent / "common" / "clock.c"
 
 
 class Run(NamedTuple):
@@ -214,11 +214,22 @@ def _got(folder: Path) -> tuple[bool, int, int]:
 
 
 def _off(clock: Path) -> dict[str, str]:
-    """Environment in which processes see the wall clock of that file, and the monotonic one as it is."""
-    return {
-        "LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
-    }  # fmt: skip
+    """Environment in which processes see the wall clock off by what that file says; its library lies beside it."""
+    return {"LD_PRELOAD": str(clock.with_suffix(".so")), "R2F_SOAK_CLOCK": str(clock)}
+
+
+def clock_of(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """A clock's file, beside the library that has processes read it; None where there is no C compiler to make that."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        say("no clock is put forward or back: there is no C compiler (apt-get install gcc libc6-dev)")
+        return None
+    clock = (folder / "clock").absolute()
+    built = [compiler, "-shared", "-fPIC", "-O2", "-o", str(clock.with_suffix(".so")), str(CLOCK)]
+    made = subprocess.run(built, capture_output=True, text=True)
+    if made.returncode:
+        raise InputError(f"{CLOCK}: cannot be compiled: {made.stderr.strip()[-300:]}")
+    return clock
 
 
 @contextmanager
@@ -298,9 +309,7 @@ def soak(
     if weights is None:
         weights = str(out / "float.safetensors")
         save_file(float_training.from_nothing(DEMO_NETWORK, datasets.load(datasets.DIGITS), 0).state_dict(), weights)
-    clock = out / "clock" if FAKETIME.exists() and kills is None else None
-    if clock is None and kills is None:
-        say(f"no clock is put forward or back: {FAKETIME} is not there (apt-get install faketime)")
+    clock = clock_of(out, say) if kills is None else None
     with small_disk(out / "disk", say) as disk:
         while (time.monotonic() - began < 60 * minutes) if kills is None else sum(len(run.done) for run in runs) < kills:
             link = chance.choice(list(links))
@@ -312,7 +321,7 @@ def soak(
             fresh, expected, took = prepared[link]
             folder = (disk or out) / f"run-{len(runs) + 1}"
             shutil.copytree(fresh, folder)
-            # A clock of its own for every other run: what it is preloaded with is in all its processes, and is not the product.
+            # For every other run: what is preloaded is in all its processes, and is not the product.
             off = clock if clock is not None and chance.random() < 0.5 else None
             if off is not None:
                 set_clock(off, 0)

@@ -48,7 +48,7 @@ class Scene(NamedTuple):
     disk: Path | None = None
     """Mount point of a file system of its own with the run's folder on it; None: its disk is never full."""
     clock: Path | None = None
-    """File that libfaketime reads the offset of the wall clock from; None: the clock is left alone."""
+    """File that says by how many seconds the wall clock is off (``clock.c``); None: the clock is left alone."""
     held: set[int] | None = None
     """Process ids that are frozen or slowed now, and are left at that: who thaws one would undo the other. None: unknown."""
 
@@ -198,9 +198,9 @@ def clock_stepped(scene: Scene) -> Disturbance | None:
 
 
 def set_clock(file: Path, offset_s: int) -> None:
-    """Put the clock of the processes that read this file to the true time and an offset."""
+    """Put the clock of the processes that read this file to the true time and so many seconds."""
     beside = file.with_suffix(".new")
-    beside.write_text(f"{offset_s:+d}s\n")
+    beside.write_text(f"{offset_s}\n")
     beside.replace(file)
 
 

@@ -174,6 +174,31 @@ def test_a_slow_link_lets_pass_a_tenth_and_then_all_of_it() -> None:
     assert disturbing.slowed(scene) is None, "there is no link"
 
 
+def test_a_clock_is_put_elsewhere_and_no_other_clock(tmp_path: Path) -> None:
+    said: list[str] = []
+    clock = soak.clock_of(tmp_path, said.append)
+    if clock is None:
+        pytest.skip(said[0])
+    shows = "import time\nwhile input():\n    print(time.time(), time.monotonic(), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", shows],
+        env=os.environ | soak._off(clock),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for offset in (0, *disturbing.STEPS):
+            disturbing.set_clock(clock, offset)
+            process.stdin.write("now\n")
+            process.stdin.flush()
+            wall, monotonic = map(float, process.stdout.readline().split())
+            assert abs(wall - time.time() - offset) < 2
+            assert abs(monotonic - time.monotonic()) < 2
+        process.stdin.write("\n")
+
+
 def test_a_disk_is_full_and_has_room_again(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounts a small file system")
