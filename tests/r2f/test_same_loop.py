@@ -179,8 +179,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scheme", ["chained", "chained-jpeg", "golden-layer-threshold"])
-@pytest.mark.parametrize("name", RECIPES)
+# Each once; those that move images, gather gradients and try candidates under other codecs and codings of images too.
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [(name, "chained") for name in RECIPES]
+    + [(name, scheme) for name in ("ours", "gathered") for scheme in ("chained-jpeg", "golden-layer-threshold")],
+)
 async def test_every_recipe(name: str, scheme: str, broker: str, network: Network, tmp_path: Path) -> None:
     folder = tmp_path / name
     job = write(folder, network, scheme=SCHEMES[scheme], **RECIPES[name])
