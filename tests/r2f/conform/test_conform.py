@@ -48,8 +48,12 @@ CHECKS: dict[Role, Callable[[], Sequence[Check]]] = {
     "codec": codec.checks,
 }
 LISTEN: dict[Role, tuple[str, ...]] = {"voter": voter.LISTEN, "agent": agent.LISTEN, "codec": codec.LISTEN}
-BASIS: dict[Role, tuple[str, ...]] = {"voter": ("there",), "agent": ("there", "told", "direct"), "codec": ("there", "whole")}
-"""The checks that others build on: a mode and a network are there behind them."""
+BASIS: dict[Role, tuple[str, ...]] = {
+    "voter": ("there", "answers"),
+    "agent": ("there", "told", "direct"),
+    "codec": ("there", "whole"),
+}
+"""The checks that others build on: a session, a mode and a network are there behind them."""
 
 
 def name_of(check: Check) -> str:
