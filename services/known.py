@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from accelsim.faults import chip
-from accelsim.faults.permanent import FaultMap
+if TYPE_CHECKING:
+    from accelsim.faults.permanent import FaultMap
 
 
 def known_faults(packed: bytes, what: str) -> FaultMap | None:
@@ -23,6 +24,8 @@ def known_faults(packed: bytes, what: str) -> FaultMap | None:
 @lru_cache(maxsize=8)
 def _unpacked(packed: bytes, what: str) -> FaultMap | str:
     """The map, or why there is none: what is refused is not unpacked again either."""
+    from accelsim.faults import chip  # numba, which nobody waits for where no map is known
+
     try:
         return chip.unpacked(packed, what)
     except ValueError as error:

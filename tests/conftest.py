@@ -15,6 +15,10 @@ import pytest
 # use the machine too, a lowering of seconds takes a minute. Set before the first import of torch; processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Where bytecode is not kept, as in many containers, each of the hundreds of programs that the tests start would compile all it
+# imports of ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Where pytest-xdist runs tests side by side, one process a core, torch's threads would only be in one another's way. It is set
 # for the process and not in the environment: programs that the tests start have as many threads as anywhere.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -128,6 +128,8 @@ class Read:
     """(groups, O/groups, I/groups), largest magnitude over the kernel"""
     felt: Tensor
     """The same shape: harm of an error of 1 in all its weights"""
+    level: tuple[float, Tensor] | None = None
+    """``_of_weights`` where all channels that it reads have one step, as they have without gains; made when first asked for"""
 
 
 def prepare(
@@ -185,12 +187,25 @@ def harm(model: Harm, steps: Tensor, care: float) -> tuple[float, Tensor]:
     slope += care * model.felt * (above - below) * _FINE * inside
     total = float(square.sum() + lost.sum())
     for read in model.weights:
-        # Weights behind a channel of small steps are small, and the steps of all follow the largest in front of an output.
-        step = (steps[read.source] - steps[read.source].max()).exp2().reshape(len(read.largest), 1, -1)
-        largest, which = (read.largest * step).max(2)
-        inverse = step[:, 0].square().reciprocal()
-        each = largest.square() * (read.felt @ inverse[:, :, None])[:, :, 0]
-        total += float(each.sum())
-        back = (largest.square()[:, None] @ read.felt)[:, 0] * inverse
-        slope[read.source] += 2 * _LN2 * (torch.zeros_like(back).scatter_add_(1, which, each) - back).flatten()
+        own = steps[read.source]
+        ahead = own - own.max()
+        if ahead.any():
+            lost_here, slope_here = _of_weights(read, ahead)
+        else:
+            if read.level is None:
+                read.level = _of_weights(read, ahead)
+            lost_here, slope_here = read.level
+        total += lost_here
+        slope[read.source] += slope_here
     return total, slope
+
+
+def _of_weights(read: Read, ahead: Tensor) -> tuple[float, Tensor]:
+    """Harm of rounding a convolution's weights, and its slope by the steps that it reads: ``ahead`` of the largest, in log2."""
+    # Weights behind a channel of small steps are small, and the steps of all follow the largest in front of an output.
+    step = ahead.exp2().reshape(len(read.largest), 1, -1)
+    largest, which = (read.largest * step).max(2)
+    square, inverse = largest.square(), step[:, 0].square().reciprocal()
+    each = square * (read.felt @ inverse[:, :, None])[:, :, 0]
+    back = (square[:, None] @ read.felt)[:, 0] * inverse
+    return float(each.sum()), 2 * _LN2 * (torch.zeros_like(back).scatter_add_(1, which, each) - back).flatten()

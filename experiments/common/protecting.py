@@ -24,7 +24,7 @@ from r2f.settings import Settings
 from services.edge_agent.core.answer import RUNS, margins
 from services.scheme import Redundancy, Scheme
 from services.trainer.core import selection
-from services.trainer.core.labels import probabilities
+from services.trainer.core.objective import probabilities
 
 SEEDS: Final = tuple(range(2001, 2004))
 """Fault seeds of a search; no training or evaluation has them."""

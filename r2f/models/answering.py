@@ -18,7 +18,7 @@ from accelsim.named import looking_in
 from r2f import inprocess, prepare
 from r2f.models.which import Model, job_of
 from r2f.settings import Settings
-from services.trainer.core.labels import probabilities
+from services.trainer.core.objective import probabilities
 
 AT_ONCE = 32
 

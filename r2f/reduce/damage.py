@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from accelsim.engine import Engine
 from accelsim.int8.network import Float32, Network, UInt8
-from services.trainer.core.labels import probabilities
+from services.trainer.core.objective import probabilities
 from services.trainer.core.replay import replay
 
 IMAGES: Final = 256

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from r2f import folders
+from r2f.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +30,9 @@ def blocks(name: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.timeout(280)
-def test_photos(tmp_path: Path) -> None:
+def test_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts and the run as processes; commands of a moment in this one, which has imported all that they take."""
+    monkeypatch.chdir(tmp_path)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT))), "OMP_NUM_THREADS": "1"}
     done: list[str] = []
     for file, language, text in blocks("tutorial-photos.md"):
@@ -40,6 +44,11 @@ def test_photos(tmp_path: Path) -> None:
             if "RUN" in line:
                 line = line.replace("RUN", str(folders.all_runs(tmp_path / "runs")[-1].folder))
             program, *arguments = shlex.split(line)
+            if program == "r2f" and arguments[0] != "retrain":
+                said = CliRunner().invoke(app, arguments)
+                assert said.exit_code == 0, f"{line}\n{said.output}"
+                done.append(said.stdout)
+                continue
             command = [sys.executable, *([] if program == "python" else ["-m", "r2f"]), *arguments]
             ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
             assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"

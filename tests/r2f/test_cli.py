@@ -376,6 +376,21 @@ def test_version_and_help_import_nothing_heavy() -> None:
     assert (result.exit_code, result.output.split()[0]) == (0, "r2f")
 
 
+def test_who_only_watches_waits_for_no_torch() -> None:
+    """What shows or stops a run imports nothing heavy, nor do the codec and the broker; agent and voter have kernels alone."""
+    code = (
+        "import sys, importlib\n"
+        "light = 'services.monitor services.thingsboard services.codec broker r2f.folders r2f.stopping r2f.tap'\n"
+        "heavy = {'torch', 'numba', 'matplotlib', 'sklearn', 'scipy'}\n"
+        "for names, without in ((light, heavy), ('services.edge_agent services.voter', {'torch', 'matplotlib', 'sklearn'})):\n"
+        "    for name in names.split():\n"
+        "        importlib.import_module(name if name.startswith('r2f') else f'{name}.__main__')\n"
+        "        assert not without & set(sys.modules), (name, without & set(sys.modules))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("command", [[], ["demo"], ["retrain"], ["layers"], ["runs"], ["tap"], ["doctor"]])
 def test_help_names_what_there_is(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])

@@ -34,6 +34,7 @@ from services.trainer.core import result as results
 from services.trainer.core.evaluation import Evaluation
 from services.trainer.core.fleet import Fleet
 from services.trainer.core.task import Recipe, Sgd
+from tests.r2f import served
 from tests.r2f.watching import Watching
 
 pytestmark = [
@@ -113,8 +114,7 @@ def test_each_device_gets_the_model_that_it_gets_alone(prepared: Path, alone: di
     shutil.copytree(prepared / "b", tmp_path / "b")
     own = run.read_settings(tmp_path / "b")
     assert own.device == "b"
-    asyncio.run(run.execute(own, tmp_path / "b", Watching()))
-    assert results.read(tmp_path / "b") == results.read(tmp_path / "run" / "b")
+    assert served.retrained(tmp_path / "b") == results.read(tmp_path / "run" / "b")
 
 
 def test_killed_agent_disturbs_nobody(prepared: Path, alone: dict[str, str], tmp_path: Path) -> None:

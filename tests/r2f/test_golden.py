@@ -1,23 +1,20 @@
-"""The paper's own way through the real services: direct, and increments against a TMR run beside the actual one."""
+"""The paper's own way through the services: direct, and increments against a TMR run beside the actual one."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from accelsim.faults import Rates
-from r2f import run
-from r2f.display import Display
 from r2f.settings import Settings
 from services.scheme import Redundancy, Scheme
 from services.trainer.core import ledger, result
 from services.trainer.core.ledger import Row
 from services.trainer.core.task import PAPER, Sgd
+from tests.r2f import served
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -30,7 +27,6 @@ SETTINGS = Settings(
     labels="device",
     evaluation_seeds=1,
     evaluation_samples=32,
-    embedded=True,
 )
 PIXELS = 16 * 8 * 8
 
@@ -38,7 +34,7 @@ PIXELS = 16 * 8 * 8
 def rows(prepare: Callable[[Settings, Path], None], folder: Path, scheme: Scheme) -> list[Row]:
     settings = msgspec.structs.replace(SETTINGS, scheme=scheme)
     prepare(settings, folder)
-    asyncio.run(run.execute(settings, folder, Display(Console(quiet=True))))
+    served.retrained(folder)
     return ledger.read(folder / result.PROGRESS)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,8 @@ from accelsim.timing import Array
 from r2f import inprocess
 from r2f.diagnosis.drive import over_the_bus as over_the_bus_diagnosed
 from services.bus import Bus
-from services.bus.messages import EncodedInputs, EncodedLayers, EncodedModel, EncodedRepair
-from services.codec.device_side import DeviceCodec
-from services.codec.server_side import ServerCodec
-from services.edge_agent.agent import Agent, Device
 from services.scheme import Port, Scheme
-from services.trainer import samples, training
+from services.trainer import samples
 from services.trainer.core import job as jobs
 from services.trainer.core import objective, viewing
 from services.trainer.core import result as results
@@ -42,16 +36,12 @@ from services.trainer.core.job import Job
 from services.trainer.core.task import PAPER, Recipe, Sgd, Source
 from services.trainer.remote import DeviceError
 from services.trainer.table1 import serving
-from services.voter import voter
+from tests.r2f.served import PATH, Sizes, over_the_bus, pipeline
 from tests.services.trainer.core import images
 
 ROOT = Path(__file__).resolve().parents[2]
-PATH = "auto"
 RATES = Rates(input=2e-3, weight=2e-3, output=2e-3)
 DIGITS = load("digits")
-
-Sizes = dict[int, dict[str, int]]
-"""Bytes of the bodies on the link by iteration and kind."""
 
 
 @pytest.fixture(scope="module")
@@ -67,61 +57,6 @@ def broker() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def network(trained: nn.Module) -> Network:
     return lower(trained, DIGITS.train_images[::5], DIGITS.mean, DIGITS.std, name="digits_cnn")
-
-
-@asynccontextmanager
-async def pipeline(url: str, data: Dataset, worn: FaultMap | None = None) -> AsyncIterator[None]:
-    """Every service but the trainer, each on a connection of its own. ``worn``: permanent faults of the device."""
-    factory = build("simulated", permanent=worn)
-
-    served: dict[str, tuple[tuple[str, ...], Callable[[Bus], Coroutine[Any, Any, None]]]] = {
-        "agent": (("voter", "codec-device"), lambda bus: Agent(bus, Device(data, factory, Array(), PATH)).serve()),
-        "voter": (("codec-device", "agent"), voter.serve),
-        "codec-device": (("agent",), lambda bus: DeviceCodec(bus, PATH, 64 << 20).serve()),
-        "codec-server": (("trainer",), lambda bus: ServerCodec(bus, PATH).serve()),
-    }
-
-    async def serve(name: str) -> None:
-        readers, service = served[name]
-        async with Bus(url, name, "d", arena_bytes=16 << 20, readers=readers) as bus:
-            await service(bus)
-
-    tasks = [asyncio.create_task(serve(name)) for name in served]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
-async def watch(bus: Bus, sizes: Sizes) -> None:
-    """Add up the bodies that cross the link, the repeats of a repeated iteration too."""
-    async for _, message in bus:
-        match message:
-            case EncodedInputs():
-                sizes[message.iteration]["inputs"] += len(message.fresh)
-            case EncodedLayers():
-                sizes[message.iteration]["layers"] += sum(len(layer.body) for layer in message.layers)
-            case EncodedRepair():
-                sizes[message.iteration]["repairs"] += sum(len(layer.body) for layer in message.layers)
-            case EncodedModel() if message.iteration >= 0:
-                sizes[message.iteration]["model"] = len(message.body)
-
-
-async def over_the_bus(url: str, folder: Path) -> Sizes:
-    """Do the job of a run's folder on the pipeline that is there."""
-    sizes: Sizes = defaultdict(lambda: defaultdict(int))
-    async with (
-        Bus(url, "watch", "d", passive=True) as tap,
-        Bus(url, "trainer", "d", arena_bytes=16 << 20, readers=("codec-server",)) as bus,
-    ):
-        await tap.subscribe("up/#", "down/#")
-        watching = asyncio.create_task(watch(tap, sizes))
-        await training.run(bus, folder, PATH)
-        await asyncio.sleep(0.1)
-        watching.cancel()
-    return sizes
 
 
 def write(folder: Path, network: Network, **settings: Any) -> Job:
@@ -244,8 +179,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scheme", ["chained", "chained-jpeg", "golden-layer-threshold"])
-@pytest.mark.parametrize("name", RECIPES)
+# Each once; those that move images, gather gradients and try candidates under other codecs and codings of images too.
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [(name, "chained") for name in RECIPES]
+    + [(name, scheme) for name in ("ours", "gathered") for scheme in ("chained-jpeg", "golden-layer-threshold")],
+)
 async def test_every_recipe(name: str, scheme: str, broker: str, network: Network, tmp_path: Path) -> None:
     folder = tmp_path / name
     job = write(folder, network, scheme=SCHEMES[scheme], **RECIPES[name])

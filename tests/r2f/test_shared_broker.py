@@ -27,6 +27,7 @@ from services.bus.messages import Progress
 from services.scheme import Scheme
 from services.trainer.core import result as results
 from services.trainer.core.task import PAPER, Sgd
+from tests.r2f import served
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -79,7 +80,9 @@ def prepared(prepare: Callable[[Settings, Path], None], tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> results.Result:
-    return execute(prepared, tmp_path_factory.mktemp("runs") / "undisturbed")
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    shutil.copytree(prepared, folder)
+    return served.retrained(folder)
 
 
 def test_a_second_device_of_one_name_ends_with_one_line(prepared: Path, undisturbed: results.Result, tmp_path: Path) -> None:

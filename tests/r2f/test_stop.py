@@ -37,6 +37,8 @@ from services.trainer.table1 import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 120
+OF_SEVERAL = ("--device", "a,b", "--iterations", "60")
+"""With two devices an iteration takes so much longer that there is as much time to stop it in."""
 RETRAIN = [
     "retrain", "--ber", "1e-3", "--iterations", str(ITERATIONS), "--batch", "16", "--eval-seeds", "2", "--eval-samples", "64",
     "--selection-samples", "64", "--accumulate", "2", "--checkpoint-every", "1000",
@@ -110,7 +112,7 @@ def test_a_run_that_was_stopped_ends_with_the_model_of_one_that_was_not(weights:
 
 def test_of_several_devices_that_share_a_model(weights: str, tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    with going(out, "--weights", weights, "--device", "a,b", "--fleet", "common") as (process, folder):
+    with going(out, "--weights", weights, *OF_SEVERAL, "--fleet", "common") as (process, folder):
         stopped = ran("stop", str(folder), "--by", "ada")
     assert stopped.exit_code == 0, stopped.stderr
     assert sorted(stopped.stdout.splitlines()[:2]) == [f"{one}: the trainer ends after what is under way" for one in "ab"]
@@ -130,7 +132,7 @@ def test_of_several_devices_that_share_a_model(weights: str, tmp_path: Path) -> 
 def test_one_of_several_devices_with_a_model_each(weights: str, tmp_path: Path) -> None:
     """The other one goes on to its end; what is left is the one that was stopped."""
     out = tmp_path / "runs"
-    with going(out, "--weights", weights, "--device", "a,b", "--fleet", "own") as (process, folder):
+    with going(out, "--weights", weights, *OF_SEVERAL, "--fleet", "own") as (process, folder):
         broker, session = (folder / folders.BROKER).read_text().strip(), jobs.read(folder).session
         assert asyncio.run(stopping.stop(broker, ["a"], session, "ada", lambda _: None, wait=True))
     assert process.returncode == STOPPED, (tmp_path / "runs.log").read_text()
@@ -179,8 +181,9 @@ class Asking(Display):
 def test_in_an_evaluation(phase: str, prepare: Callable[[Settings, Path], None], tmp_path: Path) -> None:
     """It does not go on to the end of the evaluation, which is then done again."""
     folder = tmp_path / "run"
+    samples, seeds = (300, 30) if phase == "before" else (32, 1)
     settings = parse(
-        {"ber": 1e-3, "iterations": 2, "batch": 16, "selection_samples": 200, "eval_samples": 300, "eval_seeds": 30}
+        {"ber": 1e-3, "iterations": 2, "batch": 16, "selection_samples": 200, "eval_samples": samples, "eval_seeds": seeds}
     )
     prepare(settings, folder)
     live = Asking(folder, phase)

@@ -27,6 +27,7 @@ from services.bus.messages import Progress, Timing
 from services.trainer.core import ledger
 from services.trainer.core import result as results
 from services.trainer.core.task import Recipe, Sgd
+from tests.r2f import served
 from tests.services.thingsboard.bridging import until
 from tests.services.thingsboard.standin import Standin
 
@@ -71,8 +72,7 @@ def prepared(prepare: Callable[[Settings, Path], None], tmp_path_factory: pytest
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> results.Result:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     shutil.copytree(prepared, folder)
-    asyncio.run(run.execute(SETTINGS, folder, Watching(lambda step: None)))
-    return results.read(folder)
+    return served.retrained(folder)
 
 
 async def beside(

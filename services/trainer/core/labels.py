@@ -46,18 +46,9 @@ def choose(
             if recipe.hard:
                 given = _given("device", device)
                 hard = given.astype(np.int64, copy=False)
-            return Soft(probabilities(network, output, recipe.temperature), recipe.temperature, hard, recipe.hard)
+            return Soft(objective.probabilities(network, output, recipe.temperature), recipe.temperature, hard, recipe.hard)
         case _:
             assert_never(kind)
-
-
-def probabilities(network: Network, output: Activation, temperature: float) -> npt.NDArray[np.float32]:
-    """Class probabilities of the network's output divided by a temperature: (N, C), or (N, H, W, C) of each pixel."""
-    steps = output if objective.is_image(network) else output.reshape(len(output), -1)
-    logits = steps.astype(np.float32) * np.float32(network.layers[-1].scale / temperature)
-    logits -= logits.max(axis=-1, keepdims=True)
-    np.exp(logits, out=logits)
-    return np.asarray(logits / logits.sum(axis=-1, keepdims=True), np.float32)
 
 
 def right(task: Task, network: Network, own: Own) -> npt.NDArray[np.float32]:
@@ -78,7 +69,7 @@ def taught(task: Task, network: Network, outputs: Activation) -> npt.NDArray[np.
     """The same of fault-free outputs (N, H, W, C) of the network from before retraining."""
     if objective.kind_of(task, network) == "pixels":
         return objective.real(network, outputs)
-    return probabilities(network, outputs, 1.0)
+    return objective.probabilities(network, outputs, 1.0)
 
 
 def _distance(task: Task) -> Literal["l1", "l2"]:

@@ -6,19 +6,20 @@ Everything that differs between classes, images and masks follows from ``kind_of
 
 from __future__ import annotations
 
-from typing import Final, Literal, assert_never
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from accelsim.datasets import Dataset
-from accelsim.engine import shared
 from accelsim.int8.network import Activation, Network, Shape, UInt8
-from accelsim.lowering import Holds, black_and_white
 from services.metric import METRICS, Metric
 from services.trainer.core.job import Against, Job
 from services.trainer.core.task import Criterion, Task
+
+if TYPE_CHECKING:
+    from accelsim.lowering import Holds
 
 Float32 = npt.NDArray[np.float32]
 Kind = Literal["classes", "pixels", "masks"]
@@ -93,6 +94,10 @@ def settled(job: Job, network: Network, data: Dataset, path: str = "auto") -> Jo
     ``path`` is that of the engine, by which the range is looked for on 16 training images. Raises ValueError where they do not
     fit one another, naming what would.
     """
+    # Whoever only reads what a run has measured imports this module, and would wait for torch and numba.
+    from accelsim.engine import shared
+    from accelsim.lowering import black_and_white
+
     image = is_image(network)
     metric, loss, against = fitted(job, network.name, network.layers[-1].shape, data)
     extent = job.output_range
@@ -149,6 +154,15 @@ def check(job: Job, network: Network) -> None:
 def real(network: Network, outputs: Activation) -> Float32:
     """Outputs (N, H, W, C) in real units."""
     return np.asarray(outputs.astype(np.float32) * np.float32(network.layers[-1].scale), np.float32)
+
+
+def probabilities(network: Network, output: Activation, temperature: float) -> npt.NDArray[np.float32]:
+    """Class probabilities of the network's output divided by a temperature: (N, C), or (N, H, W, C) of each pixel."""
+    steps = output if is_image(network) else output.reshape(len(output), -1)
+    logits = steps.astype(np.float32) * np.float32(network.layers[-1].scale / temperature)
+    logits -= logits.max(axis=-1, keepdims=True)
+    np.exp(logits, out=logits)
+    return np.asarray(logits / logits.sum(axis=-1, keepdims=True), np.float32)
 
 
 def pixels(task: Task, targets: UInt8) -> Float32:

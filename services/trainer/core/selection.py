@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from accelsim.int8.network import Activation, Network
 from services.trainer.core import objective
-from services.trainer.core.labels import probabilities
 from services.trainer.core.task import Task
 
 Float32 = npt.NDArray[np.float32]
@@ -77,9 +76,9 @@ def agreement(task: Task, network: Network, outputs: Activation, truth: Float32)
     kind = objective.kind_of(task, network)
     match kind:
         case "classes":
-            return np.asarray(np.minimum(probabilities(network, outputs, 1.0), truth).sum(axis=1), np.float32)
+            return np.asarray(np.minimum(objective.probabilities(network, outputs, 1.0), truth).sum(axis=1), np.float32)
         case "masks":
-            shared = np.minimum(probabilities(network, outputs, 1.0), truth).sum(axis=-1)
+            shared = np.minimum(objective.probabilities(network, outputs, 1.0), truth).sum(axis=-1)
             return np.asarray(shared.mean(axis=(1, 2), dtype=np.float64), np.float32)
         case "pixels":
             error = (objective.real(network, outputs) - truth) / objective.span(task)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,7 @@ class Mixed(nn.Module):
         return out
 
 
+@functools.cache  # several tests look at the same ones
 def _lowered(name: str) -> tuple[Network, Int8]:
     torch.manual_seed(2)
     shape = SHAPES.get(name, (12, 12, 3) if name == "mixed" else (48, 48, 3))

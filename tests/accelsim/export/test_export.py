@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,12 @@ SHAPES = {
     "generator": (5, 4, 3),
     "resampled": (9, 8, 3),
 }
-NAMES = ["digits_cnn", "resnet20", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed", "generator", "resampled"]
+SMALL = ["digits_cnn", "mixed", "generator", "resampled"]
+"""Every operator between them."""
+LARGE = ["resnet20", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1"]
+"""A kind each: sums, depthwise layers, shuffles and splits, concats; deep, so that what is wrong adds up. What they are made of
+is tried in signed arithmetic in the small ones, and in the one that has most kinds of layers."""
+SIGNED = [*SMALL, "shufflenet_v2_x0_5"]
 
 
 class Mixed(nn.Module):
@@ -111,6 +117,12 @@ MADE = {"bounded": bounded, "cancelling": cancelling}
 OURS = {"mixed": Mixed, "generator": Generator, "resampled": Resampled}
 
 
+def ways(signed: Sequence[str] = SIGNED, auto: Sequence[str] = (*SMALL, *LARGE)) -> pytest.MarkDecorator:
+    """Parameters ``name`` and ``activations``."""
+    pairs = [(name, "auto") for name in auto] + [(name, "signed") for name in signed]
+    return pytest.mark.parametrize(("name", "activations"), pairs)
+
+
 @functools.cache  # each format takes the same ones
 def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activation]:
     """(network, images (5, H, W, C), the engine's outputs)"""
@@ -125,8 +137,7 @@ def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activ
     return network, images, Engine(network).run(network.quantize_images(images))[-1]
 
 
-@pytest.mark.parametrize("activations", ["auto", "signed"])
-@pytest.mark.parametrize("name", [*NAMES, *MADE])
+@ways([*SIGNED, *MADE], [*SMALL, *LARGE])
 def test_onnx_gives_our_integers(name: str, activations: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'r2f[onnx]' for ONNX files")
     from accelsim.accelerators.onnx_models import pixels_model
@@ -140,8 +151,7 @@ def test_onnx_gives_our_integers(name: str, activations: str) -> None:
 
 
 @pytest.mark.parametrize("optimised", [True, False])
-@pytest.mark.parametrize("activations", ["auto", "signed"])
-@pytest.mark.parametrize("name", NAMES)
+@ways()
 def test_qdq_is_steps_away_at_most(name: str, activations: str, optimised: bool) -> None:
     """As ONNX Runtime fuses it into quantised operators, and as it stands, in float."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'r2f[onnx]' for ONNX files")
@@ -171,8 +181,7 @@ def test_qdq_has_bounds_a_channel() -> None:
     assert want[..., 0].max() == 5 < want[..., 2].max() == 40
 
 
-@pytest.mark.parametrize("activations", ["auto", "signed"])
-@pytest.mark.parametrize("name", ["digits_cnn", "shufflenet_v2_x0_5", "squeezenet1_1", "mixed", "generator", *MADE])
+@ways(["digits_cnn", "mixed", "generator", "shufflenet_v2_x0_5", *MADE], ["digits_cnn", "mixed", "generator", *LARGE[2:]])
 def test_torch_program_gives_our_integers(name: str, activations: str, tmp_path: Path) -> None:
     network, images, want = lowered(name, activations)
     (tmp_path / "model.pt2").write_bytes(program.to_bytes(network))
@@ -199,8 +208,7 @@ int main(void)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (apt-get install gcc libc6-dev)")
-@pytest.mark.parametrize("activations", ["auto", "signed"])
-@pytest.mark.parametrize("name", [*NAMES, *MADE])
+@ways([*SIGNED, *MADE], [*SMALL, *LARGE])
 def test_c_header_gives_our_integers(name: str, activations: str, tmp_path: Path) -> None:
     network, images, want = lowered(name, activations)
     (tmp_path / "model.h").write_text(c_header.c_header(network))

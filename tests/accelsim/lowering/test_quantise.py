@@ -16,7 +16,7 @@ from accelsim.datasets import IMAGENET_MEAN as MEAN
 from accelsim.datasets import IMAGENET_STD as STD
 from accelsim.engine import Engine
 from accelsim.faults import Rates
-from accelsim.int8.network import INPUT, Activations, Concat, Conv
+from accelsim.int8.network import INPUT, Activations, Concat, Conv, Network
 from accelsim.int8.storage import digest
 from accelsim.lowering import fold, lower, normalise, trace
 from accelsim.lowering import quantise as quantising
@@ -65,11 +65,18 @@ def test_for_a_bit_error_rate_the_image_has_steps_of_its_own_and_stays_what_it_w
         assert np.square(y - exact).mean() < 0.1 * np.square(exact - exact.mean(0)).mean()
 
 
-def test_the_same_images_give_the_same_network() -> None:
+def _shufflenet() -> Network:
     torch.manual_seed(0)
-    module = zoo.build("shufflenet_v2_x0_5", 10).eval()
-    networks = [lower(module, _images((32, 32, 3)), MEAN, STD) for _ in range(2)]
-    assert digest(networks[0]) == digest(networks[1])
+    return lower(zoo.build("shufflenet_v2_x0_5", 10).eval(), _images((32, 32, 3)), MEAN, STD)
+
+
+@pytest.fixture(scope="module")
+def shufflenet() -> Network:
+    return _shufflenet()
+
+
+def test_the_same_images_give_the_same_network(shufflenet: Network) -> None:
+    assert digest(_shufflenet()) == digest(shufflenet)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "resnet20", "digits_cnn"])
@@ -125,10 +132,8 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
     assert np.abs(y[..., 1] - 0.75).max() <= 0.5001 * network.layers[-1].scale
 
 
-def test_operands_that_only_a_concat_reads_have_its_scale() -> None:
-    torch.manual_seed(0)
-    network = lower(zoo.build("shufflenet_v2_x0_5", 10).eval(), _images((32, 32, 3)), MEAN, STD)
-    concats = [layer for layer in network.layers if isinstance(layer, Concat)]
+def test_operands_that_only_a_concat_reads_have_its_scale(shufflenet: Network) -> None:
+    concats = [layer for layer in shufflenet.layers if isinstance(layer, Concat)]
     assert all(1.0 in layer.multipliers for layer in concats)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -28,10 +30,15 @@ def images(count: int) -> UInt8:
     return np.clip(128 + 90 * smooth + generator.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
 
 
+@functools.cache
+def lowered(name: str) -> Network:
+    return int8_network(name, None, images(8))
+
+
 # ResNet-50 alone takes a minute, and has no layer that ResNet-18 has not.
 @pytest.fixture(scope="module", params=[source.zoo for source in FIVE if source.zoo != "resnet50"])
 def network(request: pytest.FixtureRequest) -> Network:
-    return int8_network(request.param, None, images(8))
+    return lowered(request.param)
 
 
 def device(network: Network, ber: float) -> Simulated:
@@ -62,7 +69,7 @@ def test_settled_votes_need_no_repair(network: Network) -> None:
 
 @pytest.fixture(scope="module")
 def squeezenet() -> Network:
-    return int8_network("squeezenet1_1", None, images(8))
+    return lowered("squeezenet1_1")
 
 
 def test_without_faults_every_codec_is_exact_and_increments_are_nothing(squeezenet: Network) -> None:

@@ -19,7 +19,7 @@ from broker.child import environment, python
 from broker.launch import launch
 from r2f.conform import agent, codec, voter
 from r2f.conform.command import Role, conform, size_of
-from r2f.conform.probe import Verdict
+from r2f.conform.probe import Check, Verdict, probing, verdicts
 from services.bus.encoding import inline, view
 from services.bus.messages import (
     Ack,
@@ -42,33 +42,41 @@ from tests.r2f.test_integrating import built
 pytestmark = pytest.mark.timeout(240)
 SIZE = (8, 8, 1)
 SANITIZED = {"CFLAGS": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"}
-CHECKS = {"voter": voter.CHECKS, "agent": agent.checks(SIZE, 0), "codec": codec.checks()}
+CHECKS: dict[Role, Callable[[], Sequence[Check]]] = {
+    "voter": lambda: voter.CHECKS,
+    "agent": lambda: agent.checks(SIZE, 0),
+    "codec": codec.checks,
+}
+LISTEN: dict[Role, tuple[str, ...]] = {"voter": voter.LISTEN, "agent": agent.LISTEN, "codec": codec.LISTEN}
+BASIS: dict[Role, tuple[str, ...]] = {
+    "voter": ("there", "answers"),
+    "agent": ("there", "told", "direct"),
+    "codec": ("there", "whole"),
+}
+"""The checks that others build on: a session, a mode and a network are there behind them."""
 
 
-def name_of(role: Role, check: str) -> str:
-    """The line of a check, by its function's name."""
-    (found,) = (one for one in CHECKS[role] if one.__name__.strip("_") == check)
-    return f"{role}: {(found.__doc__ or '').splitlines()[0].rstrip('.')}"
+def name_of(check: Check) -> str:
+    """The name of a check's function."""
+    return check.__name__.strip("_")
 
 
-class Enough(Exception):
-    """The verdict that was wanted is there."""
-
-
-async def judged(role: Role, url: str, within_s: float = 5.0, until: str = "") -> list[Verdict]:
-    """Verdicts in order; none behind that of ``until``."""
+async def judged(role: Role, url: str, within_s: float = 5.0) -> list[Verdict]:
+    """Verdicts of all checks in order."""
     found: list[Verdict] = []
-
-    def say(verdict: Verdict) -> None:
-        found.append(verdict)
-        if verdict.check == until:
-            raise Enough
-
-    try:
-        passed = await conform(url, "edge-0", role, within_s, SIZE, 0, say)
-    except Enough:
-        return found
+    passed = await conform(url, "edge-0", role, within_s, SIZE, 0, found.append)
     assert passed == all(verdict.word != "FAIL" for verdict in found)
+    return found
+
+
+async def judged_by(role: Role, check: str, url: str, within_s: float) -> Verdict:
+    """The verdict of one check, behind those that it builds on."""
+    checks = list(CHECKS[role]())
+    place = [name_of(one) for one in checks].index(check)
+    asked = [one for one in checks[:place] if name_of(one) in BASIS[role]] + [checks[place]]
+    async with probing(url, "edge-0", within_s, *LISTEN[role]) as probe:
+        *_, found = [verdict async for verdict in verdicts(probe, role, asked)]
+    assert found.check == f"{role}: {(checks[place].__doc__ or '').splitlines()[0].rstrip('.')}"
     return found
 
 
@@ -104,7 +112,7 @@ async def of_process(role: Role, command: Callable[[str], Sequence[str | Path]],
 async def test_our_services_pass(role: Role, module: str, options: tuple[str, ...], tmp_path: Path) -> None:
     found = await of_process(role, lambda url: python(module, *options, "--broker", url), tmp_path / "log")
     assert [str(verdict) for verdict in found if verdict.word != "PASS"] == []
-    assert len(found) == len(CHECKS[role])
+    assert len(found) == len(CHECKS[role]())
 
 
 async def test_the_voter_in_c_passes_under_sanitizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,17 +287,15 @@ WRONG = [(role, check, lie) for role, lies in ALL.items() for check, lie in lies
 
 @pytest.mark.parametrize(("role", "check", "lie"), WRONG, ids=[f"{role}-{check}" for role, check, _ in WRONG])
 async def test_a_check_fails_on_a_program_that_is_wrong_in_it(role: Role, check: str, lie: Callable[[], Lie]) -> None:
-    name = name_of(role, check)
     async with launch() as broker, running(role, broker.url(), lie()):
-        verdict = (await judged(role, broker.url(), 1.5, until=name))[-1]
-    assert verdict.check == name
+        verdict = await judged_by(role, check, broker.url(), 1.5)
     assert verdict.word == "FAIL"
     assert all((verdict.sent, verdict.expected, verdict.came)), "it says what was sent, what was expected and what came"
 
 
 def test_every_check_has_a_wrong_program() -> None:
     for role, lies in ALL.items():
-        assert {check.__name__.strip("_") for check in CHECKS[role]} - lies.keys() <= {"there"}
+        assert {name_of(check) for check in CHECKS[role]()} - lies.keys() <= {"there"}
 
 
 @pytest.mark.parametrize("role", ["voter", "agent", "codec"])

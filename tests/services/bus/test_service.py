@@ -15,6 +15,7 @@ from broker.child import environment, python
 from broker.launch import free_port, launch
 from services.bus import Bus, make_keys
 from services.bus.service import Lines
+from tests.services.programs import one_after_another
 
 
 def test_a_full_disk_ends_nobody_for_a_line_of_log(tmp_path: Path) -> None:
@@ -86,29 +87,43 @@ async def test_patience(service: str) -> None:
     assert (await ended(*command[:-4], R2F_PATIENCE="0.3", R2F_LOG_LEVEL="error")) == (code, said)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--patience", "0"), ("--patience", "nan"), ("--log-level", "loud"), ("--arena-mb", "-1")]
-)
-async def test_options_that_mean_nothing(option: str, value: str) -> None:
-    code, said = await ended(*python("services.voter", option, value))
+NOTHING = [("--patience", "0"), ("--patience", "nan"), ("--log-level", "loud"), ("--arena-mb", "-1")]
+NO_BROKER = ["http://x", "mqtt://", "localhost:0", "mqtt://host:99999"]
+NO_DEVICE = ["a/b", "", "x" * 65]
+
+
+@pytest.fixture(scope="module")
+def refused() -> dict[tuple[str, str], tuple[int, str]]:
+    """What a voter ends with, by option and value."""
+    starts = [*NOTHING, *(("--broker", broker) for broker in NO_BROKER), *(("--device", device) for device in NO_DEVICE)]
+    return dict(zip(starts, one_after_another("services.voter", starts), strict=True))
+
+
+@pytest.mark.parametrize(("option", "value"), NOTHING)
+def test_options_that_mean_nothing(option: str, value: str, refused: dict[tuple[str, str], tuple[int, str]]) -> None:
+    code, said = refused[option, value]
     assert code == 2
     assert option in said
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("broker", ["http://x", "mqtt://", "localhost:0", "mqtt://host:99999"])
-async def test_an_address_that_is_none(broker: str) -> None:
-    code, said = await ended(*python("services.voter", "--broker", broker))
-    assert code == 1
-    assert said == f"voter: {broker} is no broker; write mqtt://host:port or mqtts://user@host:port\n"
+@pytest.mark.parametrize("broker", NO_BROKER)
+def test_an_address_that_is_none(broker: str, refused: dict[tuple[str, str], tuple[int, str]]) -> None:
+    said = f"voter: {broker} is no broker; write mqtt://host:port or mqtts://user@host:port\n"
+    assert refused["--broker", broker] == (1, said)
 
 
-@pytest.mark.parametrize(("device", "named"), [("a/b", "'a/b'"), ("", "''"), ("x" * 65, "x" * 65)])
-async def test_a_device_that_is_none(device: str, named: str) -> None:
-    code, said = await ended(*python("services.voter", "--device", device))
+async def test_an_address_that_is_none_of_a_process_of_its_own() -> None:
+    code, said = await ended(*python("services.voter", "--broker", NO_BROKER[0]))
+    assert (code, said.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("device", NO_DEVICE)
+def test_a_device_that_is_none(device: str, refused: dict[tuple[str, str], tuple[int, str]]) -> None:
+    code, said = refused["--device", device]
     assert code == 1
     assert said.count("\n") == 1
-    assert f"{named!s} is no name of a device" in said or f"'{named}' is no name of a device" in said
+    assert f"'{device}' is no name of a device" in said
 
 
 async def test_the_level_of_the_log(tmp_path: Path) -> None:
@@ -138,16 +153,13 @@ async def test_whether_messages_are_signed_is_said_once(tmp_path: Path) -> None:
     assert [line.count("messages are signed") for line in with_key.splitlines()] == [1, 0]
 
 
-@pytest.mark.parametrize("option", ["--signing-key-file", "--audit-log"])
-async def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, option: str) -> None:
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "open").write_text(f"edge-0 {'0' * 64}\n")
-    for path in (
-        tmp_path,
-        tmp_path / "none" / "file",
-        Path("/proc/version"),
-        *([tmp_path / "open"] if "key" in option else []),
-    ):
-        code, said = await ended(*python("services.voter", option, str(path)))
-        assert code == 1
+    paths = [tmp_path, tmp_path / "none" / "file", Path("/proc/version")]
+    given = [("--audit-log", path) for path in paths]
+    given += [("--signing-key-file", path) for path in (*paths, tmp_path / "open")]
+    found = one_after_another("services.voter", [(option, str(path)) for option, path in given])
+    for (option, path), (code, said) in zip(given, found, strict=True):
+        assert code == 1, option
         assert said.count("\n") == 1
         assert str(path) in said

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from accelsim.int8.network import INPUT, Flatten, Network
-from services.trainer.core.labels import choose, probabilities
+from services.trainer.core.labels import choose
 from services.trainer.core.loss import Soft
+from services.trainer.core.objective import probabilities
 from services.trainer.core.task import Recipe, Task
 
 
