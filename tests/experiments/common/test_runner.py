@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from experiments.common import code_version, command, runner
 from experiments.common.runner import Pool
@@ -115,6 +116,7 @@ def test_a_kept_file_that_is_none_is_named(go: Callable[..., list[Any]], tmp_pat
 
 
 def test_on_cores_it_gives_the_same(go: Callable[..., list[Any]], tmp_path: Path) -> None:
+    get_reusable_executor().shutdown()  # processes that another test left have not its path
     found = go(1, 2, 3, 4, pool=Pool(jobs=2))
     assert [each.value for each in found] == [3, 6, 9, 12]
     assert {each.threads for each in found} == {1}
