@@ -55,6 +55,8 @@ SETTINGS = Settings(
     hosts=3,
     codecs=2,
 )
+TOGETHER = replace(SETTINGS, hosts=1)
+"""The same run with one process of each service, where it is not one device's that is killed."""
 DIGITS = load("digits")
 
 
@@ -99,7 +101,7 @@ def execute(prepared: Path, folder: Path, display: Watching, settings: Settings 
 
 
 def test_each_device_gets_the_model_that_it_gets_alone(prepared: Path, alone: dict[str, str], tmp_path: Path) -> None:
-    execute(prepared, tmp_path / "run", Watching())
+    execute(prepared, tmp_path / "run", Watching(), TOGETHER)
     assert digests(tmp_path / "run") == alone
     found = run.finish(SETTINGS, tmp_path / "run")
     assert isinstance(found, of_devices.FleetReport)
@@ -142,14 +144,14 @@ def test_killed_trainer_and_codec_go_on(prepared: Path, alone: dict[str, str], t
             os.kill(pipeline.pids[victims.pop(step)], signal.SIGKILL)
 
     display = Watching(each)
-    execute(prepared, tmp_path / "run", display)
+    execute(prepared, tmp_path / "run", display, TOGETHER)
     assert sorted(display.restarts) == ["codec-server-0", "trainer"]
     assert digests(tmp_path / "run") == alone
 
 
 def test_several_ranks_give_the_model_of_one(make: Callable[..., None], tmp_path: Path) -> None:
     """Replays shared by two processes, one of which is killed."""
-    settings = replace(SETTINGS, device="a,b", recipe=replace(SETTINGS.recipe, chunks=4), ranks=2)
+    settings = replace(TOGETHER, device="a,b", recipe=replace(SETTINGS.recipe, chunks=4), ranks=2)
     folder = tmp_path / "run"
     make(settings, folder)
     network = storage.load(folder / jobs.NETWORK)
@@ -176,7 +178,7 @@ def test_one_device_that_gives_up_stops_no_other(prepared: Path, alone: dict[str
     shutil.copytree(prepared, folder)
     whole = jobs.read(folder / "b")
     jobs.write(folder / "b", replace(whole, data="0" * 16))
-    asyncio.run(run.execute(SETTINGS, folder, Watching()))
+    asyncio.run(run.execute(TOGETHER, folder, Watching()))
     found = run.finish(SETTINGS, folder)
     assert isinstance(found, of_devices.FleetReport)
     (row,) = found.given_up

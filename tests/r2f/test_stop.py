@@ -37,7 +37,7 @@ from services.trainer.table1 import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 120
-OF_SEVERAL = ("--device", "a,b", "--iterations", "60")
+OF_SEVERAL = ("--device", "a,b", "--iterations", "60", "--hosts", "1", "--codecs", "1")
 """With two devices an iteration takes so much longer that there is as much time to stop it in."""
 RETRAIN = [
     "retrain", "--ber", "1e-3", "--iterations", str(ITERATIONS), "--batch", "16", "--eval-seeds", "2", "--eval-samples", "64",
