@@ -7,6 +7,7 @@ in /proc (Linux) below the one that started them and go by the names that a run'
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -179,13 +180,24 @@ def disk_full(scene: Scene) -> Disturbance | None:
     """Not a byte more fits beside the run's folder, for a while."""
     if scene.disk is None:
         return None
-    room = os.statvfs(scene.disk)
     filler = scene.disk / "filler"
-    if filler.exists() or not room.f_bavail:
+    if filler.exists() or not _room(scene.disk):
         return None
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+        while room := _room(scene.disk):
+            try:
+                os.posix_fallocate(file.fileno(), 0, room)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC:  # else the run took some of it in the meantime
+                    raise
     return Disturbance("disk full", "all", scene.chance.uniform(*FULL_S), lambda: filler.unlink(missing_ok=True))
+
+
+def _room(disk: Path) -> int:
+    """Bytes that still fit."""
+    found = os.statvfs(disk)
+    return found.f_bavail * found.f_frsize
 
 
 def clock_stepped(scene: Scene) -> Disturbance | None:

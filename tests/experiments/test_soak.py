@@ -215,6 +215,27 @@ def test_a_disk_is_full_and_has_room_again(tmp_path: Path) -> None:
         (disk / "file").write_bytes(b"x" * 8192)
 
 
+def test_a_disk_that_the_run_takes_a_part_of_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small file system")
+    said: list[str] = []
+    allocate, calls = os.posix_fallocate, []
+
+    def late(file: int, offset: int, length: int) -> None:
+        if not calls:
+            (tmp_path / "disk" / "other").write_bytes(b"x" * 8192)
+        calls.append(length)
+        allocate(file, offset, length)
+
+    with soak.small_disk(tmp_path / "disk", said.append) as disk:
+        if disk is None:
+            pytest.skip(said[0])
+        monkeypatch.setattr(os, "posix_fallocate", late)
+        assert disturbing.disk_full(Scene(0, Random(0), disk)) is not None
+        assert calls == [calls[0], calls[0] - 8192]
+        assert not os.statvfs(disk).f_bavail
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
