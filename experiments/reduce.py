@@ -36,10 +36,10 @@ RATES: Final = (0.01, 0.025, 0.04, 0.055, 0.0625, 0.07, 0.0775, 0.085, 0.0925, 0
 """Of the table, closer to one another where amounts rise: a chip between two is given that of the higher one."""
 LOWEST, HIGHEST = 0.01, 0.1
 """Of the chips, evenly between."""
-STOPS: Final = (0, 4, 16, 32, 48, 64, 80, 96, 128, 160)
+STOPS: Final = (0, 4, 16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 """Amounts, in iterations of 16 images; the first four correct biases."""
 FIRST: Final = 4
-FIRST_CHIP: Final = 40_001
+FIRST_CHIP: Final = 50_001
 """Seed of the first chip that is given an amount; the table's are from 1 on, and by some below it the policies were made."""
 LOST: Final = 7.0
 """Points below the fault-free network that are allowed."""
@@ -54,7 +54,7 @@ def for_table(network: str, maps: int, mapping: bool) -> list[ChipCell]:
 
 def for_amounts(healthy: ChipCell, count: int, most: int) -> list[ChipCell]:
     """The chips that are given amounts, as far as ``most`` iterations, more than which no policy gives."""
-    drawn = np.random.default_rng(40).uniform(LOWEST, HIGHEST, count).round(4)
+    drawn = np.random.default_rng(FIRST_CHIP).uniform(LOWEST, HIGHEST, count).round(4)
     stops = tuple(stop for stop in healthy.stops if stop <= most)
     return [
         msgspec.structs.replace(healthy, stops=stops, rate=float(rate), seed=FIRST_CHIP + place)

@@ -59,7 +59,8 @@ def each_chip(axes: Axes, found: Reduced) -> None:
         beyond = [100 * rate for rate, n in zip(found.rates, policy.amounts, strict=True) if n is None]
         axes.plot(beyond, [0.02 + 0.02 * place] * len(beyond), "x", color=look["color"], transform=axes.get_xaxis_transform())
     axes.set(xlabel="faulty elements, %", ylabel="epochs", title=f"Epochs a chip, {len(found.rates)} chips")
-    axes.legend(fontsize=8)
+    axes.set_ylim(0, 1.4 * max([1, found.fixed]) / found.an_epoch)  # the legend has the upper part
+    axes.legend(fontsize=8, ncols=2, loc="upper left")
     axes.grid(alpha=0.3)
 
 

@@ -10,9 +10,9 @@ what to do about maps of one rate that differ, rates between and beyond those me
   it looks good enough without;
 - *order*: no rate is given less than a smaller one: the amount is the running maximum over rising rates;
 - *between* two measured rates a chip gets the amount of the higher one;
-- *beyond* the highest measured rate, and from the lowest rate on at which too few maps were helped by the largest
-  amount, a chip
-  is beyond help: it is named so and not retrained.
+- *doubt*: a chip of the table that the largest amount leaves at the target, but not surely, needs the largest amount;
+- *beyond* the highest measured rate, and from the lowest rate on at which too few maps were helped by the largest amount, a
+  chip is beyond help: it is named so and not retrained.
 
 The amount by a chip's own map goes by the same rules, with a score of the map in place of the rate: the course of the
 chip itself over its first iterations, which correct biases and cost next to nothing, or what of the network's saliency its map
@@ -95,9 +95,11 @@ def least(table: Table) -> int:
 def needed(course: Course, target: float, sure: float = SURE, least: int = 0) -> int | None:
     """The first stop of a course, ``least`` or more, from which on it is ``good``.
 
-    None where its last point is not: what more iterations would do was not measured.
+    Its last where it is at the target there, but not surely; None where it is below: what more iterations would do was
+    not measured.
     """
-    found = None
+    last = course.points[-1]
+    found = last.iterations if last.accuracy >= target and last.iterations >= least else None
     for point in reversed(course.points):
         if not good(point, target, sure) or point.iterations < least:
             break
@@ -186,11 +188,9 @@ def by_damage(table: Table, damage: float, rate: float, target: float, *, sure: 
 def by_map(table: Table, begun: Course, target: float, *, first: int, sure: float = SURE) -> Amount:
     """The amount that a chip's own map asks for, by its course up to the stop ``first``.
 
-    One that is good enough by then is done. Never less than ``first`` else, which has been spent.
+    Never less than ``first``, which has been spent. That one is good enough by then is no reason to leave it at that: of the
+    table's chips that were as accurate, the worst counts.
     """
-    already = reached(begun, target, sure, least(table))
-    if already is not None and already <= first:
-        return Amount(iterations=already, why=f"good enough behind {already} iterations")
     bad = score(begun, "accuracy", first)
     found = _by_score(
         table, "accuracy", bad, begun.rate, target, sure, first, lambda at: f"{-at:.1f} % behind {first} iterations"

@@ -73,7 +73,7 @@ def test_the_chips_are_others_than_the_tables_and_within_the_rates() -> None:
     fleet = reduce.for_amounts(healthy, 100, 70)
     assert healthy.rate == 0
     assert {cell.stops for cell in fleet} == {(0, 4, 16, 32, 48, 64)}
-    assert {cell.largest for cell in (*table, *fleet)} == {160}
+    assert {cell.largest for cell in (*table, *fleet)} == {256}
     assert len(table) == 3 * len(reduce.RATES)
     assert len(fleet) == 100
     assert not {cell.seed for cell in table} & {cell.seed for cell in fleet}

@@ -60,6 +60,15 @@ def test_noise_is_not_taken_for_good_enough() -> None:
     assert amounts.reached(noisy, 90, sure=2.5) is None
 
 
+def test_in_doubt_it_is_the_largest_amount() -> None:
+    doubtful = course(0.1, 80, 85, 89, 90.5, error=0.7)
+    assert amounts.needed(doubtful, 90) == 20
+    assert amounts.needed(course(0.1, 80, 85, 91, 89.9, error=0.7), 90) is None
+    found = amounts.by_rate(table(*MEASURED.courses, doubtful), 0.1, 90)
+    assert found.iterations == 20
+    assert amounts.needed(doubtful, 90, least=30) is None
+
+
 def test_fixed_is_what_the_worst_needs() -> None:
     assert amounts.fixed(MEASURED, 90).iterations == 20
     assert amounts.fixed(MEASURED, 80).iterations == 10
@@ -103,6 +112,8 @@ def test_by_map_the_chips_own_first_iterations_decide() -> None:
     begun = (0, 4)
     good = course(0.05, 85, 90, stops=begun)
     assert amounts.by_map(MEASURED, good, 90, first=4).iterations == 4
+    lucky = table(*MEASURED.courses, course(0.02, 85, 91, 89, 92))
+    assert amounts.by_map(lucky, good, 90, first=4).iterations == 20, "one of the table's was as good and did not stay so"
     assert amounts.by_map(MEASURED, course(0.05, 91, 92, stops=begun), 90, first=4).iterations == 4, "biases are corrected"
     assert amounts.by_map(MEASURED, course(0.05, 70, 89.5, stops=begun), 90, first=4).iterations == 10
     assert amounts.by_map(MEASURED, course(0.05, 70, 75, stops=begun), 90, first=4).iterations == 20

@@ -163,7 +163,7 @@ def test_retraining_wins_back_what_pruning_lost(network: Network, data: Dataset,
     before, won = bare.points[0].accuracy, after.points[-1].accuracy
     assert before < clean - 5
     assert won > before + 0.5 * (clean - before)
-    assert moved.damage < 0.8 * bare.damage
+    assert moved.damage < 0.9 * bare.damage
     assert moved.points[0].accuracy > before
     assert after.points[-1].error < bare.points[0].error
 
