@@ -3,6 +3,9 @@
 ResNet-20 at batch 16 with random weights, calibrated on smooth random images (no data set is needed); both sides end
 with the same model, which is checked. Seconds an iteration are the median over iterations after a warm-up, each side
 with the machine to itself. Rounds alternate, so that a slow spell of the machine hits both.
+
+The recipe and the arithmetic are those that ``r2f retrain`` has by default. ``--paper`` takes the paper's: signed activations,
+the device's labels, plain gradients; what it leaves out is what ours costs.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from accelsim.lowering import lower
 from r2f import inprocess, prepare, run
 from r2f.display import Display
 from r2f.memory import shares
-from r2f.settings import Settings
+from r2f.settings import PLAIN, Settings
 from services.bus.messages import Progress
 from services.trainer.core import job as jobs
 from services.trainer.core import ledger
@@ -54,8 +57,8 @@ class Stopwatch(Display):
             self.times.append(time.perf_counter())
 
 
-def make(folder: Path, iterations: int) -> tuple[Network, Job, Settings]:
-    """The network, its data (``data.npz``) and one job for both sides."""
+def make(folder: Path, iterations: int, *, paper: bool = False) -> tuple[Network, Job, Settings]:
+    """The network, its data (``data.npz``) and one job for both sides; with the paper's recipe and arithmetic or with ours."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (320, 8, 8, 3)).astype(np.float32)
     images = np.clip(coarse.repeat(4, 1).repeat(4, 2) + random.normal(0, 12, (320, 32, 32, 3)), 0, 255).astype(np.uint8)
@@ -68,7 +71,14 @@ def make(folder: Path, iterations: int) -> tuple[Network, Job, Settings]:
         test_labels=labels[256:],
     )
     torch.manual_seed(0)
-    network = lower(zoo.build("resnet20").eval(), images[:64], (0.5,) * 3, (0.25,) * 3, name="resnet20")
+    network = lower(
+        zoo.build("resnet20").eval(),
+        images[:64],
+        (0.5,) * 3,
+        (0.25,) * 3,
+        "resnet20",
+        activations="signed" if paper else "auto",
+    )
     settings = Settings(
         network="resnet20",
         data=Spec(source=str(folder / "data.npz")),
@@ -78,6 +88,8 @@ def make(folder: Path, iterations: int) -> tuple[Network, Job, Settings]:
         evaluation_samples=16,
         checkpoint_every=10_000,
     )
+    if paper:
+        settings = msgspec.structs.replace(settings, **PLAIN | {"iterations": iterations})
     return network, prepare.job_of(settings, "benchmark"), settings
 
 
@@ -108,6 +120,7 @@ def in_process(folder: Path, network: Network, job: Job) -> tuple[list[float], s
 def main(
     iterations: Annotated[int, typer.Option(help="Iterations a round.")] = 60,
     rounds: Annotated[int, typer.Option(help="Rounds of each side.")] = 2,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's recipe and arithmetic, in place of ours.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
 ) -> None:
     """Seconds an iteration over Mosquitto and over the embedded broker ÷ seconds in one process."""
@@ -117,7 +130,7 @@ def main(
     stages: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
-        network, job, settings = make(top, iterations)
+        network, job, settings = make(top, iterations, paper=paper)
         for number in range(rounds):
             found, model = in_process(top, network, job)
             times["in process"] += found
@@ -133,7 +146,8 @@ def main(
     if len(models) != 1:
         raise SystemExit(f"the sides ended with different models: {models}")
     base = statistics.median(times["in process"])
-    table = Table("side", "ms an iteration", "ratio", title=f"ResNet-20, batch {job.batch}, chained, BER 1e-5")
+    title = f"ResNet-20, batch {job.batch}, chained, BER 1e-5, recipe {'of the paper' if paper else 'as by default'}"
+    table = Table("side", "ms an iteration", "ratio", title=title)
     for side, found in times.items():
         table.add_row(side, f"{1000 * statistics.median(found):.1f}", f"{statistics.median(found) / base:.2f}")
     profile = Table("stage", "ms", title="host time of the stages over Mosquitto (they overlap)")
