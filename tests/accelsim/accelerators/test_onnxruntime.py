@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def _lowered(name: str) -> tuple[Network, Int8]:
     shape = SHAPES.get(name, (12, 12, 3) if name == "mixed" else (48, 48, 3))
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
     module = Mixed() if name == "mixed" else build(name, 10)
-    network = lower(module, images, (0.5,) * shape[2], (0.25,) * shape[2], name)
+    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
+    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+        network = lower(module, images, (0.5,) * shape[2], (0.25,) * shape[2], name)
     return network, network.quantize_images(images)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,7 +134,9 @@ def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activ
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
     module = OURS[name]() if name in OURS else build(name, 10)
     mean, std = (0.5, 0.4, 0.45)[: shape[2]], (0.25, 0.2, 0.3)[: shape[2]]
-    network = lower(module, images, mean, std, name, activations=activations)  # type: ignore[arg-type]
+    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
+    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+        network = lower(module, images, mean, std, name, activations=activations)  # type: ignore[arg-type]
     return network, images, Engine(network).run(network.quantize_images(images))[-1]
 
 
