@@ -19,6 +19,7 @@ from accelsim.datasets import Dataset, Int64, load
 from accelsim.files import write_whole
 from accelsim.int8.network import UInt8
 from accelsim.lowering import normalise
+from accelsim.threads import one_thread
 from services.trainer.core.evaluation import Evaluation, Reference, accuracy, measure
 
 
@@ -28,14 +29,9 @@ def train(build: Callable[[], nn.Module], data: Dataset, *, seed: int = 0, epoch
     SGD with momentum under a one-cycle rate, images shifted by up to a pixel. The same arguments give the same weights
     on the same machine: one thread, which for batches this small is also the fastest. Returned in eval mode.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _train(build(), data, epochs, batch)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _train(build(), data, epochs, batch)
 
 
 def _train(module: nn.Module, data: Dataset, epochs: int, batch: int) -> nn.Module:
@@ -93,14 +89,9 @@ def train_images(
     are images, of which 0..255 are 0..1; images and targets mirrored left to right together. The same arguments give the same
     weights on the same machine, as in ``train``. Returned in eval mode.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _train_images(build(), data, epochs, batch)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _train_images(build(), data, epochs, batch)
 
 
 def _train_images(module: nn.Module, data: Dataset, epochs: int, batch: int) -> nn.Module:

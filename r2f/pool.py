@@ -18,8 +18,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import joblib
-import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from accelsim.threads import one_thread
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -74,13 +75,8 @@ def each(work: Callable[[C, T], R], common: C, tasks: Sequence[T], pool: Pool) -
 def alone(work: Callable[[C, T], R], common: C, task: T) -> R:
     """The task's result, on one thread, with no other task in this process beside it: gradients in float32 depend on how many
     threads add them up."""
-    with _ALONE:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return work(common, task)
-        finally:
-            torch.set_num_threads(before)
+    with _ALONE, one_thread():
+        return work(common, task)
 
 
 def _placed(work: Callable[[C, T], R], common: C, place: int, task: T) -> tuple[int, R]:

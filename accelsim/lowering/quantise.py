@@ -32,6 +32,7 @@ from accelsim.lowering.rehearse import rehearse
 from accelsim.lowering.signs import levels, unsigned
 from accelsim.lowering.tie import tie
 from accelsim.lowering.weights import Weight, correct_bias, quantise_weight
+from accelsim.threads import one_thread
 
 _TRIAL = 32
 """Calibration images that feel for the derivatives, and that decide between the candidates"""
@@ -90,8 +91,14 @@ def chosen(choice: Choice, mean: Sequence[float], std: Sequence[float], name: st
 def choose(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], aim: Aim) -> Choice:
     """Scales and integers for a float graph, calibrated on uint8 images (N, H, W, C).
 
+    Made on one thread, so that they are the same on machines with fewer cores and with more.
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
+    with one_thread():
+        return _choose(graph, images, mean, std, aim)
+
+
+def _choose(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], aim: Aim) -> Choice:
     x = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)  # a third faster
     trial = x[_trial(len(x))]
     without_sign = unsigned(graph) if aim.unsigned else frozenset[int]()

@@ -7,8 +7,8 @@ is differentiated at the input that the device fed it, whatever its faults then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple, assert_never
 
@@ -41,6 +41,7 @@ from accelsim.int8.network import (
 from accelsim.int8.phases import bias_groups, taps_of
 from accelsim.int8.places import windows
 from accelsim.int8.walk import walk
+from accelsim.threads import one_thread
 from services.trainer.core import elementwise
 from services.trainer.core.loss import Labels, loss
 
@@ -100,19 +101,10 @@ def replay(
         return Replay(found.value, found.correct, _norm(gradients), gradients)
 
 
-@contextmanager
-def _threads(network: Network, batch: int) -> Iterator[None]:
+def _threads(network: Network, batch: int) -> AbstractContextManager[None]:
     """One thread for the block where the layers are too small to share out: waking the others would cost more."""
     macs = sum(layer.weight.size * layer.shape[0] * layer.shape[1] for _, layer in network.convs()) * batch
-    threads = torch.get_num_threads()
-    if macs >= SHARED_MACS or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return nullcontext() if macs >= SHARED_MACS else one_thread()
 
 
 def activations(

@@ -224,3 +224,18 @@ def test_without_faults_no_gains_win_where_gains_mislead(monkeypatch: pytest.Mon
     assert digest(chosen) == digest(without)
     assert {gains for _, gains in quantising._candidates(quantising.Aim(ber=1e-4))} == {True}
     assert {gains for _, gains in quantising._candidates(quantising.plain(graph))} == {False}
+
+
+def test_the_number_of_threads_does_not_change_the_network() -> None:
+    """A machine with more cores makes the same network, though torch adds up in another order there."""
+    torch.manual_seed(3)
+    module, images = zoo.build("digits_cnn", 10).eval(), _images((8, 8, 1), 80)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(digest(lower(module, images, (0.5,), (0.25,), ber=1e-3)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert len(set(found)) == 1
