@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -218,7 +219,9 @@ def _zoo(name: str) -> tuple[nn.Module, UInt8, Network]:
     torch.manual_seed(1)
     shape = {"digits_cnn": (8, 8, 1), "resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}.get(name, (64, 64, 3))
     module, images = build(name, 10).eval(), _images(shape, 4)
-    return module, images, _lower(module, images, activations="signed" if name in SIGNED else "auto")
+    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
+    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+        return module, images, _lower(module, images, activations="signed" if name in SIGNED else "auto")
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in (*GENERATIVE, *IMAGES)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def images(count: int) -> UInt8:
 
 @functools.cache
 def lowered(name: str) -> Network:
-    return int8_network(name, None, images(8))
+    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
+    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+        return int8_network(name, None, images(8))
 
 
 # ResNet-50 alone takes a minute, and has no layer that ResNet-18 has not.
