@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 from urllib.parse import quote
 
 from broker import config
@@ -26,6 +27,8 @@ LETTING_GO_S = 3.0
 """How long a predecessor may take to leave its port."""
 GRACE_S = 3.0
 """From SIGTERM to SIGKILL."""
+PORTS: Final = range(20000, 32768)
+"""Where ports are looked for."""
 
 
 class BrokerError(Exception):
@@ -72,13 +75,36 @@ def find_mosquitto() -> str | None:
 
 
 def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
-    """That port, or where it is 0 any, if nobody listens on it right now: else OSError."""
+    """That port, or where it is 0 any, if nobody listens on it right now: else OSError.
+
+    Any is none of those that the system gives outgoing connections, as long as there are others: one of them, and be it a
+    service's that looks for this very broker, would have the port when the broker is to be started, or started again.
+    """
+    if port:
+        return _listening(host, port)
+    others = _unasked()
+    for number in random.sample(others, min(20, len(others))):
+        with contextlib.suppress(OSError):
+            return _listening(host, number)
+    return _listening(host, 0)
+
+
+def _listening(host: str, port: int) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
         probe.listen()
         free: int = probe.getsockname()[1]
         return free
+
+
+def _unasked() -> range:
+    """Ports that nobody is given who does not ask for one."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:  # not Linux, where they begin at 32768 or 49152
+        first = PORTS.stop
+    return range(PORTS.start, max(PORTS.start, min(PORTS.stop, first)))
 
 
 @contextlib.asynccontextmanager

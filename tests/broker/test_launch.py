@@ -140,6 +140,20 @@ async def test_a_port_that_is_taken_is_one_clear_error(embedded: bool, monkeypat
                 pass
 
 
+def test_a_free_port_is_none_that_connections_are_given() -> None:
+    """Else one has it when its broker is started again: a service that looks for the broker may be given the very port."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    found = {launching.free_port() for _ in range(50)}
+    assert len(found) > 40
+    if low > launching.PORTS.start:
+        assert not any(low <= port <= high for port in found)
+
+
+def test_where_connections_are_given_all_ports_any_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "_unasked", lambda: range(20000, 20000))
+    assert launching.free_port() > 0
+
+
 async def test_a_predecessor_may_take_a_moment_to_leave_its_port() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     asyncio.get_running_loop().call_later(0.3, taken.close)
