@@ -418,6 +418,10 @@ def doctor() -> None:
 
         from r2f.doctor import rows
 
+        told = Console(stderr=True)
+        told.print(
+            "trying the engine's paths; the first time, their kernels are compiled for this machine, which takes a minute or two"
+        )
         table = Table("what", "state", "why", title="r2f doctor", title_justify="left")
         for row in rows():
             table.add_row(*map(Text, row))
