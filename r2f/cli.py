@@ -418,10 +418,8 @@ def doctor() -> None:
 
         from r2f.doctor import rows
 
-        told = Console(stderr=True)
-        told.print(
-            "trying the engine's paths; the first time, their kernels are compiled for this machine, which takes a minute or two"
-        )
+        first = "the first time, their kernels are compiled for this machine, which takes a minute or two"
+        Console(stderr=True).print(f"trying the engine's paths; {first}")
         table = Table("what", "state", "why", title="r2f doctor", title_justify="left")
         for row in rows():
             table.add_row(*map(Text, row))
