@@ -27,7 +27,7 @@ from services.thingsboard.core import asked
 from services.thingsboard.core.asked import DeployModel, GetData, SetAIoTMode, Setting
 from services.thingsboard.firmware import Firmwares
 from services.thingsboard.models import Models
-from services.trainer.remote import Data
+from services.trainer.answers import Data
 from services.trainer.table1 import Mode, Server, serving
 
 log = structlog.get_logger()

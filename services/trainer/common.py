@@ -34,7 +34,8 @@ from services.trainer.core.job import Job
 from services.trainer.core.parts import Replaying
 from services.trainer.core.recipe import Plan
 from services.trainer.disk import written
-from services.trainer.remote import DeviceError, ready_s
+from services.trainer.patience import ready_s
+from services.trainer.remote import DeviceError
 from services.trainer.table1 import Server, serving
 from services.trainer.training import Training
 

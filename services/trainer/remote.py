@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
 from accelsim.int8 import storage
-from accelsim.int8.network import Activation, Network, UInt8
 from services.boundary import detail, trace
 from services.bus import Bus, BusError
 from services.bus.keys import OPTION
@@ -34,6 +32,8 @@ from services.bus.messages import (
     Votes,
 )
 from services.shown import plain
+from services.trainer.answers import Asked, Data, Deployed, counted
+from services.trainer.patience import Patience
 
 log = structlog.get_logger()
 
@@ -52,100 +52,8 @@ PATH = ("agent", "voter", "codec-device", "codec-server")
 """The services between a Forward and its activations; a restart of one loses what it held of an iteration."""
 
 
-ALLOWED_S = 20.0
-"""What a device is given to compute at first, beyond what its link takes: as much as where no link is between."""
-
-
 class DeviceError(BusError):
     """The device, or a service on the way to it, did not do what it was told; the message says which and why."""
-
-
-class Patience(NamedTuple):
-    """How long a device may be silent before it is asked again, and how often it is asked to no avail, but for restarts.
-
-    Each time that it was silent it is given more: on top of ``seconds``, which are the link's where there is one, ``ALLOWED_S``
-    to compute, then three and seven times that. A repeat makes a pass begin anew, so one that is only slow would never
-    end. As with TCP's timer (RFC 6298) the longer time stays until an answer says what the device takes.
-    """
-
-    seconds: float = 20.0
-    attempts: int = 4
-
-    def more(self, waits_s: float) -> float:
-        """How long it may be silent next time, where it was so for that long."""
-        longer = self.seconds + 2 * (waits_s - self.seconds) + min(self.seconds, ALLOWED_S)
-        return min(longer, self.longest)
-
-    @property
-    def longest(self) -> float:
-        """Seconds of an attempt at most: those of the fourth."""
-        return self.seconds + min(self.seconds, ALLOWED_S) * ((1 << min(self.attempts - 1, 3)) - 1)
-
-    @property
-    def in_all(self) -> float:
-        """Seconds of all attempts to no avail, whatever the device took before."""
-        waits = [self.seconds]
-        for _ in range(self.attempts - 1):
-            waits.append(self.more(waits[-1]))
-        return sum(waits)
-
-
-def ready_s(patience_s: float) -> float:
-    """How long, in seconds, services of a job with that patience may take to be there. Many that start on one machine take
-    longer, and their patience says so; behind a slow link it is for what is much larger than a birth."""
-    return max(60.0, min(3 * patience_s, 1800.0))
-
-
-@dataclass(slots=True)
-class Asked:
-    """A command that the device was given last of its kind, and what it says to that."""
-
-    seq: int
-    nonce: int
-    answer: Ack | None = None
-
-
-@dataclass(slots=True)
-class Data:
-    """What one forward pass of the device gave: Table I's getData.
-
-    ``outputs`` is the network's int8 output (N, 1, 1, C). In training mode ``images`` is the batch, uint8 (N, H, W, C),
-    and ``activations`` every MAC layer's output, int8 or uint8 (N, H, W, C), by layer index; in inference mode both are empty.
-    ``labels`` is int64 (N,), or None if the device has none. ``mismatched_layers`` are those whose rebuilt tensor does not
-    have the digest that the device sent; ``repairs`` counts elements that were wrong until a repair mended them.
-    """
-
-    iteration: int
-    attempt: int
-    samples: int = 0
-    """That were asked for; 0 where nothing was."""
-    nonce: int = 0
-    """Of the command that is answered."""
-    images: UInt8 | None = None
-    labels: npt.NDArray[np.int64] | None = None
-    outputs: Activation | None = None
-    activations: dict[int, Activation] = field(default_factory=dict)
-    mismatched_layers: set[int] = field(default_factory=set)
-    repairs: dict[int, int] = field(default_factory=dict)
-    """Of ``repaired``, by layer index."""
-
-    @property
-    def repaired(self) -> int:
-        """Elements of all layers that a repair mended."""
-        return sum(self.repairs.values())
-
-    @property
-    def mismatched(self) -> int:
-        """Elements of the layers that are not the device's: an upper bound, for a digest does not count."""
-        return sum(self.activations[index].size for index in self.mismatched_layers)
-
-
-class Deployed(NamedTuple):
-    """A network, the version that it has on the bus, and the iteration that made it (-1 for none)."""
-
-    network: Network
-    version: int
-    iteration: int
 
 
 class Remote:
@@ -439,7 +347,7 @@ class Remote:
             case Inputs():
                 if data.images is not None:
                     return False
-                _count("images", message.images, data)
+                counted("images", message.images, data)
                 data.labels = self._labels(message.labels, data)
                 data.images = self._keep(message.images, "images", np.dtype(np.uint8))
             case Activations():
@@ -448,7 +356,7 @@ class Remote:
                 for layer in message.layers:
                     if layer.index not in layers:
                         raise ValueError(f"layer {layer.index} is no MAC layer of the network deployed")
-                    _count(f"layer {layer.index}", layer.actual, data)
+                    counted(f"layer {layer.index}", layer.actual, data)
                     data.activations[layer.index] = self._keep(layer.actual, f"layer {layer.index}", layers[layer.index].dtype)
                     data.repairs[layer.index] = layer.repaired
                     if not layer.faithful:
@@ -458,7 +366,7 @@ class Remote:
                 self._bound(message.nonce, data.nonce, f"outputs of iteration {message.iteration}")
                 if data.outputs is not None:
                     return False
-                _count("outputs", message.outputs, data)
+                counted("outputs", message.outputs, data)
                 wanted = ("int8", "uint8") if self.deployed is None else (self.deployed.network.layers[-1].dtype.name,)
                 if message.outputs.dtype not in wanted:
                     raise ValueError(f"outputs are {message.outputs.dtype}, expected {' or '.join(wanted)}")
@@ -483,11 +391,5 @@ class Remote:
     def _labels(self, labels: Tensor | None, data: Data) -> npt.NDArray[np.int64] | None:
         if labels is None:
             return None
-        _count("labels", labels, data)
+        counted("labels", labels, data)
         return self.bus.open(labels).astype(np.int64, copy=True)
-
-
-def _count(what: str, tensor: Tensor, data: Data) -> None:
-    """Raises ValueError where a tensor is not of just the samples that were asked for."""
-    if not tensor.shape or tensor.shape[0] != data.samples:
-        raise ValueError(f"{what}: shape {tensor.shape}, {data.samples} samples were asked for")

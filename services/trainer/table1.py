@@ -30,8 +30,10 @@ from services.bus.messages import (
 )
 from services.metric import Metric
 from services.scheme import CHAINED, Scheme, View
+from services.trainer.answers import Data, Deployed
 from services.trainer.core.ledger import Row
-from services.trainer.remote import PASS, PATH, Data, Deployed, DeviceError, Patience, Remote
+from services.trainer.patience import Patience
+from services.trainer.remote import PASS, PATH, DeviceError, Remote
 
 log = structlog.get_logger()
 

@@ -22,6 +22,7 @@ from services.bus import Bus
 from services.bus.messages import Phase, State
 from services.bus.service import Stopped
 from services.trainer import samples
+from services.trainer.answers import Data
 from services.trainer.core import checkpoint, evaluation, job, ledger, recipe, result
 from services.trainer.core.checkpoint import Checkpoint
 from services.trainer.core.course import (
@@ -45,7 +46,7 @@ from services.trainer.core.recipe import Plan
 from services.trainer.core.result import Result
 from services.trainer.core.step import INITIAL_VERSION, Received, Step, start
 from services.trainer.disk import written
-from services.trainer.remote import Data, ready_s
+from services.trainer.patience import ready_s
 from services.trainer.table1 import Mode, Server, serving
 
 log = structlog.get_logger()

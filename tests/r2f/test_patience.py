@@ -18,7 +18,7 @@ from broker.link.profiles import PROFILES
 from r2f import run
 from r2f.patience import SILENCE_S, silence_s
 from r2f.settings import Settings
-from services.trainer.remote import Patience
+from services.trainer.patience import Patience
 
 LIVE = Settings(network="squeezenet1_1", live=True, link="lora", batch=16)
 

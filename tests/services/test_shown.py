@@ -17,7 +17,9 @@ from r2f.display import Display
 from services.bus import MessageError, encoding, service
 from services.bus.messages import Ack, Dropped
 from services.shown import plain
-from services.trainer.remote import Asked, DeviceError, Patience, Remote
+from services.trainer.answers import Asked
+from services.trainer.patience import Patience
+from services.trainer.remote import DeviceError, Remote
 
 EVIL = "no\x1b[2J\x1b]0;mine\x07 room\r\nok\x9b31m\u202e"
 ACK = "r2f/v1/d/up/ack"

@@ -35,7 +35,9 @@ from services.bus.messages import (
     Timing,
 )
 from services.trainer import remote
-from services.trainer.remote import PATH, Data, DeviceError
+from services.trainer.answers import Data
+from services.trainer.patience import Patience
+from services.trainer.remote import PATH, DeviceError
 from services.trainer.table1 import Mode, serving
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
@@ -411,13 +413,13 @@ async def test_a_device_that_hears_only_repeats_is_not_taken_for_slow(network: N
     ],
 )
 def test_each_time_more_for_the_device_and_no_more_for_the_link(seconds: float, attempts: int, waits: list[float]) -> None:
-    patience = remote.Patience(seconds, attempts)
+    patience = Patience(seconds, attempts)
     found = [seconds]
     while len(found) < attempts:
         found.append(patience.more(found[-1]))
     assert found == waits
     assert (patience.in_all, patience.longest) == (sum(waits), waits[-1])
-    assert remote.Patience(20.0, 10**6).longest == 160
+    assert Patience(20.0, 10**6).longest == 160
 
 
 async def test_a_restart_is_answered_when_all_listen_again_and_nothing_spins_until_then(network: Network) -> None:
