@@ -109,7 +109,7 @@ def retrain(
 def layers(
     given: dict[str, Any],
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The network, as --network; weights are random without --weights.")
+        str | None, typer.Argument(metavar="NAME", help="The network, as --network; weights are random without --weights.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="List the network of this run's folder.", rich_help_panel="Run")] = None,
 ) -> None:
@@ -293,7 +293,7 @@ def runs(out: Annotated[Path, typer.Argument(help="Where run folders are.")] = R
 @app.command("stop")
 def stop_command(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help=r"Folder of the run \[default: the newest that is going on]")
+        Path | None, typer.Argument(metavar="RUN", help=r"Folder of the run \[default: the newest that is going on]")
     ] = None,
     broker: Annotated[
         str | None,
@@ -339,10 +339,20 @@ def tap_command(
     def work() -> None:
         import asyncio
 
-        from r2f import folders, tap
+        import structlog
 
-        at, name = (broker, "edge-0") if broker is not None else folders.broker_of(run, out)
-        asyncio.run(tap.tap(pattern, at, device or name, as_json=as_json, count=count))
+        from r2f import folders, tap
+        from services.bus import BusError
+
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # messages alone on standard output
+        folder = None if broker is not None else run or folders.newest_running(out, folders.NAME_A_BROKER)
+        at, name = (broker, "edge-0") if folder is None else folders.broker_of(folder, out)
+        try:
+            asyncio.run(tap.tap(pattern, str(at), device or name, as_json=as_json, count=count))
+        except BusError:
+            if folder is None or folders.is_running(folder):
+                raise
+            print(f"{folder}: the run is over", file=sys.stderr)
 
     guarded(work)
 

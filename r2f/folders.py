@@ -29,6 +29,7 @@ from services.trainer.core.evaluation import Evaluation
 
 LOCK = "lock"
 BROKER = "broker.txt"
+NAME_A_BROKER = ", or name a broker with --broker mqtt://host:port"
 State = Literal["running", "done", "stopped", "given up", "damaged"]
 
 
@@ -188,7 +189,7 @@ def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
 
     Raises ValueError saying which runs there are and what to do.
     """
-    run = newest_running(parent, ", or name a broker with --broker mqtt://host:port") if run is None else run
+    run = newest_running(parent, NAME_A_BROKER) if run is None else run
     address = run / BROKER
     if not address.exists():
         known = f", it {_words(look(run))}" if (run / settings_file.FILE).exists() else ""

@@ -118,7 +118,7 @@ def _traffic(report: Report) -> Table:
 
 
 def _times(report: Report) -> Table:
-    grid = _grid("Seconds (stages overlap)", "host", "device (model)", "link (model)")
+    grid = _grid("Seconds an iteration", "host", "device (model)", "link (model)")
     for stage, time in report.stages_s.items():
         grid.add_row(stage, *(f"{value:.4f}" if value else "" for value in (time.host, time.device, time.link)))
     parts = [(time.host, time.device, time.link) for time in report.stages_s.values()]

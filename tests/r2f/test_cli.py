@@ -105,6 +105,17 @@ def test_a_broker_that_is_not_there(tmp_path: Path) -> None:
     said(result, url, "unreachable")
 
 
+def test_a_tap_outlives_its_run(tmp_path: Path) -> None:
+    """Which is no error, and does not stand among the messages."""
+    (tmp_path / "run.toml").write_text("")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        (tmp_path / "broker.txt").write_text(f"mqtt://127.0.0.1:{taken.getsockname()[1]}\n")
+        result = CliRunner().invoke(app, ["tap", "--run", str(tmp_path), "--json"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.endswith(f"{tmp_path}: the run is over\n")
+
+
 def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["retrain", "--resume", str(tmp_path)])
     said(result, str(tmp_path), "run.toml")
