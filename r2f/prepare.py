@@ -187,9 +187,9 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     data = datasets.open(settings.data)
     for note in data.notes:
         say.note(note)
-    module = float_module(settings, data, say)
     if settings.launch and settings.batch > len(data.train_images):
         raise SettingsError(f"--batch {settings.batch}: {data.name} has {len(data.train_images)} training images")
+    module = float_module(settings, data, say)
     with say.step("quantising to int8"):
         network = lowered(settings, data, module)
         plain = lowered(msgspec.structs.replace(settings, activations="signed"), data, module) if settings.baseline else None

@@ -58,7 +58,7 @@ def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[
     try:
         budgets = tuple(sorted({plan.share(part.strip()) for part in asked.budget.split(",")}))
     except ValueError as error:
-        raise SettingsError(f"--budget: {error}") from None
+        raise SettingsError(f"--{error}") from None
     if asked.cost == "macs" and asked.units == "sites":
         raise SettingsError("--cost macs: voters at ports multiply nothing; take --units layers, or --cost cycles")
     data = datasets.open(settings.data)
@@ -109,8 +109,9 @@ def searched(data: Dataset, count: int) -> UInt8:
 
 def table(found: Plan) -> Table:
     """A row a budget."""
+    seeds = "1 fault seed" if len(found.seeds) == 1 else f"{len(found.seeds)} fault seeds"
     title = (
-        f"{found.network}: answers as without faults, on {found.images} training images, {len(found.seeds)} fault seeds; "
+        f"{found.network}: answers as without faults, on {found.images} training images, {seeds}; "
         f"found in {found.evaluations:g} evaluations"
     )
     grid = Table(

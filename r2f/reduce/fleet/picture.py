@@ -12,12 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from accelsim.files import write_whole
-from r2f.plots import AFTER, BEFORE, CLEAN, GRID, HOST, INK, QUIET, STYLE
+from r2f.plots import AFTER, BEFORE, CLEAN, DEVICE, GRID, HOST, INK, QUIET, STYLE
 from r2f.reduce.fleet.plan import Plan
 from r2f.reduce.fleet.results import Row
 
 PICTURE: Final = "fleet.png"
-_STATES: Final = {"reached": (AFTER, "o"), "missed": (BEFORE, "s"), "beyond help": (INK, "x"), "failed": (HOST, "P")}
+_STATES: Final = {
+    "reached": (AFTER, "o"),
+    "in doubt": (DEVICE, "D"),
+    "missed": (BEFORE, "s"),
+    "beyond help": (INK, "x"),
+    "failed": (HOST, "P"),
+}
 
 
 def draw(plan: Plan, rows: list[Row], path: Path) -> None:

@@ -115,6 +115,8 @@ def listed(paths: Sequence[Path], array: Array) -> list[Listed]:
     """
     files: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder; it names a chip file, or a folder of them (docs/chips.md)")
         own = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not own:
             raise ValueError(f"{path}: no chip file in this folder; it needs one *.json a chip (docs/chips.md)")

@@ -11,6 +11,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from accelsim.files import write_whole
+from r2f.reduce.course import Course
 from r2f.reduce.fleet.plan import Plan
 from r2f.reduce.fleet.retrain import Fleet, at_target
 from r2f.settings import SettingsError
@@ -23,7 +24,8 @@ COLUMNS: Final[dict[str, type]] = {
     "name": str, "file": str, "chip": str, "rate": float, "state": str, "planned": int, "iterations": int, "epochs": float,
     "before": float, "after": float, "error": float, "damage": float, "seconds": float, "sha256": str, "why": str,
 }  # fmt: skip
-"""Of the table: name and type. ``state`` is reached, missed, beyond help, failed or to do; ``planned`` are iterations, as
+"""Of the table: name and type. ``state`` is reached, in doubt (at the target on the images that chose, not surely on others),
+missed, beyond help, failed or to do; ``planned`` are iterations, as
 ``iterations``, which were given; ``before``, ``after`` and its ``error`` are per cent; ``seconds`` are processor time."""
 
 Row = dict[str, Any]
@@ -39,7 +41,7 @@ def rows(fleet: Fleet) -> list[Row]:
         if (done := fleet.done.get(one.name)) is not None:
             first, last = done.course.points[0], done.course.points[-1]
             row |= {
-                "state": "reached" if at_target(plan, done.course) else "missed",
+                "state": state(plan, done.course),
                 "iterations": done.iterations, "epochs": done.iterations / plan.an_epoch, "before": first.accuracy,
                 "after": last.accuracy, "error": last.error, "damage": done.course.damage, "seconds": done.course.seconds,
                 "sha256": done.sha256,
@@ -48,6 +50,13 @@ def rows(fleet: Fleet) -> list[Row]:
             row |= {"state": "failed", "why": fleet.failed[one.name]}
         found.append(row)
     return found
+
+
+def state(plan: Plan, course: Course) -> str:
+    """What became of a chip that was retrained."""
+    if at_target(plan, course):
+        return "reached"
+    return "in doubt" if course.points[-1].accuracy >= plan.target else "missed"
 
 
 def check_parquet() -> bool:
@@ -122,7 +131,11 @@ def grid(plan: Plan, found: list[Row]) -> Grid:
     for row in found[:SHOWN]:
         numbers = ("" if row[name] is None else f"{row[name]:.1f} %" for name in ("before", "after"))
         iterations = "" if row["iterations"] is None else str(row["iterations"])
-        said = f"{row['state']}: {row['why']}" if row["state"] in ("beyond help", "failed") else row["state"]
+        said = {
+            "beyond help": f"beyond help: {row['why']}",
+            "failed": f"failed: {row['why']}",
+            "in doubt": "in doubt: at the target on these images, not surely on others",
+        }.get(str(row["state"]), str(row["state"]))
         made.add_row(Text(row["name"]), f"{100 * row['rate']:.2f} %", iterations, *numbers, Text(said))
     return made
 
@@ -131,8 +144,10 @@ def summary(fleet: Fleet) -> str:
     """What a fleet came to, in a line."""
     spent = sum(one.iterations for one in fleet.done.values())
     beyond = sum(one.iterations is None for one in fleet.plan.chips)
+    doubt = sum(row["state"] == "in doubt" for row in rows(fleet))
     said = (
-        f"{_more(fleet.plan)}{_cost(fleet.plan, spent, len(fleet.done))}; {fleet.reached} at the target, {beyond} beyond help"
+        f"{_more(fleet.plan)}{_cost(fleet.plan, spent, len(fleet.done))}; {fleet.reached} at the target"
+        f"{f', {doubt} in doubt' if doubt else ''}, {beyond} beyond help"
     )
     return said + (f", {len(fleet.failed)} failed" if fleet.failed else "")
 

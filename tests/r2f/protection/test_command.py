@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_named(
 
 def test_settings_of_a_search_that_mean_nothing(weights: str) -> None:
     for arguments, complaint in (
-        (["--budget", "lots"], "--budget: budget 'lots': expected a share"),
+        (["--budget", "lots"], "--budget 'lots': expected a share"),
         (["--cost", "macs", "--units", "sites"], "voters at ports multiply nothing"),
     ):
         result = CliRunner().invoke(app, ["protect", "--weights", weights, *arguments])

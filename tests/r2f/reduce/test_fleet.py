@@ -295,8 +295,19 @@ def test_a_chip_that_fails_stops_no_other(planned: Path, tmp_path: Path, monkeyp
     assert "1 of 7 chips failed; the same command tries them again" in said
     rows = {row["name"]: row for row in csv.DictReader((tmp_path / results.CSV).read_text().splitlines())}
     assert (rows["six"]["state"], rows["six"]["why"]) == ("failed", "the loss is not finite")
-    assert rows["ten"]["state"] in ("reached", "missed")
+    assert rows["ten"]["state"] in ("reached", "in doubt", "missed")
     assert len(models(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "error", "expected"), [(92, 0, "reached"), (92, 1.2, "in doubt"), (90, 0, "reached"), (89.9, 0, "missed")]
+)
+def test_above_the_target_by_less_than_the_margin_a_chip_is_in_doubt(
+    planned: Path, accuracy: float, error: float, expected: str
+) -> None:
+    points = (course.Point(iterations=4, accuracy=accuracy, error=error),)
+    one = course.Course(chip="c", name="", rate=0.05, damage=0.1, points=points)
+    assert results.state(msgspec.structs.replace(plan.read(planned), target=90.0), one) == expected
 
 
 def test_a_chip_that_kills_its_workers_is_named(planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +363,7 @@ def test_chips_that_cannot_be_planned_are_named(weights: str, table: Path, chips
         return run("fleet", "plan", *paths, "--target", "90", "--weights", weights, "--resilience", table, "--out",
                    tmp_path / "plan.json", code=1)  # fmt: skip
 
+    assert f"{tmp_path / 'nowhere'}: no such file or folder" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert f"{tmp_path / 'empty'}: no chip file in this folder" in refused(tmp_path / "empty")
     assert "nowhere.json" in refused(chips, tmp_path / "nowhere.json")
