@@ -204,7 +204,7 @@ OPTIONS: dict[str, Option] = {
         "recipe.selection", "Training images kept for deciding what is deployed; 0: the last is.", TRAINING
     ),
     "checks": Option("recipe.checks", "How often what was learnt is tried on those.", TRAINING),
-    "seed": Option("seed", "Of sample order and faults in training.", TRAINING),
+    "seed": Option("seed", "Of the order of samples and of faults.", TRAINING),
     "checkpoint-every": Option("checkpoint_every", "Iterations between checkpoints.", TRAINING),
     "eval-seeds": Option("evaluation_seeds", "Fault seeds of each evaluation.", EVALUATION),
     "eval-samples": Option("evaluation_samples", "At most this many held-out images, evenly over all of them.", EVALUATION),

@@ -43,9 +43,11 @@ JUDGING = (
     "tmr", "uncertain", "seed", "eval-seeds", "eval-samples",
 )  # fmt: skip
 """Settings of ``r2f evaluate``."""
+OF_THE_RUN: dict[str, Any] = dict.fromkeys(JUDGING)
+"""None of them has a default of its own: it is what the run has, whose model it is."""
 
 
-@options(*JUDGING)
+@options(*JUDGING, defaults=OF_THE_RUN)
 def evaluate(
     given: dict[str, Any],
     model: Source,
@@ -75,7 +77,10 @@ def evaluate(
     guarded(work)
 
 
-@options(*(name for name in JUDGING if name not in ("data", "image-size", "mean", "std", "eval-seeds", "eval-samples")))
+@options(
+    *(name for name in JUDGING if name not in ("data", "image-size", "mean", "std", "eval-seeds", "eval-samples")),
+    defaults=OF_THE_RUN,
+)
 def predict(
     given: dict[str, Any],
     model: Source,
