@@ -1,5 +1,5 @@
 # make demo   set up .venv and run the whole pipeline on real digits (about a minute and a half once installed)
-# make test   set up everything and run the whole suite, a process a core; PARALLEL= runs it in one
+# make test   set up everything and run the whole suite in processes side by side; PARALLEL= runs it in one
 # make lint   ruff (rules and format), mypy, import-linter
 # make figures   every figure and table of the paper, into runs/figures: within an hour on two cores. FULL=--full is the
 #             paper's size (hours), R2F_DATA the folder of real data, POOL=--dask=ADDRESS a cluster. Goes on where it was
@@ -20,8 +20,9 @@ export PATH := $(PATH):/usr/sbin
 demo: $(VENV)/installed
 	$(BIN)/r2f demo
 
-# A process a core, each with whole files, so that what a file's tests share is made once. At most four: each holds torch.
-PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
+# Half as many processes again as cores, since many tests wait, each with whole files, so that what a file's tests share is made
+# once. At most four: each holds torch.
+PARALLEL ?= -n $(shell n=$$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )); echo $$(( n > 4 ? 4 : n ))) --dist loadfile
 test: $(VENV)/installed-dev mosquitto
 	$(BIN)/python -m pytest $(PARALLEL)
 
