@@ -20,9 +20,8 @@ export PATH := $(PATH):/usr/sbin
 demo: $(VENV)/installed
 	$(BIN)/r2f demo
 
-# Half as many processes again as cores, since many tests wait, each with whole files, so that what a file's tests share is made
-# once. At most four: each holds torch.
-PARALLEL ?= -n $(shell n=$$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )); echo $$(( n > 4 ? 4 : n ))) --dist loadfile
+# A process a core, each with whole files, so that what a file's tests share is made once. At most four: each holds torch.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
 test: $(VENV)/installed-dev mosquitto
 	$(BIN)/python -m pytest $(PARALLEL)
 

@@ -171,7 +171,7 @@ def test_one_late_device_stops_nobody(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(prepared, folder)
     jobs.write(folder, replace(jobs.read(folder), iterations=40))
-    fleets.write(folder, fleets.Fleet(sharing="common", devices=("a", "b", "c"), wait_s=0.5))
+    fleets.write(folder, fleets.Fleet(sharing="common", devices=("a", "b", "c"), wait_s=2.0))
     hung: list[int] = []
 
     def each(pipeline: Pipeline, message: Progress) -> None:

@@ -48,7 +48,7 @@ SETTINGS = Settings(
     device="a,b,c",
     iterations=8,
     sgd=Sgd(rate=0.02),
-    recipe=Recipe(corrections=2, selection=64, shift=1),
+    recipe=Recipe(corrections=2, selection=0, shift=1),  # the last is deployed: what is better depends on the processor
     evaluation_seeds=2,
     evaluation_samples=64,
     checkpoint_every=2,

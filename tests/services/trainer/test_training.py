@@ -13,9 +13,10 @@ from accelsim import zoo
 from accelsim.int8.network import Network
 from accelsim.lowering import lower
 from services.bus.messages import State
-from services.trainer import remote, training
+from services.trainer import training
 from services.trainer.core import checkpoint
 from services.trainer.core.job import Job
+from services.trainer.patience import ready_s
 
 JOB = Job(session="s", device="edge-0", batch=32, data="d1")
 AGENT = State(session="s", service="agent", online=True, samples={"train": 32, "test": 1}, data="d1")
@@ -61,7 +62,7 @@ def test_without_any_checkpoint_a_run_begins(tmp_path: Path) -> None:
 
 
 def test_services_are_given_time_by_the_job_s_patience_within_bounds() -> None:
-    assert [remote.ready_s(patience) for patience in (5.0, 60.0, 9000.0)] == [60.0, 180.0, 1800.0]
+    assert [ready_s(patience) for patience in (5.0, 60.0, 9000.0)] == [60.0, 180.0, 1800.0]
 
 
 def made() -> Network:
