@@ -39,8 +39,9 @@ LOWEST, HIGHEST = 0.01, 0.1
 STOPS: Final = (0, 4, 16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 """Amounts, in iterations of 16 images; the first four correct biases."""
 FIRST: Final = 4
-FIRST_CHIP: Final = 50_001
-"""Seed of the first chip that is given an amount; the table's are from 1 on, and by some below it the policies were made."""
+FIRST_CHIP: Final = 60_001
+"""Seed of the first chip that is given an amount, and of what rates these chips have; the table's are from 1 on, and by some
+below it the policies were made."""
 LOST: Final = 7.0
 """Points below the fault-free network that are allowed."""
 

@@ -339,20 +339,13 @@ def tap_command(
     def work() -> None:
         import asyncio
 
-        import structlog
-
         from r2f import folders, tap
-        from services.bus import BusError
 
-        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # messages alone on standard output
-        folder = None if broker is not None else run or folders.newest_running(out, folders.NAME_A_BROKER)
-        at, name = (broker, "edge-0") if folder is None else folders.broker_of(folder, out)
-        try:
-            asyncio.run(tap.tap(pattern, str(at), device or name, as_json=as_json, count=count))
-        except BusError:
-            if folder is None or folders.is_running(folder):
-                raise
-            print(f"{folder}: the run is over", file=sys.stderr)
+        if broker is not None:
+            asyncio.run(tap.tap(pattern, broker, device or "edge-0", as_json=as_json, count=count))
+            return
+        folder = run or folders.newest_running(out, ", or name a broker with --broker mqtt://host:port")
+        asyncio.run(tap.tap_run(pattern, folder, device, as_json=as_json, count=count))
 
     guarded(work)
 
@@ -411,7 +404,7 @@ def view(
                     print(written)
             return
         going = [one for one in run if folders.is_running(one)]
-        broker = folders.broker_of(going[-1], going[-1].parent)[0] if going else None
+        broker = folders.broker_of(going[-1])[0] if going else None
         watch.view(run, broker, host, port, browser=browser)
 
     guarded(work)

@@ -29,7 +29,6 @@ from services.trainer.core.evaluation import Evaluation
 
 LOCK = "lock"
 BROKER = "broker.txt"
-NAME_A_BROKER = ", or name a broker with --broker mqtt://host:port"
 State = Literal["running", "done", "stopped", "given up", "damaged"]
 
 
@@ -184,12 +183,8 @@ def _words(run: Run) -> str:
             return f"is {run.state}"
 
 
-def broker_of(run: Path | None, parent: Path) -> tuple[str, str]:
-    """(address, device) of the broker of a run, or of the newest running one below ``parent``; ``+`` for several devices.
-
-    Raises ValueError saying which runs there are and what to do.
-    """
-    run = newest_running(parent, NAME_A_BROKER) if run is None else run
+def broker_of(run: Path) -> tuple[str, str]:
+    """(address, device) of a run's broker; ``+`` for several devices. Raises ValueError where it has none now."""
     address = run / BROKER
     if not address.exists():
         known = f", it {_words(look(run))}" if (run / settings_file.FILE).exists() else ""

@@ -30,7 +30,7 @@ def stop(run: Path | None, parent: Path, broker: str | None, by: str | None, say
     if not name or not name.isprintable() or len(name) > WORDS:
         raise ValueError(f"--by {name!r}: 1 to {WORDS} printable characters that say who asks")
     folder = folders.newest_running(parent) if run is None else run
-    address, _ = folders.broker_of(folder, parent)
+    address, _ = folders.broker_of(folder)
     fleet = fleets.read(folder)
     devices = (settings_file.read(folder / settings_file.FILE).device,) if fleet is None else fleet.devices
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 from rich.console import Console
 from rich.text import Text
 
-from services.bus import Bus, topics
+from r2f import folders
+from services.bus import Bus, BusError, topics
 from services.bus.messages import Message
 from services.shown import plain
 from services.trainer.core import evaluation
@@ -20,6 +24,8 @@ _LONGEST = 32
 
 async def tap(pattern: str, broker: str, device: str, *, as_json: bool, count: int) -> None:
     """Print messages of ``pattern`` until ``count`` have come (0: for ever); ``device`` may be ``+``, all. Raises BusError."""
+    # Messages alone on standard output.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     console = Console(soft_wrap=True)
     seen = 0
     async with Bus(broker, service="tap", device="all", passive=True, give_up_s=3.0) as bus:
@@ -32,6 +38,20 @@ async def tap(pattern: str, broker: str, device: str, *, as_json: bool, count: i
             seen += 1
             if seen == count:
                 return
+
+
+async def tap_run(pattern: str, run: Path, device: str | None, *, as_json: bool, count: int) -> None:
+    """``tap`` of a run's broker, until the run is over; ``device`` is the run's where None.
+
+    Raises ValueError where the run has no broker, BusError where it goes on and its broker cannot be reached.
+    """
+    broker, own = folders.broker_of(run)
+    try:
+        await tap(pattern, broker, device or own, as_json=as_json, count=count)
+    except BusError:
+        if folders.is_running(run):
+            raise
+        print(f"{run}: the run is over", file=sys.stderr)
 
 
 def _line(topic: str, message: Message) -> Text:

@@ -87,6 +87,7 @@ def chosen(choice: Choice, mean: Sequence[float], std: Sequence[float], name: st
     )
 
 
+@one_thread()
 @torch.no_grad()
 def choose(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], aim: Aim) -> Choice:
     """Scales and integers for a float graph, calibrated on uint8 images (N, H, W, C).
@@ -94,11 +95,6 @@ def choose(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[flo
     Made on one thread, so that they are the same on machines with fewer cores and with more.
     Raises ValueError, which names the node, where the float graph gives values that are not finite.
     """
-    with one_thread():
-        return _choose(graph, images, mean, std, aim)
-
-
-def _choose(graph: Graph, images: UInt8, mean: Sequence[float], std: Sequence[float], aim: Aim) -> Choice:
     x = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)  # a third faster
     trial = x[_trial(len(x))]
     without_sign = unsigned(graph) if aim.unsigned else frozenset[int]()

@@ -168,7 +168,7 @@ def chosen(required: Sequence[tuple[float, int | None]], at: float, said: Callab
         if at <= measured:
             if iterations is None:
                 return Amount(iterations=None, why=f"beyond help: at {said(measured)} the largest amount was not enough")
-            return Amount(iterations=iterations, why=f"enough for the table's chips up to {said(measured)}")
+            return Amount(iterations=iterations, why=f"what the table's chips up to {said(measured)} need")
     worst = said(required[-1][0]) if required else "nothing"
     return Amount(iterations=None, why=f"beyond the table, which ends at {worst}: {said(at)}; measure worse chips")
 

@@ -142,7 +142,10 @@ async def test_a_port_that_is_taken_is_one_clear_error(embedded: bool, monkeypat
 
 def test_a_free_port_is_none_that_connections_are_given() -> None:
     """Else one has it when its broker is started again: a service that looks for the broker may be given the very port."""
-    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not given.exists():
+        pytest.skip("says what connections are given on Linux alone")
+    low, high = map(int, given.read_text().split())
     found = {launching.free_port() for _ in range(50)}
     assert len(found) > 40
     if low > launching.PORTS.start:

@@ -157,6 +157,7 @@ def test_data_that_is_not_the_default_networks(tmp_path: Path, cifar: str) -> No
     few = tmp_path / "few.npz"
     np.savez(few, train_images=np.zeros((20, 8, 8, 1), np.uint8), train_labels=np.arange(20) % 5)
     said(retrain(tmp_path, "--data", str(few)), "--batch 16", "few.npz", "15 training images")
+    said(retrain(tmp_path, "--data", str(few), "--batch", "8"), "few.npz", "15 training images", "too few")
 
 
 def test_a_network_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

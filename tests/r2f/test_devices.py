@@ -264,7 +264,7 @@ def test_a_run_of_several_is_one_line_of_runs(prepared: Path, tmp_path: Path) ->
     (one,) = folders.all_runs(tmp_path)
     assert (one.state, one.iterations, one.total) == ("stopped", 0, 24)
     assert one.why == f"go on with: r2f retrain --resume {tmp_path / 'run'}"
-    assert folders.broker_of(tmp_path / "run", tmp_path) == ("mqtt://127.0.0.1:1", "+"), "r2f tap shows all of them"
+    assert folders.broker_of(tmp_path / "run") == ("mqtt://127.0.0.1:1", "+"), "r2f tap shows all of them"
     for device in "abc":
         results.write(tmp_path / "run" / device, results.Result(model_sha256="0"))
     assert folders.all_runs(tmp_path)[0].state == "done"

@@ -102,16 +102,17 @@ def test_two_on_one_folder(tmp_path: Path) -> None:
 
 def test_the_broker_of_the_newest_running_run_is_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run is going on"):
-        folders.broker_of(None, tmp_path)
+        folders.newest_running(tmp_path)
     for name in ("1", "2", "3"):
         (tmp_path / name).mkdir()
         settings_file.write(tmp_path / name, msgspec.structs.replace(SETTINGS, device=f"edge-{name}"))
         (tmp_path / name / folders.BROKER).write_text(f"mqtt://127.0.0.1:{name}\n")
     with folders.locked(tmp_path / "1"), folders.locked(tmp_path / "2"):
-        assert folders.broker_of(None, tmp_path) == ("mqtt://127.0.0.1:2", "edge-2")
-        assert folders.broker_of(tmp_path / "1", tmp_path) == ("mqtt://127.0.0.1:1", "edge-1")
+        assert folders.newest_running(tmp_path) == tmp_path / "2"
+        assert folders.broker_of(tmp_path / "2") == ("mqtt://127.0.0.1:2", "edge-2")
+        assert folders.broker_of(tmp_path / "1") == ("mqtt://127.0.0.1:1", "edge-1")
     with pytest.raises(ValueError, match="not going on"):
-        folders.broker_of(tmp_path / "1", tmp_path)
+        folders.broker_of(tmp_path / "1")
     states = {one.folder.name: one.state for one in folders.all_runs(tmp_path)}
     assert states == dict.fromkeys("123", "stopped")
     (tmp_path / "3" / settings_file.FILE).write_text("lr = -1")

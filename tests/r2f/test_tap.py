@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from accelsim import files
 from broker.launch import launch
-from r2f import tap
-from services.bus import Bus
+from r2f import folders, tap
+from r2f import settings as settings_file
+from r2f.settings import Settings
+from services.bus import Bus, BusError
 from services.bus.encoding import decode
 from services.bus.messages import Progress, Timing
 
@@ -29,6 +33,29 @@ async def watched(capsys: pytest.CaptureFixture[str], *, as_json: bool) -> list[
                 await asyncio.sleep(0.05)
             await tapping
     return capsys.readouterr().out.splitlines()
+
+
+async def test_a_run_that_ends_while_it_is_tapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is no error; and what the log has to say of the broker does not stand among the messages."""
+    settings_file.write(tmp_path, Settings())
+    async with launch(embedded=True) as broker:
+        (tmp_path / folders.BROKER).write_text(broker.url())
+        async with Bus(broker.url(), service="trainer", device="edge-0") as bus:
+            tapping = asyncio.create_task(tap.tap_run("event/#", tmp_path, None, as_json=True, count=0))
+            out = ""
+            while not out:
+                await bus.publish("event/progress", Progress(session="s", phase="train", step=1, steps=2, value=0.5))
+                await asyncio.sleep(0.05)
+                out = capsys.readouterr().out
+    with files.locked(tmp_path / folders.LOCK, ""):  # it goes on, so its broker ought to be there
+        other = asyncio.create_task(tap.tap_run("event/#", tmp_path, None, as_json=True, count=0))
+        with pytest.raises(BusError, match="unreachable"):
+            await other
+    await tapping
+    said = capsys.readouterr()
+    assert all(json.loads(line)["topic"].endswith("progress") for line in (out + said.out).splitlines())
+    assert "broker lost" in said.err
+    assert said.err.endswith(f"{tmp_path}: the run is over\n")
 
 
 async def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:

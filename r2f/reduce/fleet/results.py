@@ -24,9 +24,9 @@ COLUMNS: Final[dict[str, type]] = {
     "name": str, "file": str, "chip": str, "rate": float, "state": str, "planned": int, "iterations": int, "epochs": float,
     "before": float, "after": float, "error": float, "damage": float, "seconds": float, "sha256": str, "why": str,
 }  # fmt: skip
-"""Of the table: name and type. ``state`` is reached, in doubt (at the target on the images that chose, not surely on others),
-missed, beyond help, failed or to do; ``planned`` are iterations, as
-``iterations``, which were given; ``before``, ``after`` and its ``error`` are per cent; ``seconds`` are processor time."""
+"""Of the table: name and type. ``state`` is reached, in doubt (at the target on the images that chose, not surely on
+others), missed, beyond help, failed or to do; ``planned`` are iterations, as ``iterations``, which were given; ``before``,
+``after`` and its ``error`` are per cent; ``seconds`` are processor time."""
 
 Row = dict[str, Any]
 
@@ -53,7 +53,7 @@ def rows(fleet: Fleet) -> list[Row]:
 
 
 def state(plan: Plan, course: Course) -> str:
-    """What became of a chip that was retrained."""
+    """What became of a chip that was retrained, as ``COLUMNS`` has it."""
     if at_target(plan, course):
         return "reached"
     return "in doubt" if course.points[-1].accuracy >= plan.target else "missed"
@@ -144,7 +144,7 @@ def summary(fleet: Fleet) -> str:
     """What a fleet came to, in a line."""
     spent = sum(one.iterations for one in fleet.done.values())
     beyond = sum(one.iterations is None for one in fleet.plan.chips)
-    doubt = sum(row["state"] == "in doubt" for row in rows(fleet))
+    doubt = sum(state(fleet.plan, one.course) == "in doubt" for one in fleet.done.values())
     said = (
         f"{_more(fleet.plan)}{_cost(fleet.plan, spent, len(fleet.done))}; {fleet.reached} at the target"
         f"{f', {doubt} in doubt' if doubt else ''}, {beyond} beyond help"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from accelsim.faults import Rates  # noqa: E402
 from accelsim.int8.network import INPUT, Conv, Int8, Network  # noqa: E402
 from accelsim.lowering import lower  # noqa: E402
 from accelsim.zoo import build  # noqa: E402
+from tests.quick import few_rounds  # noqa: E402
 
 SHAPES = {"digits_cnn": (8, 8, 1), "resnet20": (32, 32, 3)}
 
@@ -46,8 +46,7 @@ def _lowered(name: str) -> tuple[Network, Int8]:
     shape = SHAPES.get(name, (12, 12, 3) if name == "mixed" else (48, 48, 3))
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
     module = Mixed() if name == "mixed" else build(name, 10)
-    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
-    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+    with few_rounds():
         network = lower(module, images, (0.5,) * shape[2], (0.25,) * shape[2], name)
     return network, network.quantize_images(images)
 

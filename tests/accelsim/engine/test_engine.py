@@ -6,7 +6,6 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from accelsim.int8.network import (
     Slice,
     Table,
 )
+from tests.quick import few_rounds
 
 PATHS = [name for name, works, _ in probe() if works]
 
@@ -390,8 +390,7 @@ def test_whole_networks_on_real_images_are_equal_on_all_paths(name: str, count: 
     module = zoo.build(name)
     zoo.load_weights(module, shared_dir / "weights" / f"{file}.safetensors")
     photos = data["test_images"] if cifar else data["val_images"][:4, ::2, ::2]
-    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
-    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+    with few_rounds():
         whole = lowering.lower(module, photos[:4], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), name)
     x = whole.quantize_images(photos[:count])
     runs = [Engine(whole, path).run(x) for path in PATHS]

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from accelsim.int8 import network as net
 from accelsim.int8.network import INPUT, Activation, Conv, Network, UInt8
 from accelsim.lowering import lower
 from accelsim.zoo import build
+from tests.quick import few_rounds
 
 SHAPES = {
     "digits_cnn": (8, 8, 1),
@@ -134,8 +134,7 @@ def lowered(name: str, activations: str = "auto") -> tuple[Network, UInt8, Activ
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
     module = OURS[name]() if name in OURS else build(name, 10)
     mean, std = (0.5, 0.4, 0.45)[: shape[2]], (0.25, 0.2, 0.3)[: shape[2]]
-    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
-    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+    with few_rounds():
         network = lower(module, images, mean, std, name, activations=activations)  # type: ignore[arg-type]
     return network, images, Engine(network).run(network.quantize_images(images))[-1]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from accelsim.int8.network import INPUT, Add, Channels, Conv, Layer, Network
 from accelsim.lowering import lower
 from accelsim.timing import Array
 from tests.accelsim.faults.networks import mixed
+from tests.quick import few_rounds
 
 ARRAY = Array(rows=6, columns=5)
 
@@ -56,8 +56,7 @@ def test_networks_of_the_zoo_stay_themselves(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = zoo.build(name, 10).eval()
-    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
-    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+    with few_rounds():
         network = lower(module, images, (0.5,) * shape[2], (0.25,) * shape[2], name)
     found, order = mapping.mapped(network, chip.random_map(Array(), 0.05, 1), mapping.magnitude(network))
     x = network.quantize_images(images)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from accelsim.int8.network import Network, UInt8
 from accelsim.lowering import LoweringError, fold, lower, normalise, trace
 from accelsim.zoo import NETWORKS, build
 from accelsim.zoo.generative import GENERATIVE
+from tests.quick import few_rounds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -219,8 +219,7 @@ def _zoo(name: str) -> tuple[nn.Module, UInt8, Network]:
     torch.manual_seed(1)
     shape = {"digits_cnn": (8, 8, 1), "resnet20": (32, 32, 3), "resnet56": (32, 32, 3)}.get(name, (64, 64, 3))
     module, images = build(name, 10).eval(), _images(shape, 4)
-    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
-    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+    with few_rounds():
         return module, images, _lower(module, images, activations="signed" if name in SIGNED else "auto")
 
 

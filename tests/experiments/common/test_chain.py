@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from experiments.common.networks import FIVE, int8_network
 from services.bus import encoding
 from services.bus.chunks import chunk_size, split
 from services.scheme import SEGMENT_BYTES, Redundancy
+from tests.quick import few_rounds
 
 TOPIC = "r2f/v1/edge-0/up/layers"
 
@@ -33,8 +33,7 @@ def images(count: int) -> UInt8:
 
 @functools.cache
 def lowered(name: str) -> Network:
-    # Gains and scales need not be good ones here: a tenth of the rounds, which are most of a lowering's time.
-    with mock.patch("accelsim.lowering.balance._ROUNDS", 10):
+    with few_rounds():
         return int8_network(name, None, images(8))
 
 

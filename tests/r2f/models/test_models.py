@@ -196,3 +196,12 @@ def test_what_is_refused(done: Path, photos: Path, tmp_path: Path, make: Callabl
 @pytest.fixture
 def make(prepare: Callable[..., None]) -> Callable[[Path], None]:
     return lambda folder: prepare(msgspec.structs.replace(SETTINGS, baseline=False), folder)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_help_shows_no_default_where_it_is_the_runs(command: str) -> None:
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert said.exit_code == 0
+    for option in ("--ber ", "--seed ", "--eval-seeds ", "--data "):
+        for line in said.stdout.splitlines():
+            assert not (option in line and "[default" in line), line
