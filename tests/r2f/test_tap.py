@@ -47,15 +47,18 @@ async def test_a_run_that_ends_while_it_is_tapped(tmp_path: Path, capsys: pytest
                 await bus.publish("event/progress", Progress(session="s", phase="train", step=1, steps=2, value=0.5))
                 await asyncio.sleep(0.05)
                 out = capsys.readouterr().out
-    with files.locked(tmp_path / folders.LOCK, ""):  # it goes on, so its broker ought to be there
-        other = asyncio.create_task(tap.tap_run("event/#", tmp_path, None, as_json=True, count=0))
-        with pytest.raises(BusError, match="unreachable"):
-            await other
     await tapping
     said = capsys.readouterr()
     assert all(json.loads(line)["topic"].endswith("progress") for line in (out + said.out).splitlines())
     assert "broker lost" in said.err
     assert said.err.endswith(f"{tmp_path}: the run is over\n")
+
+
+async def test_a_run_that_goes_on_ought_to_have_its_broker(tmp_path: Path) -> None:
+    settings_file.write(tmp_path, Settings())
+    (tmp_path / folders.BROKER).write_text("mqtt://127.0.0.1:1")
+    with files.locked(tmp_path / folders.LOCK, ""), pytest.raises(BusError, match="unreachable"):
+        await tap.tap_run("event/#", tmp_path, None, as_json=True, count=0)
 
 
 async def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
