@@ -15,7 +15,8 @@ from broker import config, embedded
 from broker.accounts import Account, make_accounts, read_accounts, write_accounts
 from broker.address import count, host_port, port
 from broker.launch import BrokerError, Running, launch
-from services.bus.service import Lines, end_by_sigterm
+from services.bus.service import end_by_sigterm
+from services.logs import Lines
 
 RESTARTS = 8
 """How often in a row a broker that something killed soon after its start is started again."""

@@ -159,8 +159,10 @@ async def launch(
             running = Running("embedded" if program is None else "mosquitto", host, chosen, accounts, tls, process, log)
             try:
                 failure = await _until_up(running.process, host, chosen, tls, deadline_s)
-                if failure and port == 0 and attempt < 4 and "in use" in running.said():
-                    continue  # somebody took that port between our look and its bind
+                # Somebody took that port between our look and its bind; or somebody killed it, which says nothing of it.
+                passing = (port == 0 and "in use" in running.said()) or (process.returncode or 0) < 0
+                if failure and passing and attempt < 4:
+                    continue
                 if failure:
                     raise BrokerError(f"broker on {host}:{chosen} {failure}: {running.last_words()}")
                 if tls is None or tls.acl is None:  # else it is read again at SIGHUP, and holds no password

@@ -7,7 +7,9 @@ def main() -> None:
     """Run the command line."""
     try:
         from r2f.cli import app
+        from services import logs
 
+        logs.configure(as_json=False, level="warning")  # what is asked for is on stdout, alone
         app()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -144,7 +144,8 @@ async def running(programs: Sequence[Program], folder: Path, on_restart: Callabl
             brokers = [w for w, program in zip(watchers, programs, strict=True) if program.module.split(".")[0] == "broker"]
             for ending in ([w for w in watchers if w not in brokers], *([w] for w in reversed(brokers))):
                 for watcher in ending:
-                    watcher.cancel()
+                    if not watcher.cancelling():  # a second time would end its wait for the process that it stops
+                        watcher.cancel()
                 await asyncio.gather(*ending, return_exceptions=True)
             pipeline.sweep()
 

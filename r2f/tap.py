@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 from rich.console import Console
 from rich.text import Text
 
@@ -24,8 +23,6 @@ _LONGEST = 32
 
 async def tap(pattern: str, broker: str, device: str, *, as_json: bool, count: int) -> None:
     """Print messages of ``pattern`` until ``count`` have come (0: for ever); ``device`` may be ``+``, all. Raises BusError."""
-    # Messages alone on standard output.
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     console = Console(soft_wrap=True)
     seen = 0
     async with Bus(broker, service="tap", device="all", passive=True, give_up_s=3.0) as bus:

@@ -10,7 +10,7 @@ import sys
 from broker.address import host_port
 from broker.link.profiles import PROFILES, Profile, profile
 from broker.link.proxy import shape
-from services.bus.service import Lines
+from services.logs import Lines
 
 
 def main() -> None:

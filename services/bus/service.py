@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, cast
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import structlog
 import typer
 
-from services import devices, memory
+from services import devices, logs, memory
 from services.bus import audit, topics
 from services.bus.address import BusError
 from services.bus.client import Bus
@@ -140,7 +139,7 @@ def run(
 
 def run_all(service: str, common: Common, work: Coroutine[Any, Any, None]) -> None:
     """Logs, signals and exit codes of a service, as ``run`` has them, around work that opens its buses itself."""
-    configure_logs(common.json_logs, common.log_level)
+    logs.configure(common.json_logs, common.log_level)
     structlog.contextvars.bind_contextvars(service=service)
     try:
         stopped = asyncio.run(until_signal(work))
@@ -289,63 +288,9 @@ async def until_signal(work: Coroutine[Any, Any, None]) -> signal.Signals | None
     return stopped
 
 
-def _plain(logger: object, method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """A line of the log without what a terminal would obey: parts of it are of strangers. JSON has none as it is."""
-    return {
-        key: plain(value, keep="\n" if key == "exception" else "") if isinstance(value, str) else value
-        for key, value in event.items()
-    }
-
-
 def fail(service: str, error: BaseException) -> NoReturn:
     """One line on stderr, exit 1."""
     structlog.get_logger().debug("stopped", exc_info=error)
     said = str(error) if isinstance(error, BusError | ValueError | OSError) else f"{type(error).__name__}: {error}"
     print(f"{service}: {plain(said)}", file=sys.stderr)
     raise SystemExit(1)
-
-
-class Lines:
-    """A stream of log lines that ends nobody: those that a full disk has no room for stay in its buffer or are lost, and the
-    first one that it takes again is followed by a word of that."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._refused = False
-
-    def write(self, text: str) -> None:
-        self._tried(lambda: self._stream.write(text))
-
-    def flush(self) -> None:
-        if self._tried(self._stream.flush) and self._refused:
-            self._refused = False
-            self.write("the disk was full; lines before this one may be missing\n")
-
-    def _tried(self, call: Callable[[], object]) -> bool:
-        try:
-            call()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._refused = True
-            return False
-        return True
-
-
-def configure_logs(as_json: bool | None, level: str = "info") -> None:
-    """structlog to stderr: for people on a terminal, JSON lines elsewhere, unless told."""
-    lines = not sys.stderr.isatty() if as_json is None else as_json
-    renderer: structlog.types.Processor = structlog.processors.JSONRenderer() if lines else structlog.dev.ConsoleRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            *([] if lines else [_plain]),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Lines(sys.stderr))),
-        cache_logger_on_first_use=True,
-    )

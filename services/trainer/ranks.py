@@ -26,7 +26,7 @@ import typer
 
 from accelsim.engine import Engine
 from accelsim.int8.network import Activation, Network
-from services import memory
+from services import logs, memory
 from services.bus import service
 from services.trainer.core import parts, shipping
 from services.trainer.core.loss import Labels
@@ -192,7 +192,7 @@ def main(
     """One of several processes that share the trainer's replay; ends when the trainer is done."""
     if rank >= ranks:
         raise typer.BadParameter(f"{rank} of {ranks} ranks, which count from 0", param_hint="--rank")
-    service.configure_logs(json_logs, log_level)
+    logs.configure(json_logs, log_level)
     memory.keep_memory()
     torch.set_num_threads(threads)
     try:

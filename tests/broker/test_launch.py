@@ -157,6 +157,32 @@ def test_where_connections_are_given_all_ports_any_is_free(monkeypatch: pytest.M
     assert launching.free_port() > 0
 
 
+@needs_mosquitto
+@pytest.mark.parametrize(("kills", "port"), [(2, 0), (2, None), (5, 0)])
+async def test_a_broker_that_is_killed_before_it_listens_is_started_again(
+    kills: int, port: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whom, it does not know; one that is killed each time is one clear error."""
+    shy = tmp_path / "mosquitto"
+    shy.write_text(
+        f"#!/bin/sh\necho >> {tmp_path}/starts\n[ $(wc -l < {tmp_path}/starts) -gt {kills} ] || kill -9 $$\n"
+        f'exec {find_mosquitto()} "$@"\n'
+    )
+    shy.chmod(0o755)
+    monkeypatch.setattr(launching, "find_mosquitto", lambda: str(shy))
+    chosen = launching.free_port() if port is None else port
+    if kills < 5:
+        async with launch(chosen, embedded=False) as broker:
+            assert chosen in (0, broker.port)
+            async with Bus(broker.url(), service="trainer", device="edge-0"):
+                pass
+    else:
+        with pytest.raises(BrokerError, match="ended with -9"):
+            async with launch(chosen, embedded=False):
+                pass
+    assert len((tmp_path / "starts").read_text()) == min(kills + 1, 5)
+
+
 async def test_a_predecessor_may_take_a_moment_to_leave_its_port() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     asyncio.get_running_loop().call_later(0.3, taken.close)

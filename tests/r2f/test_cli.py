@@ -379,13 +379,28 @@ def test_nobody_reads_on(tmp_path: Path) -> None:
 
 def test_version_and_help_import_nothing_heavy() -> None:
     code = (
-        "import sys; from r2f.cli import app\ntry: app(['retrain', '--help'])\nexcept SystemExit: pass\n"
+        "import sys; from r2f.__main__ import main\n"
+        "sys.argv[1:] = ['retrain', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'numba', 'matplotlib', 'sklearn', 'paho'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output.split()[0]) == (0, "r2f")
+
+
+def test_what_is_logged_is_not_among_what_was_asked_for() -> None:
+    code = (
+        "import sys, structlog; from r2f.__main__ import main\n"
+        "sys.argv[1:] = ['--version']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "structlog.get_logger().info('unasked')\n"
+        "structlog.get_logger().warning('broker lost', of='\\x1b[2Ja stranger')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(ended.stdout.splitlines()) == 1
+    assert ("broker lost" in ended.stderr, "unasked" in ended.stderr, "\x1b" in ended.stderr) == (True, False, False)
 
 
 def test_who_only_watches_waits_for_no_torch() -> None:

@@ -115,6 +115,31 @@ async def test_a_program_that_runs_for_a_while_and_is_killed_and_gets_nowhere_en
     assert "a was ended 3 times, and the run did not get on" in str(caught.value.exceptions[0])
 
 
+async def test_who_takes_a_while_to_end_is_waited_for_where_another_fails(module: str, tmp_path: Path) -> None:
+    slow = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit()))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(600)"
+    )
+    failing = (
+        "import pathlib, sys, time\n"
+        f"while not pathlib.Path({str(tmp_path / 'ready')!r}).exists(): time.sleep(0.01)\n"
+        "sys.exit('no more')"
+    )
+    programs = [Program("slow", module, (slow,)), Program("failing", module, (failing,))]
+    pids: list[int] = []
+
+    async def run() -> None:
+        async with pipeline.running(programs, tmp_path / "logs", print) as running:
+            pids.append(await until("slow", running))
+            await asyncio.sleep(60)
+
+    with pytest.raises(ExceptionGroup) as failed:
+        await run()
+    assert failed.group_contains(PipelineError, match="no more")
+    assert not Path(f"/proc/{pids[0]}").exists()
+
+
 async def test_the_last_word_is_of_the_last_start(module: str, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from r2f import errors, tap
 from r2f.display import Display
+from services import logs
 from services.bus import MessageError, encoding, service
 from services.bus.messages import Ack, Dropped
 from services.shown import plain
@@ -77,7 +78,7 @@ def test_what_the_display_notes() -> None:
 
 def test_what_is_logged_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = structlog.get_config()
-    service.configure_logs(as_json=False)
+    logs.configure(as_json=False)
     try:
         log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
         log.warning("dropped", error=EVIL.replace(" ", ""), reason=EVIL)

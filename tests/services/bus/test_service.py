@@ -14,7 +14,7 @@ import pytest
 from broker.child import environment, python
 from broker.launch import free_port, launch
 from services.bus import Bus, make_keys
-from services.bus.service import Lines
+from services.logs import Lines
 from tests.services.programs import one_after_another
 
 
