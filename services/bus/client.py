@@ -166,7 +166,8 @@ class Bus:
         """Deliver what is under way (five seconds at most), say goodbye and disconnect."""
         self._presence.end()  # even after a failure: a service that is gone must not seem to be there
         with contextlib.suppress(Exception):  # of a failure everybody is told who waits for the Bus
-            await asyncio.wait_for(self.flush(), 5.0)
+            async with asyncio.timeout(5.0):
+                await self.flush()
         await self._stop()
 
     async def _stop(self) -> None:
@@ -284,7 +285,8 @@ class Bus:
         """The next message, as iteration gives it. Raises TimeoutError after ``timeout_s`` seconds."""
         if not self._receiver.waits():
             return await self._receiver.next()
-        return await asyncio.wait_for(self._receiver.next(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await self._receiver.next()
 
     def reject(self, topic: str, reason: str) -> None:
         """Count and log a message that was taken in and turned out to be wrong; its receiver drops it."""

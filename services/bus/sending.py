@@ -316,7 +316,8 @@ class Sender:
                 log.warning("no credit from the receiver, going on without", waited_s=out.wait_s)
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._change(), left)
+                async with asyncio.timeout(left):
+                    await self._change()
         self.check()
 
     async def _change(self) -> None:

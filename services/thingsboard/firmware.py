@@ -149,7 +149,8 @@ class Firmwares:
             await asyncio.sleep(self.gateway.spacing)
             there = self.gateway.publish(found.topic, str(CHUNK_BYTES).encode())
             try:
-                request, index, chunk = await asyncio.wait_for(self._chunks.get(), CHUNK_S)
+                async with asyncio.timeout(CHUNK_S):
+                    request, index, chunk = await self._chunks.get()
             except TimeoutError:
                 tries += there
                 if self._failed or tries == TRIES:

@@ -206,7 +206,8 @@ class Gateway:
         self._limits = asyncio.get_running_loop().create_future()
         link.send(f"{DEVICE}/rpc/request/{next(self._requests)}", b'{"method":"getSessionLimits","params":{}}', 1)
         try:
-            limits = await asyncio.wait_for(self._limits, LIMITS_S)
+            async with asyncio.timeout(LIMITS_S):
+                limits = await self._limits
         except TimeoutError:
             log.info("ThingsBoard does not say its limits; its defaults are taken")
         else:

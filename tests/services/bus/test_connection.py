@@ -201,6 +201,20 @@ async def test_a_socket_that_is_closed_before_the_loop_comes_to_it() -> None:
     assert complaints == []
 
 
+async def test_an_end_that_comes_with_an_answer_is_an_end() -> None:
+    """``asyncio.wait_for`` forgot it before Python 3.12: a bridge with a wrong token, told so while its bus connected, hung."""
+    client = connection.Connection("127.0.0.1", 1, arrived=lambda *_: None, acknowledged=lambda _: None)
+    answer = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(client._wait_for(answer, None))
+    await asyncio.sleep(0)
+    answer.set_result(None)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(aiomqtt.MqttError, match="timed out"):
+        await client._wait_for(asyncio.Event().wait(), 0.01)
+
+
 async def test_small_messages_around_a_large_one(limited: tuple[str, Path], device: str) -> None:
     async with Bus(limited[0], "trainer", device) as trainer, contextlib.AsyncExitStack() as stack:
         agent = await stack.enter_async_context(Bus(limited[0], "agent", device))
