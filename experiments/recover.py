@@ -5,7 +5,8 @@ network, retrains it on the faulty device in one process, which ends with the pi
 writes ``clean``, ``before`` and ``after`` (mean, standard deviation and n over fault seeds, in per cent), ``recovered`` =
 (after - before) / (clean - before), and the iterations and bytes that it took.
 
-At most 1600 iterations, unless ``--epochs`` or ``--iterations`` say otherwise.
+At most 1600 iterations, unless ``--epochs`` or ``--iterations`` say otherwise: where the epochs take more, batches are of up to
+128 images, unless ``--batch`` says otherwise.
 
 ``before`` is the network as the paper has it, in signed arithmetic and not retrained; ``clean`` is that one without faults.
 Accuracy is top-5 from 100 classes on, else top-1, on images that chose nothing (``experiments.common.splits``); all are
@@ -41,7 +42,9 @@ EVERY = 25
 
 MOST = 1600
 """Iterations where neither epochs nor iterations are given, if the recipe's epochs are more: 20,000 small images five times
-over would cost an hour for little."""
+over come in larger batches, which is what they are learnt from best (docs/results.md)."""
+LARGEST = 128
+"""Images of such a batch."""
 
 
 class Recovered(msgspec.Struct, kw_only=True, frozen=True):
@@ -90,17 +93,29 @@ def share(clean: Accuracy, before: Accuracy, after: Accuracy) -> float | None:
     return round((after.mean - before.mean) / lost, 4) if lost > 0 else None
 
 
-def capped(settings: Settings, images: int, most: int) -> Settings:
-    """The settings with at most so many iterations in all, where their epochs of so many training images are more."""
-    if settings.iterations is not None or settings.recipe.epochs * -(-images // settings.batch) <= most:
+def capped(settings: Settings, images: int, most: int, largest: int = LARGEST) -> Settings:
+    """The settings with at most so many iterations in all, where their epochs of so many training images are more: by batches
+    that are doubled, though not beyond ``largest``, and where that is not enough by fewer epochs."""
+    if settings.iterations is not None:
         return settings
-    return msgspec.structs.replace(settings, iterations=most)
+    batch = settings.batch
+    while settings.recipe.epochs * -(-images // batch) > most:
+        if 2 * batch > largest:
+            return msgspec.structs.replace(settings, batch=batch, iterations=most)
+        batch *= 2
+    return msgspec.structs.replace(settings, batch=batch)
 
 
 def recover(
-    settings: Settings, *, overhead: int = 0, seeds: int = retraining.SEEDS, report: Path | None = None, most: int | None = None
+    settings: Settings,
+    *,
+    overhead: int = 0,
+    seeds: int = retraining.SEEDS,
+    report: Path | None = None,
+    most: int | None = None,
+    largest: int = LARGEST,
 ) -> Recovered:
-    """The whole measurement; ``most``: see ``capped``.
+    """The whole measurement; ``most`` and ``largest``: see ``capped``.
 
     Raises ValueError that names what does not fit, TrainingDiverged where training fails.
     """
@@ -108,7 +123,7 @@ def recover(
     source = datasets.open(settings.data)
     data = splits.reporting(source, report)
     if most is not None:
-        settings = capped(settings, len(data.train_images), most)
+        settings = capped(settings, len(data.train_images), most, largest)
     module = retraining.float_module(settings, data)
     paper = retraining.quantised(retraining.signed(settings), module, source)
     shares = SHARES if overhead else SHARES[:1]
@@ -191,7 +206,15 @@ def main() -> None:
     retraining.add_recipe(parser)
     given = parser.parse_args()
     most = MOST if given.epochs is None else None
-    found = recover(settings_of(given), overhead=given.overhead, seeds=given.eval_seeds, report=given.report_data, most=most)
+    settings = settings_of(given)
+    found = recover(
+        settings,
+        overhead=given.overhead,
+        seeds=given.eval_seeds,
+        report=given.report_data,
+        most=most,
+        largest=settings.batch if given.batch is not None else LARGEST,
+    )
     print(lines(found))
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)

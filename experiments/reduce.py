@@ -39,7 +39,7 @@ LOWEST, HIGHEST = 0.01, 0.1
 STOPS: Final = (0, 4, 16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256)
 """Amounts, in iterations of 16 images; the first four correct biases."""
 FIRST: Final = 4
-FIRST_CHIP: Final = 60_001
+FIRST_CHIP: Final = 50_001
 """Seed of the first chip that is given an amount, and of what rates these chips have; the table's are from 1 on, and by some
 below it the policies were made."""
 LOST: Final = 7.0

@@ -27,6 +27,27 @@ def test_recovered_is_the_share_of_what_was_lost() -> None:
     assert recover.share(of(90), of(90), of(91)) is None
 
 
+@pytest.mark.parametrize(
+    ("given", "images", "largest", "batch", "iterations"),
+    [
+        ({}, 400, 128, 16, None),
+        ({}, 20_000, 128, 64, None),
+        ({}, 40_000, 128, 128, None),
+        ({}, 50_000, 128, 128, 1600),
+        ({"epochs": 1}, 20_000, 128, 16, None),
+        ({"batch": 48}, 20_000, 128, 96, None),
+        ({"batch": 32}, 20_000, 32, 32, 1600),
+        ({"batch": 256}, 100_000, 128, 256, 1600),
+        ({"iterations": 5000}, 20_000, 128, 16, 5000),
+    ],
+)
+def test_where_epochs_take_too_long_batches_grow_and_then_epochs_are_left_out(
+    given: dict[str, int], images: int, largest: int, batch: int, iterations: int | None
+) -> None:
+    settings = recover.capped(r2f_settings.parse(given), images, 1600, largest)
+    assert (settings.batch, settings.iterations) == (batch, iterations)
+
+
 def test_the_program_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every number again by other means; the report images are others than those that are given."""
     data = datasets.load("digits")
