@@ -66,7 +66,8 @@ class Running:
             if account is None:
                 raise ValueError(f"this broker has no account for the role {role}")
             who = f"{quote(account.user, safe='')}:{quote(account.password, safe='')}@"
-        return f"{scheme}://{who}{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{who}{host}:{self.port}"
 
 
 def find_mosquitto() -> str | None:
@@ -228,14 +229,19 @@ async def _until_up(
     return f"did not answer within {deadline_s:g} s"
 
 
-async def stop(process: asyncio.subprocess.Process) -> None:
-    """End a broker: SIGTERM, and SIGKILL where that is not heard."""
+async def stop(process: asyncio.subprocess.Process, grace_s: float | None = None) -> None:
+    """End a process: SIGTERM, and SIGKILL where that is not heard within ``grace_s`` seconds, ``GRACE_S`` where None.
+
+    Not by ``asyncio.timeout``, which up to Python 3.11.2 forgets its own end in a task that was cancelled before, as one that
+    cleans up mostly was.
+    """
     if process.returncode is not None:
         return
     process.terminate()
+    ending = asyncio.ensure_future(process.wait())
     try:
-        async with asyncio.timeout(GRACE_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        await asyncio.wait([ending], timeout=GRACE_S if grace_s is None else grace_s)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    await ending

@@ -319,6 +319,7 @@ def stop_command(
 
 @app.command("tap")
 def tap_command(
+    given: typer.Context,
     pattern: Annotated[str, typer.Argument(help="Topics, short ('event/#') or whole ('r2f/v1/+/up/#').")] = "event/#",
     broker: Annotated[
         str | None,
@@ -341,7 +342,10 @@ def tap_command(
 
         from r2f import folders, tap
 
-        if broker is not None:
+        source = given.get_parameter_source("broker")
+        if run is not None and source is not None and source.name == "COMMANDLINE":
+            raise ValueError("--run: has a broker of its own; leave out --broker, or --run")
+        if broker is not None and run is None:
             asyncio.run(tap.tap(pattern, broker, device or "edge-0", as_json=as_json, count=count))
             return
         folder = run or folders.newest_running(out, ", or name a broker with --broker mqtt://host:port")

@@ -35,7 +35,11 @@ def _mosquitto() -> Row:
     program = find_mosquitto()
     if program is None:
         return "broker", "embedded", "mosquitto is not on PATH; apt-get install mosquitto for the faster one"
-    told = subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stdout.splitlines()
+    try:
+        said = subprocess.run([program, "-h"], capture_output=True, text=True, errors="replace", check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "broker", "no", f"{program} does not run: {error}"
+    told = said.stdout.splitlines()
     return "broker", "mosquitto", told[0] if told else program
 
 
@@ -43,8 +47,8 @@ def _shared_memory() -> Row:
     where = arena.folder()
     if where is None:
         return "shared memory", "off", "R2F_SHM_DIR is empty: tensors travel inline"
-    if not os.access(where, os.W_OK):
-        return "shared memory", "no", f"{where} cannot be written to; set R2F_SHM_DIR"
+    if not os.path.isdir(where) or not os.access(where, os.W_OK):
+        return "shared memory", "no", f"{where} is no folder that can be written to; set R2F_SHM_DIR"
     free = shutil.disk_usage(where).free / 2**20
     return "shared memory", "yes" if free > 512 else "small", f"{where}, {free:.0f} MiB free"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from broker.child import dying_with_us, environment, python
+from broker.launch import stop
 from services.bus.service import STOPPED, Stopped
 
 RESTARTS = 8
@@ -118,12 +119,12 @@ class Pipeline:
             try:
                 child.process = await asyncio.shield(starting)
             except asyncio.CancelledError:
-                await _stop(await starting)  # a process half started would be nobody's
+                await stop(await starting, GRACE_S)  # a process half started would be nobody's
                 raise
         try:
             return await child.process.wait()
         finally:
-            await _stop(child.process)
+            await stop(child.process, GRACE_S)
 
 
 @asynccontextmanager
@@ -159,18 +160,6 @@ async def _start(program: Program, log: IO[bytes]) -> asyncio.subprocess.Process
         env={**environment(), **program.environment},
         start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
     )
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(GRACE_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 def _last_words(child: _Child) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from accelsim.datasets import DataError
 from r2f.pool import PoolError
 
 UNUSABLE: Final = 2
@@ -104,7 +103,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Ends the process with ``main``'s exit code; what it was given and cannot use is one line on stderr and exit code 2."""
     try:
         code = main()
-    except (InputError, DataError, PoolError, OSError) as error:
+    except (ValueError, PoolError, OSError) as error:  # as r2f has it: InputError, DataError, SettingsError, WeightsError ...
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         code = UNUSABLE
     except KeyboardInterrupt:

@@ -79,6 +79,10 @@ def reporting(data: Dataset, other: Path | None = None) -> Dataset:
         )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise DataError(f"{other}: labels are {labels.dtype} {labels.shape}; expected whole numbers ({len(images)},)")
+    if not len(images):
+        raise DataError(f"{other}: images is empty; nothing can be reported on no images")
+    if data.classes and not 0 <= int(labels.min()) <= int(labels.max()) < data.classes:
+        raise DataError(f"{other}: labels run from {labels.min()} to {labels.max()}; {data.name} has 0 to {data.classes - 1}")
     return replace(data, name=f"{data.name}, reported on {other.name}", test_images=images, test_labels=labels.astype(np.int64))
 
 

@@ -58,9 +58,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How chips are retrained; its iterations are the largest amount."""
     an_epoch: Annotated[int, Meta(ge=1)]
     """Iterations of an epoch."""
-    images: int
+    images: Annotated[int, Meta(ge=1)]
     """By which chips were judged."""
-    clean: float
+    clean: Annotated[float, Meta(ge=0, le=100)]
     """Accuracy of the healthy network on them, in per cent."""
     courses: tuple[Course, ...]
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from accelsim.datasets import Dataset
 from accelsim.faults import chip as chips
@@ -42,10 +43,10 @@ class Images(NamedTuple):
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """How accurate a chip is at one stop."""
 
-    iterations: int
-    accuracy: float
+    iterations: Annotated[int, Meta(ge=0, le=10**9)]
+    accuracy: Annotated[float, Meta(ge=0, le=100)]
     """Top-1 in per cent, on average over the fault seeds where there are soft errors."""
-    error: float
+    error: Annotated[float, Meta(ge=0, le=100)]
     """Standard error, in points, of what it has lost against the healthy network: the images are the same, so only those count
     that one of the two gets wrong and the other right."""
 
@@ -56,7 +57,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     chip: str
     """Digest of its map (``accelsim.faults.chip.digest``)."""
     name: str
-    rate: float
+    rate: Annotated[float, Meta(ge=0, le=1)]
     """Share of its processing elements that are faulty."""
     damage: float
     """What of the network's saliency its map takes, with channels where they then lie (``accelsim.faults.mapping.lost``)."""

@@ -129,6 +129,13 @@ def read(path: Path) -> Table:
         raise ValueError(f"{path}: {error}; expected a table that r2f resilience wrote") from error
     if not table.courses or not all(course.points for course in table.courses):
         raise ValueError(f"{path}: courses: a table without measured chips says nothing; measure it with r2f resilience")
+    stops = [[point.iterations for point in course.points] for course in table.courses]
+    for course, own in zip(table.courses, stops, strict=True):
+        if own != sorted(set(own)) or own[0] != 0 or own != stops[0]:
+            raise ValueError(
+                f"{path}: courses: {course.name} was measured behind {own} iterations, the first chip behind {stops[0]}; they "
+                "rise from 0 on, and are the same for all"
+            )
     return table
 
 

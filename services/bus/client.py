@@ -165,10 +165,13 @@ class Bus:
     ) -> None:
         """Deliver what is under way (five seconds at most), say goodbye and disconnect."""
         self._presence.end()  # even after a failure: a service that is gone must not seem to be there
-        with contextlib.suppress(Exception):  # of a failure everybody is told who waits for the Bus
-            async with asyncio.timeout(5.0):
-                await self.flush()
-        await self._stop()
+        flushing = asyncio.ensure_future(self.flush())
+        try:
+            await asyncio.wait([flushing], timeout=5.0)
+        finally:
+            flushing.cancel()
+            await asyncio.gather(flushing, return_exceptions=True)  # of a failure all are told who wait for the Bus
+            await self._stop()
 
     async def _stop(self) -> None:
         tasks = list(self._tasks)

@@ -75,13 +75,17 @@ class Connection(aiomqtt.Client):
 
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
         """As aiomqtt has it, but cancelled even where what is awaited comes in the same turn of the loop: before Python 3.12
-        ``asyncio.wait_for`` then goes on as if nobody had cancelled it."""
+        ``asyncio.wait_for`` then goes on as if nobody had cancelled it; and up to 3.11.2 ``asyncio.timeout`` forgets its end
+        in a task that was cancelled before."""
         seconds = self.timeout if timeout is None else timeout
+        waiting = asyncio.ensure_future(fut)
         try:
-            async with asyncio.timeout(None if seconds == math.inf else seconds):
-                return await fut
-        except TimeoutError:
-            raise aiomqtt.MqttError("Operation timed out") from None
+            await asyncio.wait([waiting], timeout=None if seconds == math.inf else seconds)
+            if waiting.done():
+                return waiting.result()
+            raise aiomqtt.MqttError("Operation timed out")
+        finally:
+            waiting.cancel()
 
     def _on_log(self, client: paho.Client, userdata: Any, level: int, text: str) -> None:
         if level == paho.MQTT_LOG_ERR:

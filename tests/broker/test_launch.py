@@ -20,9 +20,10 @@ from broker import accounts, child, config
 from broker import launch as launching
 from broker.accounts import Account
 from broker.config import Bridge, Tls
-from broker.launch import BrokerError, find_mosquitto, launch
+from broker.launch import BrokerError, Running, find_mosquitto, launch
 from services.bus import Bus, BusError
 from services.bus import Tls as BusTls
+from services.bus.address import broker_address
 from services.bus.messages import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -318,6 +319,35 @@ async def test_stopping_waits_and_then_kills(monkeypatch: pytest.MonkeyPatch) ->
     await launching.stop(stubborn)
     assert stubborn.returncode == -signal.SIGKILL
     assert not Path(f"/proc/{stubborn.pid}/exe").exists()
+
+
+async def test_who_is_cancelled_stops_for_good() -> None:
+    """Up to Python 3.11.2 a timeout in a task that was cancelled was one more cancelling, and nobody was killed."""
+    stubborn = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert stubborn.stdout is not None
+    await stubborn.stdout.readline()
+
+    async def held() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await launching.stop(stubborn, 0.2)
+
+    holding = asyncio.create_task(held())
+    await asyncio.sleep(0)
+    holding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+    assert stubborn.returncode == -signal.SIGKILL
+
+
+def test_the_address_of_an_ipv6_broker_is_one() -> None:
+    running = Running("mosquitto", "::1", 1883, (), None, None, None)  # type: ignore[arg-type]
+    assert running.url() == "mqtt://[::1]:1883"
+    assert broker_address(running.url()).host == "::1"
 
 
 @pytest.mark.parametrize(

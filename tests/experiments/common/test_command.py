@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from experiments import __main__ as listing
+from experiments import recover
 from experiments.common import command
 
 NAMES = sorted(name.rpartition(".")[2] for name, _ in listing.listed())
@@ -89,6 +90,23 @@ def test_an_argument_that_means_nothing(
         .err.splitlines()[-1]
         .startswith(f"{name}.py: error: argument {arguments[-2] if len(arguments) > 1 else arguments[0]}")
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--network", "nosuch"], "nosuch"),
+        (["--network", "mods:net"], "mods"),
+        (["--weights", "missing.pth"], r"missing.pth"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(recover, *given, patch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("recover: ")
+    assert said in line
 
 
 @pytest.mark.parametrize(

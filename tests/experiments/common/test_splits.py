@@ -67,6 +67,9 @@ def test_reporting_on_other_images(tmp_path: Path) -> None:
         ({"images": np.zeros((3, 2, 2, 1)), "labels": np.zeros(3, int)}, "images are float64"),
         ({"images": np.zeros((3, 2, 2, 1), np.uint8), "labels": np.zeros(2, int)}, r"labels are int64 \(2,\)"),
         ({"images": np.zeros((3, 2, 2, 1), np.uint8), "labels": np.zeros(3)}, "labels are float64"),
+        ({"images": np.zeros((0, 2, 2, 1), np.uint8), "labels": np.zeros(0, int)}, "images is empty"),
+        ({"images": np.zeros((3, 2, 2, 1), np.uint8), "labels": np.array([0, 1, 104])}, "run from 0 to 104"),
+        ({"images": np.zeros((3, 2, 2, 1), np.uint8), "labels": np.array([-1, 1, 2])}, "run from -1 to 2"),
     ],
 )
 def test_other_images_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:

@@ -141,6 +141,18 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path, folder: Path, table: T
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(table, courses=())))
     with pytest.raises(ValueError, match="courses: a table without measured chips"):
         resilience.read(path)
+    first, *others = table.courses
+    for points in (first.points[::-1], first.points[1:], first.points[:-1], first.points[:1] * 2):
+        courses = (*others, msgspec.structs.replace(first, points=points))
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(table, courses=courses)))
+        with pytest.raises(ValueError, match=f"courses: {first.name} was measured behind"):
+            resilience.read(path)
+    for name, value in (("accuracy", 100.1), ("error", -1.0), ("iterations", -7)):
+        points = (msgspec.structs.replace(first.points[0], **{name: value}), *first.points[1:])
+        courses = (msgspec.structs.replace(first, points=points), *others)
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(table, courses=courses)))
+        with pytest.raises(ValueError, match=name):
+            resilience.read(path)
     path.write_text("{}")
     (tmp_path / resilience.KEPT).write_text("{}\n")
 
