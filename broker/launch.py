@@ -22,11 +22,10 @@ from broker import config
 from broker.accounts import Account, Role
 from broker.child import dying_with_us, environment, python
 from broker.config import LIMITS, Bridge, Limits, Tls
+from broker.ending import stop
 
 LETTING_GO_S = 3.0
 """How long a predecessor may take to leave its port."""
-GRACE_S = 3.0
-"""From SIGTERM to SIGKILL."""
 PORTS: Final = range(20000, 32768)
 """Where ports are looked for."""
 
@@ -227,21 +226,3 @@ async def _until_up(
             await writer.wait_closed()
         return None
     return f"did not answer within {deadline_s:g} s"
-
-
-async def stop(process: asyncio.subprocess.Process, grace_s: float | None = None) -> None:
-    """End a process: SIGTERM, and SIGKILL where that is not heard within ``grace_s`` seconds, ``GRACE_S`` where None.
-
-    Not by ``asyncio.timeout``, which up to Python 3.11.2 forgets its own end in a task that was cancelled before, as one that
-    cleans up mostly was.
-    """
-    if process.returncode is not None:
-        return
-    process.terminate()
-    ending = asyncio.ensure_future(process.wait())
-    try:
-        await asyncio.wait([ending], timeout=GRACE_S if grace_s is None else grace_s)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    await ending

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from broker.child import dying_with_us, environment, python
-from broker.launch import stop
+from broker.ending import stop
 from services.bus.service import STOPPED, Stopped
 
 RESTARTS = 8

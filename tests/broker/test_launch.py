@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from paho.mqtt.client import topic_matches_sub
 
-from broker import accounts, child, config
+from broker import accounts, child, config, ending
 from broker import launch as launching
 from broker.accounts import Account
 from broker.config import Bridge, Tls
@@ -308,15 +308,14 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 pass
 
 
-async def test_stopping_waits_and_then_kills(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "GRACE_S", 0.2)
+async def test_stopping_waits_and_then_kills() -> None:
     stubborn = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert stubborn.stdout is not None
     await stubborn.stdout.readline()
-    await launching.stop(stubborn)
+    await ending.stop(stubborn, 0.2)
     assert stubborn.returncode == -signal.SIGKILL
     assert not Path(f"/proc/{stubborn.pid}/exe").exists()
 
@@ -334,7 +333,7 @@ async def test_who_is_cancelled_stops_for_good() -> None:
         try:
             await asyncio.sleep(600)
         finally:
-            await launching.stop(stubborn, 0.2)
+            await ending.stop(stubborn, 0.2)
 
     holding = asyncio.create_task(held())
     await asyncio.sleep(0)

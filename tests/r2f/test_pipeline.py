@@ -123,7 +123,7 @@ async def test_who_takes_a_while_to_end_is_waited_for_where_another_fails(module
     )
     failing = (
         "import pathlib, sys, time\n"
-        f"while not pathlib.Path({str(tmp_path / 'ready')!r}).exists(): time.sleep(0.01)\n"
+        f"while not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.01)\n"
         "sys.exit('no more')"
     )
     programs = [Program("slow", module, (slow,)), Program("failing", module, (failing,))]
@@ -132,6 +132,9 @@ async def test_who_takes_a_while_to_end_is_waited_for_where_another_fails(module
     async def run() -> None:
         async with pipeline.running(programs, tmp_path / "logs", print) as running:
             pids.append(await until("slow", running))
+            while not (tmp_path / "ready").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            (tmp_path / "go").touch()
             await asyncio.sleep(60)
 
     with pytest.raises(ExceptionGroup) as failed:

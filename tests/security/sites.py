@@ -14,7 +14,8 @@ import aiomqtt
 
 from broker import certificates, pair
 from broker.config import LIMITS, Limits
-from broker.launch import find_mosquitto, free_port, stop
+from broker.ending import stop
+from broker.launch import find_mosquitto, free_port
 from broker.link.profiles import Profile
 from broker.link.proxy import Shaped, shape
 from services.bus import Tls

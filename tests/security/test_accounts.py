@@ -14,7 +14,8 @@ import yaml
 
 from broker import certificates, pair
 from broker.certificates import Identity
-from broker.launch import find_mosquitto, free_port, stop
+from broker.ending import stop
+from broker.launch import find_mosquitto, free_port
 from tests.security import raw
 from tests.security.sites import files
 

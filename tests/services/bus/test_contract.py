@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from broker.accounts import make_accounts
-from broker.launch import Running, find_mosquitto, free_port, launch, stop
+from broker.ending import stop
+from broker.launch import Running, find_mosquitto, free_port, launch
 from services.bus import Bus, BusError, MessageError, encoding
 from services.bus.messages import (
     Ack,
