@@ -192,7 +192,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
-    subprocess.run(command, check=True)
+    # Else pip takes a tree that PYTHONPATH names for an r2f that is installed already.
+    subprocess.run(command, check=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     ours = Path(sysconfig.get_path("purelib"))
     asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     there = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
