@@ -123,7 +123,7 @@ async def _run(
         if restarts > RESTARTS:
             raise BrokerError(f"{running.kind} was ended {restarts} times, each soon after its start")
         how = f"was killed by {signal.Signals(-code).name}" if code else "was told to end"
-        print(f"{running.kind} {how}; starting it again", file=Lines(sys.stderr), flush=True)
+        print(f"{running.kind} {how}; starting it again", file=Lines(), flush=True)
         await asyncio.sleep(0.1 * restarts * random.uniform(0.5, 1.5))
 
 
@@ -143,7 +143,7 @@ async def _ended(running: Running) -> int:
                 running.process.send_signal(signal.SIGHUP)
                 print(
                     f"{running.kind}: who may connect has changed, {lists[0].parent} is read again",
-                    file=Lines(sys.stderr),
+                    file=Lines(),
                     flush=True,
                 )
     finally:

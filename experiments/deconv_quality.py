@@ -139,11 +139,8 @@ def main() -> None:
     retraining.add_recipe(parser)
     runner.add_pool(parser)
     given = parser.parse_args()
-    try:
-        cells = cells_of(given)
-        found = runner.run(image_quality.measured, cells, Found, shared=Path(), reads=lambda _: (), pool=runner.pool_of(given))
-    except ValueError as error:  # settings, data and networks that do not fit one another
-        raise command.InputError(str(error)) from None
+    cells = cells_of(given)
+    found = runner.run(image_quality.measured, cells, Found, shared=Path(), reads=lambda _: (), pool=runner.pool_of(given))
     all_rows = rows(cells, found)
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / "deconv_quality.csv").open("w", newline="", encoding="utf-8") as file:

@@ -222,14 +222,11 @@ def main() -> None:
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
-    """The run's settings that a command line gives."""
+    """The run's settings that a command line gives. Raises SettingsError."""
     own = {
         name: getattr(given, name.replace("-", "_")) for name in ("network", "weights", "data", "image-size", "classes", "ber")
     }
-    try:
-        return r2f_settings.parse(own | retraining.given_recipe(vars(given)))
-    except r2f_settings.SettingsError as error:
-        raise command.InputError(str(error)) from None
+    return r2f_settings.parse(own | retraining.given_recipe(vars(given)))
 
 
 if __name__ == "__main__":

@@ -52,16 +52,16 @@ class Lines:
         self._refused = False
 
     def write(self, text: str) -> None:
-        self._tried(lambda: (self._stream or sys.stderr).write(text))
+        self._tried(lambda stream: stream.write(text))
 
     def flush(self) -> None:
-        if self._tried(lambda: (self._stream or sys.stderr).flush()) and self._refused:
+        if self._tried(lambda stream: stream.flush()) and self._refused:
             self._refused = False
             self.write("the disk was full; lines before this one may be missing\n")
 
-    def _tried(self, call: Callable[[], object]) -> bool:
+    def _tried(self, call: Callable[[TextIO], object]) -> bool:
         try:
-            call()
+            call(sys.stderr if self._stream is None else self._stream)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -308,13 +308,19 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 pass
 
 
-async def test_stopping_waits_and_then_kills() -> None:
-    stubborn = await asyncio.create_subprocess_exec(
+async def deaf_to_sigterm() -> asyncio.subprocess.Process:
+    """A process that ends by SIGKILL alone."""
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    assert stubborn.stdout is not None
-    await stubborn.stdout.readline()
+    assert process.stdout is not None
+    await process.stdout.readline()
+    return process
+
+
+async def test_stopping_waits_and_then_kills() -> None:
+    stubborn = await deaf_to_sigterm()
     await ending.stop(stubborn, 0.2)
     assert stubborn.returncode == -signal.SIGKILL
     assert not Path(f"/proc/{stubborn.pid}/exe").exists()
@@ -322,12 +328,7 @@ async def test_stopping_waits_and_then_kills() -> None:
 
 async def test_who_is_cancelled_stops_for_good() -> None:
     """Up to Python 3.11.2 a timeout in a task that was cancelled was one more cancelling, and nobody was killed."""
-    stubborn = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)",
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert stubborn.stdout is not None
-    await stubborn.stdout.readline()
+    stubborn = await deaf_to_sigterm()
 
     async def held() -> None:
         try:

@@ -11,7 +11,7 @@ import pytest
 from accelsim import datasets
 from accelsim.faults import Rates
 from experiments import recover
-from experiments.common import command, retraining, splits
+from experiments.common import retraining, splits
 from experiments.common.retraining import Accuracy
 from r2f import settings as r2f_settings
 from services.scheme import Scheme
@@ -88,5 +88,19 @@ def test_the_program_on_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["recover", "--lr", "fast"])
-    with pytest.raises(command.InputError, match="--lr fast"):
+    with pytest.raises(r2f_settings.SettingsError, match="--lr fast"):
         recover.main()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], (1600, 128)), (["--batch", "8"], (1600, 8)), (["--epochs", "2"], (None, 128))]
+)
+def test_what_is_given_stays(options: list[str], expected: tuple[int | None, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def caught(_: object, *, most: int | None, largest: int, **others: object) -> None:
+        raise KeyError(most, largest)
+
+    monkeypatch.setattr(recover, "recover", caught)
+    monkeypatch.setattr("sys.argv", ["recover", *options])
+    with pytest.raises(KeyError) as asked:
+        recover.main()
+    assert asked.value.args == expected

@@ -111,9 +111,10 @@ def test_a_tap_outlives_its_run(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         (tmp_path / "broker.txt").write_text(f"mqtt://127.0.0.1:{taken.getsockname()[1]}\n")
-        result = CliRunner().invoke(app, ["tap", "--run", str(tmp_path), "--json"])
+        result = CliRunner().invoke(app, ["tap", "--run", str(tmp_path), "--json"], env={"R2F_BROKER": "mqtt://127.0.0.1:1"})
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.endswith(f"{tmp_path}: the run is over\n")
+    said(CliRunner().invoke(app, ["tap", "--run", str(tmp_path), "--broker", "mqtt://127.0.0.1:1"]), "--run", "leave out")
 
 
 def test_resuming_what_is_no_run(tmp_path: Path) -> None:
@@ -300,6 +301,22 @@ def test_layers_of_an_unknown_name_say_which_there_are(name: str) -> None:
 )
 def test_layers_that_are_asked_for_wrongly(arguments: list[str], words: list[str]) -> None:
     said(CliRunner().invoke(app, ["layers", *arguments]), *words)
+
+
+def test_a_doctor_says_what_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "mosquitto"
+    program.write_bytes(b"#!/bin/sh\nprintf 'mosquitto \\377 2.0'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(doctor, "find_mosquitto", lambda: str(program))
+    assert doctor._mosquitto()[:2] == ("broker", "mosquitto")
+    program.write_bytes(b"\x00 no program")
+    _, state, why = doctor._mosquitto()
+    assert state == "no"
+    assert str(program) in why
+    monkeypatch.setenv("R2F_SHM_DIR", str(program))
+    assert doctor._shared_memory()[1] == "no"
+    monkeypatch.setenv("R2F_SHM_DIR", str(tmp_path))
+    assert doctor._shared_memory()[1] in ("yes", "small")
 
 
 def test_brackets_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

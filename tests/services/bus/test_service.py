@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -32,6 +33,15 @@ def test_a_full_disk_ends_nobody_for_a_line_of_log(tmp_path: Path) -> None:
     assert len(before) < 1000
     with pytest.raises(ValueError, match="closed file"):
         print("a mistake of ours", file=said, flush=True)
+
+
+def test_without_a_stream_lines_go_where_stderr_is_at_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A display that draws on the terminal puts a stream of its own there, and takes it away again."""
+    lines, display, terminal = Lines(), io.StringIO(), io.StringIO()
+    for stream in (display, terminal):
+        monkeypatch.setattr(sys, "stderr", stream)
+        print("broker lost", file=lines, flush=True)
+    assert display.getvalue() == terminal.getvalue() == "broker lost\n"
 
 
 PROGRAM = """
