@@ -211,8 +211,10 @@ async def test_an_end_that_comes_with_an_answer_is_an_end() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+    late: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     with pytest.raises(aiomqtt.MqttError, match="timed out"):
-        await client._wait_for(asyncio.Event().wait(), 0.01)
+        await client._wait_for(late, 0.01)
+    assert late.cancelled()
 
 
 async def test_small_messages_around_a_large_one(limited: tuple[str, Path], device: str) -> None:
