@@ -2,7 +2,8 @@
 
 ``python -m experiments.results --measured runs/figures --page docs/results.md`` fills the page: every part between a line
 ``<!-- NAME -->`` and the next ``<!-- end -->`` becomes the table of ``NAME.csv``, or, for ``recover``, of the files
-``recover*.json``, and the rest stays as it is. A part of which nothing was measured says which command measures it.
+``recover*.json``, and the rest stays as it is. So does a part of which nothing was measured: it is named at the end, with the
+command that measures it.
 """
 
 from __future__ import annotations
@@ -26,17 +27,30 @@ VARIES: Final = {"fig8_batch": "batch", "fig10_epochs": "epochs", "ablation": "r
 POINTS: Final = ("fig1_ber_sweep", "fig2_matching", "fig4_accuracy", "fig5_protection", *VARIES)
 
 
-def filled(page: str, measured: Path) -> str:
-    """The page with every part replaced. Raises InputError where a file is not what the experiment writes."""
-    return PART.sub(lambda found: f"{found[1]}\n{_part(found[2], measured)}\n\n{found[3]}", page)
+def filled(page: str, measured: Path) -> tuple[str, list[str]]:
+    """The page with every part replaced that was measured, and the names of the others.
+
+    Raises InputError where a file is not what the experiment writes.
+    """
+    left: list[str] = []
+
+    def part(found: re.Match[str]) -> str:
+        table = _part(found[2], measured)
+        if table is None:
+            left.append(found[2])
+            return found[0]
+        return f"{found[1]}\n{table}\n\n{found[3]}"
+
+    return PART.sub(part, page), left
 
 
-def _part(name: str, measured: Path) -> str:
+def _part(name: str, measured: Path) -> str | None:
+    """A part's table, None where nothing was measured."""
     if name == "recover":
         return _recovered(sorted(measured.glob("recover*.json")))
     path = measured / f"{name}.csv"
     if not path.is_file():
-        return f"Not measured here; `python -m experiments.{name}` does."
+        return None
     try:
         if name == "ablation":
             return ablation.table(points(path, VARIES[name]))
@@ -68,9 +82,9 @@ def points(path: Path, x: str) -> list[Point]:
         ]
 
 
-def _recovered(files: list[Path]) -> str:
+def _recovered(files: list[Path]) -> str | None:
     if not files:
-        return "Not measured here; `python -m experiments.recover` does."
+        return None
     rows = []
     for path in files:
         try:
@@ -94,8 +108,11 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, default=figure.OUT, metavar="FOLDER", help="CSV and JSON files [%(default)s]")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page that is filled [%(default)s]")
     given = parser.parse_args()
-    given.page.write_text(filled(given.page.read_text("utf-8"), given.measured), "utf-8")
+    page, left = filled(given.page.read_text("utf-8"), given.measured)
+    given.page.write_text(page, "utf-8")
     print(f"filled {given.page} from {given.measured}")
+    for name in left:
+        print(f"left as it was: {name}, of which nothing is there; python -m experiments.{name} measures it")
 
 
 if __name__ == "__main__":

@@ -272,7 +272,10 @@ class Network:
                 f"images: expected uint8 of shape (N, {', '.join(map(str, self.input_shape))}), "
                 f"got {images.dtype} of shape {images.shape}"
             )
-        return np.stack([self.input_table[c][images[..., c]] for c in range(self.input_shape[2])], axis=-1)
+        quantised = np.empty(images.shape, np.int8)
+        for c, table in enumerate(self.input_table):
+            quantised[..., c] = table.take(images[..., c])
+        return quantised
 
 
 def multiplier(input_scale: float, weight_scale: Float32, output_scale: float) -> Float32:

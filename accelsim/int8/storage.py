@@ -24,7 +24,7 @@ from accelsim.files import write_whole
 from accelsim.int8.checks import MAX_LAYERS, NetworkError, validate
 from accelsim.int8.network import INT8_MAX, INT8_MIN, Layer, Network, Shape
 
-__all__ = ["FORMAT", "NetworkError", "digest", "from_bytes", "load", "save", "to_bytes", "validate"]
+__all__ = ["FORMAT", "NetworkError", "canonical", "digest", "from_bytes", "load", "save", "to_bytes", "validate"]
 
 FORMAT = "r2f-int8-network/2"
 _FIRST = "r2f-int8-network/1"
@@ -63,6 +63,11 @@ def to_bytes(network: Network) -> bytes:
     Raises NetworkError if the network is inconsistent: what is written can be read.
     """
     validate(network)
+    return canonical(network)
+
+
+def canonical(network: Network) -> bytes:
+    """``to_bytes`` of a network that is known to be consistent: nothing is checked."""
     tensors: dict[str, np.ndarray[Any, Any]] = {"input_table": network.input_table}
     layers = []
     for index, layer in enumerate(network.layers):

@@ -30,18 +30,18 @@ def test_parts_are_filled_and_the_rest_stays(tmp_path: Path) -> None:
     figure.write(
         [Point("a", "DRM", 16, 1e-4, "top1", 40, Accuracy(80.0, 1.0, 5), 250, 0.0)], tmp_path / "fig8_batch.csv", "batch"
     )
-    page = results.filled(PAGE, tmp_path)
+    page, left = results.filled(PAGE, tmp_path)
+    assert not left
     assert "| a | 0.0001 | 48.8 % | top5 of 200 | 90.0 ± 0.5 | 70.0 ± 0.5 | 85.0 ± 0.5 | 5 | 75 % | 25 | 3.0 |" in page
     assert "| a | 0.0001 | 16 | 80.0 ± 1.0 |" in page
     assert "old" not in page
     assert page.startswith("# Results\n\n<!-- recover -->\n")
     assert page.endswith("<!-- end -->\nlast\n")
-    assert results.filled(page, tmp_path) == page
+    assert results.filled(page, tmp_path) == (page, [])
 
 
-def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
-    page = results.filled(PAGE, tmp_path)
-    assert "Not measured here; `python -m experiments.fig8_batch` does." in page
+def test_what_was_not_measured_stays_and_is_named(tmp_path: Path) -> None:
+    assert results.filled(PAGE, tmp_path) == (PAGE, ["recover", "fig8_batch"])
 
 
 def test_points_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Layers that are not MAC layers. x, a, b and y are addresses of bytes, NHWC; y is written from its start.
 
+Loops go over views from index 0 on: those become vector instructions, sums of indices do not, and neither do slices that are
+assigned.
+
 The numbers in an operand are int8 where its ``zero`` is 128, uint8 where it is 0 (``accelsim.engine.packing.zero``). Bounds
 are those of the output's dtype, so that the low byte of an integer within them is the output's.
 """
@@ -38,13 +41,15 @@ def scale(x, zero, multiplier, low, high, same, y, pixels, c, stride, offset):  
     """
     source, out = carray(pointer(x), pixels * c, np.int8), carray(pointer(y), pixels * stride, np.int8)
     for p in range(pixels):
-        to = p * stride + offset
+        # Views, for indices that start at 0 are what becomes vector instructions.
+        line, to = source[p * c : (p + 1) * c], out[p * stride + offset : p * stride + offset + c]
         if same:
-            out[to : to + c] = source[p * c : (p + 1) * c]
+            for j in range(c):
+                to[j] = line[j]
             continue
         for j in range(c):
-            value = rint(np.float32(number(source[p * c + j], zero)) * multiplier)
-            out[to + j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
+            value = rint(np.float32(number(line[j], zero)) * multiplier)
+            to[j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
 
 
 @njit(nogil=True, cache=True)
@@ -55,9 +60,10 @@ def multiply(a, za, b, zb, multiplier, low, high, y, images, pixels, c, broadcas
     xb = carray(pointer(b), images * c if broadcast else count, np.int8)
     for p in range(images * pixels):
         at = p // pixels * c if broadcast else p * c
+        left, right, to = xa[p * c : (p + 1) * c], xb[at : at + c], out[p * c : (p + 1) * c]
         for j in range(c):
-            value = rint(np.float32(number(xa[p * c + j], za) * number(xb[at + j], zb)) * multiplier)
-            out[p * c + j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
+            value = rint(np.float32(number(left[j], za) * number(right[j], zb)) * multiplier)
+            to[j] = np.int8(np.int32(min(max(value, np.float32(low)), np.float32(high))))
 
 
 @njit(nogil=True, cache=True)

@@ -109,7 +109,7 @@ def decode(base: Network | None, body: bytes) -> Network:
 
 def digest(network: Network) -> int:
     """xxh3-64 of the network as stored, by which the receiver of a delta knows that it rebuilt the same."""
-    return xxhash.xxh3_64_intdigest(storage.to_bytes(network))
+    return xxhash.xxh3_64_intdigest(storage.canonical(network))
 
 
 def _require_same_graph(base: Network, new: Network) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from accelsim.engine import Engine
+from accelsim.engine import Engine, shared
 from accelsim.faults import Rates
 from accelsim.int8.network import Activation, Network
 from services.scheme import View
@@ -116,7 +116,7 @@ def course(
             learner.state = state._replace(tried=selection.first(initial, truth, found))
     engine: Engine | None = None
     for iteration in range(state.iteration, plan.iterations):
-        engine = Engine(learner.state.network, path) if engine is None else engine
+        engine = shared(learner.state.network, path) if engine is None else engine
         samples = plan.samples(iteration)
         received = yield Batch(iteration, samples, plan.rates(iteration), plan.view(iteration))
         assert isinstance(received, Received)

@@ -21,7 +21,7 @@ from accelsim.int8.network import Activation, MaxPool, UInt8
 from services.trainer.core import kernels
 
 _POOL: Final = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="backward")
-_GRAIN: Final = 1 << 16
+_GRAIN: Final = 1 << 19
 """Elements from which on a second thread is worth waking."""
 
 

@@ -84,12 +84,13 @@ def column_sums(g: int, sn: int, sp: int, sums: Float32, n: int, pixels: int, fi
 @numba.njit(cache=True, nogil=True)
 def widen(x: int, signed: bool, out: int, first: int, last: int) -> None:
     """The integers x as float32."""
-    seen, wide = _bytes(x, last), _floats(out, last)
+    # Indices that start at 0 are what becomes vector instructions.
+    seen, wide = _bytes(x + first, last - first), _floats(out + 4 * first, last - first)
     if signed:
-        for i in range(first, last):
+        for i in range(last - first):
             wide[i] = np.float32(np.int8(seen[i]))
     else:
-        for i in range(first, last):
+        for i in range(last - first):
             wide[i] = np.float32(seen[i])
 
 
