@@ -48,7 +48,7 @@ figures: $(VENV)/installed-dev
 	$(BIN)/python -m experiments.fig8_batch --out $(FIGURES) $(FULL) $(POOL)
 	$(BIN)/python -m experiments.fig10_epochs --out $(FIGURES) $(FULL) $(POOL)
 	$(BIN)/python -m experiments.fig5_protection --out $(FIGURES) $(FULL) $(POOL)
-	$(BIN)/python -m experiments.reduce --network digits_cnn resnet20 resnet56 $(if $(FULL),,--maps 1 --chips 4 --no-mapping) \
+	$(BIN)/python -m experiments.reduce --network digits_cnn resnet20 $(if $(FULL),resnet56,--maps 1 --chips 4 --no-mapping) \
 	    --json $(FIGURES)/reduce.json --out $(FIGURES) $(POOL)
 
 MINUTES := 60

@@ -17,7 +17,7 @@ from experiments.common.cells import Cell
 from experiments.common.figure import Point, Wanted
 from experiments.common.trained import TRAINED
 
-RATES: Final = (0.0, 1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3)
+RATES: Final = (0.0, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3)
 FULL_RATES: Final = (0.0, 1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 METHODS: Final = {"Base": methods.BASE, "ours, not retrained": methods.UNTRAINED}
 AT: Final = 5e-5

@@ -8,7 +8,7 @@ import time
 from services.boundary import answer
 from services.bus import Bus
 from services.bus.messages import LayerReplicas, LayerVoted, LayerVotes, Message, Replicas, Timing, Voted, Votes
-from services.voter.core.ballot import Tally, count, tally
+from services.voter.core.ballot import Ballot, Tally, count, tally
 
 
 async def serve(bus: Bus) -> None:
@@ -56,13 +56,13 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> tuple[Laye
     replicas = [bus.open(tensor) for tensor in layer.replicas]
     positions = None if layer.positions is None else bus.open(layer.positions)
     values = None if layer.values is None else bus.open(layer.values)
-    ballot = await asyncio.to_thread(
-        count, replicas, message.vote, protected=layer.protected, positions=positions, values=values
-    )  # fmt: skip
-    counted = None
-    if training and ballot.vote is not None:
-        first = replicas[0] if layer.actual is None else bus.open(layer.actual)
-        counted = await asyncio.to_thread(tally, replicas, first, ballot.vote)
+    first = replicas[0] if layer.actual is None or not training else bus.open(layer.actual)
+
+    def voted_on() -> tuple[Ballot, Tally | None]:
+        ballot = count(replicas, message.vote, protected=layer.protected, positions=positions, values=values)
+        return ballot, tally(replicas, first, ballot.vote) if training and ballot.vote is not None else None
+
+    ballot, counted = await asyncio.to_thread(voted_on)
     voted = None
     readers = (training and not layer.direct) + layer.awaited
     if ballot.protected is not None:

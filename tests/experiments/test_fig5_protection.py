@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import pytest
+
 from experiments import fig5_protection as fig5
 from experiments.common.figure import Point
 from experiments.common.retraining import Accuracy
 
 
-def test_budgets_and_searches() -> None:
-    wanted = fig5.wanted(["squeezenet1_1"], False, 5)
+@pytest.mark.parametrize("full", [False, True])
+def test_budgets_and_searches(full: bool) -> None:
+    wanted = fig5.wanted(["squeezenet1_1"], full, 5)
     found = {w.method: w.cell for w in wanted if w.x == 1e-4}
-    assert list(found) == ["Base", "DRM", "TCLP-20%", "TCLP-50%", "TCLP-200%", "ours", "ours-20%", "ours-50%"]
-    assert [cell.budget for cell in found.values()] == [0, 0, 0.2, 0.5, 2.0, 0, 0.2, 0.5]
+    assert list(found) == (
+        ["Base", "DRM", "TCLP-20%", "TCLP-50%", "TCLP-200%", "ours", "ours-20%", "ours-50%"]
+        if full
+        else ["Base", "DRM", "TCLP-50%", "TCLP-200%", "ours", "ours-50%"]
+    )
+    assert [cell.budget for cell in found.values()] == (
+        [0, 0, 0.2, 0.5, 2.0, 0, 0.2, 0.5] if full else [0, 0, 0.5, 2.0, 0, 0.5]
+    )
     assert {found[name].search for name in found if name.startswith("TCLP")} == {"algorithm1"}
     assert {found[name].search for name in found if name.startswith("ours")} == {"estimated"}
     assert {cell.trained for name, cell in found.items() if name != "Base"} == {1e-4}
