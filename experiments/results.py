@@ -108,9 +108,11 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, default=figure.OUT, metavar="FOLDER", help="CSV and JSON files [%(default)s]")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page that is filled [%(default)s]")
     given = parser.parse_args()
+    if not given.measured.is_dir():
+        raise command.InputError(f"--measured {given.measured}: no such folder; make figures fills {figure.OUT}")
     page, left = filled(given.page.read_text("utf-8"), given.measured)
     given.page.write_text(page, "utf-8")
-    print(f"filled {given.page} from {given.measured}")
+    print(f"{given.page}: filled from {given.measured}")
     for name in left:
         print(f"left as it was: {name}, of which nothing is there; python -m experiments.{name} measures it")
 

@@ -187,7 +187,11 @@ def broker_of(run: Path) -> tuple[str, str]:
     """(address, device) of a run's broker; ``+`` for several devices. Raises ValueError where it has none now."""
     address = run / BROKER
     if not address.exists():
-        known = f", it {_words(look(run))}" if (run / settings_file.FILE).exists() else ""
+        known = ""
+        if (run / settings_file.FILE).exists():
+            known = f", it {_words(look(run))}"
+        elif run.is_dir():
+            known = ", or is still being prepared: Ctrl-C where it was started ends that"
         raise ValueError(f"{run}: has no broker now ({address.name} is missing): the run is not going on{known}")
     fleet = fleets.read(run)
     device = settings_file.read(run / settings_file.FILE).device if fleet is None else "+"

@@ -384,7 +384,6 @@ class Link:
         self.server.deploy(version, -1, network)
         sent = self.server.model()
         self.device.model(sent)
-        self.server.acknowledge(version)
         if self.device.network is None:
             raise RuntimeError("the device's end took a network and has none")
         return self.device.network, len(sent.body)

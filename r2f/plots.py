@@ -175,7 +175,8 @@ def stages(axes: Axes, report: Report) -> None:
     if axes.patches:
         axes.legend(loc="upper right", ncols=3, fontsize=9, borderaxespad=0, columnspacing=1, handlelength=1.2)
     shortly = {"seconds": "s", "milliseconds": "ms"}[unit]
-    axes.set_title(f"Stages (they overlap: {number(1e3 * scale * report.iteration_s)} {shortly} wall clock)")
+    wall = f"{number(1e3 * scale * report.iteration_s)} {shortly}"
+    axes.set_title(f"Stages (with all waiting, {wall} wall clock)")
 
 
 def number(value: float) -> str:

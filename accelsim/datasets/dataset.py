@@ -102,7 +102,7 @@ class Dataset:
         if self.class_names is not None and len(self.class_names) != known:
             raise DataError(
                 f"{self.name}: {self.classes} classes ({few(self.class_names)}), network {network.name} knows {known}: "
-                f"which are which? Give a class list, a file with the network's {known} class names in its order, one a line"
+                f"which are which? Give a class list (--classes FILE), the network's {known} class names in order, one a line"
             )
         if self.classes > known:
             from_one = min(int(self.train_labels.min()), int(self.test_labels.min())) == 1

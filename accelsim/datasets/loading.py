@@ -69,7 +69,9 @@ def load(
             notes = (f"data is scikit-learn's digits; to read the folder or file of that name here, give ./{DIGITS}",)
     elif path.is_dir():
         if shape is None:
-            raise DataError(f"{path}: the size of the network's input must be given for a folder of images")
+            raise DataError(
+                f"{path}: the size of the network's input must be given for a folder of images (--image-size HxWxC)"
+            )
         train, test, names, notes = folder.read(path, shape, names)
         parts = split(*train, where=str(path)) if test is None else (*train, *test)
     elif path.suffix.lower() == ".npz" and path.is_file():

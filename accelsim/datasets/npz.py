@@ -38,7 +38,7 @@ def read(path: Path, shape: Shape | None) -> tuple[Part, Part | None, tuple[str,
     except DataError:
         raise
     except Exception as error:  # what NumPy's, zip's and zlib's readers raise on a torn file is not one kind
-        raise DataError(f"{path}: cannot be read as npz: {error}") from error
+        raise _unreadable(path, error) from error
     if test is not None and train[0].shape[1:] != test[0].shape[1:]:
         sizes = by(train[0].shape[1:]), by(test[0].shape[1:])
         raise DataError(f"{path}: train_images are {sizes[0]}, {held_out[0]}_images are {sizes[1]}")
@@ -75,7 +75,7 @@ def targets(path: Path, shape: Shape | None) -> Paired | None:
     except DataError:
         raise
     except Exception as error:  # as in ``read``
-        raise DataError(f"{path}: cannot be read as npz: {error}") from error
+        raise _unreadable(path, error) from error
     notes = (f"{path}: not used: {', '.join(aside)}",) if aside else ()
     if "latents" in arrays:
         return Paired(_latents(f"{path}: latents", arrays["latents"]), notes)
@@ -192,3 +192,11 @@ def _labels(where: str, labels: npt.NDArray[Any], count: int) -> Int64:
     if flat.max() >= _LARGEST:
         raise DataError(f"{where} holds {flat.max():g}; classes count from 0 and there are fewer")
     return flat.astype(np.int64)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    """What to say of a file that is no npz. NumPy takes what it does not know for a pickle, and advises to load that."""
+    what = str(error)
+    if "pickle" in what:
+        what = "it is none, or holds Python objects; numpy.savez writes one, of arrays such as train_images and train_labels"
+    return DataError(f"{path}: cannot be read as npz: {what}")

@@ -96,6 +96,8 @@ def _torch(path: Path) -> Any:
                 "of the file; save module.state_dict() instead"
             ) from error
         first = (text.splitlines() or [type(error).__name__])[0]
+        if "weights_only" in first or not re.search("[A-Za-z]{3}", first):  # torch's advice is to run the file's code
+            first = "it is none that torch saved, or it is damaged; save module.state_dict() with torch.save or safetensors"
         raise WeightsError(f"{path} is neither safetensors nor a checkpoint of plain tensors: {first}") from error
 
 

@@ -86,7 +86,6 @@ class Ends:
         if array(deploy.network, "network", what).tobytes() != storage.to_bytes(network):
             raise Failed(what, "the network, byte for byte", "other bytes")
         self.network = network
-        self.end.acknowledge(self.version)
 
     async def run(self, probe: Probe, scheme: Scheme, *, wrong: float, what: str) -> None:
         """A whole pass with errors, whose votes are wrong at a share of elements; every bit must arrive."""

@@ -14,7 +14,7 @@ One iteration, in the order of its messages::
     codec     up/layers          EncodedLayers
     codec     server/activations Activations  the rebuilt actual outputs
     trainer   server/model       Deploy       the updated int8 network
-    codec     down/model         EncodedModel delta against what the device acknowledged
+    codec     down/model         EncodedModel delta against the version before
     codec     edge/model         Deploy
     agent     up/ack             Ack          it runs that version now
 

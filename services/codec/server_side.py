@@ -154,11 +154,9 @@ class ServerCodec:
         end = self.session.end
         if ack.session != self.session.name:
             return
-        if ack.of == "model" and ack.ok and ack.version in end.versions:
-            end.acknowledge(ack.version)
         if ack.of == "base" and ack.seq == end.newest:
             log.info("sending the model whole", reason=plain(ack.error))
-            end.acknowledge(0)
+            end.lost()
             await self._send_model()
 
     async def _state(self, state: State) -> None:
@@ -167,7 +165,7 @@ class ServerCodec:
         if state.online and known != state.boot:
             self.boots[state.service] = state.boot
             if known is not None and self.session.end.newest:
-                self.session.end.acknowledge(0)
+                self.session.end.lost()
                 await self._send_model()
 
     async def _time(self, stage: Stage, iteration: int, segment: int, host: float, nbytes: int = 0) -> None:

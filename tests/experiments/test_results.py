@@ -44,6 +44,14 @@ def test_what_was_not_measured_stays_and_is_named(tmp_path: Path) -> None:
     assert results.filled(PAGE, tmp_path) == (PAGE, ["recover", "fig8_batch"])
 
 
+def test_a_folder_that_is_not_there_fills_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "page.md").write_text(PAGE)
+    monkeypatch.setattr("sys.argv", ["results", "--measured", str(tmp_path / "no"), "--page", str(tmp_path / "page.md")])
+    with pytest.raises(command.InputError, match="no: no such folder"):
+        results.main()
+    assert (tmp_path / "page.md").read_text() == PAGE
+
+
 def test_points_are_read_as_they_were_written(tmp_path: Path) -> None:
     wrote = [
         Point("a", "DRM", 1e-4, 1e-4, "top1", 40, Accuracy(80.0, 1.0, 5), 250, 0.25),

@@ -313,7 +313,7 @@ def test_pictures_hold_the_reports_numbers(tmp_path: Path) -> None:
     axes, words = shown(plots.stages, found)
     link = [1e3 * found.stages_s[stage].link for stage in ("uplink", "downlink")]
     assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx(sorted([10, 1, 4, *link]))
-    assert words[0] == "Stages (they overlap: 200 ms wall clock)"
+    assert words[0] == "Stages (with all waiting, 200 ms wall clock)"
     assert {"10", "1", "4", *(f"{value:.3g}" for value in link)} <= set(words)
 
 

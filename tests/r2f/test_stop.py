@@ -146,8 +146,9 @@ def test_what_is_no_run_that_goes_on(weights: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no run")
     for arguments, words in (
         (["--out", str(tmp_path)], "no run is going on below"),
-        ([str(tmp_path)], "has no broker now"),
+        ([str(tmp_path)], "the run is not going on, or is still being prepared"),
         ([str(tmp_path / "nowhere")], "has no broker now"),
+        ([str(tmp_path / "notes.txt")], "has no broker now"),
         (["--out", str(tmp_path), "--by", ""], "--by ''"),
         (["--out", str(tmp_path), "--by", "x" * 65], "printable characters"),
         (["--out", str(tmp_path), "--by", "a\nb"], "printable characters"),

@@ -1,4 +1,4 @@
-"""A model update on the link: what changed against the version that the device acknowledged (architecture.md, "The link").
+"""A model update on the link: what changed against the version that was sent before (architecture.md, "The link").
 
 Between two steps of training most int8 weights stay and the others move by one, so a layer's weights go as entropy-coded
 increments, a filter a row (``core.entropy``). Biases and scales go as increments of their 32-bit patterns, folded
@@ -73,7 +73,7 @@ def decode(base: Network | None, body: bytes) -> Network:
     if body[0] != DELTA:
         raise CodecError(f"model body: unknown coding {body[0]}")
     if base is None:
-        raise CodecError("model body: is a delta, and no version is acknowledged; ask for the whole model")
+        raise CodecError("model body: is a delta, and there is no version; ask for the whole model")
     convs = list(base.convs())
     parts = _unpack(payload, 1 + len(convs))
     n_words = sum(getattr(layer, name).size for _, layer in convs for name in _TRAINED[1:])

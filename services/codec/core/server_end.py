@@ -35,7 +35,7 @@ class Version(NamedTuple):
 class ServerEnd:
     """The run's versions of the network and its samples. ``path`` is the engine's.
 
-    Calls in the order of an iteration: ``deploy``, ``model``, ``acknowledge``, ``begin``, ``images``; the rest is the
+    Calls in the order of an iteration: ``deploy``, ``model``, ``begin``, ``images``; the rest is the
     Rebuild's. All raise ValueError, CodecError for bytes, and are then as before.
     """
 
@@ -44,8 +44,11 @@ class ServerEnd:
         self.versions: dict[int, Version] = {}
         self.newest = 0
         """Version number, 0 for none."""
-        self.acknowledged = 0
-        """The version that the device is known to have, 0 for none."""
+        self.sent = 0
+        """The version that the device was sent last, and so is taken to have; 0 for none. Messages come in order, so it comes
+        before the next one, acknowledged or not; where it does not, the device asks for that whole."""
+        self.base = 0
+        """The version that the one sent last builds on."""
         self.known: FaultMap | None = None
         """The device's permanent faults, as far as they were known in the last pass."""
         self.samples = Samples(SAMPLE_CACHE_BYTES, MAX_BATCH)
@@ -60,20 +63,23 @@ class ServerEnd:
         self.newest = number
 
     def model(self) -> SentModel:
-        """The newest version against the acknowledged one, or whole where it cannot build on that; older ones are dropped."""
-        new, base = self.versions[self.newest], self.versions.get(self.acknowledged)
-        if base is new:
-            base = None
+        """The newest version against the one sent before, or whole where it cannot build on that; older ones are dropped.
+
+        Called again, it builds on the same.
+        """
+        if self.sent != self.newest:
+            self.base, self.sent = self.sent, self.newest
+        new, base = self.versions[self.newest], self.versions.get(self.base)
         try:
             body = model.encode(None if base is None else base.network, new.network)
         except model.OtherGraph:
             base, body = None, model.encode(None, new.network)
-        self.versions = {n: v for n, v in self.versions.items() if n in (self.newest, self.acknowledged)}
+        self.versions = {n: v for n, v in self.versions.items() if n in (self.newest, self.base)}
         return SentModel(new.number, 0 if base is None else base.number, model.digest(new.network), body)
 
-    def acknowledge(self, number: int) -> None:
-        """The device runs this version; 0: it has none that anything could build on."""
-        self.acknowledged = number
+    def lost(self) -> None:
+        """The device has no version that anything could build on: the next one goes whole."""
+        self.sent = self.base = 0
 
     def forgotten(self) -> list[bytes]:
         """Names of images that are not here any more, for the device to send these whole; each is told once."""

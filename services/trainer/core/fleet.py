@@ -85,5 +85,7 @@ def read(folder: Path) -> Fleet | None:
         return msgspec.json.decode(path.read_bytes(), type=Fleet)
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise ValueError(f"{folder}: is a file; a run is a folder") from None
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path}: {error}") from error

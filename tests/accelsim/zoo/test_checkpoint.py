@@ -264,6 +264,16 @@ def test_what_cannot_be_read_names_the_keys(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("content", [b"hello", b"hello, this is a longer text\n" * 20, b"", b"\x80\x02garbage"])
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"w\.pth is neither safetensors nor a checkpoint of plain tensors: \w{2}"
+    ) as refused:
+        zoo.load("digits_cnn", tmp_path / "w.pth")
+    assert "weights_only" not in str(refused.value), "nobody is told to run its code"
+
+
 def test_whole_modules_are_not_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(zoo.build("digits_cnn"), path)

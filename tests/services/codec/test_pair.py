@@ -224,7 +224,6 @@ def test_a_new_network_ends_the_iteration_that_it_came_from(network: Network, im
     pair.begin(0, 0)
     assert pair.device.session.end.kept is not None
     data = encoding.inline(np.frombuffer(storage.to_bytes(network), np.uint8))
-    pair.server.session.end.acknowledge(1)
     asyncio.run(pair.server.take(Deploy(session=SESSION, iteration=0, version=2, network=data)))
     pair.answer()
     assert pair.device.session.end.version == 2

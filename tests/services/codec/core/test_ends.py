@@ -23,7 +23,6 @@ def pair(network: Network) -> tuple[DeviceEnd, ServerEnd]:
     device, server = DeviceEnd("auto"), ServerEnd("auto")
     server.deploy(1, -1, network)
     assert device.model(server.model())
-    server.acknowledge(1)
     return device, server
 
 
@@ -47,10 +46,28 @@ def test_a_version_goes_as_what_changed_and_a_repeat_changes_nothing(small: Netw
     assert not device.model(sent), "here already"
     assert device.network is not None
     assert model.digest(device.network) == model.digest(new)
-    assert server.model().base == 1, "not acknowledged yet"
-    server.acknowledge(2)
-    assert server.model().base == 0, "nothing to build on: it is the very version that the device has"
+    assert server.model() == sent, "the same again"
+    assert list(server.versions) == [1, 2]
+    server.lost()
+    whole = server.model()
+    assert (whole.version, whole.base, whole.body[0]) == (2, 0, model.WHOLE)
     assert list(server.versions) == [2]
+
+
+def test_versions_in_a_row_build_on_one_another_though_none_was_acknowledged(small: Network) -> None:
+    device, server = pair(small)
+    new = small
+    sent = []
+    for version in (2, 3, 4):
+        new = trained(new)
+        server.deploy(version, -1, new)
+        sent.append(server.model())
+    assert [(each.base, each.body[0]) for each in sent] == [(1, model.DELTA), (2, model.DELTA), (3, model.DELTA)]
+    assert len(server.versions) == 2, "no more are held than that"
+    for each in sent:
+        assert device.model(each)
+    with pytest.raises(WrongBase, match="builds on 2, here is 4"):
+        device.model(dataclasses.replace(sent[1], version=5))
 
 
 def test_another_network_goes_whole(small: Network) -> None:
