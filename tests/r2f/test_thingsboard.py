@@ -229,7 +229,7 @@ async def test_hostile_commands_of_thingsboard_change_nothing(
             ("deployModel", {"ota": True}),
             ("getData", {"iteration": step, "split": "train", "samples": [0]}),
         ):
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, ConnectionError):  # the bridge may have ended its session
                 answers.append(await tb.rpc("edge-0", method, params))
         if step == 6:
             session.publish("v1/gateway/rpc", b"x" * (1 << 20))
