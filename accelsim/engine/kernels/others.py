@@ -41,7 +41,6 @@ def scale(x, zero, multiplier, low, high, same, y, pixels, c, stride, offset):  
     """
     source, out = carray(pointer(x), pixels * c, np.int8), carray(pointer(y), pixels * stride, np.int8)
     for p in range(pixels):
-        # Views, for indices that start at 0 are what becomes vector instructions.
         line, to = source[p * c : (p + 1) * c], out[p * stride + offset : p * stride + offset + c]
         if same:
             for j in range(c):

@@ -22,7 +22,7 @@ from services.trainer.core import kernels
 
 _POOL: Final = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="backward")
 _GRAIN: Final = 1 << 19
-"""Elements from which on a second thread is worth waking."""
+"""Elements that make a thread worth waking: each gets so many or more."""
 
 
 def gate(gradient: Tensor, y: Activation, limits: UInt8, *, owned: bool) -> tuple[Tensor, Tensor]:

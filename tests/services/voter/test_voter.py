@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from services.bus import encoding
-from services.bus.messages import LayerReplicas, Message, Replicas, Tensor, Voted
+from services.bus.messages import LayerReplicas, Message, Replicas, Tensor, Voted, Votes
 from services.voter import voter
 
 Y = np.arange(24, dtype=np.int8).reshape(1, 2, 3, 4)
@@ -82,3 +82,14 @@ async def test_a_vote_on_what_was_taken_back_meanwhile_is_dropped() -> None:
     (reason,) = bus.rejected
     assert "layer 0 was taken back" in reason
     assert len([m for m in bus.published if isinstance(m, Voted)]) == 1
+
+
+async def test_errors_are_counted_in_what_the_device_went_on_with() -> None:
+    """Beside a TMR pass that is another execution, on another input, than any that was voted on."""
+    actual = Y.copy()
+    actual.reshape(-1)[[0, 5, 7]] ^= 64
+    bus = FakeBus(replicas(Y, Y + 1, Y), replicas(Y, Y + 1, Y, actual=encoding.inline(actual)))
+    await voter.serve(bus)  # type: ignore[arg-type]
+    alone, beside = (m.layers[0] for m in bus.published if isinstance(m, Votes))
+    assert (alone.elements, alone.executions, alone.agreed, alone.errors) == (24, 3, 0, 0)
+    assert (beside.elements, beside.executions, beside.agreed, beside.errors) == (24, 3, 0, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,16 @@ LAYOUTS = {
     "a column": lambda: dense(3, 8, 7, 3)[:, :, :, 1:2],
     "many": lambda: dense(8, 24, 60, 61),
 }
+
+
+@pytest.fixture(autouse=True, params=[1, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything on one thread, and shared out to three however small it is."""
+    monkeypatch.setattr(elementwise, "_GRAIN", 16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=LAYOUTS)
