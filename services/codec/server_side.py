@@ -154,7 +154,7 @@ class ServerCodec:
         end = self.session.end
         if ack.session != self.session.name:
             return
-        if ack.of == "base" and ack.seq == end.newest:
+        if ack.of == "base" and end.newest and ack.seq == end.newest:
             log.info("sending the model whole", reason=plain(ack.error))
             end.lost()
             await self._send_model()

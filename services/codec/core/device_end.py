@@ -22,7 +22,7 @@ ALL = 1 << 62
 
 
 class WrongBase(CodecError):
-    """A model that builds on a version that is not here: it must come whole."""
+    """A model that builds on what is not here, another version or another network of that number: it must come whole."""
 
 
 class DeviceEnd:
@@ -63,9 +63,14 @@ class DeviceEnd:
             return False
         if sent.base not in (0, self.version):
             raise WrongBase(f"model {sent.version} builds on {sent.base}, here is {self.version}")
-        network = model.decode(self.network if sent.base else None, sent.body)
-        if model.digest(network) != sent.digest:
-            raise CodecError(f"model {sent.version} does not have the digest sent with it")
+        try:
+            network = model.decode(self.network if sent.base else None, sent.body)
+            if model.digest(network) != sent.digest:
+                raise CodecError(f"model {sent.version} does not have the digest sent with it")
+        except CodecError as error:
+            if sent.base:
+                raise WrongBase(f"model {sent.version} cannot be built on {sent.base}: {error}") from error
+            raise
         self.network, self.version = network, sent.version
         self.end()
         return True

@@ -113,8 +113,9 @@ def digest(network: Network) -> int:
 
 
 def _require_same_graph(base: Network, new: Network) -> None:
-    if (base.input_shape, base.input_scale, len(base.layers)) != (new.input_shape, new.input_scale, len(new.layers)):
-        raise OtherGraph(f"model {new.name!r} is no later version of {base.name!r}: inputs or number of layers differ")
+    before, after = ((of.name, of.input_shape, of.input_scale, len(of.layers)) for of in (base, new))
+    if before != after:
+        raise OtherGraph(f"model {new.name!r} is no later version of {base.name!r}: name, inputs or number of layers differ")
     if not np.array_equal(base.input_table, new.input_table):
         raise OtherGraph(f"model {new.name!r}: the input table changed; send the model whole")
     for a, b in zip(base.layers, new.layers, strict=True):

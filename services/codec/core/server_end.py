@@ -67,14 +67,16 @@ class ServerEnd:
 
         Called again, it builds on the same.
         """
-        if self.sent != self.newest:
-            self.base, self.sent = self.sent, self.newest
-        new, base = self.versions[self.newest], self.versions.get(self.base)
+        if not self.newest:
+            raise ValueError("no network was deployed yet")
+        builds_on = self.base if self.sent == self.newest else self.sent
+        new, base = self.versions[self.newest], self.versions.get(builds_on)
         try:
             body = model.encode(None if base is None else base.network, new.network)
         except model.OtherGraph:
             base, body = None, model.encode(None, new.network)
-        self.versions = {n: v for n, v in self.versions.items() if n in (self.newest, self.base)}
+        self.sent, self.base = self.newest, builds_on
+        self.versions = {n: v for n, v in self.versions.items() if n in (self.sent, self.base)}
         return SentModel(new.number, 0 if base is None else base.number, model.digest(new.network), body)
 
     def lost(self) -> None:
@@ -98,8 +100,8 @@ class ServerEnd:
             raise ValueError(f"version {number} of the network is not here, {sorted(self.versions)} are")
         if known is not self.known:
             self.known = known
-            version = version._replace(engine=exact(version.network, self.path, known))
-            self.versions[number] = version
+            self.versions = {n: v._replace(engine=exact(v.network, self.path, known)) for n, v in self.versions.items()}
+            version = self.versions[number]
         return Rebuild(version.network, version.engine, scheme)
 
     def images(self, sent: SentImages, network: Network) -> UInt8:

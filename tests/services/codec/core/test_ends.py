@@ -70,6 +70,36 @@ def test_versions_in_a_row_build_on_one_another_though_none_was_acknowledged(sma
         device.model(dataclasses.replace(sent[1], version=5))
 
 
+def test_a_network_of_another_name_goes_whole(small: Network) -> None:
+    device, server = pair(small)
+    server.deploy(2, 0, dataclasses.replace(small, name="other"))
+    assert device.model(server.model())
+    assert device.network is not None
+    assert device.network.name == "other"
+
+
+def test_a_version_that_cannot_be_built_is_asked_for_whole(small: Network) -> None:
+    """The number that it builds on was deployed twice, and the second message was lost."""
+    device, server = pair(small)
+    server.deploy(2, 0, trained(small))
+    assert device.model(server.model())
+    other = trained(trained(small))
+    server.deploy(2, 0, other)
+    server.model()
+    server.deploy(3, 0, trained(other))
+    with pytest.raises(WrongBase, match="cannot be built on 2"):
+        device.model(server.model())
+    assert device.version == 2
+    server.lost()
+    assert device.model(server.model())
+    assert device.version == 3
+
+
+def test_before_any_network_there_is_nothing_to_send(small: Network) -> None:
+    with pytest.raises(ValueError, match="no network was deployed yet"):
+        ServerEnd("auto").model()
+
+
 def test_another_network_goes_whole(small: Network) -> None:
     device, server = pair(small)
     other = dataclasses.replace(small, input_table=np.roll(small.input_table, 1, axis=1))
