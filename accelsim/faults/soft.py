@@ -119,23 +119,22 @@ class SoftErrors:
 
     def positions(self, generator: np.random.Generator, bits: int, rate: float) -> Int64:
         """See FaultModel."""
+        from accelsim.faults.gaps import place  # Numba is slow to import, and rates are read where nothing is drawn
+
         # floor(Exp(1) / -log(1 - rate)) is geometric. A gap past the end ends the tensor, however long it is.
         # The limit keeps gaps finite at rates where nothing flips anyway.
         step = min(-1.0 / math.log1p(-rate), 1e300) if rate < 1.0 else 0.0
-        parts, last = [], -1
-        while last < bits:
+        parts: list[Int64] = []
+        last = -1
+        while True:
             expected = (bits - last) * rate
             gaps = generator.standard_exponential(int(expected + 5 * math.sqrt(expected)) + 8)
-            gaps *= step
-            np.minimum(gaps, bits, out=gaps)
-            positions = gaps.astype(np.int64)
-            positions += 1
-            positions[0] += last
-            positions.cumsum(out=positions)
-            last = int(positions[-1])
-            parts.append(positions)
-        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return found[: found.searchsorted(bits)]
+            part: Int64 = np.empty(gaps.size, np.int64)
+            count = place(gaps, step, bits, last, part)
+            parts.append(part[:count])
+            if count < gaps.size:
+                return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            last = int(part[-1])
 
 
 @dataclass(frozen=True, slots=True)

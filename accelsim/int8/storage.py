@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import os
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,10 +187,9 @@ def _layer(index: int, plain: dict[str, Any], tensors: dict[str, np.ndarray[Any,
     where = f"layer {index} ({str(plain.get('name'))[:80]})"
     if kind is None:
         raise NetworkError(f"{where}: unknown type, expected one of {', '.join(_TYPES)}")
-    hints = _hints(kind)
     values: dict[str, Any] = {}
-    for name, hint in hints.items():
-        if _is_array(hint):
+    for name, hint, is_array in _fields(kind.__name__):
+        if is_array:
             values[name] = _take(tensors, f"{index}.{name}")
         elif name in plain:
             values[name] = _convert(plain.pop(name), hint, f"{where}: field {name}")
@@ -200,9 +200,12 @@ def _layer(index: int, plain: dict[str, Any], tensors: dict[str, np.ndarray[Any,
     return kind(**values)
 
 
-def _hints(kind: type[Layer]) -> dict[str, Any]:
+@cache
+def _fields(type_name: str) -> list[tuple[str, Any, bool]]:
+    """Name and type of each field of a layer, and whether it is an array; Python takes longer to say than a layer to read."""
+    kind = _TYPES[type_name]
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return [(field.name, hints[field.name], _is_array(hints[field.name])) for field in dataclasses.fields(kind)]
 
 
 def _is_array(hint: Any) -> bool:

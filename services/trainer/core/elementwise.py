@@ -135,6 +135,9 @@ def _total(sums: npt.NDArray[np.float32]) -> Tensor:
 def _parallel(count: int, elements: int, work: Callable[[int, int], None]) -> None:
     """Share 0..count-1 out among torch's threads, as long as there are enough elements."""
     parts = max(1, min(torch.get_num_threads(), count, elements // _GRAIN))
+    if parts == 1:
+        work(0, count)
+        return
     edges = [count * part // parts for part in range(parts + 1)]
     others = [_POOL.submit(work, edges[part], edges[part + 1]) for part in range(1, parts)]
     try:

@@ -247,7 +247,7 @@ def _limits(network: Network, layer: Layer) -> UInt8 | None:
         return None
     most = INT8_MAX if layer.signed else UINT8_MAX
     ends = most if abs(6 / layer.scale - most) <= 0.5 else most + 1
-    high = np.broadcast_to(np.asarray(layer.high), layer.shape[2:])
+    high = layer.high if isinstance(layer, Conv) else np.full(layer.shape[2:], layer.high, np.int32)
     limits: UInt8 = np.maximum(np.where(high < most, high, ends) - 1, 0).astype(np.uint8)
     return limits
 

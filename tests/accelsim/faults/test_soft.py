@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from accelsim.faults import SOFT_ERRORS, Burst, Flips, Key, Rates, distinct, draw, majority
@@ -124,6 +125,28 @@ def test_bursts_are_runs_at_the_same_rate() -> None:
         # Overlapping bursts make longer runs, the tensor's end cuts one off.
         assert all(len(run) >= 4 or run[-1] == bits - 1 for run in runs)
     assert abs(np.mean(counts) / (bits * rate) - 1) < 0.05
+
+
+@given(st.integers(1, 10**6), st.floats(1e-12, 1.0), st.integers(0, 2**32))
+@example(10**5, 1e-12, 0)
+@example(1, 1.0, 0)
+@example(4000, 1.0, 1)
+@settings(max_examples=200, deadline=None)
+def test_positions_are_the_sums_of_geometric_gaps(bits: int, rate: float, seed: int) -> None:
+    """By the book, and from the same numbers of the generator: as many are drawn at a time as are expected, and some more."""
+    rate = rate**4 if bits * rate > 1e5 else rate
+    ours, book = (np.random.default_rng(seed) for _ in range(2))
+    for _ in range(2):
+        expected, last = [], -1
+        while last < bits:
+            mean = (bits - last) * rate
+            for number in book.standard_exponential(int(mean + 5 * math.sqrt(mean)) + 8).tolist():
+                last += 1 + (math.floor(min(number * min(-1 / math.log1p(-rate), 1e300), bits)) if rate < 1 else 0)
+                expected.append(last)
+        found = SOFT_ERRORS.positions(ours, bits, rate)
+        assert found.dtype == np.int64
+        assert found.tolist() == [place for place in expected if place < bits]
+        assert ours.random() == book.random(), "as many were drawn"
 
 
 @given(st.integers(0, 300), st.data())
