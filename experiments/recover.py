@@ -29,13 +29,11 @@ from accelsim.files import write_whole
 from experiments.common import command, protecting, retraining, splits
 from experiments.common.retraining import Accuracy
 from r2f import settings as r2f_settings
+from r2f.protection.words import SHARES
 from r2f.settings import Settings
 
 OVERHEADS = (0, 20, 50, 200)
 """Per cent that can be given."""
-SHARES = (1.0, 0.5, 0.25)
-"""Of the error rates that a protected network is quantised for, since protection takes errors away: the better one on images
-that are held out."""
 EVERY = 25
 """Iterations between two signs of life."""
 
@@ -126,8 +124,7 @@ def recover(
         settings = capped(settings, len(data.train_images), most, largest)
     module = retraining.float_module(settings, data)
     paper = retraining.quantised(retraining.signed(settings), module, source)
-    shares = SHARES if overhead else SHARES[:1]
-    networks = [retraining.quantised(settings, module, source, share) for share in shares]
+    networks = [retraining.quantised(settings, module, source, share) for share in (SHARES if overhead else SHARES[:1])]
     network = protecting.fitting(settings, networks, paper, data, overhead / 100, "estimated")
     which = retraining.metric(network.layers[-1].shape[2])
     chosen = retraining.fault_seeds(seeds)

@@ -143,6 +143,13 @@ def protect(
     images: Annotated[int, typer.Option(min=1, help="Training images, not calibrated on, by which to choose.")] = 200,
     seeds: Annotated[int, typer.Option(min=1, help="Fault seeds of each evaluation.")] = 3,
     batch: Annotated[int, typer.Option(min=1, help="Images that the deployed device runs at once.")] = 16,
+    quantise_for: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the error rates to quantise for, with commas; the best for each budget is kept "
+            r"\[default: 100%,50%,25% with estimates, for classes; else 100%]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help=r"Folder for plan.json and all else \[default: protection/NETWORK]"),
@@ -161,8 +168,9 @@ def protect(
 
         settings = settings_file.parse(given)
         asked = command.Asked(
-            budget=budget, search=search, units=units, cost=cost, uncertain=uncertain, images=images, seeds=seeds, batch=batch
-        )
+            budget=budget, search=search, units=units, cost=cost, uncertain=uncertain, images=images, seeds=seeds, batch=batch,
+            quantise_for=quantise_for,
+        )  # fmt: skip
         console = Console()
         with Display(console) as display:
             plan, folder = command.protect(settings, asked, out or Path("protection") / settings.network, display)

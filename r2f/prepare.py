@@ -82,6 +82,8 @@ def check(settings: Settings) -> None:
         if settings.scheme != settings.scheme.bare:
             raise SettingsError(f"--protect {settings.plan}: a plan says it all; leave out layers, --tmr and --uncertain")
         plans.named(settings.plan)
+        if settings.quantised_for != 1.0:
+            raise SettingsError(f"--protect {settings.plan}: a plan says what to quantise for; leave out --quantise-for")
     if settings.ranks > settings.recipe.chunks:
         raise SettingsError(
             f"--ranks {settings.ranks}: a batch is replayed in {settings.recipe.chunks} chunks, so some would idle; give "
@@ -100,6 +102,7 @@ def check(settings: Settings) -> None:
     if settings.live and settings.broker is None and (settings.embedded or find_mosquitto() is None):
         raise SettingsError("--live joins two brokers by a bridge, which only Mosquitto can: apt-get install mosquitto")
     check_files(settings)
+    suited(settings)
     worn = permanent(settings)
     known(settings)
     with looking_in(settings.modules):
@@ -190,11 +193,11 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
     if settings.launch and settings.batch > len(data.train_images):
         raise SettingsError(f"--batch {settings.batch}: {data.name} has {len(data.train_images)} training images")
     module = float_module(settings, data, say)
+    asked, settings = settings, suited(settings)
     with say.step("quantising to int8"):
         network = lowered(settings, data, module)
         plain = lowered(msgspec.structs.replace(settings, activations="signed"), data, module) if settings.baseline else None
     data.check(network, images=True)
-    asked = settings
     settings = protected(settings, network)
     memory = shares(settings.device_memory_mb, network, settings.batch, data.train_images.nbytes + data.test_images.nbytes)
     at_once = max(1, min(EVALUATION_BATCH, memory.agent * MB // live_bytes(network)))
@@ -244,14 +247,15 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
 def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float | None = None) -> Network:
     """The int8 network that a run with these settings starts from, quantised for a share of their error rates.
 
-    ``share`` None is all of them where outputs are classes, and ``PARTS``'s where they are images.
+    ``share`` None is the settings'. Where outputs are images it is for ``PARTS`` of that.
 
     Raises LoweringError.
     """
     images = data.train_images[calibration(data)]
     image = objective.holds(settings, data)
-    if share is None:
-        share = 1.0 if image is None else PARTS["classes" if image == "classes" else "pixels"]
+    share = settings.quantised_for if share is None else share
+    if image is not None:
+        share *= PARTS["classes" if image == "classes" else "pixels"]
     return lower(
         module,
         images,
@@ -283,6 +287,17 @@ def rate_of(rates: Rates) -> float:
 def calibration(data: Dataset) -> Int64:
     """Numbers of the training images by which networks are quantised."""
     return spread(CALIBRATION, len(data.train_images))
+
+
+def suited(settings: Settings) -> Settings:
+    """The settings that quantise for what their plan says, if they have one. Raises SettingsError that names the plan."""
+    if settings.plan is None:
+        return settings
+    try:
+        _, choice = plans.chosen(*plans.named(settings.plan))
+    except ValueError as error:
+        raise SettingsError(f"--protect {error}") from None
+    return msgspec.structs.replace(settings, quantised_for=choice.quantised_for)
 
 
 def protected(settings: Settings, network: Network) -> Settings:

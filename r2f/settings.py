@@ -58,6 +58,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
     activations: Activations = "auto"
+    quantised_for: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Share of the error rates that the network is quantised for; a plan has its own."""
     deconvolution: Way = "auto"
     """How transposed convolutions run as ordinary ones."""
     baseline: bool = False
@@ -119,6 +121,9 @@ NETWORK, FAULTS, DEVICE, TRAINING, EVALUATION, PIPELINE = (
 OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
     "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
+    "quantise-for": Option(
+        "quantised_for", "Share of the error rates to quantise for, 50% or 0.5; less where layers are protected.", NETWORK
+    ),
     "deconvolution": Option("deconvolution", "How transposed convolutions run (docs/generative.md).", NETWORK),
     "baseline": Option("baseline", "Evaluate the paper's arithmetic too, for what is won in all.", EVALUATION),
     "weights": Option("weights", "Trained float weights: .safetensors, or a .pth that holds a state dict.", NETWORK),
@@ -410,8 +415,8 @@ def _share(name: str, text: str) -> float:
 
 
 _WORDS: dict[str, Callable[[str, str], Any]] = {
-    "external": _several, "random-faults": _share, "image-size": _size, "mean": _numbers, "std": _numbers,
-    "output-range": _numbers, "protect": _indices,
+    "external": _several, "random-faults": _share, "quantise-for": _share, "image-size": _size, "mean": _numbers,
+    "std": _numbers, "output-range": _numbers, "protect": _indices,
 }  # fmt: skip
 """Settings that a command line writes in words of their own: several numbers, or a share."""
 

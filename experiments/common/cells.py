@@ -23,7 +23,7 @@ from experiments.common import chain, protecting, retraining, splits
 from experiments.common.retraining import Accuracy, Spent
 from experiments.common.trained import TRAINED
 from r2f import settings as r2f_settings
-from r2f.protection.words import Search
+from r2f.protection.words import SHARES, Search
 from r2f.settings import DEMO_NETWORK, Settings
 from services.scheme import Redundancy
 from services.trainer.core.optimiser import TrainingDiverged
@@ -76,7 +76,7 @@ def found(cell: Cell, shared: Path) -> Found:
     settings = settings_of(cell, shared)
     source = _source(settings.data.source)
     data = _chosen(source, cell)
-    network = _network(settings)
+    network = _suited(settings, data, cell)
     which, spent = retraining.metric(network.layers[-1].shape[2]), None
     if cell.trained is None:
         settings = protecting.protected(settings, network, data, cell.budget, cell.search)
@@ -191,9 +191,21 @@ def _quantised(settings: Settings) -> Network:
     return retraining.quantised(settings, _module(of_module), _source(settings.data.source))
 
 
+def _suited(settings: Settings, data: Dataset, cell: Cell) -> Network:
+    """The int8 network of a cell; of those that ``r2f protect`` tries by default, the one that protection suits best."""
+    if not cell.budget or cell.search != "estimated" or settings.activations == "signed":
+        return _network(settings)
+    networks = [_network(structs.replace(settings, quantised_for=share)) for share in SHARES]
+    return protecting.fitting(settings, networks, _network(retraining.signed(settings)), data, cell.budget, cell.search)
+
+
 def _network(settings: Settings) -> Network:
     """The int8 network of a run's settings. All those that do not matter to it are left out, to quantise it once."""
     of_network = Settings(network=settings.network, weights=settings.weights, data=settings.data)
     if settings.activations == "signed":
         return _quantised(retraining.signed(of_network))
-    return _quantised(structs.replace(of_network, activations=settings.activations, rates=settings.rates))
+    return _quantised(
+        structs.replace(
+            of_network, activations=settings.activations, rates=settings.rates, quantised_for=settings.quantised_for
+        )
+    )

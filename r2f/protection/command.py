@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any, Final
@@ -15,18 +16,20 @@ from rich.text import Text
 
 from accelsim import datasets
 from accelsim.datasets import Dataset, spread
+from accelsim.faults import Rates
 from accelsim.int8.network import UInt8
 from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
-from r2f import prepare
+from r2f import inprocess, prepare
 from r2f import settings as settings_file
 from r2f.display import Display
 from r2f.plots import AFTER, BEFORE, GRID, QUIET, STYLE
 from r2f.protection import judge, plan, search
 from r2f.protection.judge import Judge, Score
 from r2f.protection.plan import Plan
-from r2f.protection.words import Cost, Grain, Search
+from r2f.protection.words import SHARES, Cost, Grain, Search
 from r2f.settings import Settings, SettingsError
+from services.trainer.core import objective
 
 PICTURE = "sensitivities.png"
 _SITES: Final = (("weight", BEFORE, "//"), ("input", AFTER, ""), ("output", QUIET, ".."))
@@ -46,6 +49,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     images: int = 200
     seeds: int = 3
     batch: int = 16
+    quantise_for: str | None = None
+    """Shares of the error rates with commas; None for ``SHARES``, or all of the rates where a search is not worth three."""
 
 
 def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[Plan, Path]:
@@ -62,10 +67,13 @@ def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[
     if asked.cost == "macs" and asked.units == "sites":
         raise SettingsError("--cost macs: voters at ports multiply nothing; take --units layers, or --cost cycles")
     data = datasets.open(settings.data)
+    shares = _shares(asked, objective.holds(settings, data) is not None)
     module = prepare.float_module(settings, data, say)
     with say.step("quantising to int8"):
-        network = prepare.lowered(settings, data, module)
-    data.check(network)
+        networks = {share: prepare.lowered(settings, data, module, share) for share in shares}
+        exact = prepare.lowered(msgspec.structs.replace(settings, activations="signed"), data, module)
+    data.check(exact)
+    images = searched(data, asked.images)
     out.mkdir(parents=True, exist_ok=True)
     with say.counting("evaluating by inference") as evaluated, say.counting("estimating layer by layer") as estimated:
         done = 0
@@ -75,15 +83,6 @@ def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[
             done += 1
             evaluated(done, None, f"{score.mean:.1f} %{' (known)' if cached else ''}")
 
-        referee = Judge(
-            network,
-            searched(data, asked.images),
-            settings.rates,
-            tuple(settings.seed + FIRST_SEED + i for i in range(asked.seeds)),
-            batch=asked.batch,
-            cache=out / judge.FILE,
-            watch=scored,
-        )
         how = search.How(
             budgets=budgets,
             search=asked.search,
@@ -93,10 +92,39 @@ def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[
             vote=settings.scheme.vote,
             array=Array() if settings.array is None else read_config(Path(settings.array)),
         )
-        found = search.search(referee, how, lambda step, steps: estimated(step, steps, ""))
+        seeds = tuple(settings.seed + FIRST_SEED + i for i in range(asked.seeds))
+        right = None
+        if len(networks) > 1:
+            (answers,) = inprocess.outputs(exact, images, Rates(), seeds[:1], batch=asked.batch)
+            right = objective.probabilities(exact, answers, 1.0)
+        plans = []
+        for share, network in networks.items():
+            referee = Judge(
+                network, images, settings.rates, seeds, batch=asked.batch, right=right, cache=out / judge.FILE, watch=scored
+            )
+            plans.append((share, search.search(referee, how, lambda step, steps: estimated(step, steps, "")), referee))
+        found = search.joined(plans, how)
     plan.write(out, found)
     draw(found, out / PICTURE)
     return found, out
+
+
+def _shares(asked: Asked, image: bool) -> tuple[float, ...]:
+    """Of the error rates that networks are quantised for; one where outputs are images, which do not tell which is best."""
+    if asked.quantise_for is None:
+        return SHARES[:1] if image or asked.search == "algorithm1" else SHARES
+    found = []
+    for text in asked.quantise_for.split(","):
+        try:
+            share = plan.share(text.strip())
+        except ValueError:
+            share = math.inf
+        if share > 1:
+            raise SettingsError(f"--quantise-for {text.strip()!r}: expected shares of the error rates, such as 100%,50%,25%")
+        found.append(share)
+    if image and len(found) > 1:
+        raise SettingsError("--quantise-for: outputs are images, which do not tell which share is the best one; give one")
+    return tuple(dict.fromkeys(found))
 
 
 def searched(data: Dataset, count: int) -> UInt8:
@@ -115,15 +143,17 @@ def table(found: Plan) -> Table:
         f"found in {found.evaluations:g} evaluations"
     )
     grid = Table(
-        "budget", "overhead", "as without faults", "layers in TMR", "voted at ports", "run again", title=Text(title), box=None
-    )
-    grid.add_row("none", "0 %", _spread(found.unprotected), "", "", "")
+        "budget", "overhead", "quantised for", "as without faults", "layers in TMR", "voted at ports", "run again",
+        title=Text(title), box=None,
+    )  # fmt: skip
+    grid.add_row("none", "0 %", f"{100 * found.quantised_for:g} %", _spread(found.unprotected), "", "", "")
     for one in found.choices:
         ports = ", ".join(f"{port.layer} {port.site}" for port in one.ports)
         again = "" if one.tmr is None else f"margin < {one.uncertain}" if one.uncertain else "all"
         layers = ", ".join(map(str, sorted(one.layers)))
         grid.add_row(
-            f"{100 * one.budget:g} %", f"{100 * one.overhead:.1f} %", _spread(one.agreement), layers, ports, again
+            f"{100 * one.budget:g} %", f"{100 * one.overhead:.1f} %", f"{100 * one.quantised_for:g} %", _spread(one.agreement),
+            layers, ports, again,
         )  # fmt: skip
     return grid
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from accelsim.faults import Rates
 from accelsim.files import read_lines
@@ -17,9 +18,10 @@ from accelsim.int8.network import Activation, Network, UInt8
 from r2f import inprocess
 from services.edge_agent.core.answer import margins
 from services.scheme import Scheme
-from services.trainer.core import evaluation
+from services.trainer.core import evaluation, objective
 
 FILE = "evaluations.jsonl"
+Float32 = npt.NDArray[np.float32]
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +31,9 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """Images, in per cent, that the device answers as the fault-free network does; a fault seed each."""
     margins: tuple[tuple[int, float], ...] = ()
     """(margin, share of images whose outputs are less than that apart), by rising margin; without ``tmr`` in the scheme."""
+    likeness: float | None = None
+    """What the device's class probabilities share with the right ones, in per cent, over images and fault seeds; of a Judge
+    that was told which are right."""
 
     @property
     def mean(self) -> float:
@@ -58,10 +63,12 @@ class Judge:
         *,
         batch: int = 16,
         path: str = "auto",
+        right: Float32 | None = None,
         cache: Path | None = None,
         watch: Callable[[Score, bool], None] | None = None,
     ) -> None:
-        """``images`` (N, H, W, C). ``cache``: a file that keeps what was measured, made where there is none.
+        """``images`` (N, H, W, C). ``right``: their class probabilities (N, classes), for the likeness of scores. ``cache``: a
+        file that keeps what was measured, made where there is none.
 
         ``watch`` gets each score, and whether it was read from the cache. Raises ValueError where the file is none of ours.
         """
@@ -74,8 +81,11 @@ class Judge:
         self._watch = watch
         (truth,) = inprocess.outputs(network, images, Rates(), seeds[:1], batch=batch, path=path)
         self.fault_free: Activation = truth
+        self._right = right
         self._labels = truth.reshape(len(truth), -1).argmax(axis=1).astype(np.int64)
-        what = (storage.digest(network), hashlib.sha256(images.tobytes()).hexdigest(), rates, seeds, batch)
+        what = [storage.digest(network), hashlib.sha256(images.tobytes()).hexdigest(), rates, seeds, batch]
+        if right is not None:
+            what.append(hashlib.sha256(right.tobytes()).hexdigest())
         self._base = hashlib.sha256(msgspec.json.encode(what)).hexdigest()
         self._file = cache
         earlier = [] if cache is None else read_lines(cache, _Line, "the search measures anew")
@@ -114,7 +124,13 @@ class Judge:
         )  # fmt: skip
         right = tuple(100 * evaluation.count(y, self._labels).top1 / len(y) for y in found)
         apart = () if scheme.tmr is not None else _shares(found)
-        return Score(agreement=right, margins=apart)
+        return Score(agreement=right, margins=apart, likeness=self._likeness(found))
+
+    def _likeness(self, outputs: list[Activation]) -> float | None:
+        if self._right is None:
+            return None
+        shared = [np.minimum(objective.probabilities(self.network, y, 1.0), self._right).sum(axis=1) for y in outputs]
+        return 100 * float(np.mean(shared))
 
 
 def _shares(outputs: list[Activation]) -> tuple[tuple[int, float], ...]:

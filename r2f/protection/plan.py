@@ -16,7 +16,8 @@ from r2f.protection.words import Cost, Grain, Search
 from services.scheme import Port, Redundancy, Scheme, Vote, check
 
 FILE = "plan.json"
-FORMAT: Final = "r2f-protection/1"
+FORMAT: Final = "r2f-protection/2"
+"""A plan of the first version is read: all its choices are for the one network."""
 
 
 class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     tmr: Redundancy | None = None
     uncertain: int = 0
     """As in ``services.scheme.Scheme``; the overhead counts the share of the searched images that it runs again."""
+    quantised_for: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """Share of the error rates that the network that it is for is quantised for."""
+    sha256: str = ""
+    """Of that int8 network; empty for the plan's."""
     agreement: tuple[float, ...]
     """Measured, on the searched images; one number a fault seed."""
 
@@ -61,10 +66,13 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The file."""
 
-    format: Literal["r2f-protection/1"] = FORMAT
+    format: Literal["r2f-protection/1", "r2f-protection/2"] = FORMAT
     network: str
     sha256: str
-    """Of the int8 network that was searched (``accelsim.int8.storage.digest``)."""
+    """Of the int8 network that was searched first (``accelsim.int8.storage.digest``); what is measured unprotected and layer
+    by layer is measured of that one."""
+    quantised_for: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """Share of the error rates that it is quantised for."""
     rates: Rates
     vote: Vote
     search: Search
@@ -127,21 +135,30 @@ def share(text: str) -> float:
     return value
 
 
+def chosen(path: Path, budget: float | None) -> tuple[Plan, Choice]:
+    """A plan and its choice for a budget, the smallest where that is None. Raises ValueError, which names the file."""
+    plan = read(path)
+    try:
+        return plan, plan.choice(budget)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def scheme_for(path: Path, budget: float | None, scheme: Scheme, network: Network) -> Scheme:
     """``scheme`` with a plan's protection, for the network that the plan is of.
 
     Raises ValueError, which names the file, where it is no plan, is of another network, or has no such budget.
     """
-    plan = read(path)
-    found = storage.digest(network)
-    if plan.sha256 != found:
+    plan, choice = chosen(path, budget)
+    meant, found = choice.sha256 or plan.sha256, storage.digest(network)
+    if meant != found:
         raise ValueError(
-            f"{path}: it is for another network: {plan.network} with sha256 {plan.sha256[:16]}..., and this is {network.name} "
+            f"{path}: it is for another network: {plan.network} with sha256 {meant[:16]}..., and this is {network.name} "
             f"with {found[:16]}...; run r2f protect with the settings (network, weights, data, BER) of this run"
         )
     try:
-        chosen = plan.choice(budget).applied(scheme)
-        check(chosen, network)
+        protected = choice.applied(scheme)
+        check(protected, network)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return chosen
+    return protected

@@ -89,6 +89,29 @@ def search(judge: Judge, how: How, watch: Callable[[int, int], None] | None = No
     )
 
 
+def joined(found: Sequence[tuple[float, Plan, Judge]], how: How) -> Plan:
+    """One plan of those for several networks: for each budget the choice of the one that is then most like the right answers.
+
+    ``found`` has the share of the error rates that a network is quantised for, its plan, and its judge, which was told the
+    right answers where there are several; the first is the one of the plan's sha256, and the choice among equal ones.
+    """
+
+    def likeness(of: tuple[Choice, Judge]) -> float:
+        choice, judge = of
+        return judge(choice.applied(Scheme(vote=how.vote))).likeness or 0.0
+
+    choices = []
+    for place in range(len(how.budgets)):
+        one_each = [
+            (msgspec.structs.replace(plan.choices[place], quantised_for=share, sha256=plan.sha256), judge)
+            for share, plan, judge in found
+        ]
+        choices.append(max(one_each, key=likeness)[0] if len(found) > 1 else one_each[0][0])
+    evaluations = round(sum(plan.evaluations for _, plan, _ in found), 2)
+    share, plan, _ = found[0]
+    return msgspec.structs.replace(plan, quantised_for=share, choices=tuple(choices), evaluations=evaluations)
+
+
 def _some(judge: Judge, how: How) -> UInt8:
     """The images for the estimates: as many as may be, evenly over the judge's, and a batch of them at least."""
     by_site, layers = how.units == "sites", sum(1 for _ in judge.network.convs())

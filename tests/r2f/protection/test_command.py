@@ -6,11 +6,13 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 from accelsim.datasets import load
@@ -89,7 +91,32 @@ def test_a_run_takes_a_plan(planned: Path, weights: str, tmp_path: Path) -> None
         assert scheme != scheme.bare
         # The run says what was asked for, the job what is done; another run with that file asks for the same.
         assert run.read_settings(tmp_path / name) == settings
-    assert storage.digest(storage.load(tmp_path / "named" / job.NETWORK)) == found.sha256
+        network = storage.load(tmp_path / name / job.NETWORK)
+        assert storage.digest(network) == found.choice(budget).sha256
+        module, data = float_module(settings), load("digits")
+        assert storage.digest(prepare.lowered(settings, data, module, found.choice(budget).quantised_for)) == storage.digest(
+            network
+        )
+
+
+def float_module(settings: Settings) -> nn.Module:
+    with Display(Console(quiet=True)) as display:
+        return prepare.float_module(settings, load("digits"), display)
+
+
+def test_what_is_quantised_for_is_chosen_or_given(weights: str, tmp_path: Path) -> None:
+    """The same share by a search and by a run is the same network."""
+    arguments = ["protect", "--weights", weights, "--ber", BER, *QUICK, "--quantise-for", "25%", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = plan.read(tmp_path / plan.FILE)
+    assert (found.quantised_for, {choice.quantised_for for choice in found.choices}) == (0.25, {0.25})
+    settings = settings_file.parse({"weights": weights, "ber": BER, "quantise-for": "25%"})
+    assert settings.quantised_for == 0.25
+    network = prepare.lowered(settings, load("digits"), float_module(settings))
+    assert storage.digest(network) == found.sha256
+    everything = msgspec.structs.replace(settings, quantised_for=1.0)
+    assert storage.digest(prepare.lowered(everything, load("digits"), float_module(settings))) != found.sha256
 
 
 def test_a_plan_for_another_network_is_refused(planned: Path, weights: str, tmp_path: Path) -> None:
@@ -111,6 +138,7 @@ def test_a_plan_for_another_network_is_refused(planned: Path, weights: str, tmp_
         ({"protect": "{plan}", "codec": "golden"}, "codec golden protects no layers"),
         ({"protect": "{plan}", "tmr": "layer"}, "a plan says it all"),
         ({"protect": "{plan}@most"}, "expected a share"),
+        ({"protect": "{plan}", "quantise-for": "50%"}, "a plan says what to quantise for"),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -125,6 +153,7 @@ def test_settings_of_a_search_that_mean_nothing(weights: str) -> None:
     for arguments, complaint in (
         (["--budget", "lots"], "--budget 'lots': expected a share"),
         (["--cost", "macs", "--units", "sites"], "voters at ports multiply nothing"),
+        *((["--quantise-for", wrong], "--quantise-for") for wrong in ("", "0", "150%", "half", "50%,,25%", "-1", "nan")),
     ):
         result = CliRunner().invoke(app, ["protect", "--weights", weights, *arguments])
         assert result.exit_code == 1

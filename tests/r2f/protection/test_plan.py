@@ -39,6 +39,29 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert plan.read(path) == PLAN
 
 
+def test_a_plan_of_the_first_version_is_for_one_network(tmp_path: Path) -> None:
+    old = msgspec.json.decode(msgspec.json.encode(PLAN)) | {"format": "r2f-protection/1"}
+    del old["quantised_for"]
+    for choice in old["choices"]:
+        del choice["quantised_for"], choice["sha256"]
+    path = tmp_path / "old.json"
+    path.write_bytes(msgspec.json.encode(old))
+    assert plan.read(path) == msgspec.structs.replace(PLAN, format="r2f-protection/1")
+    assert plan.scheme_for(path, None, Scheme(), NETWORK) == Scheme(ports=(Port(0, "weight"),))
+
+
+def test_each_choice_is_for_its_own_network(tmp_path: Path) -> None:
+    other = replace(NETWORK, layers=(replace(LAYER, bias=np.ones(4, np.int32)),))
+    small, large = PLAN.choices
+    of_other = msgspec.structs.replace(large, quantised_for=0.5, sha256=storage.digest(other))
+    path = plan.write(tmp_path, msgspec.structs.replace(PLAN, choices=(small, of_other)))
+    assert plan.scheme_for(path, 2.0, Scheme(), other).protected == (0,)
+    plan.scheme_for(path, 0.2, Scheme(), NETWORK)
+    for budget, wrong in ((2.0, NETWORK), (0.2, other)):
+        with pytest.raises(ValueError, match="for another network"):
+            plan.scheme_for(path, budget, Scheme(), wrong)
+
+
 def test_the_smallest_budget_is_taken_where_none_is_named(tmp_path: Path) -> None:
     path, base = plan.write(tmp_path, PLAN), Scheme(codec="direct", protected=(7,))
     assert plan.scheme_for(path, None, base, NETWORK) == Scheme(codec="direct", ports=(Port(0, "weight"),))
@@ -60,7 +83,10 @@ def test_a_plan_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
         plan.scheme_for(plan.write(tmp_path, wrong), None, Scheme(), NETWORK)
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", msgspec.json.encode(msgspec.structs.replace(PLAN, choices=()))])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"\xff", b'{"format": "r2f-protection/3"}', msgspec.json.encode(msgspec.structs.replace(PLAN, choices=()))],
+)
 def test_what_is_no_plan_is_named(body: bytes, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_bytes(body)

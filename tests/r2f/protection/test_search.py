@@ -18,9 +18,11 @@ from r2f import inprocess
 from r2f.protection import estimate
 from r2f.protection.estimate import Harm
 from r2f.protection.judge import Judge, Score
-from r2f.protection.search import How, search
+from r2f.protection.plan import Choice, Plan
+from r2f.protection.search import How, joined, search
 from r2f.protection.units import SITES, Unit, costs, overhead, units
 from services.scheme import Port, Scheme
+from services.trainer.core import objective
 
 DIGITS = load("digits")
 RATES = Rates.uniform(2e-3)
@@ -123,6 +125,49 @@ def test_a_score_tells_how_many_images_are_uncertain(network: Network) -> None:
     margins, shares = zip(*score.margins, strict=True)
     assert list(margins) == sorted(set(margins))
     assert list(shares) == sorted(set(shares))
+
+
+def test_likeness_is_what_probabilities_share_with_the_right_ones(network: Network) -> None:
+    (clean,) = inprocess.outputs(network, IMAGES, Rates(), (1,))
+    right = objective.probabilities(network, clean, 1.0)
+    found = Judge(network, IMAGES, RATES, (1, 2), right=right)(Scheme())
+    outputs = inprocess.outputs(network, IMAGES, RATES, (1, 2), batch=16)
+    each = [100 * float(np.minimum(objective.probabilities(network, y, 1.0), right).sum(1).mean()) for y in outputs]
+    assert found.likeness == pytest.approx(np.mean(each))
+    assert 50 < np.mean(each) < 99
+    assert Judge(network, IMAGES, Rates(), (1,), right=right)(Scheme()).likeness == pytest.approx(100)
+    assert Judge(network, IMAGES, RATES, (1, 2))(Scheme()).likeness is None
+
+
+class Known:
+    """A judge that says how like the right answers those of a scheme are, by the layers that it protects."""
+
+    def __init__(self, likeness: dict[tuple[int, ...], float]) -> None:
+        self.likeness = likeness
+
+    def __call__(self, scheme: Scheme) -> Score:
+        return Score(agreement=(0.0,), likeness=self.likeness[scheme.protected])
+
+
+def test_each_budget_has_the_network_that_then_answers_best() -> None:
+    def one(share: float, small: float, large: float) -> tuple[float, Plan, Judge]:
+        choices = tuple(
+            Choice(budget=budget, overhead=0.1, layers=layers, agreement=(1.0,))
+            for budget, layers in ((0.2, (0,)), (0.5, (0, 1)))
+        )
+        plan = Plan(
+            network="n", sha256=f"of {share}", rates=RATES, vote="median", search="estimated", units="layers", cost="cycles",
+            batch=16, images=1, seeds=(1,), unprotected=(share,), evaluations=2.25, sensitivities=(), choices=choices,
+        )  # fmt: skip
+        return share, plan, Known({(0,): small, (0, 1): large})  # type: ignore[return-value]
+
+    how = How(budgets=(0.2, 0.5))
+    found = joined([one(1.0, 80, 90), one(0.5, 80, 92), one(0.25, 70, 91)], how)
+    assert [(choice.quantised_for, choice.sha256) for choice in found.choices] == [(1.0, "of 1.0"), (0.5, "of 0.5")]
+    assert (found.sha256, found.quantised_for, found.unprotected, found.evaluations) == ("of 1.0", 1.0, (1.0,), 6.75)
+    (share, plan, _) = alone = one(0.25, 1, 1)
+    assert [choice.quantised_for for choice in joined([alone], how).choices] == [share] * 2
+    assert joined([alone], how).sha256 == plan.sha256
 
 
 def test_estimates_reach_algorithm_1_with_a_tenth_of_its_evaluations(network: Network) -> None:
