@@ -142,19 +142,22 @@ def table(found: Plan) -> Table:
         f"{found.network}: answers as without faults, on {found.images} training images, {seeds}; "
         f"found in {found.evaluations:g} evaluations"
     )
-    grid = Table(
-        "budget", "overhead", "quantised for", "as without faults", "layers in TMR", "voted at ports", "run again",
-        title=Text(title), box=None,
-    )  # fmt: skip
-    grid.add_row("none", "0 %", f"{100 * found.quantised_for:g} %", _spread(found.unprotected), "", "", "")
+    rows = [
+        ("budget", "overhead", "quantised for", "as without faults", "layers in TMR", "voted at ports", "run again"),
+        ("none", "0 %", f"{100 * found.quantised_for:g} %", _spread(found.unprotected), "", "", ""),
+    ]
     for one in found.choices:
         ports = ", ".join(f"{port.layer} {port.site}" for port in one.ports)
         again = "" if one.tmr is None else f"margin < {one.uncertain}" if one.uncertain else "all"
-        layers = ", ".join(map(str, sorted(one.layers)))
-        grid.add_row(
-            f"{100 * one.budget:g} %", f"{100 * one.overhead:.1f} %", f"{100 * one.quantised_for:g} %", _spread(one.agreement),
-            layers, ports, again,
-        )  # fmt: skip
+        layers, made_for = ", ".join(map(str, sorted(one.layers))), f"{100 * one.quantised_for:g} %"
+        rows.append(
+            (f"{100 * one.budget:g} %", f"{100 * one.overhead:.1f} %", made_for, _spread(one.agreement), layers, ports, again)
+        )
+    # What all have alike says nothing, and takes room from those that differ.
+    told = [column for column in zip(*rows, strict=True) if set(column[1:]) not in ({""}, {"100 %"})]
+    grid = Table(*(column[0] for column in told), title=Text(title), box=None)
+    for row in zip(*(column[1:] for column in told), strict=True):
+        grid.add_row(*row)
     return grid
 
 
