@@ -466,6 +466,7 @@ def _shown(
     from r2f import folders
     from r2f.devices import report as of_devices
     from r2f.display import Display
+    from r2f.errors import first
     from r2f.tables import table
 
     os.environ["R2F_LOG_LEVEL"] = log_level
@@ -474,8 +475,11 @@ def _shown(
     try:
         with Display(console, browser=browser) as display:
             report = work(display)
-    except BaseException:
-        if (folder / settings_file.FILE).exists() and not folders.is_running(folder):
+    except BaseException as error:
+        if not (folder / settings_file.FILE).exists():
+            if isinstance(first(error), KeyboardInterrupt):
+                print("stopped while the run was being prepared; nothing of it is kept", file=sys.stderr)
+        elif not folders.is_running(folder):
             print(f"stopped; go on with: r2f retrain --resume {shlex.quote(str(folder.absolute()))}", file=sys.stderr)
         raise
     finally:

@@ -352,6 +352,21 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path: Path, weights: str, i
         assert started.stderr.read() == f"stopped; go on with: r2f retrain --resume {folder}\n"
 
 
+def test_a_run_that_is_stopped_while_it_is_prepared_says_that_nothing_is_kept(tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "r2f", "retrain", "--out", "runs"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stderr is not None
+    with started.stdout, started.stderr:
+        assert any("training" in line for line in started.stdout)
+        started.send_signal(signal.SIGINT)
+        assert started.wait(120) == 130
+        assert started.stderr.read() == "stopped while the run was being prepared; nothing of it is kept\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_diagnosis_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     """By SIGTERM: its folder of logs goes, as do its processes."""
     started = subprocess.Popen(
