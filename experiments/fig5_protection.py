@@ -3,8 +3,9 @@
 ``python -m experiments.fig5_protection --shared ../shared`` writes ``fig5_protection.csv`` and ``.png`` into --out, and prints
 the table and the gains beside the paper's. TCLP-x % protects layers that Algorithm 1 chose for x % more cycles and retrains
 with them by the paper's plain recipe in signed arithmetic; TCLP-200 % is TMR of everything. Ours are what ``r2f retrain``
-does by default, without protection and with what ``r2f protect --units sites`` chooses for as many cycles, the error rate to
-quantise for among it. Both searches look at images that are not reported; the CSV has the cycles that were really added on the reported ones. X: training diverged.
+does by default, without protection and with what is chosen for as many cycles as ``r2f protect --units sites`` does, the error
+rate to quantise for among it. Both searches look at held-out training images; the CSV has the cycles that were really added on
+the reported ones. X: training diverged.
 """
 
 from __future__ import annotations

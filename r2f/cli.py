@@ -147,7 +147,7 @@ def protect(
         str | None,
         typer.Option(
             help="Shares of the error rates to quantise for, with commas; the best for each budget is kept "
-            r"\[default: 100%,50%,25% with estimates, for classes; else 100%]"
+            r"\[default: 100%,50%,25%; with Algorithm 1 100%]"
         ),
     ] = None,
     out: Annotated[

@@ -82,8 +82,10 @@ def check(settings: Settings) -> None:
         if settings.scheme != settings.scheme.bare:
             raise SettingsError(f"--protect {settings.plan}: a plan says it all; leave out layers, --tmr and --uncertain")
         plans.named(settings.plan)
-        if settings.quantised_for != 1.0:
-            raise SettingsError(f"--protect {settings.plan}: a plan says what to quantise for; leave out --quantise-for")
+        if settings.quantised_for is not None:
+            raise SettingsError(
+                f"--protect {settings.plan}: a plan says what to quantise for; leave --quantise-for out, of a --config file too"
+            )
     if settings.ranks > settings.recipe.chunks:
         raise SettingsError(
             f"--ranks {settings.ranks}: a batch is replayed in {settings.recipe.chunks} chunks, so some would idle; give "
@@ -254,6 +256,7 @@ def lowered(settings: Settings, data: Dataset, module: nn.Module, share: float |
     images = data.train_images[calibration(data)]
     image = objective.holds(settings, data)
     share = settings.quantised_for if share is None else share
+    share = 1.0 if share is None else share
     if image is not None:
         share *= PARTS["classes" if image == "classes" else "pixels"]
     return lower(

@@ -58,8 +58,8 @@ class Settings(Task, kw_only=True, frozen=True, forbid_unknown_fields=True):
     evaluation_seeds: Annotated[int, Meta(ge=1, le=1000)] = 5
     """Number of fault seeds of each evaluation."""
     activations: Activations = "auto"
-    quantised_for: Annotated[float, Meta(ge=0, le=1)] = 1.0
-    """Share of the error rates that the network is quantised for; a plan has its own."""
+    quantised_for: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Share of the error rates that the network is quantised for; None is what the plan says, or all of them."""
     deconvolution: Way = "auto"
     """How transposed convolutions run as ordinary ones."""
     baseline: bool = False
@@ -122,7 +122,7 @@ OPTIONS: dict[str, Option] = {
     "network": Option("network", "A name of the zoo (see r2f doctor), or mypackage.mymodule:build for your own.", NETWORK),
     "activations": Option("activations", "uint8 where nothing is negative, and made for the faults; or all int8.", NETWORK),
     "quantise-for": Option(
-        "quantised_for", "Share of the error rates to quantise for, 50% or 0.5; less where layers are protected.", NETWORK
+        "quantised_for", "Share of the error rates to quantise for, 50% or 0.5; a plan's, or all, where not given.", NETWORK
     ),
     "deconvolution": Option("deconvolution", "How transposed convolutions run (docs/generative.md).", NETWORK),
     "baseline": Option("baseline", "Evaluate the paper's arithmetic too, for what is won in all.", EVALUATION),

@@ -87,10 +87,10 @@ def float_module(settings: Settings, data: Dataset) -> nn.Module:
         return zoo.load(settings.network, Path(settings.weights))
 
 
-def quantised(settings: Settings, module: nn.Module, data: Dataset, share: float = 1.0) -> Network:
+def quantised(settings: Settings, module: nn.Module, data: Dataset, share: float | None = None) -> Network:
     """The int8 network, quantised by the training part of ``data``, which is not split yet, as ``r2f retrain`` does it.
 
-    It is quantised for a ``share`` of the settings' error rates.
+    It is quantised for a ``share`` of the settings' error rates, the settings' own where that is None.
     """
     network = prepare.lowered(settings, splits.choosing(data), module, share)
     data.check(network)

@@ -17,7 +17,7 @@ from rich.text import Text
 from accelsim import datasets
 from accelsim.datasets import Dataset, spread
 from accelsim.faults import Rates
-from accelsim.int8.network import UInt8
+from accelsim.int8.network import Network, UInt8
 from accelsim.timing import Array
 from accelsim.timing.scalesim import read_config
 from r2f import inprocess, prepare
@@ -64,15 +64,22 @@ def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[
         budgets = tuple(sorted({plan.share(part.strip()) for part in asked.budget.split(",")}))
     except ValueError as error:
         raise SettingsError(f"--{error}") from None
+    shares = _shares(asked)
     if asked.cost == "macs" and asked.units == "sites":
         raise SettingsError("--cost macs: voters at ports multiply nothing; take --units layers, or --cost cycles")
     data = datasets.open(settings.data)
-    shares = _shares(asked, objective.holds(settings, data) is not None)
+    if data.kind != "classes":
+        raise SettingsError(
+            f"--data {settings.data.source}: its outputs are images; a search compares answers, which are classes"
+        )
     module = prepare.float_module(settings, data, say)
     with say.step("quantising to int8"):
-        networks = {share: prepare.lowered(settings, data, module, share) for share in shares}
-        exact = prepare.lowered(msgspec.structs.replace(settings, activations="signed"), data, module)
-    data.check(exact)
+        networks: dict[float, Network] = {}
+        for share in shares:
+            networks[share] = prepare.lowered(settings, data, module, share)
+            data.check(networks[share])
+        signed = msgspec.structs.replace(settings, activations="signed")
+        exact = prepare.lowered(signed, data, module) if len(shares) > 1 else None
     images = searched(data, asked.images)
     out.mkdir(parents=True, exist_ok=True)
     with say.counting("evaluating by inference") as evaluated, say.counting("estimating layer by layer") as estimated:
@@ -94,7 +101,7 @@ def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[
         )
         seeds = tuple(settings.seed + FIRST_SEED + i for i in range(asked.seeds))
         right = None
-        if len(networks) > 1:
+        if exact is not None:
             (answers,) = inprocess.outputs(exact, images, Rates(), seeds[:1], batch=asked.batch)
             right = objective.probabilities(exact, answers, 1.0)
         plans = []
@@ -109,10 +116,10 @@ def protect(settings: Settings, asked: Asked, out: Path, say: Display) -> tuple[
     return found, out
 
 
-def _shares(asked: Asked, image: bool) -> tuple[float, ...]:
-    """Of the error rates that networks are quantised for; one where outputs are images, which do not tell which is best."""
+def _shares(asked: Asked) -> tuple[float, ...]:
+    """Shares of the error rates that networks are quantised for."""
     if asked.quantise_for is None:
-        return SHARES[:1] if image or asked.search == "algorithm1" else SHARES
+        return SHARES[:1] if asked.search == "algorithm1" else SHARES
     found = []
     for text in asked.quantise_for.split(","):
         try:
@@ -122,8 +129,6 @@ def _shares(asked: Asked, image: bool) -> tuple[float, ...]:
         if share > 1:
             raise SettingsError(f"--quantise-for {text.strip()!r}: expected shares of the error rates, such as 100%,50%,25%")
         found.append(share)
-    if image and len(found) > 1:
-        raise SettingsError("--quantise-for: outputs are images, which do not tell which share is the best one; give one")
     return tuple(dict.fromkeys(found))
 
 
