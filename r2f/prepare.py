@@ -196,6 +196,8 @@ def prepare(settings: Settings, folder: Path, say: Display, fleet: Fleet | None 
         raise SettingsError(f"--batch {settings.batch}: {data.name} has {len(data.train_images)} training images")
     module = float_module(settings, data, say)
     asked, settings = settings, suited(settings)
+    if settings.plan is not None and settings.quantised_for is not None:
+        say.note(f"the plan has it quantised for {100 * settings.quantised_for:g} % of the error rates")
     with say.step("quantising to int8"):
         network = lowered(settings, data, module)
         plain = lowered(msgspec.structs.replace(settings, activations="signed"), data, module) if settings.baseline else None

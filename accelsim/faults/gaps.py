@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 @numba.njit(cache=True, nogil=True)
 def place(gaps: npt.NDArray[np.float64], step: float, bits: int, last: int, positions: npt.NDArray[np.int64]) -> int:
-    """Put the positions behind ``last`` and below ``bits`` into ``positions`` (int64, as many as there are gaps).
+    """Number of positions behind ``last`` and below ``bits``, which go into ``positions`` (int64, of the length of ``gaps``).
 
-    ``gaps`` are exponential with mean 1, ``step`` makes them those between flips. Returns how many there are: fewer than gaps
-    where the tensor ends.
+    ``gaps`` are exponential with mean 1, ``step`` makes them those between flips. There are fewer than gaps where the tensor
+    ends.
     """
     at = np.int64(last)
     for i in range(gaps.size):

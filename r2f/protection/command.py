@@ -176,6 +176,7 @@ def draw(found: Plan, path: Path) -> None:
     layers = list(dict.fromkeys(one.layer for one in found.sensitivities))
     names = {one.layer: one.name for one in found.sensitivities}
     ber = max(msgspec.structs.astuple(found.rates))
+    made = "" if found.quantised_for == 1 else f", quantised for {100 * found.quantised_for:g} % of it"
     edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.5}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.0, 0.28 * len(layers) + 1.5), 5.2), layout="constrained")
@@ -188,7 +189,7 @@ def draw(found: Plan, path: Path) -> None:
             if of_site:
                 heights = [of_site[layer] for layer in layers]
                 above.bar(x + 0.27 * (shift - 1), heights, 0.25, color=colour, hatch=hatch, label=f"{site}s alone", **edge)
-        above.set_title(f"{found.network}: loss that faults at one layer cause, BER {ber:g}")
+        above.set_title(f"{found.network}: loss that faults at one layer cause, BER {ber:g}{made}")
         above.legend(ncols=4, fontsize=8)
         below.bar(x, [100 * whole[layer].cost for layer in layers], 0.85, color=GRID, **edge)
         below.set_title(f"Overhead of its TMR, % of the network's {found.cost}")

@@ -127,6 +127,7 @@ class Judge:
         return Score(agreement=right, margins=apart, likeness=self._likeness(found))
 
     def _likeness(self, outputs: list[Activation]) -> float | None:
+        """As in ``Score``."""
         if self._right is None:
             return None
         shared = [np.minimum(objective.probabilities(self.network, y, 1.0), self._right).sum(axis=1) for y in outputs]

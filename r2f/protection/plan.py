@@ -1,4 +1,4 @@
-"""``plan.json``: what a search chose to protect in one network, and why; ``r2f retrain --protect plan.json`` takes it."""
+"""``plan.json``: what a search chose to protect in a network, and why; ``r2f retrain --protect plan.json`` takes it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ async def _vote(bus: Bus, layer: LayerReplicas, message: Replicas) -> tuple[Laye
         ballot = count(replicas, message.vote, protected=layer.protected, positions=positions, values=values)
         return ballot, tally(replicas, first, ballot.vote) if training and ballot.vote is not None else None
 
-    few = len(replicas) * first.nbytes < FEW_BYTES
+    few = sum(replica.nbytes for replica in replicas) < FEW_BYTES
     ballot, counted = voted_on() if few else await asyncio.to_thread(voted_on)
     voted = None
     readers = (training and not layer.direct) + layer.awaited

@@ -356,13 +356,17 @@ def test_a_run_that_is_stopped_while_it_is_prepared_says_that_nothing_is_kept(tm
     started = subprocess.Popen(
         [sys.executable, "-m", "r2f", "retrain", "--out", "runs"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert started.stdout is not None
     assert started.stderr is not None
     with started.stdout, started.stderr:
         assert any("training" in line for line in started.stdout)
         started.send_signal(signal.SIGINT)
-        assert started.wait(120) == 130
+        try:
+            assert started.wait(60) == 130
+        finally:
+            started.kill()
         assert started.stderr.read() == "stopped while the run was being prepared; nothing of it is kept\n"
     assert not (tmp_path / "runs").exists()
 

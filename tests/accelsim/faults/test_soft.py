@@ -149,6 +149,20 @@ def test_positions_are_the_sums_of_geometric_gaps(bits: int, rate: float, seed: 
         assert ours.random() == book.random(), "as many were drawn"
 
 
+class Short:
+    """A generator of short gaps only, so that one draw is not enough."""
+
+    def standard_exponential(self, count: int) -> np.ndarray:
+        return np.full(count, 0.5)
+
+
+@pytest.mark.parametrize("bits", [1, 38, 39, 40, 41, 1000])
+def test_more_gaps_are_drawn_where_the_first_do_not_reach_the_end(bits: int) -> None:
+    """At a rate of 1 - 1/e gaps of half the mean are no bits long: each bit flips, more than are expected."""
+    found = SOFT_ERRORS.positions(Short(), bits, 1 - math.exp(-1))  # type: ignore[arg-type]
+    assert found.tolist() == list(range(bits))
+
+
 @given(st.integers(0, 300), st.data())
 @settings(max_examples=100, deadline=None)
 def test_distinct_is_exact_in_count(bits: int, data: st.DataObject) -> None:

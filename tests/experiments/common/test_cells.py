@@ -13,7 +13,9 @@ from accelsim.accelerators import Simulated
 from accelsim.datasets import spread
 from accelsim.engine import Engine
 from accelsim.faults import Rates
-from experiments.common import cells, retraining, splits
+from accelsim.int8 import storage
+from accelsim.int8.network import Network
+from experiments.common import cells, protecting, retraining, splits
 from experiments.common.cells import Agreement, Cell
 from r2f import settings as r2f_settings
 from services.trainer.core.optimiser import TrainingDiverged
@@ -59,6 +61,23 @@ def test_protection_costs_what_it_says_and_helps() -> None:
     assert plain.overhead == 0 < half.overhead <= 0.5
     assert whole.overhead == pytest.approx(2.0, abs=1e-3)
     assert plain.accuracy[0].mean < half.accuracy[0].mean < whole.accuracy[0].mean
+
+
+def test_protection_by_estimates_chooses_among_networks_for_other_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def last(settings: object, networks: list[Network], exact: Network, *_: object) -> Network:
+        tried.extend(map(storage.digest, [*networks, exact]))
+        return networks[-1]
+
+    monkeypatch.setattr(protecting, "fitting", last)
+    cell = Cell(network="digits_cnn", trained=None, deployed=(3e-3,), seeds=1, images=16, budget=0.5, search="estimated")
+    cells.found(cell, Path("/nowhere"))
+    assert len(set(tried)) == 4
+    tried.clear()
+    cells.found(structs.replace(cell, search="algorithm1"), Path("/nowhere"))
+    cells.found(structs.replace(cell, budget=0.0), Path("/nowhere"))
+    assert not tried
 
 
 def test_agreement_is_the_share_of_outputs_that_are_right() -> None:

@@ -139,16 +139,6 @@ def test_likeness_is_what_probabilities_share_with_the_right_ones(network: Netwo
     assert Judge(network, IMAGES, RATES, (1, 2))(Scheme()).likeness is None
 
 
-class Known:
-    """A judge that says how like the right answers those of a scheme are, by the layers that it protects."""
-
-    def __init__(self, likeness: dict[tuple[int, ...], float]) -> None:
-        self.likeness = likeness
-
-    def __call__(self, scheme: Scheme) -> Score:
-        return Score(agreement=(0.0,), likeness=self.likeness[scheme.protected])
-
-
 def test_each_budget_has_the_network_that_then_answers_best() -> None:
     def one(share: float, small: float, large: float) -> tuple[float, Plan, Judge]:
         choices = tuple(
@@ -159,7 +149,8 @@ def test_each_budget_has_the_network_that_then_answers_best() -> None:
             network="n", sha256=f"of {share}", rates=RATES, vote="median", search="estimated", units="layers", cost="cycles",
             batch=16, images=1, seeds=(1,), unprotected=(share,), evaluations=2.25, sensitivities=(), choices=choices,
         )  # fmt: skip
-        return share, plan, Known({(0,): small, (0, 1): large})  # type: ignore[return-value]
+        likeness = {(0,): small, (0, 1): large}
+        return share, plan, lambda scheme: Score(agreement=(0.0,), likeness=likeness[scheme.protected])  # type: ignore[return-value]
 
     how = How(budgets=(0.2, 0.5))
     found = joined([one(1.0, 80, 90), one(0.5, 80, 92), one(0.25, 70, 91)], how)

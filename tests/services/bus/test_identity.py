@@ -49,18 +49,18 @@ async def retain(url: str, device: str, state: State) -> None:
 
 
 async def retained(url: str, device: str, service: str, boot: str, session: str = "", *, online: bool = True) -> None:
-    """Wait until the broker tells whoever subscribes of this State: NATS acknowledges it before it does."""
+    """The moment from which the broker tells whoever subscribes of this State: NATS acknowledges it before."""
     topic = f"r2f/v1/{device}/state/{service}"
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1), raw(url) as other:
                     await other.subscribe(topic, 1)
-                    packet = await anext(aiter(other.messages))
-                    state = encoding.decode(topic, packet.payload)  # type: ignore[arg-type]
-                    assert isinstance(state, State)
-                    if (state.boot, state.session, state.online) == (boot, session, online):
-                        return
+                    async for packet in other.messages:
+                        state = encoding.decode(topic, packet.payload)  # type: ignore[arg-type]
+                        assert isinstance(state, State)
+                        if (state.boot, state.session, state.online) == (boot, session, online):
+                            return
 
 
 def born(boot: str, service: str = "agent", *, online: bool = True) -> State:

@@ -66,7 +66,9 @@ def replicas(*arrays: np.ndarray, **changes: Any) -> Replicas:
         replicas(Y, protected=True, values=encoding.inline(Y.reshape(-1))),
     ],
 )
-async def test_lies_are_dropped(lie: Replicas) -> None:
+@pytest.mark.parametrize("few", [0, voter.FEW_BYTES])
+async def test_lies_are_dropped(lie: Replicas, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voter, "FEW_BYTES", few)
     bus = FakeBus(lie, replicas(Y, Y + 1, Y))
     await voter.serve(bus)  # type: ignore[arg-type]
     assert len(bus.rejected) == 1
@@ -84,7 +86,9 @@ async def test_a_vote_on_what_was_taken_back_meanwhile_is_dropped() -> None:
     assert len([m for m in bus.published if isinstance(m, Voted)]) == 1
 
 
-async def test_errors_are_counted_in_what_the_device_went_on_with() -> None:
+@pytest.mark.parametrize("few", [0, voter.FEW_BYTES])
+async def test_errors_are_counted_in_what_the_device_went_on_with(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voter, "FEW_BYTES", few)
     """Beside a TMR pass that is another execution, on another input, than any that was voted on."""
     actual = Y.copy()
     actual.reshape(-1)[[0, 5, 7]] ^= 64
