@@ -1,7 +1,7 @@
 # make demo   set up .venv and run the whole pipeline on real digits (about a minute and a half once installed)
 # make test   set up everything and run the whole suite in processes side by side; PARALLEL= runs it in one
 # make lint   ruff (rules and format), mypy, import-linter
-# make figures   every figure and table of the paper, into runs/figures: about an hour on two cores. FULL=--full is the
+# make figures   every figure and table of the paper, into runs/figures: under an hour on two cores. FULL=--full is the
 #             paper's size (hours), R2F_DATA the folder of real data, POOL=--dask=ADDRESS a cluster. Goes on where it was
 # make soak MINUTES=60   runs whose processes are killed, frozen and cut off at random, and a table of it, into runs/soak: SEED=1 others
 # make docs   the documentation as a site, in site/; fails on a link that leads nowhere

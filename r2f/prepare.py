@@ -30,6 +30,7 @@ from r2f.display import Display
 from r2f.memory import MB, Shares, live_bytes, shares
 from r2f.patience import silence_s
 from r2f.protection import plan as plans
+from r2f.protection.applied import protected, suited
 from r2f.settings import DEMO_NETWORK, DEVICES_OWN, Settings, SettingsError
 from services.bus import BusError
 from services.bus.address import broker_address
@@ -292,29 +293,6 @@ def rate_of(rates: Rates) -> float:
 def calibration(data: Dataset) -> Int64:
     """Numbers of the training images by which networks are quantised."""
     return spread(CALIBRATION, len(data.train_images))
-
-
-def suited(settings: Settings) -> Settings:
-    """The settings that quantise for what their plan says, if they have one. Raises SettingsError that names the plan."""
-    if settings.plan is None:
-        return settings
-    try:
-        _, choice = plans.chosen(*plans.named(settings.plan))
-    except ValueError as error:
-        raise SettingsError(f"--protect {error}") from None
-    return msgspec.structs.replace(settings, quantised_for=choice.quantised_for)
-
-
-def protected(settings: Settings, network: Network) -> Settings:
-    """The settings with the protection that their plan has for this network. Raises SettingsError that names the plan."""
-    if settings.plan is None:
-        return settings
-    path, budget = plans.named(settings.plan)
-    try:
-        scheme = plans.scheme_for(path, budget, settings.scheme, network)
-    except ValueError as error:
-        raise SettingsError(f"--protect {error}") from None
-    return msgspec.structs.replace(settings, scheme=scheme)
 
 
 def read(folder: Path) -> Prepared:

@@ -12,6 +12,7 @@ from accelsim.int8 import storage
 from accelsim.int8.network import Network
 from r2f import folders, prepare, run
 from r2f import settings as settings_file
+from r2f.protection.applied import protected
 from r2f.settings import Settings
 from services.trainer.core import fleet as fleets
 from services.trainer.core import job as jobs
@@ -81,7 +82,8 @@ def settings_of(found: Model, given: Mapping[str, Any]) -> Settings:
 
 def job_of(found: Model, settings: Settings) -> Job:
     """The job that says how a device with these settings is evaluated: a run's own evaluations are as its report has them."""
-    job = prepare.job_of(prepare.protected(settings, found.network), "evaluate")
+    planned = found.network if found.run is None else _load(found.run / jobs.NETWORK)  # a run's plan is for what it began with
+    job = prepare.job_of(protected(settings, planned), "evaluate")
     if found.run is None:
         return job
     own = jobs.read(found.run)

@@ -74,6 +74,23 @@ def test_evaluation_gives_the_reports_numbers(done: Path, which: str) -> None:
     assert found["samples"] == 200, "more than are run at once"
 
 
+def test_a_run_with_a_plan_is_evaluated_with_its_protection(weights: str, tmp_path: Path) -> None:
+    few = ("--images", 20, "--seeds", 1, "--budget", "60%,200%", "--quantise-for", "50%", "--no-uncertain")
+    called("protect", "--weights", weights, "--ber", "5e-3", *few, "--out", tmp_path / "plan")
+    plan = str(tmp_path / "plan" / "plan.json")
+    settings = msgspec.structs.replace(SETTINGS, weights=weights, iterations=1, baseline=False, plan=plan)
+    with Display(Console(quiet=True)) as display:
+        run.start(settings, tmp_path / "run", display)
+    of_run = results.read(tmp_path / "run")
+    assert of_run.faulty_before is not None
+    assert of_run.faulty_after is not None
+    for which, want in (("before", of_run.faulty_before), ("after", of_run.faulty_after)):
+        found = json.loads(called("evaluate", tmp_path / "run", "--which", which, "--json"))
+        assert found["faulty"]["top1"] == want.top1
+    more = json.loads(called("evaluate", tmp_path / "run", "--protect", f"{plan}@200%", "--json"))
+    assert np.mean(more["faulty"]["top1"]) > np.mean(of_run.faulty_after.top1)
+
+
 def test_an_option_changes_one_thing(done: Path) -> None:
     calm = json.loads(called("evaluate", done, "--ber", "0", "--json"))
     assert calm["faulty"] is None
