@@ -18,7 +18,7 @@ from accelsim.int8.network import Activation, Network, UInt8
 from r2f import inprocess
 from services.edge_agent.core.answer import margins
 from services.scheme import Scheme
-from services.trainer.core import evaluation, objective
+from services.trainer.core import evaluation, selection
 
 FILE = "evaluations.jsonl"
 Float32 = npt.NDArray[np.float32]
@@ -130,8 +130,7 @@ class Judge:
         """As in ``Score``."""
         if self._right is None:
             return None
-        shared = [np.minimum(objective.probabilities(self.network, y, 1.0), self._right).sum(axis=1) for y in outputs]
-        return 100 * float(np.mean(shared))
+        return 100 * float(np.mean([selection.alike(self.network, y, self._right) for y in outputs], dtype=np.float64))
 
 
 def _shares(outputs: list[Activation]) -> tuple[tuple[int, float], ...]:

@@ -63,6 +63,7 @@ class Connection(aiomqtt.Client):
         self._thread = threading.get_ident()
         self._inside = False
         self._last_error = ""
+        self._given_up = False
         self._client.on_log = self._on_log
 
     async def __aenter__(self) -> Self:
@@ -70,6 +71,7 @@ class Connection(aiomqtt.Client):
         try:
             return await super().__aenter__()
         except BaseException:
+            self._given_up = True
             self._client.disconnect()
             raise
 
@@ -86,6 +88,14 @@ class Connection(aiomqtt.Client):
             raise aiomqtt.MqttError("Operation timed out")
         finally:
             waiting.cancel()
+
+    def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        """As aiomqtt has it, but for a connection that nobody waits for any more when its thread has made it: aiomqtt would
+        start a timer for it that nobody ends."""
+        if self._given_up:
+            sock.close()
+            return
+        super()._on_socket_open(client, userdata, sock)
 
     def _on_log(self, client: paho.Client, userdata: Any, level: int, text: str) -> None:
         if level == paho.MQTT_LOG_ERR:

@@ -76,7 +76,7 @@ def agreement(task: Task, network: Network, outputs: Activation, truth: Float32)
     kind = objective.kind_of(task, network)
     match kind:
         case "classes":
-            return np.asarray(np.minimum(objective.probabilities(network, outputs, 1.0), truth).sum(axis=1), np.float32)
+            return alike(network, outputs, truth)
         case "masks":
             shared = np.minimum(objective.probabilities(network, outputs, 1.0), truth).sum(axis=-1)
             return np.asarray(shared.mean(axis=(1, 2), dtype=np.float64), np.float32)
@@ -86,6 +86,11 @@ def agreement(task: Task, network: Network, outputs: Activation, truth: Float32)
             return np.asarray(np.maximum(1 - root, 0), np.float32)
         case _:
             assert_never(kind)
+
+
+def alike(network: Network, outputs: Activation, truth: Float32) -> Float32:
+    """What the class probabilities of outputs (N, 1, 1, classes) share with the right ones (N, classes): 0 to 1, (N,)."""
+    return np.asarray(np.minimum(objective.probabilities(network, outputs, 1.0), truth).sum(axis=1), np.float32)
 
 
 def against(task: Task) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,35 @@ async def test_an_end_that_comes_with_an_answer_is_an_end() -> None:
     with pytest.raises(aiomqtt.MqttError, match="timed out"):
         await client._wait_for(late, 0.01)
     assert late.cancelled()
+
+
+def test_a_connection_that_is_given_up_while_it_is_made_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bridge with a wrong token ended so at times, with Python's complaint of a pending task behind its one line."""
+    made: list[socket.socket] = []
+    begun, go_on = threading.Event(), threading.Event()
+    real = socket.create_connection
+
+    def slow(*arguments: Any, **options: Any) -> socket.socket:
+        begun.set()
+        assert go_on.wait(20)
+        made.append(real(*arguments, **options))
+        return made[-1]
+
+    async def give_up(port: int) -> connection.Connection:
+        client = connection.Connection("127.0.0.1", port, arrived=lambda *_: None, acknowledged=lambda _: None)
+        entering = asyncio.create_task(client.__aenter__())
+        await asyncio.to_thread(begun.wait, 20)
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        go_on.set()
+        return client
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(socket, "create_connection", slow)
+        client = asyncio.run(give_up(server.getsockname()[1]))
+    assert client._misc_task is None
+    assert [each.fileno() for each in made] == [-1]
 
 
 async def test_small_messages_around_a_large_one(limited: tuple[str, Path], device: str) -> None:
