@@ -161,6 +161,8 @@ def table(found: Plan) -> Table:
     # What all have alike says nothing, and takes room from those that differ.
     told = [column for column in zip(*rows, strict=True) if set(column[1:]) not in ({""}, {"100 %"})]
     grid = Table(*(column[0] for column in told), title=Text(title), box=None)
+    if any(column[0] == "quantised for" for column in told):
+        grid.caption = "as without faults: each by the network that is quantised so, which is not the same one in all rows"
     for row in zip(*(column[1:] for column in told), strict=True):
         grid.add_row(*row)
     return grid

@@ -46,7 +46,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """In TMR, in the order in which they were chosen."""
     ports: tuple[Port, ...] = ()
     tmr: Redundancy | None = None
-    uncertain: int = 0
+    uncertain: Annotated[int, msgspec.Meta(ge=0)] = 0
     """As in ``services.scheme.Scheme``; the overhead counts the share of the searched images that it runs again."""
     quantised_for: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     """Share of the error rates that the network that it is for is quantised for."""
@@ -91,10 +91,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def choice(self, budget: float | None = None) -> Choice:
         """That of a budget, the smallest where none is named. Raises ValueError naming those there are."""
-        for one in self.choices:
+        by_budget = sorted(self.choices, key=lambda one: one.budget)
+        for one in by_budget:
             if budget is None or abs(one.budget - budget) < 1e-9:
                 return one
-        known = ", ".join(f"{100 * one.budget:g} %" for one in self.choices)
+        known = ", ".join(f"{100 * one.budget:g} %" for one in by_budget)
         raise ValueError(f"no budget of {100 * (budget or 0):g} % in it; it has {known}")
 
 
@@ -109,7 +110,7 @@ def read(path: Path) -> Plan:
     """A plan that ``write`` wrote. Raises ValueError that names the file and what is wrong."""
     try:
         plan = msgspec.json.decode(path.read_bytes(), type=Plan)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, msgspec.MsgspecError) as error:
         raise ValueError(f"{path}: {error}; expected a plan that r2f protect wrote") from error
     if not plan.choices:
         raise ValueError(f"{path}: it protects nothing, for no budget; make it anew with r2f protect")
@@ -152,8 +153,10 @@ def scheme_for(path: Path, budget: float | None, scheme: Scheme, network: Networ
     plan, choice = chosen(path, budget)
     meant, found = choice.sha256 or plan.sha256, storage.digest(network)
     if meant != found:
+        ber = "/".join(f"{rate:g}" for rate in (plan.rates.input, plan.rates.weight, plan.rates.output))
         raise ValueError(
-            f"{path}: it is for another network: {plan.network} with sha256 {meant[:16]}..., and this is {network.name} "
+            f"{path}: it is for another network: {plan.network} with sha256 {meant[:16]}..., quantised for "
+            f"{100 * choice.quantised_for:g} % of the BER {ber} at inputs/weights/outputs, and this is {network.name} "
             f"with {found[:16]}...; run r2f protect with the settings (network, weights, data, BER) of this run"
         )
     try:

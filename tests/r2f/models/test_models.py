@@ -78,10 +78,13 @@ def test_a_run_with_a_plan_is_evaluated_with_its_protection(weights: str, tmp_pa
     few = ("--images", 20, "--seeds", 1, "--budget", "60%,200%", "--quantise-for", "50%", "--no-uncertain")
     called("protect", "--weights", weights, "--ber", "5e-3", *few, "--out", tmp_path / "plan")
     plan = str(tmp_path / "plan" / "plan.json")
-    settings = msgspec.structs.replace(SETTINGS, weights=weights, iterations=1, baseline=False, plan=plan)
+    recipe = msgspec.structs.replace(SETTINGS.recipe, selection=0)  # what was learnt is deployed, be it better or not
+    settings = msgspec.structs.replace(SETTINGS, weights=weights, iterations=2, baseline=False, plan=plan, recipe=recipe)
     with Display(Console(quiet=True)) as display:
         run.start(settings, tmp_path / "run", display)
     of_run = results.read(tmp_path / "run")
+    made, before = (storage.load(tmp_path / "run" / name) for name in (results.RETRAINED, jobs.NETWORK))
+    assert storage.digest(made) != storage.digest(before)
     assert of_run.faulty_before is not None
     assert of_run.faulty_after is not None
     for which, want in (("before", of_run.faulty_before), ("after", of_run.faulty_after)):

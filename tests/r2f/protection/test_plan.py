@@ -63,7 +63,8 @@ def test_each_choice_is_for_its_own_network(tmp_path: Path) -> None:
 
 
 def test_the_smallest_budget_is_taken_where_none_is_named(tmp_path: Path) -> None:
-    path, base = plan.write(tmp_path, PLAN), Scheme(codec="direct", protected=(7,))
+    turned = msgspec.structs.replace(PLAN, choices=PLAN.choices[::-1])
+    path, base = plan.write(tmp_path, turned), Scheme(codec="direct", protected=(7,))
     assert plan.scheme_for(path, None, base, NETWORK) == Scheme(codec="direct", ports=(Port(0, "weight"),))
     assert plan.scheme_for(path, 2.0, base, NETWORK) == Scheme(codec="direct", protected=(0,), tmr="layer", uncertain=5)
     with pytest.raises(ValueError, match=r"plan\.json: no budget of 50 % in it; it has 20 %, 200 %"):
@@ -85,7 +86,15 @@ def test_a_plan_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{}", b"\xff", b'{"format": "r2f-protection/3"}', msgspec.json.encode(msgspec.structs.replace(PLAN, choices=()))],
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b'{"format": "r2f-protection/3"}',
+        b'{"a":' + b"[" * 200_000,
+        b'{"network": "\xff\xfe"}',
+        msgspec.json.encode(msgspec.structs.replace(PLAN, choices=())),
+    ],
 )
 def test_what_is_no_plan_is_named(body: bytes, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
